@@ -1,0 +1,153 @@
+//! The stable output for programs: names as in the contract, enums without their prefix, times in RFC 3339.
+
+use asng_proto::v1::{
+    Architecture, FieldViolation, GetDistributionResponse, Incumbent, Progress, Study, StudySpec,
+    Variable, marginal, variable::Kind,
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    args::{DEFAULT_LEASE, DEFAULTS},
+    names,
+};
+
+/// A study. Its spec carries the defaults in force for what was left out.
+pub(crate) fn study(study: &Study) -> Value {
+    let variables = &study.variables;
+    let time = |time: Option<prost_types::Timestamp>| time.map(|t| t.to_string());
+    json!({
+        "name": study.name,
+        "state": names::state(study),
+        "spec": spec(study.spec.as_ref().unwrap_or(&StudySpec::default())),
+        "variables": variables.iter().map(variable).collect::<Value>(),
+        "progress": progress(&study.progress.unwrap_or_default()),
+        "mode": study.mode.as_ref().map(|a| architecture(a, variables)),
+        "incumbent": study.incumbent.as_ref().map(|i| incumbent(i, variables)),
+        "failure": study.failure.iter().map(violation).collect::<Value>(),
+        "create_time": time(study.create_time),
+        "seed": study.seed,
+        "state_time": time(study.state_time),
+    })
+}
+
+/// A distribution; `variables` are those of its study, for the names.
+pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) -> Value {
+    let mut marginals = Vec::new();
+    for (i, marginal) in d.marginals.iter().enumerate() {
+        let mut object = variables.get(i).map_or_else(|| json!({}), variable);
+        object["name"] = json!(marginal.name);
+        match &marginal.kind {
+            Some(marginal::Kind::Categorical(c)) => {
+                object["probabilities"] = json!(c.probabilities);
+            }
+            Some(marginal::Kind::Integer(i)) => {
+                object["mean"] = json!(i.mean);
+                object["deviation"] = json!(i.deviation);
+            }
+            None => {}
+        }
+        marginals.push(object);
+    }
+    json!({ "generation": d.generation, "delta": d.delta, "marginals": marginals })
+}
+
+fn spec(spec: &StudySpec) -> Value {
+    let algorithm = spec.algorithm.unwrap_or_default();
+    json!({
+        "space": spec.space,
+        "settings": spec.settings,
+        "variables": spec.variables.iter().map(variable).collect::<Value>(),
+        "algorithm": {
+            "algorithm": names::algorithm(&algorithm),
+            "alpha": algorithm.alpha.or(DEFAULTS.alpha),
+            "delta_init": algorithm.delta_init.or(DEFAULTS.delta_init),
+            "delta_max": algorithm.delta_max.or(DEFAULTS.delta_max),
+            "lambda_x": algorithm.lambda_x.or(DEFAULTS.lambda_x),
+            "lambda_theta": algorithm.lambda_theta.or(DEFAULTS.lambda_theta),
+            "steps_per_update": algorithm.steps_per_update.or(DEFAULTS.steps_per_update),
+            "max_staleness": algorithm.max_staleness.or(DEFAULTS.max_staleness),
+            "seed": algorithm.seed,
+        },
+        "stop": { "max_steps": spec.stop.unwrap_or_default().max_steps },
+        "lease": spec.lease.unwrap_or(DEFAULT_LEASE).to_string(),
+    })
+}
+
+fn progress(progress: &Progress) -> Value {
+    json!({
+        "generation": progress.generation,
+        "applied": progress.applied,
+        "pending": progress.pending,
+        "outstanding": progress.outstanding,
+        "stale": progress.stale,
+        "duplicate": progress.duplicate,
+        "diverged": progress.diverged,
+        "expired": progress.expired,
+        "max_steps": progress.max_steps,
+        "convergence": progress.convergence,
+    })
+}
+
+/// In the form that `--variables` reads.
+fn variable(variable: &Variable) -> Value {
+    match &variable.kind {
+        Some(Kind::Categorical(c)) => json!({ "name": variable.name, "choices": c.choices }),
+        Some(Kind::Integer(i)) => json!({ "name": variable.name, "low": i.low, "high": i.high }),
+        None => json!({ "name": variable.name }),
+    }
+}
+
+/// `choices` is null where the variables are not known, as in a list.
+fn architecture(architecture: &Architecture, variables: &[Variable]) -> Value {
+    let named = variables.iter().zip(&architecture.values).map(|(variable, &value)| {
+        let value = match variable.kind {
+            Some(Kind::Integer(_)) => json!(value),
+            _ => json!(names::choice(variable, value)),
+        };
+        (variable.name.clone(), value)
+    });
+    let choices = (!variables.is_empty()).then(|| named.collect::<Map<_, _>>());
+    json!({ "values": architecture.values, "choices": choices })
+}
+
+fn incumbent(incumbent: &Incumbent, variables: &[Variable]) -> Value {
+    json!({
+        "architecture": incumbent.architecture.as_ref().map(|a| architecture(a, variables)),
+        "loss": incumbent.loss,
+        "step_id": incumbent.step_id,
+    })
+}
+
+fn violation(violation: &FieldViolation) -> Value {
+    json!({ "field": violation.field, "description": violation.description })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{names::tests::two_variables, text::tests::a_study};
+
+    #[test]
+    fn an_architecture_has_numbers_and_names() {
+        let value = architecture(&Architecture { values: vec![1, 12] }, &two_variables());
+        assert_eq!(value, json!({ "values": [1, 12], "choices": { "op": "conv5", "width": 12 } }));
+    }
+
+    #[test]
+    fn a_study_is_named_as_in_the_contract() {
+        let value = study(&a_study());
+        assert_eq!(value["state"], "RUNNING");
+        assert_eq!(value["create_time"], "1970-01-01T00:00:00Z");
+        assert_eq!(value["spec"]["algorithm"]["algorithm"], "ASNG");
+        assert_eq!(value["spec"]["algorithm"]["alpha"], 1.5);
+        assert_eq!(value["spec"]["lease"], "60s");
+        assert_eq!(value["mode"]["choices"]["op"], "conv3");
+        assert_eq!(value["incumbent"]["architecture"]["choices"]["width"], 64);
+    }
+
+    #[test]
+    fn a_listed_study_has_no_names() {
+        let listed = study(&Study { variables: Vec::new(), ..a_study() });
+        assert_eq!(listed["mode"], json!({ "values": [0, 36], "choices": null }));
+    }
+}

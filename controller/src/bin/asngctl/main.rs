@@ -1,0 +1,183 @@
+//! `asngctl`, the command line for people: creates, shows, watches and ends the studies of a controller over gRPC. It
+//! knows the contract and nothing of the controller's insides.
+//!
+//! [`args`] is what can be typed, [`client`] the connection and its errors, [`text`] and [`mod@json`] the two outputs,
+//! [`watch`] the live line; [`variables`] reads a file, [`names`] has words for the contract's values.
+
+mod args;
+mod client;
+mod json;
+mod names;
+mod text;
+mod variables;
+mod watch;
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use anyhow::{bail, ensure};
+use asng_proto::v1::{
+    CreateStudyRequest, DeleteStudyRequest, GetDistributionRequest, ListStudiesRequest,
+    PauseStudyRequest, ResumeStudyRequest, StopStudyRequest, Study, StudyState,
+};
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Cli, Command, DeleteArgs, Output, StudyCommand, StudyName},
+    client::{Controller, received},
+    watch::Screen,
+};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let Cli { controller, output, command: Command::Study { command } } = Cli::parse();
+    let url = client::url(&controller);
+    match run(client::connect(&controller), &url, output, command).await {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when stderr is closed too.
+            let _ = writeln!(io::stderr(), "error: {}", client::explain(&error, &url));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether whoever read our output has seen enough, as `head` does.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+async fn run(
+    mut controller: Controller,
+    url: &str,
+    output: Output,
+    command: StudyCommand,
+) -> anyhow::Result<ExitCode> {
+    let say = |study: &Study| print(output, || text::sentence(study, url), || json::study(study));
+    match command {
+        StudyCommand::Create(args) => {
+            let (name, wait) = (args.name.clone(), args.wait);
+            let request = CreateStudyRequest { name: name.clone(), spec: Some(args.into_spec()?) };
+            let mut study = received(controller.create_study(request).await?.into_inner().study)?;
+            if wait && study.state() == StudyState::Waiting {
+                let screen = match output {
+                    Output::Table => {
+                        say(&study)?;
+                        Screen::new(output)
+                    }
+                    Output::Json => Screen::Quiet,
+                };
+                let described = |state| state != StudyState::Waiting;
+                let followed = watch::follow(&mut controller, &name, screen, described);
+                let Some(described) = followed.await? else { return Ok(INTERRUPTED.into()) };
+                study = described;
+            }
+            say(&study)?;
+            ensure_not_failed(&study)?;
+        }
+        StudyCommand::List => {
+            let studies = list(&mut controller).await?;
+            let all = || studies.iter().map(json::study).collect();
+            print(output, || text::list(&studies, SystemTime::now()), all)?;
+        }
+        StudyCommand::Show(StudyName { name }) => {
+            let study = client::study(&mut controller, &name).await?;
+            let text = || text::show(&study, url, SystemTime::now());
+            print(output, text, || json::study(&study))?;
+        }
+        StudyCommand::Watch(StudyName { name }) => {
+            let screen = Screen::new(output);
+            let followed = watch::follow(&mut controller, &name, screen, names::has_ended);
+            let Some(study) = followed.await? else { return Ok(INTERRUPTED.into()) };
+            ensure_not_failed(&study)?;
+            if output == Output::Table {
+                print_line(text::ending(&study))?;
+            }
+        }
+        StudyCommand::Pause(StudyName { name }) => {
+            let reply = controller.pause_study(PauseStudyRequest { name }).await?;
+            say(&received(reply.into_inner().study)?)?;
+        }
+        StudyCommand::Resume(StudyName { name }) => {
+            let reply = controller.resume_study(ResumeStudyRequest { name }).await?;
+            say(&received(reply.into_inner().study)?)?;
+        }
+        StudyCommand::Stop(StudyName { name }) => {
+            let reply = controller.stop_study(StopStudyRequest { name }).await?;
+            say(&received(reply.into_inner().study)?)?;
+        }
+        StudyCommand::Delete(DeleteArgs { name, yes }) => {
+            if !yes {
+                confirm_deletion(&mut controller, &name).await?;
+            }
+            controller.delete_study(DeleteStudyRequest { name: name.clone() }).await?;
+            print(output, || format!("study `{name}` is deleted"), || json!({ "deleted": name }))?;
+        }
+        StudyCommand::Distribution(StudyName { name }) => {
+            let study = client::study(&mut controller, &name).await?;
+            let reply = controller.get_distribution(GetDistributionRequest { name }).await?;
+            let (distribution, variables) = (reply.into_inner(), &study.variables);
+            let text = || text::distribution(&distribution, variables);
+            print(output, text, || json::distribution(&distribution, variables))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+async fn list(controller: &mut Controller) -> anyhow::Result<Vec<Study>> {
+    let mut studies = Vec::new();
+    let mut request = ListStudiesRequest::default();
+    loop {
+        let page = controller.list_studies(request.clone()).await?.into_inner();
+        studies.extend(page.studies);
+        if page.next_page_token.is_empty() {
+            return Ok(studies);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn confirm_deletion(controller: &mut Controller, name: &str) -> anyhow::Result<()> {
+    ensure!(io::stdin().is_terminal(), "deleting without a terminal to confirm on needs --yes");
+    let study = client::study(controller, name).await?;
+    let (state, applied) = (names::state(&study), study.progress.unwrap_or_default().applied);
+    let mut stderr = io::stderr();
+    write!(stderr, "delete study `{name}` ({state}, {applied} reports) for good? [y/N] ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was deleted");
+    Ok(())
+}
+
+fn ensure_not_failed(study: &Study) -> anyhow::Result<()> {
+    if study.state() == StudyState::Failed {
+        bail!("{}", text::failure(study));
+    }
+    Ok(())
+}
+
+fn print(
+    output: Output,
+    text: impl FnOnce() -> String,
+    json: impl FnOnce() -> Value,
+) -> io::Result<()> {
+    match output {
+        Output::Table => print_line(text()),
+        Output::Json => print_line(format_args!("{:#}", json())),
+    }
+}
+
+/// Prints to stdout. Unlike `println!`, a reader that has gone is an error and no panic.
+fn print_line(line: impl Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{line}")
+}

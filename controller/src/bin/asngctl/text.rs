@@ -1,0 +1,356 @@
+//! The output for people: sentences, sections and tables. Takes `now`, reads no clock.
+
+use std::time::{Duration, SystemTime};
+
+use asng_proto::v1::{
+    Algorithm, FieldViolation, GetDistributionResponse, Progress, Study, StudyState, Variable,
+    marginal,
+};
+use comfy_table::{ContentArrangement, Table, presets};
+use prost_types::Timestamp;
+
+use crate::{
+    args::{DEFAULT_LEASE, DEFAULTS},
+    names,
+};
+
+/// Where a study is, and what to do about it when it waits.
+pub(crate) fn sentence(study: &Study, url: &str) -> String {
+    let text = format!("study `{}` is {}", study.name, names::state(study));
+    match study.state() {
+        StudyState::Waiting => format!("{text} for {}", what_it_waits_for(study, url)),
+        _ => text,
+    }
+}
+
+fn what_it_waits_for(study: &Study, url: &str) -> String {
+    let space = study.spec.as_ref().map_or("", |spec| &spec.space);
+    format!(
+        "a trainer that serves `{space}`; start one with\n  \
+         asng-trainer serve --controller {url}"
+    )
+}
+
+/// Why a FAILED study failed, one field a line.
+pub(crate) fn failure(study: &Study) -> String {
+    let title = format!("study `{}` FAILED: a trainer rejected its settings", study.name);
+    violations(title, &study.failure)
+}
+
+fn violations(title: String, violations: &[FieldViolation]) -> String {
+    violations.iter().fold(title, |text, v| format!("{text}\n  {}: {}", v.field, v.description))
+}
+
+/// The last words of `watch`.
+pub(crate) fn ending(study: &Study) -> String {
+    let how = match study.state() {
+        StudyState::Stopped => "was stopped",
+        _ => "is finished",
+    };
+    let Progress { applied, max_steps, .. } = study.progress.unwrap_or_default();
+    let mut text = format!("study `{}` {how} after {applied} of {max_steps} steps", study.name);
+    if study.mode.is_some() {
+        text += &format!("\n\n{}", architectures(study));
+    }
+    text
+}
+
+/// A line for each study.
+pub(crate) fn list(studies: &[Study], now: SystemTime) -> String {
+    let header = ["NAME", "STATE", "SPACE", "STEPS", "CONVERGENCE", "BEST-LOSS", "AGE"];
+    let mut table = table(header);
+    for study in studies {
+        let progress = study.progress.unwrap_or_default();
+        table.add_row([
+            study.name.clone(),
+            names::state(study).to_owned(),
+            or_dash(study.spec.as_ref().map(|spec| spec.space.clone())),
+            format!("{}/{}", progress.applied, progress.max_steps),
+            format!("{:.3}", progress.convergence),
+            or_dash(study.incumbent.as_ref().map(|i| number(i.loss))),
+            or_dash(study.create_time.map(|t| age(t, now))),
+        ]);
+    }
+    render(table)
+}
+
+/// All of a study.
+pub(crate) fn show(study: &Study, url: &str, now: SystemTime) -> String {
+    let mut sections = vec![
+        section(&format!("Study {}", study.name), about(study, url, now)),
+        section("Spec", spec(study)),
+        section("Progress", progress(study)),
+    ];
+    if study.mode.is_some() {
+        let title = "Most likely architecture (mode) and best evaluated so far (incumbent)";
+        sections.push(format!("{title}\n{}", architectures(study)));
+    }
+    sections.join("\n\n")
+}
+
+type Row = [String; 2];
+
+fn row(name: &str, value: impl ToString) -> Row {
+    [format!("  {name}"), value.to_string()]
+}
+
+fn about(study: &Study, url: &str, now: SystemTime) -> Vec<Row> {
+    let ago = |time: Option<Timestamp>| {
+        let whole = time.map(|t| Timestamp { nanos: 0, ..t });
+        or_dash(whole.map(|t| format!("{t} ({} ago)", age(t, now))))
+    };
+    let mut rows = vec![
+        row("state", names::state(study)),
+        row("since", ago(study.state_time)),
+        row("created", ago(study.create_time)),
+    ];
+    match study.state() {
+        StudyState::Waiting => rows.push(row("waits for", what_it_waits_for(study, url))),
+        StudyState::Failed => {
+            rows.push(row("reason", violations("a trainer rejected:".into(), &study.failure)));
+        }
+        _ => {}
+    }
+    rows
+}
+
+/// The spec as submitted, with the defaults in force.
+fn spec(study: &Study) -> Vec<Row> {
+    let spec = study.spec.clone().unwrap_or_default();
+    let a = spec.algorithm.unwrap_or_default();
+    let algorithm = names::algorithm(&a).to_lowercase();
+    let typed = (a.algorithm() != Algorithm::Unspecified).then(|| algorithm.clone());
+    let drawn = if a.seed.is_none() { " (drawn)" } else { "" };
+    let settings: Vec<_> = spec.settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let variables = match study.variables.len() {
+        0 => "not known yet".to_owned(),
+        n if spec.variables.is_empty() => format!("{n}, described by a trainer"),
+        n => format!("{n}, submitted"),
+    };
+    vec![
+        row("space", or_dash(Some(spec.space))),
+        row("settings", or_dash(Some(settings.join("\n")))),
+        row("variables", variables),
+        row("algorithm", or_default(typed, Some(algorithm))),
+        row("alpha", or_default(a.alpha, DEFAULTS.alpha)),
+        row("delta_init", or_default(a.delta_init, DEFAULTS.delta_init)),
+        row("delta_max", or_default(a.delta_max, DEFAULTS.delta_max)),
+        row("lambda_x", or_default(a.lambda_x, DEFAULTS.lambda_x)),
+        row("lambda_theta", or_default(a.lambda_theta, DEFAULTS.lambda_theta)),
+        row("steps_per_update", or_default(a.steps_per_update, DEFAULTS.steps_per_update)),
+        row("max_staleness", or_default(a.max_staleness, DEFAULTS.max_staleness)),
+        row("seed", format!("{}{drawn}", study.seed)),
+        row("lease", or_default(spec.lease, Some(DEFAULT_LEASE))),
+    ]
+}
+
+fn or_default<T: ToString>(value: Option<T>, default: Option<T>) -> String {
+    match (value, default) {
+        (Some(value), _) => value.to_string(),
+        (None, Some(default)) => format!("{} (default)", default.to_string()),
+        (None, None) => "none (default)".to_owned(),
+    }
+}
+
+fn progress(study: &Study) -> Vec<Row> {
+    let p = study.progress.unwrap_or_default();
+    let percent = 100.0 * p.applied as f64 / p.max_steps.max(1) as f64;
+    let best = study.incumbent.as_ref();
+    vec![
+        row("applied", format!("{} of {} ({percent:.1} %)", p.applied, p.max_steps)),
+        row("generation", p.generation),
+        row("convergence", format!("{:.3}", p.convergence)),
+        row("best loss", or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id)))),
+        row("pending", p.pending),
+        row("outstanding", p.outstanding),
+        row("stale", p.stale),
+        row("duplicate", p.duplicate),
+        row("diverged", p.diverged),
+        row("expired", p.expired),
+    ]
+}
+
+/// Mode and incumbent, a line for each variable.
+fn architectures(study: &Study) -> String {
+    let incumbent = study.incumbent.as_ref().and_then(|i| i.architecture.as_ref());
+    let mut table = table(["VARIABLE", "MODE", "INCUMBENT"]);
+    for (i, variable) in study.variables.iter().enumerate() {
+        let [mode, incumbent] = [study.mode.as_ref(), incumbent].map(|architecture| {
+            let value = architecture.and_then(|a| a.values.get(i));
+            or_dash(value.map(|&value| names::choice(variable, value)))
+        });
+        table.add_row([variable.name.clone(), mode, incumbent]);
+    }
+    render(table)
+}
+
+/// A line for each variable: its choices, the likeliest first, or the normal distribution of an integer.
+pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) -> String {
+    let mut table = table(["VARIABLE", "DISTRIBUTION"]);
+    for (marginal, variable) in d.marginals.iter().zip(variables) {
+        let text = match &marginal.kind {
+            Some(marginal::Kind::Categorical(c)) => {
+                let mut choices: Vec<(i64, f64)> =
+                    (0..).zip(c.probabilities.iter().copied()).collect();
+                choices.sort_by(|a, b| b.1.total_cmp(&a.1));
+                let named =
+                    choices.iter().map(|&(i, p)| format!("{p:.3} {}", names::choice(variable, i)));
+                named.collect::<Vec<_>>().join("  ")
+            }
+            Some(marginal::Kind::Integer(i)) => {
+                format!("mean {:.2}  deviation {:.2}", i.mean, i.deviation)
+            }
+            None => String::new(),
+        };
+        table.add_row([marginal.name.clone(), or_dash(Some(text))]);
+    }
+    format!("generation {}, Delta {}\n\n{}", d.generation, number(d.delta), render(table))
+}
+
+/// A duration in its two largest units.
+pub(crate) fn brief(duration: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A number with as many digits as a person compares.
+pub(crate) fn number(value: f64) -> String {
+    if value == 0.0 || (1e-3..1e6).contains(&value.abs()) {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
+fn age(since: Timestamp, now: SystemTime) -> String {
+    // Clocks of two machines differ: what was created in the future was created now.
+    let since = SystemTime::try_from(since).unwrap_or(now);
+    brief(now.duration_since(since).unwrap_or_default())
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+}
+
+fn section(title: &str, rows: Vec<Row>) -> String {
+    let mut table = table([]);
+    table.add_rows(rows);
+    format!("{title}\n{}", render(table))
+}
+
+/// A table without lines: as wide as the terminal allows, plain columns in a pipe.
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if N > 0 {
+        table.set_header(header);
+    }
+    table
+}
+
+fn render(mut table: Table) -> String {
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use asng_proto::v1::{
+        Architecture, CategoricalMarginal, Incumbent, IntegerMarginal, Marginal, StopRules,
+        StudySpec,
+    };
+
+    use super::*;
+    use crate::names::tests::two_variables;
+
+    pub(crate) fn a_study() -> Study {
+        let best = Architecture { values: vec![1, 64] };
+        Study {
+            name: "a".into(),
+            spec: Some(StudySpec {
+                space: "toy".into(),
+                stop: Some(StopRules { max_steps: 200 }),
+                ..StudySpec::default()
+            }),
+            state: StudyState::Running.into(),
+            variables: two_variables(),
+            progress: Some(Progress { applied: 50, max_steps: 200, ..Progress::default() }),
+            mode: Some(Architecture { values: vec![0, 36] }),
+            incumbent: Some(Incumbent { architecture: Some(best), loss: 0.5, step_id: 7 }),
+            create_time: Some(Timestamp::default()),
+            seed: 3,
+            ..Study::default()
+        }
+    }
+
+    fn has_line(text: &str, words: &[&str]) -> bool {
+        text.lines().any(|line| line.split_whitespace().eq(words.iter().copied()))
+    }
+
+    #[test]
+    fn a_list_has_a_line_for_each_study() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(3 * 3600 + 62);
+        let text = list(&[a_study(), Study::default()], now);
+        assert!(
+            has_line(&text, &["a", "RUNNING", "toy", "50/200", "0.000", "0.5000", "3h", "1m"]),
+            "{text}"
+        );
+        assert!(has_line(&text, &["UNSPECIFIED", "-", "0/0", "0.000", "-", "-"]), "{text}");
+    }
+
+    #[test]
+    fn a_study_is_shown_with_its_defaults_and_names() {
+        let text = show(&a_study(), "http://a", SystemTime::UNIX_EPOCH);
+        assert!(has_line(&text, &["alpha", "1.5", "(default)"]), "{text}");
+        assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");
+        assert!(has_line(&text, &["applied", "50", "of", "200", "(25.0", "%)"]), "{text}");
+        assert!(has_line(&text, &["op", "conv3", "conv5"]), "{text}");
+        assert!(has_line(&text, &["width", "36", "64"]), "{text}");
+    }
+
+    #[test]
+    fn a_waiting_study_says_how_to_start_a_trainer() {
+        let study = Study { state: StudyState::Waiting.into(), ..a_study() };
+        for text in [sentence(&study, "http://a"), show(&study, "http://a", SystemTime::UNIX_EPOCH)]
+        {
+            assert!(text.contains("a trainer that serves `toy`"), "{text}");
+            assert!(text.contains("asng-trainer serve --controller http://a"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_failed_study_says_which_field_was_rejected() {
+        let violation =
+            FieldViolation { field: "settings.cells".into(), description: "is 0".into() };
+        let study =
+            Study { state: StudyState::Failed.into(), failure: vec![violation], ..a_study() };
+        assert!(failure(&study).ends_with("\n  settings.cells: is 0"));
+        let text = show(&study, "http://a", SystemTime::UNIX_EPOCH);
+        assert!(has_line(&text, &["settings.cells:", "is", "0"]), "{text}");
+    }
+
+    #[test]
+    fn a_distribution_names_its_choices() {
+        let op =
+            marginal::Kind::Categorical(CategoricalMarginal { probabilities: vec![0.25, 0.75] });
+        let width = marginal::Kind::Integer(IntegerMarginal { mean: 36.0, deviation: 0.25 });
+        let marginals = [("op", op), ("width", width)]
+            .map(|(name, kind)| Marginal { name: name.into(), kind: Some(kind) });
+        let d = GetDistributionResponse { generation: 4, marginals: marginals.into(), delta: 1.0 };
+        let text = distribution(&d, &two_variables());
+        assert!(has_line(&text, &["op", "0.750", "conv5", "0.250", "conv3"]), "{text}");
+        assert!(has_line(&text, &["width", "mean", "36.00", "deviation", "0.25"]), "{text}");
+    }
+
+    #[test]
+    fn numbers_and_durations_are_brief() {
+        assert_eq!(
+            [0.0, 0.5, -12.0, 1e-9].map(number),
+            ["0.0000", "0.5000", "-12.0000", "1.000e-9"]
+        );
+        assert_eq!(brief(Duration::from_millis(93_784_900)), "1day 2h");
+        assert_eq!(brief(Duration::from_millis(900)), "0s");
+    }
+}

@@ -1,0 +1,256 @@
+//! Follows a study by asking for it every second, through restarts of the controller. [`Rate`] and [`Screen`] take the
+//! time as an argument; the clock is read in [`poll`] alone.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
+
+use asng_proto::v1::{Progress, Study, StudyState};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use crate::{
+    args::Output,
+    client::{self, Controller},
+    json, names, print_line, text,
+};
+
+const POLL: Duration = Duration::from_secs(1);
+/// A controller that does not answer is asked again after 1, 2, 4 and then every 8 seconds.
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+/// Least time between two lines about progress.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Speed is measured over this time: long enough for steps that take seconds, short enough to see a change.
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+
+/// Follows a study until its state satisfies `until` and returns it as it was then, or `None` after Ctrl-C.
+pub(crate) async fn follow(
+    controller: &mut Controller,
+    name: &str,
+    screen: Screen,
+    until: impl Fn(StudyState) -> bool,
+) -> anyhow::Result<Option<Study>> {
+    tokio::select! {
+        study = poll(controller, name, screen, until) => study.map(Some),
+        signal = tokio::signal::ctrl_c() => Ok(signal.map(|()| None)?),
+    }
+}
+
+async fn poll(
+    controller: &mut Controller,
+    name: &str,
+    mut screen: Screen,
+    until: impl Fn(StudyState) -> bool,
+) -> anyhow::Result<Study> {
+    let mut rate = Rate::default();
+    // A first request that fails is more likely a wrong URL than an outage: no retry.
+    let study = client::study(controller, name).await?;
+    let mut view = View { study, rate: None, outage: false };
+    let mut backoff = POLL;
+    loop {
+        if !view.outage {
+            rate.record(Instant::now(), view.progress().applied);
+            let running = view.study.state() == StudyState::Running;
+            view.rate = rate.per_second().filter(|_| running);
+        }
+        screen.show(&view, Instant::now())?;
+        if until(view.study.state()) {
+            return Ok(view.study);
+        }
+        tokio::time::sleep(backoff).await;
+        match client::study(controller, name).await {
+            Ok(study) => (view.study, view.outage, backoff) = (study, false, POLL),
+            Err(status) if client::is_transient(&status) => {
+                backoff = if view.outage { (2 * backoff).min(MAX_BACKOFF) } else { POLL };
+                view.outage = true;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }
+}
+
+/// What is known of a study at one moment.
+#[derive(Clone)]
+pub(crate) struct View {
+    study: Study,
+    /// Steps per second, while it is RUNNING.
+    rate: Option<f64>,
+    /// Whether the controller has not answered since.
+    outage: bool,
+}
+
+impl View {
+    fn progress(&self) -> Progress {
+        self.study.progress.unwrap_or_default()
+    }
+
+    fn eta(&self) -> Option<Duration> {
+        let Progress { applied, max_steps, .. } = self.progress();
+        eta(max_steps.saturating_sub(applied), self.rate?)
+    }
+
+    fn line(&self) -> String {
+        let progress = self.progress();
+        let mut parts = vec![
+            format!("{}/{}", progress.applied, progress.max_steps),
+            names::state(&self.study).to_owned(),
+        ];
+        if self.outage {
+            parts.insert(0, "the controller does not answer, retrying; last seen:".to_owned());
+        }
+        parts.extend(self.rate.map(|rate| format!("{rate:.2} steps/s")));
+        parts.extend(self.eta().map(|eta| format!("ETA {}", text::brief(eta))));
+        parts.push(format!("convergence {:.3}", progress.convergence));
+        let best = self.study.incumbent.as_ref();
+        parts.extend(best.map(|best| format!("best {}", text::number(best.loss))));
+        parts.push(format!("outstanding {}", progress.outstanding));
+        parts.join("  ")
+    }
+
+    /// The study as `show` prints it, and how it moves.
+    fn json(&self) -> Value {
+        let mut value = json::study(&self.study);
+        value["steps_per_second"] = self.rate.into();
+        value["eta_seconds"] = self.eta().map(|eta| eta.as_secs()).into();
+        value["outage"] = self.outage.into();
+        value
+    }
+}
+
+/// Where a [`View`] goes.
+pub(crate) enum Screen {
+    /// One line of a terminal, drawn over and over, that disappears at the end.
+    Live(ProgressBar),
+    /// A line whenever something has changed.
+    Lines { output: Output, last: Option<Box<(Instant, View)>> },
+    /// Nowhere.
+    Quiet,
+}
+
+impl Screen {
+    pub(crate) fn new(output: Output) -> Screen {
+        if output == Output::Json || !io::stdout().is_terminal() {
+            return Screen::Lines { output, last: None };
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+        // Unwrap safety: the template is a constant.
+        bar.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").unwrap());
+        Screen::Live(bar)
+    }
+
+    fn show(&mut self, view: &View, now: Instant) -> io::Result<()> {
+        match self {
+            Screen::Live(bar) => {
+                bar.set_message(view.line());
+                bar.tick();
+            }
+            Screen::Lines { output, last } if is_due(last.as_deref(), view, now) => {
+                *last = Some(Box::new((now, view.clone())));
+                match output {
+                    Output::Table => print_line(view.line())?,
+                    Output::Json => print_line(view.json())?,
+                }
+            }
+            Screen::Lines { .. } | Screen::Quiet => {}
+        }
+        Ok(())
+    }
+}
+
+/// Another state and an outage are told at once, mere progress not too often.
+fn is_due(last: Option<&(Instant, View)>, view: &View, now: Instant) -> bool {
+    last.is_none_or(|(at, last)| {
+        let turn = (last.study.state, last.outage) != (view.study.state, view.outage);
+        turn || (last.study != view.study && now.duration_since(*at) >= LINE_INTERVAL)
+    })
+}
+
+/// Speed over a sliding window.
+#[derive(Default)]
+struct Rate {
+    /// Steps applied at a time, oldest first.
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    fn record(&mut self, now: Instant, applied: u64) {
+        // Another study has taken the name.
+        if self.samples.back().is_some_and(|(_, before)| applied < *before) {
+            self.samples.clear();
+        }
+        self.samples.push_back((now, applied));
+        while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RATE_WINDOW) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Steps per second, once there are two samples.
+    fn per_second(&self) -> Option<f64> {
+        let ((start, first), (end, last)) = (self.samples.front()?, self.samples.back()?);
+        let seconds = end.duration_since(*start).as_secs_f64();
+        (seconds > 0.0).then(|| (last - first) as f64 / seconds)
+    }
+}
+
+/// Time for the `remaining` steps, where they move at all.
+fn eta(remaining: u64, rate: f64) -> Option<Duration> {
+    // Without speed this divides by zero, and infinity is no duration.
+    Duration::try_from_secs_f64(remaining as f64 / rate).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn speed_is_that_of_the_window() {
+        let (start, mut rate) = (Instant::now(), Rate::default());
+        assert_eq!(rate.per_second(), None);
+        rate.record(start, 100);
+        assert_eq!(rate.per_second(), None);
+        rate.record(start + seconds(10), 120);
+        assert_eq!(rate.per_second(), Some(2.0));
+        rate.record(start + seconds(70), 420);
+        assert_eq!(rate.per_second(), Some(5.0), "the first sample has left the window");
+        rate.record(start + seconds(130), 420);
+        assert_eq!(rate.per_second(), Some(0.0));
+    }
+
+    #[test]
+    fn speed_starts_anew_with_another_study_of_the_name() {
+        let (start, mut rate) = (Instant::now(), Rate::default());
+        rate.record(start, 100);
+        rate.record(start + seconds(1), 3);
+        assert_eq!(rate.per_second(), None);
+    }
+
+    #[test]
+    fn eta_needs_speed() {
+        assert_eq!(eta(100, 4.0), Some(seconds(25)));
+        assert_eq!(eta(0, 4.0), Some(seconds(0)));
+        assert_eq!(eta(100, 0.0), None);
+        assert_eq!(eta(0, 0.0), None);
+        assert_eq!(eta(u64::MAX, 1e-300), None);
+    }
+
+    #[test]
+    fn a_line_is_printed_on_change_and_not_too_often() {
+        let start = Instant::now();
+        let view = |applied, outage| {
+            let progress = Some(Progress { applied, ..Progress::default() });
+            View { study: Study { progress, ..Study::default() }, rate: None, outage }
+        };
+        let last = (start, view(1, false));
+        assert!(is_due(None, &view(1, false), start));
+        assert!(!is_due(Some(&last), &view(2, false), start + seconds(4)));
+        assert!(is_due(Some(&last), &view(2, false), start + seconds(5)));
+        assert!(!is_due(Some(&last), &view(1, false), start + seconds(60)));
+        assert!(is_due(Some(&last), &view(1, true), start + seconds(1)));
+    }
+}

@@ -1,0 +1,345 @@
+//! The gRPC services: decode, one operation on the studies, encode. No rule of a study is decided here.
+
+mod convert;
+mod status;
+
+use asng_proto::v1::{
+    self, search_service_server::SearchService, study_service_server::StudyService,
+};
+use tonic::{Request, Response, Status};
+
+use self::status::{invalid, status};
+use crate::{
+    studies::{Error, Shelf, Studies},
+    study::{self, LeaseId, Now, Origin, Report, StepId, Study, Violation, is_label},
+};
+
+const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+const MAX_METRICS: usize = 50;
+
+/// Both services, on the same studies.
+#[derive(Clone)]
+pub struct Api {
+    studies: Studies,
+}
+
+impl Api {
+    /// Serves `studies`.
+    pub fn new(studies: Studies) -> Api {
+        Api { studies }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.studies.run(operation).await.map_err(|error| status(&error))
+    }
+
+    /// Changes the study `name` and returns it as it is then.
+    async fn change(
+        &self,
+        name: String,
+        change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
+    ) -> Result<Option<v1::Study>, Status> {
+        self.run(move |shelf, now| {
+            shelf.change(&name, now, |study| change(study, now))?;
+            Ok(Some(convert::study(shelf.get(&name)?)))
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl StudyService for Api {
+    async fn create_study(
+        &self,
+        request: Request<v1::CreateStudyRequest>,
+    ) -> Result<Response<v1::CreateStudyResponse>, Status> {
+        let v1::CreateStudyRequest { name, spec } = request.into_inner();
+        let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
+        let study = self
+            .run(move |shelf, now| Ok(Some(convert::study(shelf.create(&name, spec, now)?))))
+            .await?;
+        Ok(Response::new(v1::CreateStudyResponse { study }))
+    }
+
+    async fn get_study(
+        &self,
+        request: Request<v1::GetStudyRequest>,
+    ) -> Result<Response<v1::GetStudyResponse>, Status> {
+        let name = request.into_inner().name;
+        let study = self.run(move |shelf, _| Ok(Some(convert::study(shelf.get(&name)?)))).await?;
+        Ok(Response::new(v1::GetStudyResponse { study }))
+    }
+
+    async fn list_studies(
+        &self,
+        request: Request<v1::ListStudiesRequest>,
+    ) -> Result<Response<v1::ListStudiesResponse>, Status> {
+        let v1::ListStudiesRequest { page_size, page_token } = request.into_inner();
+        let size = match page_size as usize {
+            0 => DEFAULT_PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        // A page token is the number of the last study of the page before.
+        let after: i64 = match page_token.as_str() {
+            "" => 0,
+            token => token.parse().map_err(|_| {
+                invalid(&[Violation::new("page_token", "is not one that ListStudies returned")])
+            })?,
+        };
+        let response = self
+            .run(move |shelf, _| {
+                let all = shelf.all();
+                let mut rest = all.iter().filter(|study| study.id().0 > after).peekable();
+                let mut response = v1::ListStudiesResponse::default();
+                while let Some(study) = rest.next() {
+                    let variables = Vec::new();
+                    response.studies.push(v1::Study { variables, ..convert::study(study) });
+                    if response.studies.len() == size && rest.peek().is_some() {
+                        response.next_page_token = study.id().0.to_string();
+                        break;
+                    }
+                }
+                Ok(response)
+            })
+            .await?;
+        Ok(Response::new(response))
+    }
+
+    async fn pause_study(
+        &self,
+        request: Request<v1::PauseStudyRequest>,
+    ) -> Result<Response<v1::PauseStudyResponse>, Status> {
+        let study = self.change(request.into_inner().name, Study::pause).await?;
+        Ok(Response::new(v1::PauseStudyResponse { study }))
+    }
+
+    async fn resume_study(
+        &self,
+        request: Request<v1::ResumeStudyRequest>,
+    ) -> Result<Response<v1::ResumeStudyResponse>, Status> {
+        let study = self.change(request.into_inner().name, Study::resume).await?;
+        Ok(Response::new(v1::ResumeStudyResponse { study }))
+    }
+
+    async fn stop_study(
+        &self,
+        request: Request<v1::StopStudyRequest>,
+    ) -> Result<Response<v1::StopStudyResponse>, Status> {
+        let stop = |study: &mut Study, now| {
+            study.stop(now);
+            Ok(())
+        };
+        let study = self.change(request.into_inner().name, stop).await?;
+        Ok(Response::new(v1::StopStudyResponse { study }))
+    }
+
+    async fn delete_study(
+        &self,
+        request: Request<v1::DeleteStudyRequest>,
+    ) -> Result<Response<v1::DeleteStudyResponse>, Status> {
+        let name = request.into_inner().name;
+        self.run(move |shelf, _| shelf.delete(&name)).await?;
+        Ok(Response::new(v1::DeleteStudyResponse {}))
+    }
+
+    async fn get_distribution(
+        &self,
+        request: Request<v1::GetDistributionRequest>,
+    ) -> Result<Response<v1::GetDistributionResponse>, Status> {
+        let name = request.into_inner().name;
+        let response = self
+            .run(move |shelf, _| {
+                let study = shelf.get(&name)?;
+                convert::distribution(study).ok_or_else(|| Error::Refused {
+                    name: name.clone(),
+                    source: study::Error::NotDescribed.into(),
+                })
+            })
+            .await?;
+        Ok(Response::new(response))
+    }
+}
+
+#[tonic::async_trait]
+impl SearchService for Api {
+    async fn lease_step(
+        &self,
+        request: Request<v1::LeaseStepRequest>,
+    ) -> Result<Response<v1::LeaseStepResponse>, Status> {
+        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } =
+            request.into_inner();
+        let mut violations = Vec::new();
+        check_trainer(&trainer_id, &mut violations);
+        if request_id.chars().count() > 100 {
+            violations.push(Violation::new("request_id", "has up to 100 characters"));
+        }
+        if spaces.len() > 100 {
+            violations.push(Violation::new("spaces", "names up to 100 spaces"));
+        }
+        if study.is_empty() && spaces.is_empty() {
+            violations.push(Violation::new("study", "name a study, or the spaces you serve"));
+        }
+        if !violations.is_empty() {
+            return Err(invalid(&violations));
+        }
+        let response = self
+            .run(move |shelf, now| {
+                if fresh_start {
+                    shelf.forget_trainer(&trainer_id, now)?;
+                }
+                let origin = Origin::Request(request_id);
+                let (next, about) = shelf.lease(&study, &spaces, &trainer_id, &origin, now)?;
+                let about = about.map(|name| shelf.get(&name)).transpose()?;
+                Ok(convert::next(&next, about))
+            })
+            .await?;
+        Ok(Response::new(response))
+    }
+
+    async fn describe_space(
+        &self,
+        request: Request<v1::DescribeSpaceRequest>,
+    ) -> Result<Response<v1::DescribeSpaceResponse>, Status> {
+        use v1::describe_space_request::Answer;
+        let v1::DescribeSpaceRequest { study, trainer_id, answer } = request.into_inner();
+        let mut violations = Vec::new();
+        check_trainer(&trainer_id, &mut violations);
+        if answer.is_none() {
+            violations.push(Violation::new("answer", "describe the space, or reject it"));
+        }
+        if matches!(&answer, Some(Answer::Rejection(rejection)) if rejection.violations.is_empty())
+        {
+            violations.push(Violation::new("rejection.violations", "say at least one reason"));
+        }
+        if !violations.is_empty() {
+            return Err(invalid(&violations));
+        }
+        let study = match answer {
+            Some(Answer::Description(description)) => {
+                let variables = convert::variables("description.variables", description.variables)
+                    .map_err(|found| invalid(&found))?;
+                self.change(study, |study, now| study.describe(variables, now)).await?
+            }
+            Some(Answer::Rejection(rejection)) => {
+                let reasons = rejection
+                    .violations
+                    .into_iter()
+                    .map(|reason| Violation::new(reason.field, reason.description))
+                    .collect();
+                self.change(study, |study, now| study.reject(reasons, now)).await?
+            }
+            None => None,
+        };
+        Ok(Response::new(v1::DescribeSpaceResponse { study }))
+    }
+
+    async fn report_step(
+        &self,
+        request: Request<v1::ReportStepRequest>,
+    ) -> Result<Response<v1::ReportStepResponse>, Status> {
+        let v1::ReportStepRequest {
+            study,
+            step_id,
+            lease_id,
+            trainer_id,
+            losses,
+            metrics,
+            lease_next,
+        } = request.into_inner();
+        let mut violations = Vec::new();
+        check_trainer(&trainer_id, &mut violations);
+        if metrics.len() > MAX_METRICS || !metrics.keys().all(|name| is_label(name)) {
+            let rule = format!("up to {MAX_METRICS} metrics, names of 1 to 200 characters");
+            violations.push(Violation::new("metrics", rule));
+        }
+        let lease = check_lease(&lease_id, step_id, &mut violations);
+        let Some(lease) = lease.filter(|_| violations.is_empty()) else {
+            return Err(invalid(&violations));
+        };
+        let response = self
+            .run(move |shelf, now| {
+                let report = Report { lease, trainer: trainer_id.clone(), losses, metrics };
+                let receipt = shelf.report(&study, report, now)?;
+                let next = if lease_next {
+                    // The study knows this trainer's space already.
+                    let spaces = [shelf.get(&study)?.spec().space.clone()];
+                    let origin = Origin::Report(lease);
+                    let (next, _) = shelf.lease(&study, &spaces, &trainer_id, &origin, now)?;
+                    Some(convert::next(&next, Some(shelf.get(&study)?)))
+                } else {
+                    None
+                };
+                let first = convert::outcome(receipt.outcome);
+                let (outcome, first_outcome) = if receipt.duplicate {
+                    (v1::ReportOutcome::Duplicate, first)
+                } else {
+                    (first, v1::ReportOutcome::Unspecified)
+                };
+                Ok(v1::ReportStepResponse {
+                    outcome: outcome.into(),
+                    first_outcome: first_outcome.into(),
+                    staleness: receipt.staleness,
+                    next,
+                })
+            })
+            .await?;
+        Ok(Response::new(response))
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<v1::ExtendLeaseRequest>,
+    ) -> Result<Response<v1::ExtendLeaseResponse>, Status> {
+        let v1::ExtendLeaseRequest { study, step_id, lease_id } = request.into_inner();
+        let mut violations = Vec::new();
+        let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
+            return Err(invalid(&violations));
+        };
+        let lease = self
+            .run(move |shelf, now| shelf.change(&study, now, |study| study.extend(lease, now)))
+            .await?;
+        Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
+    }
+
+    async fn release_step(
+        &self,
+        request: Request<v1::ReleaseStepRequest>,
+    ) -> Result<Response<v1::ReleaseStepResponse>, Status> {
+        let v1::ReleaseStepRequest { study, step_id, lease_id, reason } = request.into_inner();
+        let mut violations = Vec::new();
+        if reason.chars().count() > 1000 {
+            violations.push(Violation::new("reason", "has up to 1000 characters"));
+        }
+        let lease = check_lease(&lease_id, step_id, &mut violations);
+        let Some(lease) = lease.filter(|_| violations.is_empty()) else {
+            return Err(invalid(&violations));
+        };
+        tracing::info!(study, step_id, reason, "trainer gives a step back");
+        self.run(move |shelf, now| shelf.change(&study, now, |study| study.release(lease, now)))
+            .await?;
+        Ok(Response::new(v1::ReleaseStepResponse {}))
+    }
+}
+
+fn check_trainer(trainer_id: &str, violations: &mut Vec<Violation>) {
+    if !is_label(trainer_id) {
+        let rule = "has 1 to 200 characters, none of them a control character";
+        violations.push(Violation::new("trainer_id", rule));
+    }
+}
+
+/// Reads the lease id of a request about step `step_id`.
+fn check_lease(lease_id: &str, step_id: u64, violations: &mut Vec<Violation>) -> Option<LeaseId> {
+    let lease = lease_id.parse::<LeaseId>().ok();
+    let lease = lease.filter(|lease| lease.step == StepId(step_id));
+    if lease.is_none() {
+        let rule =
+            format!("is not a lease of step {step_id}: send the one that came with the step");
+        violations.push(Violation::new("lease_id", rule));
+    }
+    lease
+}

@@ -1,0 +1,258 @@
+//! Between the wire's messages and the domain. What arrives may be missing or out of range: it becomes violations.
+
+use std::time::{Duration, SystemTime};
+
+use asng_proto::v1;
+
+use crate::{
+    asng::{self, Architecture},
+    study::{Kind, Next, Outcome, Spec, State, Step, Study, Variable, Violation},
+};
+
+/// The spec in a request.
+pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let variables = match variables("spec.variables", spec.variables) {
+        Ok(variables) => variables,
+        Err(found) => {
+            violations.extend(found);
+            Vec::new()
+        }
+    };
+    let settings = spec.algorithm.unwrap_or_default();
+    let algorithm = match v1::Algorithm::try_from(settings.algorithm) {
+        Ok(v1::Algorithm::Unspecified) => None,
+        Ok(v1::Algorithm::Asng) => Some(asng::Algorithm::Asng),
+        Ok(v1::Algorithm::Sng) => Some(asng::Algorithm::Sng),
+        Ok(v1::Algorithm::Random) => Some(asng::Algorithm::Random),
+        Err(unknown) => {
+            let description = format!("{} is not a known algorithm", unknown.0);
+            violations.push(Violation::new("spec.algorithm.algorithm", description));
+            None
+        }
+    };
+    let lease = match spec.lease.map(Duration::try_from).transpose() {
+        Ok(lease) => lease,
+        Err(error) => {
+            violations.push(Violation::new("spec.lease", error.to_string()));
+            None
+        }
+    };
+    if !violations.is_empty() {
+        return Err(violations);
+    }
+    Ok(Spec {
+        space: spec.space,
+        settings: spec.settings,
+        variables,
+        algorithm,
+        alpha: settings.alpha,
+        delta_init: settings.delta_init,
+        delta_max: settings.delta_max,
+        lambda_x: settings.lambda_x,
+        lambda_theta: settings.lambda_theta,
+        steps_per_update: settings.steps_per_update,
+        max_staleness: settings.max_staleness,
+        seed: settings.seed,
+        max_steps: spec.stop.unwrap_or_default().max_steps,
+        lease,
+    })
+}
+
+/// The variables in a request; `field` is where they stand in it.
+pub(super) fn variables(
+    field: &str,
+    variables: Vec<v1::Variable>,
+) -> Result<Vec<Variable>, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let mut converted = Vec::with_capacity(variables.len());
+    for (i, variable) in variables.into_iter().enumerate() {
+        let kind = match variable.kind {
+            Some(v1::variable::Kind::Categorical(v1::Categorical { choices })) => {
+                Kind::Categorical { choices }
+            }
+            Some(v1::variable::Kind::Integer(v1::Integer { low, high })) => {
+                Kind::Integer { low, high }
+            }
+            None => {
+                let description = "say whether it is categorical or integer";
+                violations.push(Violation::new(format!("{field}[{i}].kind"), description));
+                continue;
+            }
+        };
+        converted.push(Variable { name: variable.name, kind });
+    }
+    if violations.is_empty() { Ok(converted) } else { Err(violations) }
+}
+
+/// A study as people see it.
+pub(super) fn study(study: &Study) -> v1::Study {
+    let progress = study.progress();
+    v1::Study {
+        name: study.name().into(),
+        spec: Some(spec_message(study.spec())),
+        state: state(study.state()).into(),
+        variables: study.variables().unwrap_or_default().iter().map(variable).collect(),
+        progress: Some(v1::Progress {
+            generation: progress.generation,
+            applied: progress.applied,
+            pending: study.pending() as u64,
+            outstanding: study.outstanding() as u64,
+            stale: progress.stale,
+            duplicate: study.duplicates(),
+            diverged: progress.diverged,
+            expired: progress.expired,
+            max_steps: study.spec().max_steps,
+            convergence: study.asng().map_or(0.0, asng::Asng::convergence),
+        }),
+        mode: study.mode().map(|mode| architecture(study, &mode)),
+        incumbent: study.incumbent().map(|incumbent| v1::Incumbent {
+            architecture: Some(architecture(study, &incumbent.architecture)),
+            loss: incumbent.loss,
+            step_id: incumbent.step.0,
+        }),
+        failure: match study.state() {
+            State::Failed(violations) => violations.iter().map(violation_message).collect(),
+            _ => Vec::new(),
+        },
+        create_time: timestamp(study.created()),
+        seed: study.seed(),
+        state_time: timestamp(study.state_since()),
+    }
+}
+
+/// A study's distribution; none while its variables are not known.
+pub(super) fn distribution(study: &Study) -> Option<v1::GetDistributionResponse> {
+    let asng = study.asng()?;
+    let names = study.variables()?.iter().map(|variable| variable.name.clone());
+    let marginals = names.zip(asng.marginals()).map(|(name, marginal)| {
+        use v1::marginal::Kind;
+        let kind = match marginal {
+            asng::Marginal::Categorical(probabilities) => {
+                Kind::Categorical(v1::CategoricalMarginal { probabilities })
+            }
+            asng::Marginal::Integer { mean, deviation } => {
+                Kind::Integer(v1::IntegerMarginal { mean, deviation })
+            }
+        };
+        v1::Marginal { name, kind: Some(kind) }
+    });
+    Some(v1::GetDistributionResponse {
+        generation: study.progress().generation,
+        marginals: marginals.collect(),
+        delta: asng.state().snr_factor,
+    })
+}
+
+/// What a trainer is told to do next. `about` is the study in question, if there is one.
+pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse {
+    use v1::lease_step_response::Next as Message;
+    let message = match (next, about) {
+        (Next::Step(id), Some(study)) => {
+            study.step(*id).map(|step| Message::Step(step_message(study, step)))
+        }
+        (Next::Describe, Some(study)) => Some(Message::Describe(v1::Describe {
+            study: study.name().into(),
+            space: study.spec().space.clone(),
+            settings: study.spec().settings.clone(),
+        })),
+        (Next::Finished, Some(about)) => {
+            Some(Message::Finished(v1::StudyFinished { study: Some(study(about)) }))
+        }
+        (Next::NoWork(after), _) => {
+            Some(Message::NoWork(v1::NoWork { retry_after: duration(*after) }))
+        }
+        (_, None) => None,
+    };
+    v1::LeaseStepResponse { next: message }
+}
+
+/// The wire's word for an outcome.
+pub(super) fn outcome(outcome: Outcome) -> v1::ReportOutcome {
+    match outcome {
+        Outcome::Applied => v1::ReportOutcome::Applied,
+        Outcome::Pending => v1::ReportOutcome::Pending,
+        Outcome::Stale => v1::ReportOutcome::Stale,
+    }
+}
+
+/// A length of time, as far as the wire can say it.
+pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+fn step_message(study: &Study, step: &Step) -> v1::Step {
+    let architectures = |all: &[Architecture]| all.iter().map(|a| architecture(study, a)).collect();
+    v1::Step {
+        study: study.name().into(),
+        step_id: step.id.0,
+        lease_id: study.lease_id(step).to_string(),
+        lease: duration(study.spec().lease()),
+        generation: step.generation,
+        train: architectures(&step.train),
+        rank: architectures(&step.rank),
+        applied: step.applied,
+        max_steps: study.spec().max_steps,
+    }
+}
+
+fn architecture(study: &Study, architecture: &Architecture) -> v1::Architecture {
+    v1::Architecture { values: study.settle(architecture) }
+}
+
+fn state(state: &State) -> v1::StudyState {
+    match state {
+        State::Waiting => v1::StudyState::Waiting,
+        State::Running => v1::StudyState::Running,
+        State::Paused => v1::StudyState::Paused,
+        State::Finished => v1::StudyState::Finished,
+        State::Stopped => v1::StudyState::Stopped,
+        State::Failed(_) => v1::StudyState::Failed,
+    }
+}
+
+fn spec_message(spec: &Spec) -> v1::StudySpec {
+    let algorithm = match spec.algorithm {
+        None => v1::Algorithm::Unspecified,
+        Some(asng::Algorithm::Asng) => v1::Algorithm::Asng,
+        Some(asng::Algorithm::Sng) => v1::Algorithm::Sng,
+        Some(asng::Algorithm::Random) => v1::Algorithm::Random,
+    };
+    v1::StudySpec {
+        space: spec.space.clone(),
+        settings: spec.settings.clone(),
+        variables: spec.variables.iter().map(variable).collect(),
+        algorithm: Some(v1::AlgorithmSettings {
+            algorithm: algorithm.into(),
+            alpha: spec.alpha,
+            delta_init: spec.delta_init,
+            delta_max: spec.delta_max,
+            lambda_x: spec.lambda_x,
+            lambda_theta: spec.lambda_theta,
+            steps_per_update: spec.steps_per_update,
+            max_staleness: spec.max_staleness,
+            seed: spec.seed,
+        }),
+        stop: Some(v1::StopRules { max_steps: spec.max_steps }),
+        lease: spec.lease.and_then(duration),
+    }
+}
+
+fn variable(variable: &Variable) -> v1::Variable {
+    let kind = match variable.kind.clone() {
+        Kind::Categorical { choices } => {
+            v1::variable::Kind::Categorical(v1::Categorical { choices })
+        }
+        Kind::Integer { low, high } => v1::variable::Kind::Integer(v1::Integer { low, high }),
+    };
+    v1::Variable { name: variable.name.clone(), kind: Some(kind) }
+}
+
+fn violation_message(violation: &Violation) -> v1::FieldViolation {
+    let Violation { field, description } = violation.clone();
+    v1::FieldViolation { field, description }
+}
+
+fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(time.into())
+}

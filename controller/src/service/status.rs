@@ -1,0 +1,76 @@
+//! From errors to gRPC statuses: the one place that chooses codes and details.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tracing::error;
+
+use crate::{
+    studies::Error,
+    study::{self, Violation},
+};
+
+/// The status that tells a caller of `error`, with what it can act on.
+pub(super) fn status(error: &Error) -> Status {
+    let message = error.to_string();
+    match error {
+        Error::UnknownStudy(name) => {
+            let details = ErrorDetails::with_resource_info("study", name, "", &message);
+            Status::with_error_details(Code::NotFound, message, details)
+        }
+        Error::Exists(name) => {
+            let details = ErrorDetails::with_resource_info("study", name, "", &message);
+            Status::with_error_details(Code::AlreadyExists, message, details)
+        }
+        Error::Invalid(violations) => invalid(violations),
+        Error::Refused { name, source } => match &**source {
+            study::Error::Invalid(violations) => invalid(violations),
+            study::Error::UnknownStep(step) => {
+                let resource = format!("{name}/{step}");
+                let details = ErrorDetails::with_resource_info("step", resource, "", &message);
+                Status::with_error_details(Code::NotFound, message, details)
+            }
+            study::Error::UnknownLease { lease, .. } => {
+                let resource = lease.to_string();
+                let details = ErrorDetails::with_resource_info("lease", resource, "", &message);
+                Status::with_error_details(Code::NotFound, message, details)
+            }
+            study::Error::LeaseNotHeld(_) => precondition("LEASE_NOT_HELD", name, message),
+            study::Error::WrongState { .. } => precondition("STUDY_STATE", name, message),
+            study::Error::DescribedDifferently => precondition("DESCRIPTION", name, message),
+            study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
+            study::Error::OtherSpace { .. } => precondition("SPACE", name, message),
+        },
+        Error::Storage(_) | Error::Thread(_) => {
+            error!(%error, "request failed");
+            let retry = ErrorDetails::with_retry_info(Some(Duration::from_secs(5)));
+            let message = "the controller cannot store this now; its log says why";
+            Status::with_error_details(Code::Unavailable, message, retry)
+        }
+        Error::ShuttingDown => {
+            let retry = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+            Status::with_error_details(Code::Unavailable, message, retry)
+        }
+    }
+}
+
+/// INVALID_ARGUMENT that lists every violation.
+pub(super) fn invalid(violations: &[Violation]) -> Status {
+    let message = match violations {
+        [] => "invalid request".into(),
+        [only] => only.to_string(),
+        [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+    };
+    let violations: Vec<_> = violations
+        .iter()
+        .map(|violation| FieldViolation::new(&violation.field, &violation.description))
+        .collect();
+    let details = ErrorDetails::with_bad_request(violations);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+fn precondition(kind: &str, study: &str, message: String) -> Status {
+    let details = ErrorDetails::with_precondition_failure_violation(kind, study, &message);
+    Status::with_error_details(Code::FailedPrecondition, message, details)
+}

@@ -1,0 +1,814 @@
+//! A study: the state machine between the optimiser and the trainers.
+//!
+//! It is pure. It is told what time it is, draws from generators seeded by (study seed, step id), and says what happened
+//! through [`Study::take_events`]; it knows no database, no network and no clock. ARCHITECTURE.md lists the rules it
+//! keeps ("Rules of a step"); comments here cite them by number.
+
+mod spec;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    spec::{Kind, NAME_RULE, Spec, Variable, Violation, is_label, is_name},
+    step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId},
+};
+use crate::asng::{self, Architecture, Asng, Ranked};
+
+/// Bounds the memory of a study, whatever `steps_per_update` and `max_staleness` allow.
+const MAX_LIVE_STEPS: usize = 4096;
+/// When to ask again if other trainers hold every step that is allowed.
+const RETRY_WHEN_BUSY: Duration = Duration::from_millis(200);
+/// When to ask again if a person has to act first.
+pub const RETRY_WHEN_IDLE: Duration = Duration::from_secs(2);
+
+/// The time, as the shell reads it: leases run on the monotonic clock, records carry the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For durations.
+    pub monotonic: Instant,
+    /// For people.
+    pub wall: SystemTime,
+}
+
+/// Number of a study in its database, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StudyId(pub i64);
+
+/// Where a study is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Waits for a trainer to describe its variables.
+    Waiting,
+    /// Hands out steps.
+    Running,
+    /// Hands out nothing; reports count.
+    Paused,
+    /// A stop rule held.
+    Finished,
+    /// Ended by a person.
+    Stopped,
+    /// A trainer rejected its settings.
+    Failed(Vec<Violation>),
+}
+
+impl State {
+    /// Whether the study has ended for good.
+    pub fn has_ended(&self) -> bool {
+        matches!(self, State::Finished | State::Stopped | State::Failed(_))
+    }
+
+    /// One word for messages and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Waiting => "WAITING",
+            State::Running => "RUNNING",
+            State::Paused => "PAUSED",
+            State::Finished => "FINISHED",
+            State::Stopped => "STOPPED",
+            State::Failed(_) => "FAILED",
+        }
+    }
+}
+
+/// Counters that are stored with the study.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Batches of reports applied to theta, also those that left it where it was.
+    pub generation: u64,
+    /// Reports that entered an update.
+    pub applied: u64,
+    /// Reports that came too late.
+    pub stale: u64,
+    /// Losses that were not finite, in reports that counted.
+    pub diverged: u64,
+    /// Leases that ran out.
+    pub expired: u64,
+    /// Steps sampled so far; the next one has this number plus 1.
+    pub sampled: u64,
+}
+
+/// The best architecture evaluated so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incumbent {
+    /// What was evaluated.
+    pub architecture: Architecture,
+    /// The smallest finite loss reported.
+    pub loss: f64,
+    /// The step whose report carried it.
+    pub step: StepId,
+}
+
+/// The part of a study that exists once its variables are known.
+#[derive(Clone, Debug)]
+struct Search {
+    variables: Vec<Variable>,
+    asng: Asng,
+}
+
+/// A report that waits for its batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pending {
+    /// The step's ranked architectures.
+    pub architectures: Vec<Architecture>,
+    /// Their losses.
+    pub losses: Vec<f64>,
+}
+
+/// Something that happened to a study and has to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The variables became known.
+    Described,
+    /// The state became this one.
+    StateChanged(State),
+    /// A new step was sampled and handed out; see [`Study::step`].
+    Sampled(StepId),
+    /// A step that had come back was handed out again; see [`Study::step`].
+    LeasedAgain(StepId),
+    /// A lease ran out.
+    Expired(StepId),
+    /// A trainer gave a step back.
+    Released(StepId),
+    /// A step came back and is too old to be handed out again, or the study has ended.
+    Closed(StepId),
+    /// A step's first report arrived.
+    Reported {
+        /// The step.
+        step: StepId,
+        /// The report.
+        report: Report,
+        /// What became of it.
+        outcome: Outcome,
+        /// Generation of the study when it arrived, minus the step's.
+        staleness: u64,
+    },
+    /// Reports that were pending entered an update.
+    Applied(Vec<StepId>),
+}
+
+/// What a trainer gets that asks for a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// The step with this number; see [`Study::step`].
+    Step(StepId),
+    /// Nothing now: ask again after this time.
+    NoWork(Duration),
+    /// A description of the space is wanted first.
+    Describe,
+    /// The study has ended.
+    Finished,
+}
+
+/// The answer to a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// What became of the step's first report.
+    pub outcome: Outcome,
+    /// Whether this report was not that first one, and so changed nothing.
+    pub duplicate: bool,
+    /// Generation of the study when the report arrived, minus the step's.
+    pub staleness: u64,
+}
+
+/// A step that is no longer live, as the history has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// What became of its report; none if it was closed unreported.
+    pub outcome: Option<Outcome>,
+    /// Generation it was sampled from.
+    pub generation: u64,
+    /// Architectures that were to be ranked.
+    pub lambda_theta: usize,
+}
+
+/// Why a study refuses what it is asked. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is malformed; every fault is listed.
+    #[error("invalid request: {}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Invalid(Vec<Violation>),
+    /// No step of this number has been handed out.
+    #[error("study has no step {0}")]
+    UnknownStep(StepId),
+    /// The lease was not given out by this study, or not for this step.
+    #[error("lease {lease} is not one of step {step} of this study")]
+    UnknownLease {
+        /// The step.
+        step: StepId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// The lease ran out or was given back.
+    #[error("lease {0} is no longer held; the step's report is still welcome")]
+    LeaseNotHeld(LeaseId),
+    /// The study's state does not allow it.
+    #[error("study is {state}, which does not allow to {action} it")]
+    WrongState {
+        /// What was asked.
+        action: &'static str,
+        /// The state.
+        state: &'static str,
+    },
+    /// The variables are known and different.
+    #[error("study has been described already, with other variables")]
+    DescribedDifferently,
+    /// The variables are not known yet.
+    #[error("study waits for a trainer to describe its variables")]
+    NotDescribed,
+    /// The trainer does not know the study's space.
+    #[error("study is of space {space:?}; this trainer serves: {served}")]
+    OtherSpace {
+        /// The study's.
+        space: String,
+        /// The trainer's.
+        served: String,
+    },
+}
+
+/// A study.
+#[derive(Clone, Debug)]
+pub struct Study {
+    id: StudyId,
+    token: u64,
+    name: String,
+    spec: Spec,
+    seed: u64,
+    created: SystemTime,
+    state: State,
+    state_since: SystemTime,
+    search: Option<Search>,
+    progress: Progress,
+    duplicates: u64,
+    incumbent: Option<Incumbent>,
+    live: BTreeMap<StepId, Step>,
+    pending: BTreeMap<StepId, Pending>,
+    events: Vec<Event>,
+}
+
+/// All of a study that a database keeps, but for its history.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Number in the database.
+    pub id: StudyId,
+    /// Random; part of every lease id.
+    pub token: u64,
+    /// Name.
+    pub name: String,
+    /// As submitted.
+    pub spec: Spec,
+    /// In use.
+    pub seed: u64,
+    /// When it was created.
+    pub created: SystemTime,
+    /// State.
+    pub state: State,
+    /// When it last changed.
+    pub state_since: SystemTime,
+    /// The variables, once known.
+    pub variables: Option<Vec<Variable>>,
+    /// Theta and its companions, once the variables are known.
+    pub asng: Option<asng::State>,
+    /// Counters.
+    pub progress: Progress,
+    /// Best so far.
+    pub incumbent: Option<Incumbent>,
+    /// Steps handed out, or to be handed out again.
+    pub live: Vec<Step>,
+    /// Reports that wait for their batch.
+    pub pending: BTreeMap<StepId, Pending>,
+}
+
+impl Study {
+    /// A new study. `spec` has no violations; `token` is random; `seed` is the spec's, or random.
+    pub fn new(id: StudyId, name: &str, spec: Spec, token: u64, seed: u64, now: Now) -> Study {
+        let mut study = Study {
+            id,
+            token,
+            name: name.into(),
+            seed,
+            created: now.wall,
+            state: State::Waiting,
+            state_since: now.wall,
+            search: None,
+            progress: Progress::default(),
+            duplicates: 0,
+            incumbent: None,
+            live: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            events: Vec::new(),
+            spec,
+        };
+        if !study.spec.variables.is_empty() {
+            study.start(study.spec.variables.clone(), now);
+        }
+        study
+    }
+
+    /// The study that was stored, or what in the record makes no sense. A lease in it runs its full time again
+    /// (rule 4).
+    pub fn restore(record: Record) -> Result<Study, String> {
+        let search = match (record.variables, record.asng) {
+            (Some(variables), Some(state)) => {
+                let shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
+                let asng = Asng::from_state(&shapes, record.spec.optimiser(), state)
+                    .map_err(|error| error.to_string())?;
+                Some(Search { variables, asng })
+            }
+            _ => None,
+        };
+        let shapes = search.as_ref().map_or(&[][..], |search| search.asng.variables());
+        let live = record.live.iter().flat_map(|step| step.train.iter().chain(&step.rank));
+        let pending = record.pending.values().flat_map(|step| &step.architectures);
+        let incumbent = record.incumbent.iter().map(|incumbent| &incumbent.architecture);
+        if !live.chain(pending).chain(incumbent).all(|architecture| architecture.fits(shapes)) {
+            return Err("an architecture does not fit the variables".into());
+        }
+        let counted = |step: &Pending| step.architectures.len() == step.losses.len();
+        let sampled = |id: &StepId| (1..=record.progress.sampled).contains(&id.0);
+        let fresh = |step: &Step| step.generation <= record.progress.generation;
+        if !record.pending.values().all(counted)
+            || !record.pending.keys().all(sampled)
+            || !record.live.iter().all(|step| sampled(&step.id) && fresh(step))
+        {
+            return Err("its steps do not fit its counters".into());
+        }
+        Ok(Study {
+            id: record.id,
+            token: record.token,
+            name: record.name,
+            spec: record.spec,
+            seed: record.seed,
+            created: record.created,
+            state: record.state,
+            state_since: record.state_since,
+            search,
+            progress: record.progress,
+            duplicates: 0,
+            incumbent: record.incumbent,
+            live: record.live.into_iter().map(|step| (step.id, step)).collect(),
+            pending: record.pending,
+            events: Vec::new(),
+        })
+    }
+
+    /// What has happened since this was last called, oldest first.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        mem::take(&mut self.events)
+    }
+
+    /// Hands out a step to `trainer`, which serves `spaces`, or says why there is none. A study whose variables came
+    /// with its spec may name no space, and then goes to whoever asks.
+    pub fn lease(
+        &mut self,
+        trainer: &str,
+        spaces: &[String],
+        origin: &Origin,
+        now: Now,
+    ) -> Result<Next, Error> {
+        let space = &self.spec.space;
+        if self.spec.variables.is_empty() && !spaces.contains(space) {
+            return Err(Error::OtherSpace { space: space.clone(), served: spaces.join(", ") });
+        }
+        self.expire(now);
+        let until = now.monotonic + self.spec.lease();
+        match self.state {
+            State::Waiting => return Ok(Next::Describe),
+            State::Finished | State::Stopped | State::Failed(_) => return Ok(Next::Finished),
+            State::Running | State::Paused => {}
+        }
+        // The same request again gets the same step (rule 3).
+        for step in self.live.values_mut() {
+            if let Some(lease) = &mut step.lease
+                && lease.trainer == trainer
+                && lease.origin == *origin
+            {
+                lease.until = until;
+                return Ok(Next::Step(step.id));
+            }
+        }
+        if self.state == State::Paused {
+            return Ok(Next::NoWork(RETRY_WHEN_IDLE));
+        }
+        let lease = Lease { trainer: trainer.into(), origin: origin.clone(), until };
+        // A step that came back goes first, as it was sampled (rule 4).
+        if let Some(step) = self.live.values_mut().find(|step| step.lease.is_none()) {
+            step.attempt += 1;
+            step.lease = Some(lease);
+            self.events.push(Event::LeasedAgain(step.id));
+            return Ok(Next::Step(step.id));
+        }
+        if !self.may_sample() {
+            return Ok(Next::NoWork(RETRY_WHEN_BUSY));
+        }
+        Ok(self.sample(lease))
+    }
+
+    /// Rules 6 and 7: how many steps may be under way.
+    fn may_sample(&self) -> bool {
+        let under_way = self.live.len() + self.pending.len();
+        let gathered = self.spec.steps_per_update() as u64 * (1 + self.spec.max_staleness());
+        (under_way as u64) < gathered
+            && self.live.len() < MAX_LIVE_STEPS
+            && self.progress.applied + (under_way as u64) < self.spec.max_steps
+    }
+
+    fn sample(&mut self, lease: Lease) -> Next {
+        let Some(search) = &self.search else { return Next::Describe };
+        self.progress.sampled += 1;
+        let id = StepId(self.progress.sampled);
+        // Rule 1: a named generator, seeded by (study seed, step id).
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(id.0);
+        let step = Step {
+            id,
+            generation: self.progress.generation,
+            applied: self.progress.applied,
+            train: search.asng.ask(self.spec.lambda_x(), &mut rng),
+            rank: search.asng.ask(self.spec.lambda_theta(), &mut rng),
+            attempt: 1,
+            lease: Some(lease),
+        };
+        self.live.insert(id, step);
+        self.events.push(Event::Sampled(id));
+        Next::Step(id)
+    }
+
+    /// Puts back the steps whose lease has run out, and closes those that came back and are no longer fresh (rule 5).
+    fn expire(&mut self, now: Now) {
+        for step in self.live.values_mut() {
+            if step.lease.as_ref().is_some_and(|lease| lease.until <= now.monotonic) {
+                step.lease = None;
+                self.progress.expired += 1;
+                self.events.push(Event::Expired(step.id));
+            }
+        }
+        let oldest = self.progress.generation.saturating_sub(self.spec.max_staleness());
+        self.close(|step| step.lease.is_none() && step.generation < oldest);
+    }
+
+    fn close(&mut self, condition: impl Fn(&Step) -> bool) {
+        let events = &mut self.events;
+        self.live.retain(|id, step| {
+            let closes = condition(step);
+            if closes {
+                events.push(Event::Closed(*id));
+            }
+            !closes
+        });
+    }
+
+    /// Puts back every step that `trainer` holds: the process that leased them is gone.
+    pub fn forget_trainer(&mut self, trainer: &str) {
+        for step in self.live.values_mut() {
+            if step.lease.as_ref().is_some_and(|lease| lease.trainer == trainer) {
+                step.lease = None;
+                self.events.push(Event::Released(step.id));
+            }
+        }
+    }
+
+    /// Whether the history, rather than this, knows what became of step `id`.
+    pub fn is_closed(&self, id: StepId) -> bool {
+        (1..=self.progress.sampled).contains(&id.0)
+            && !self.live.contains_key(&id)
+            && !self.pending.contains_key(&id)
+    }
+
+    /// Takes a report. `closed` is what the history knows of the step, when [`is_closed`](Study::is_closed).
+    pub fn report(
+        &mut self,
+        report: Report,
+        closed: Option<Closed>,
+        now: Now,
+    ) -> Result<Receipt, Error> {
+        let id = report.lease.step;
+        let attempts = self.live.get(&id).map_or(u32::MAX, |step| step.attempt);
+        if report.lease.token != self.token || !(1..=attempts).contains(&report.lease.attempt) {
+            return Err(Error::UnknownLease { step: id, lease: report.lease });
+        }
+        if !(1..=self.progress.sampled).contains(&id.0) {
+            return Err(Error::UnknownStep(id));
+        }
+        let check = |lambda_theta: usize| {
+            if report.losses.len() == lambda_theta {
+                return Ok(());
+            }
+            let count = report.losses.len();
+            let description =
+                format!("{count} losses; the step has {lambda_theta} rank architectures");
+            Err(Error::Invalid(vec![Violation::new("losses", description)]))
+        };
+        if let Some(pending) = self.pending.get(&id) {
+            check(pending.losses.len())?;
+            self.duplicates += 1;
+            return Ok(Receipt { outcome: Outcome::Pending, duplicate: true, staleness: 0 });
+        }
+        let Some(step) = self.live.get(&id) else {
+            let closed = closed.ok_or(Error::UnknownStep(id))?;
+            check(closed.lambda_theta)?;
+            let staleness = self.progress.generation.saturating_sub(closed.generation);
+            if let Some(outcome) = closed.outcome {
+                self.duplicates += 1;
+                return Ok(Receipt { outcome, duplicate: true, staleness });
+            }
+            return Ok(self.record(id, report, Outcome::Stale, staleness));
+        };
+        check(step.rank.len())?;
+        let staleness = self.progress.generation - step.generation;
+        // Unwrap safety: `get` has just found it.
+        let step = self.live.remove(&id).unwrap();
+        if staleness > self.spec.max_staleness() {
+            return Ok(self.record(id, report, Outcome::Stale, staleness));
+        }
+        self.note_incumbent(&step, &report.losses);
+        self.progress.diverged +=
+            report.losses.iter().filter(|loss| !loss.is_finite()).count() as u64;
+        let pending = Pending { architectures: step.rank, losses: report.losses.clone() };
+        self.pending.insert(id, pending);
+        let all_reported = self.progress.applied + self.pending.len() as u64 >= self.spec.max_steps
+            && self.live.is_empty();
+        let full = self.pending.len() >= self.spec.steps_per_update();
+        let receipt = if full || all_reported {
+            let earlier = self.update();
+            let receipt = self.record(id, report, Outcome::Applied, staleness);
+            let earlier: Vec<_> = earlier.into_iter().filter(|step| *step != id).collect();
+            if !earlier.is_empty() {
+                self.events.push(Event::Applied(earlier));
+            }
+            receipt
+        } else {
+            self.record(id, report, Outcome::Pending, staleness)
+        };
+        if all_reported {
+            self.change_state(State::Finished, now);
+        }
+        Ok(receipt)
+    }
+
+    fn record(
+        &mut self,
+        step: StepId,
+        report: Report,
+        outcome: Outcome,
+        staleness: u64,
+    ) -> Receipt {
+        if outcome == Outcome::Stale {
+            self.progress.stale += 1;
+        }
+        self.events.push(Event::Reported { step, report, outcome, staleness });
+        Receipt { outcome, duplicate: false, staleness }
+    }
+
+    fn note_incumbent(&mut self, step: &Step, losses: &[f64]) {
+        for (architecture, &loss) in step.rank.iter().zip(losses) {
+            let best = self.incumbent.as_ref().map_or(f64::INFINITY, |incumbent| incumbent.loss);
+            if loss.is_finite() && loss < best {
+                let architecture = architecture.clone();
+                self.incumbent = Some(Incumbent { architecture, loss, step: step.id });
+            }
+        }
+    }
+
+    /// Applies the pending reports, in the order of their steps so that the order of arrival leaves no trace in the
+    /// sums (rule 6), and returns their steps.
+    fn update(&mut self) -> Vec<StepId> {
+        let batch = mem::take(&mut self.pending);
+        if let Some(search) = &mut self.search
+            && !batch.is_empty()
+        {
+            let ranked: Vec<Ranked<'_>> = batch
+                .values()
+                .map(|step| Ranked { architectures: &step.architectures, losses: &step.losses })
+                .collect();
+            // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
+            search.asng.tell(&ranked).unwrap();
+            self.progress.generation += 1;
+            self.progress.applied += batch.len() as u64;
+        }
+        batch.into_keys().collect()
+    }
+
+    /// Starts the time of a lease anew.
+    pub fn extend(&mut self, id: LeaseId, now: Now) -> Result<Duration, Error> {
+        self.expire(now);
+        let duration = self.spec.lease();
+        let lease = self.held(id)?.ok_or(Error::LeaseNotHeld(id))?;
+        lease.until = now.monotonic + duration;
+        Ok(duration)
+    }
+
+    /// Takes a step back unreported.
+    pub fn release(&mut self, id: LeaseId, now: Now) -> Result<(), Error> {
+        if self.held(id)?.is_some()
+            && let Some(step) = self.live.get_mut(&id.step)
+        {
+            step.lease = None;
+            self.events.push(Event::Released(id.step));
+            self.expire(now);
+        }
+        Ok(())
+    }
+
+    /// The lease `id`, if it is still held.
+    fn held(&mut self, id: LeaseId) -> Result<Option<&mut Lease>, Error> {
+        if id.token != self.token {
+            return Err(Error::UnknownLease { step: id.step, lease: id });
+        }
+        if !(1..=self.progress.sampled).contains(&id.step.0) {
+            return Err(Error::UnknownStep(id.step));
+        }
+        let step = self.live.get_mut(&id.step).filter(|step| step.attempt == id.attempt);
+        Ok(step.and_then(|step| step.lease.as_mut()))
+    }
+
+    /// Learns what the study's variables are. The first description wins.
+    pub fn describe(&mut self, variables: Vec<Variable>, now: Now) -> Result<(), Error> {
+        match (&self.state, &self.search) {
+            (State::Failed(_), _) => Err(self.wrong_state("describe")),
+            (_, Some(search)) if search.variables == variables => Ok(()),
+            (_, Some(_)) => Err(Error::DescribedDifferently),
+            (State::Waiting, None) => {
+                let violations = self.spec.variable_violations("description.variables", &variables);
+                if !violations.is_empty() {
+                    return Err(Error::Invalid(violations));
+                }
+                self.start(variables, now);
+                Ok(())
+            }
+            (_, None) => Err(self.wrong_state("describe")),
+        }
+    }
+
+    fn start(&mut self, variables: Vec<Variable>, now: Now) {
+        let shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
+        // Unwrap safety: `violations` and `variable_violations` have made a trial of it.
+        let asng = Asng::new(&shapes, self.spec.optimiser()).unwrap();
+        self.search = Some(Search { variables, asng });
+        self.events.push(Event::Described);
+        self.change_state(State::Running, now);
+    }
+
+    /// Takes a trainer's word that the settings cannot be served.
+    pub fn reject(&mut self, violations: Vec<Violation>, now: Now) -> Result<(), Error> {
+        if self.state != State::Waiting {
+            return Err(self.wrong_state("reject"));
+        }
+        self.change_state(State::Failed(violations), now);
+        Ok(())
+    }
+
+    /// Stops handing out steps.
+    pub fn pause(&mut self, now: Now) -> Result<(), Error> {
+        self.toggle("pause", State::Running, State::Paused, now)
+    }
+
+    /// Hands out steps again.
+    pub fn resume(&mut self, now: Now) -> Result<(), Error> {
+        self.toggle("resume", State::Paused, State::Running, now)
+    }
+
+    fn toggle(
+        &mut self,
+        action: &'static str,
+        from: State,
+        to: State,
+        now: Now,
+    ) -> Result<(), Error> {
+        if self.state == from {
+            self.change_state(to, now);
+        } else if self.state != to {
+            return Err(self.wrong_state(action));
+        }
+        Ok(())
+    }
+
+    /// Ends the study: what is pending is applied (rule 7), what is outstanding is closed.
+    pub fn stop(&mut self, now: Now) {
+        if self.state.has_ended() {
+            return;
+        }
+        let applied = self.update();
+        if !applied.is_empty() {
+            self.events.push(Event::Applied(applied));
+        }
+        self.close(|_| true);
+        self.change_state(State::Stopped, now);
+    }
+
+    fn change_state(&mut self, state: State, now: Now) {
+        self.state = state.clone();
+        self.state_since = now.wall;
+        self.events.push(Event::StateChanged(state));
+    }
+
+    fn wrong_state(&self, action: &'static str) -> Error {
+        Error::WrongState { action, state: self.state.name() }
+    }
+
+    /// The wire's form of an architecture: what the network is built from.
+    pub fn settle(&self, architecture: &Architecture) -> Vec<i64> {
+        self.asng().map_or_else(Vec::new, |asng| architecture.settled(asng.variables()))
+    }
+
+    /// The most likely architecture, once the variables are known.
+    pub fn mode(&self) -> Option<Architecture> {
+        self.search.as_ref().map(|search| search.asng.mode())
+    }
+
+    /// The optimiser, once the variables are known.
+    pub fn asng(&self) -> Option<&Asng> {
+        self.search.as_ref().map(|search| &search.asng)
+    }
+
+    /// The variables, once they are known.
+    pub fn variables(&self) -> Option<&[Variable]> {
+        self.search.as_ref().map(|search| search.variables.as_slice())
+    }
+
+    /// A live step.
+    pub fn step(&self, id: StepId) -> Option<&Step> {
+        self.live.get(&id)
+    }
+
+    /// Id of the lease under which a live step was last handed out.
+    pub fn lease_id(&self, step: &Step) -> LeaseId {
+        LeaseId { token: self.token, step: step.id, attempt: step.attempt }
+    }
+
+    /// Steps handed out, or to be handed out again.
+    pub fn outstanding(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Reports that wait for their batch.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Repeated reports since the study was loaded.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Number in the database.
+    pub fn id(&self) -> StudyId {
+        self.id
+    }
+
+    /// Random; part of every lease id.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The spec as submitted.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The seed in use.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// When it was created.
+    pub fn created(&self) -> SystemTime {
+        self.created
+    }
+
+    /// State.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// When the state last changed.
+    pub fn state_since(&self) -> SystemTime {
+        self.state_since
+    }
+
+    /// Counters.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Best so far.
+    pub fn incumbent(&self) -> Option<&Incumbent> {
+        self.incumbent.as_ref()
+    }
+}

@@ -1,0 +1,368 @@
+//! What a study is asked to be, as submitted, and the limits within which it must lie.
+//!
+//! A spec keeps "absent" apart from "set to the default", since a study may be created again only with the same words.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::asng;
+
+const MAX_VARIABLES: usize = 4096;
+const MAX_CHOICES: usize = 4096;
+const MAX_LAMBDA: usize = 1024;
+const MAX_SETTINGS: usize = 100;
+/// Bounds the size of a step, in memory and on the wire: values of all its architectures.
+const MAX_VALUES_PER_STEP: usize = 1 << 18;
+/// Bounds a study's state: probabilities and integers' parameters.
+const MAX_PARAMETERS: usize = 1 << 17;
+const MAX_STEPS: u64 = 1_000_000_000_000;
+const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// What is wrong with one field of a request, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// Path of the field, such as `spec.variables[3].choices`.
+    pub field: String,
+    /// A sentence for the person who sent it.
+    pub description: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Violation {
+        Violation { field: field.into(), description: description.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.description)
+    }
+}
+
+/// One decision of a space, with its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variable {
+    /// Unique within the space.
+    pub name: String,
+    /// What values it takes.
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+/// What values a variable takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One of the named choices.
+    Categorical {
+        /// Names of the choices.
+        choices: Vec<String>,
+    },
+    /// A whole number in `[low, high]`.
+    Integer {
+        /// Smallest value.
+        low: i64,
+        /// Largest value.
+        high: i64,
+    },
+}
+
+impl Variable {
+    /// The variable as the optimiser sees it, without names.
+    pub fn shape(&self) -> asng::Variable {
+        match self.kind {
+            Kind::Categorical { ref choices } => {
+                asng::Variable::Categorical { choices: choices.len() }
+            }
+            Kind::Integer { low, high } => asng::Variable::Integer { low, high },
+        }
+    }
+}
+
+/// What is to be searched, and how: the words of whoever created the study.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Name of a space that trainers know; may be empty when `variables` are given.
+    pub space: String,
+    /// Settings of the space, understood by the trainer alone.
+    pub settings: BTreeMap<String, String>,
+    /// The variables, given by an external trainer; empty when a trainer is to describe them.
+    pub variables: Vec<Variable>,
+    /// How theta moves; ASNG when absent.
+    pub algorithm: Option<asng::Algorithm>,
+    /// Threshold of the signal-to-noise ratio.
+    pub alpha: Option<f64>,
+    /// Initial trust region.
+    pub delta_init: Option<f64>,
+    /// Upper bound of Delta.
+    pub delta_max: Option<f64>,
+    /// Architectures in a step for training the weights.
+    pub lambda_x: Option<u32>,
+    /// Architectures in a step to be ranked.
+    pub lambda_theta: Option<u32>,
+    /// Steps gathered into one update of theta.
+    pub steps_per_update: Option<u32>,
+    /// Largest staleness of a report that still counts.
+    pub max_staleness: Option<u32>,
+    /// Seed of everything the study draws.
+    pub seed: Option<u64>,
+    /// Reports after which the study is finished.
+    pub max_steps: u64,
+    /// How long a trainer may keep a step without extending its lease.
+    pub lease: Option<Duration>,
+}
+
+impl Spec {
+    /// Architectures in a step for training the weights; the paper's 2 by default.
+    pub fn lambda_x(&self) -> usize {
+        self.lambda_x.unwrap_or(2) as usize
+    }
+
+    /// Architectures in a step to be ranked; the paper's 2 by default.
+    pub fn lambda_theta(&self) -> usize {
+        self.lambda_theta.unwrap_or(2) as usize
+    }
+
+    /// Steps gathered into one update.
+    pub fn steps_per_update(&self) -> usize {
+        self.steps_per_update.unwrap_or(1) as usize
+    }
+
+    /// Largest staleness of a report that still counts. The default is generous: a tight limit throws away more
+    /// evaluations than staleness costs.
+    pub fn max_staleness(&self) -> u64 {
+        self.max_staleness.unwrap_or(64).into()
+    }
+
+    /// How long a lease runs.
+    pub fn lease(&self) -> Duration {
+        self.lease.unwrap_or(Duration::from_secs(60))
+    }
+
+    /// The optimiser's settings, with defaults filled in.
+    pub fn optimiser(&self) -> asng::Settings {
+        let default = asng::Settings::default();
+        asng::Settings {
+            algorithm: self.algorithm.unwrap_or(default.algorithm),
+            alpha: self.alpha.unwrap_or(default.alpha),
+            delta_init: self.delta_init.unwrap_or(default.delta_init),
+            delta_max: self.delta_max.unwrap_or(default.delta_max),
+        }
+    }
+
+    /// Everything that is wrong with the spec; empty when it can become a study.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut refuse = |field: &str, description: String| {
+            found.push(Violation::new(format!("spec.{field}"), description));
+        };
+        if self.space.is_empty() && self.variables.is_empty() {
+            refuse("space", "name a space, or give the variables".into());
+        }
+        if !self.space.is_empty() && !is_name(&self.space) {
+            refuse("space", NAME_RULE.into());
+        }
+        if self.settings.len() > MAX_SETTINGS {
+            refuse("settings", format!("at most {MAX_SETTINGS} settings"));
+        }
+        for (key, value) in &self.settings {
+            if key.is_empty() || key.chars().count() > 100 || value.chars().count() > 1000 {
+                let key: String = key.chars().take(100).collect();
+                refuse(
+                    &format!("settings[{key:?}]"),
+                    "a key has 1 to 100 characters, a value up to 1000".into(),
+                );
+            }
+        }
+        for (field, value, least) in [
+            ("algorithm.lambda_x", self.lambda_x(), 0),
+            ("algorithm.lambda_theta", self.lambda_theta(), 2),
+            ("algorithm.steps_per_update", self.steps_per_update(), 1),
+        ] {
+            if !(least..=MAX_LAMBDA).contains(&value) {
+                refuse(field, format!("{value} is not in {least}..={MAX_LAMBDA}"));
+            }
+        }
+        if self.max_staleness() > 1_000_000 {
+            refuse("algorithm.max_staleness", "must be in 0..=1000000".into());
+        }
+        if let Err(error) = self.optimiser().check() {
+            refuse(&format!("algorithm.{}", error.field), error.to_string());
+        }
+        if !(1..=MAX_STEPS).contains(&self.max_steps) {
+            refuse("stop.max_steps", format!("{} is not in 1..={MAX_STEPS}", self.max_steps));
+        }
+        if !LEASE_RANGE.contains(&self.lease()) {
+            refuse("lease", "must be from 1 s to 24 h".into());
+        }
+        if !self.variables.is_empty() {
+            found.extend(self.variable_violations("spec.variables", &self.variables));
+        }
+        found
+    }
+
+    /// Everything that is wrong with `variables` as this study's space; `field` is where they were given.
+    pub fn variable_violations(&self, field: &str, variables: &[Variable]) -> Vec<Violation> {
+        if variables.is_empty() || variables.len() > MAX_VARIABLES {
+            let count = variables.len();
+            let description = format!("{count} variables; 1 to {MAX_VARIABLES} are allowed");
+            return vec![Violation::new(field, description)];
+        }
+        let mut found = Vec::new();
+        let mut names = HashSet::new();
+        for (i, variable) in variables.iter().enumerate() {
+            let here = format!("{field}[{i}]");
+            if !is_label(&variable.name) {
+                found.push(Violation::new(format!("{here}.name"), LABEL_RULE));
+            } else if !names.insert(&variable.name) {
+                let description = format!("{:?} is the name of an earlier variable", variable.name);
+                found.push(Violation::new(format!("{here}.name"), description));
+            }
+            match &variable.kind {
+                Kind::Categorical { choices } => {
+                    let here = format!("{here}.choices");
+                    if choices.is_empty() || choices.len() > MAX_CHOICES {
+                        let count = choices.len();
+                        let description =
+                            format!("{count} choices; 1 to {MAX_CHOICES} are allowed");
+                        found.push(Violation::new(here, description));
+                    } else if !choices.iter().all(|choice| is_label(choice)) {
+                        found.push(Violation::new(here, LABEL_RULE));
+                    } else if choices.iter().collect::<HashSet<_>>().len() < choices.len() {
+                        found.push(Violation::new(here, "two choices have the same name"));
+                    }
+                }
+                Kind::Integer { .. } => {
+                    if let Err(error) = variable.shape().check() {
+                        found.push(Violation::new(here, error.to_string()));
+                    }
+                }
+            }
+        }
+        if !found.is_empty() {
+            return found;
+        }
+        let parameters: usize =
+            variables.iter().map(|variable| variable.shape().parameters()).sum();
+        let per_step = variables.len() * (self.lambda_x() + self.lambda_theta());
+        let shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
+        if parameters > MAX_PARAMETERS {
+            let description = format!("{parameters} parameters; at most {MAX_PARAMETERS}");
+            found.push(Violation::new(field, description));
+        } else if per_step > MAX_VALUES_PER_STEP {
+            let description = format!(
+                "variables x (lambda_x + lambda_theta) is {per_step}; at most {MAX_VALUES_PER_STEP}"
+            );
+            found.push(Violation::new(field, description));
+        } else if let Err(error) = asng::Asng::new(&shapes, asng::Settings::default()) {
+            found.push(Violation::new(field, error.to_string()));
+        }
+        found
+    }
+}
+
+/// What `is_name` asks for.
+pub const NAME_RULE: &str =
+    "1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit";
+const LABEL_RULE: &str = "names have 1 to 200 characters, none of them a control character";
+
+/// Whether `name` can name a study or a space: it is safe in a URL, a file name and a log line.
+pub fn is_name(name: &str) -> bool {
+    name.len() <= 100
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
+}
+
+/// Whether `label` can name a variable, a choice or a trainer.
+pub fn is_label(label: &str) -> bool {
+    (1..=200).contains(&label.chars().count()) && !label.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn categorical(name: &str, choices: &[&str]) -> Variable {
+        let choices = choices.iter().map(ToString::to_string).collect();
+        Variable { name: name.into(), kind: Kind::Categorical { choices } }
+    }
+
+    fn integer(name: &str, low: i64, high: i64) -> Variable {
+        Variable { name: name.into(), kind: Kind::Integer { low, high } }
+    }
+
+    fn fields(spec: &Spec) -> Vec<String> {
+        spec.violations().into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn malformed_spaces_are_refused_with_the_field() {
+        let many: Vec<String> = (0..5000).map(|i| i.to_string()).collect();
+        let many = Variable { name: "many".into(), kind: Kind::Categorical { choices: many } };
+        for (variables, field) in [
+            (vec![categorical("a", &[])], "spec.variables[0].choices"),
+            (vec![categorical("a", &["x", "x"])], "spec.variables[0].choices"),
+            (vec![categorical("a", &["x", ""])], "spec.variables[0].choices"),
+            (vec![categorical("", &["x", "y"])], "spec.variables[0].name"),
+            (vec![categorical("a", &["x", "y"]), integer("a", 0, 1)], "spec.variables[1].name"),
+            (vec![integer("a", 3, 2)], "spec.variables[0]"),
+            (vec![integer("a", 0, 100_001)], "spec.variables[0]"),
+            (vec![integer("a", i64::MIN, i64::MAX)], "spec.variables[0]"),
+            (vec![many], "spec.variables[0].choices"),
+            (vec![integer("a", 2, 2), categorical("b", &["x"])], "spec.variables"),
+        ] {
+            let spec = Spec { variables, max_steps: 1, ..Spec::default() };
+            assert_eq!(fields(&spec), [field], "{spec:?}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_all_named() {
+        let spec = Spec {
+            space: "toy".into(),
+            lambda_theta: Some(1),
+            steps_per_update: Some(0),
+            alpha: Some(f64::NAN),
+            max_staleness: Some(2_000_000),
+            lease: Some(Duration::ZERO),
+            ..Spec::default()
+        };
+        assert_eq!(
+            fields(&spec),
+            [
+                "spec.algorithm.lambda_theta",
+                "spec.algorithm.steps_per_update",
+                "spec.algorithm.max_staleness",
+                "spec.algorithm.alpha",
+                "spec.stop.max_steps",
+                "spec.lease"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_spec_is_told_what_it_needs() {
+        assert_eq!(fields(&Spec::default()), ["spec.space", "spec.stop.max_steps"]);
+    }
+
+    #[test]
+    fn a_sound_spec_passes() {
+        let spec = Spec {
+            variables: vec![categorical("op", &["conv", "skip"]), integer("width", 8, 64)],
+            max_steps: 100,
+            ..Spec::default()
+        };
+        assert_eq!(spec.violations(), []);
+        assert_eq!(
+            Spec { space: "enas-micro".into(), max_steps: 1, ..Spec::default() }.violations(),
+            []
+        );
+    }
+}

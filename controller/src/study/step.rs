@@ -1,0 +1,149 @@
+//! Steps, leases and reports: the units of work and the ids by which they are known.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::asng::Architecture;
+
+/// Number of a step within its study, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepId(pub u64);
+
+impl fmt::Display for StepId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Proof that a step was handed out: which study's (a name may be used again after a deletion, the token may not), which
+/// step, and the how-manieth time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct LeaseId {
+    /// The study's random token.
+    pub token: u64,
+    /// The step.
+    pub step: StepId,
+    /// 1 for the first trainer that got the step, 2 for the next, …
+    pub attempt: u32,
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}-{}", self.token, self.step, self.attempt)
+    }
+}
+
+/// A text that no controller has given out as a lease id.
+#[derive(Debug, thiserror::Error)]
+#[error("not a lease id")]
+pub struct NotALeaseId;
+
+impl FromStr for LeaseId {
+    type Err = NotALeaseId;
+
+    fn from_str(text: &str) -> Result<LeaseId, NotALeaseId> {
+        let mut parts = text.splitn(3, '-');
+        let mut next = || parts.next().ok_or(NotALeaseId);
+        let token = u64::from_str_radix(next()?, 16).map_err(|_| NotALeaseId)?;
+        let step = StepId(next()?.parse().map_err(|_| NotALeaseId)?);
+        let attempt = next()?.parse().map_err(|_| NotALeaseId)?;
+        Ok(LeaseId { token, step, attempt })
+    }
+}
+
+impl From<LeaseId> for String {
+    fn from(id: LeaseId) -> String {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for LeaseId {
+    type Error = NotALeaseId;
+
+    fn try_from(text: String) -> Result<LeaseId, NotALeaseId> {
+        text.parse()
+    }
+}
+
+/// The request that a step was handed out for: the same one, sent again, gets the same step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A LeaseStep request with this id.
+    Request(String),
+    /// A report of the step held under this lease, which asked for the next.
+    Report(LeaseId),
+}
+
+/// A step that is not reported yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Its number.
+    pub id: StepId,
+    /// Generation it was sampled from.
+    pub generation: u64,
+    /// Reports that had entered an update when it was sampled.
+    pub applied: u64,
+    /// Architectures for the weights.
+    pub train: Vec<Architecture>,
+    /// Architectures to be ranked.
+    pub rank: Vec<Architecture>,
+    /// How often it has been handed out.
+    pub attempt: u32,
+    /// In whose hands it is; nobody's after a lease ran out or was given back.
+    pub lease: Option<Lease>,
+}
+
+/// A step in a trainer's hands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// Whose.
+    pub trainer: String,
+    /// The request it answered.
+    pub origin: Origin,
+    /// Until when.
+    pub until: Instant,
+}
+
+/// What a trainer says of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The lease under which it had the step.
+    pub lease: LeaseId,
+    /// Who reports.
+    pub trainer: String,
+    /// Losses of the step's `rank` architectures, in order.
+    pub losses: Vec<f64>,
+    /// Further figures, for people.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// What became of a step's first report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It entered an update of theta.
+    Applied,
+    /// It waits for its batch to fill.
+    Pending,
+    /// It came too late and changed nothing.
+    Stale,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_ids_survive_the_wire_and_nothing_else_parses() {
+        let id = LeaseId { token: 0xbeef, step: StepId(12), attempt: 3 };
+        assert_eq!(id.to_string(), "000000000000beef-12-3");
+        assert_eq!(id.to_string().parse::<LeaseId>().unwrap(), id);
+        for text in ["", "-", "--", "beef", "beef-1", "beef-1-", "beef-1-2-3", "xyz-1-1", "0-1--1"]
+        {
+            assert!(text.parse::<LeaseId>().is_err(), "{text}");
+        }
+    }
+}

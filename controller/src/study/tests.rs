@@ -1,0 +1,330 @@
+//! One test for each promise of ARCHITECTURE.md, "Rules of a step", under the rule's number.
+
+use super::*;
+
+struct Bench {
+    study: Study,
+    now: Now,
+}
+
+fn spec() -> Spec {
+    let choices = ["a", "b", "c"].map(String::from).to_vec();
+    let variable = |i: usize| Variable {
+        name: format!("v{i}"),
+        kind: Kind::Categorical { choices: choices.clone() },
+    };
+    Spec { variables: (0..4).map(variable).collect(), max_steps: 100, ..Spec::default() }
+}
+
+impl Bench {
+    fn new(spec: Spec) -> Bench {
+        assert_eq!(spec.violations(), []);
+        let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH };
+        Bench { study: Study::new(StudyId(1), "s", spec, 7, 42, now), now }
+    }
+
+    fn advance(&mut self, seconds: u64) {
+        self.now.monotonic += Duration::from_secs(seconds);
+    }
+
+    fn next(&mut self, trainer: &str, request: &str) -> Next {
+        self.study.lease(trainer, &[], &Origin::Request(request.into()), self.now).unwrap()
+    }
+
+    /// Leases a step under a request id that no other call uses.
+    fn lease(&mut self, trainer: &str) -> Step {
+        let request = format!("{}-{:?}", self.study.progress.sampled, self.now.monotonic);
+        match self.next(trainer, &request) {
+            Next::Step(id) => self.study.step(id).unwrap().clone(),
+            other => panic!("no step: {other:?}"),
+        }
+    }
+
+    fn report_as(&mut self, trainer: &str, step: &Step, losses: &[f64]) -> Result<Receipt, Error> {
+        let report = Report {
+            lease: self.study.lease_id(step),
+            trainer: trainer.into(),
+            losses: losses.to_vec(),
+            metrics: BTreeMap::new(),
+        };
+        self.study.report(report, None, self.now)
+    }
+
+    fn report(&mut self, step: &Step, losses: &[f64]) -> Receipt {
+        self.report_as("t", step, losses).unwrap()
+    }
+
+    fn theta(&self) -> Vec<f64> {
+        self.study.asng().unwrap().state().theta.clone()
+    }
+}
+
+#[test]
+fn rule_1_the_same_seed_and_step_give_the_same_architectures() {
+    let (mut one, mut two) = (Bench::new(spec()), Bench::new(spec()));
+    for _ in 0..20 {
+        let (a, b) = (one.lease("x"), two.lease("y"));
+        assert_eq!((&a.train, &a.rank), (&b.train, &b.rank));
+        one.report(&a, &[1.0, 2.0]);
+        two.report(&b, &[1.0, 2.0]);
+    }
+    assert_eq!(one.theta(), two.theta());
+    let mut other = Bench::new(spec());
+    other.study.seed = 43;
+    assert_ne!(other.lease("x").train, Bench::new(spec()).lease("x").train);
+}
+
+#[test]
+fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Outcome::Applied);
+    let theta = bench.theta();
+    assert!(bench.study.is_closed(step.id));
+    let known = Closed { outcome: Some(Outcome::Applied), generation: 0, lambda_theta: 2 };
+    let report = Report {
+        lease: bench.study.lease_id(&step),
+        trainer: "b".into(),
+        losses: vec![2.0, 1.0],
+        metrics: BTreeMap::new(),
+    };
+    let again = bench.study.report(report, Some(known), bench.now).unwrap();
+    assert_eq!((again.duplicate, again.outcome), (true, Outcome::Applied));
+    assert_eq!(bench.theta(), theta);
+    assert_eq!((bench.study.progress.applied, bench.study.duplicates), (1, 1));
+}
+
+#[test]
+fn rule_3_the_same_request_gets_the_same_step_while_it_is_this_trainers() {
+    let mut bench = Bench::new(spec());
+    let first = bench.next("a", "r1");
+    assert_eq!(bench.next("a", "r1"), first);
+    assert_ne!(bench.next("b", "r1"), first, "another trainer may draw the same id");
+    bench.advance(61);
+    assert_eq!(bench.next("b", "r2"), first, "its lease ran out");
+    let third = bench.next("a", "r1");
+    assert_ne!(third, first, "the step is b's now");
+}
+
+#[test]
+fn rule_3_a_report_sent_again_gets_the_same_next_step() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    let origin = Origin::Report(bench.study.lease_id(&step));
+    bench.report(&step, &[1.0, 2.0]);
+    let next = bench.study.lease("a", &[], &origin, bench.now).unwrap();
+    assert_eq!(bench.study.lease("a", &[], &origin, bench.now).unwrap(), next);
+    assert_eq!(bench.study.progress.sampled, 2);
+}
+
+#[test]
+fn rule_4_an_expired_step_goes_to_the_next_trainer_as_it_was() {
+    let mut bench = Bench::new(spec());
+    let lost = bench.lease("a");
+    bench.advance(59);
+    assert_ne!(bench.lease("b").id, lost.id);
+    bench.advance(1);
+    let found = bench.lease("b");
+    assert_eq!((found.id, &found.train, &found.rank), (lost.id, &lost.train, &lost.rank));
+    assert_ne!(bench.study.lease_id(&found), bench.study.lease_id(&lost));
+    assert_eq!(bench.report(&lost, &[1.0, 2.0]).outcome, Outcome::Applied, "a may still be first");
+    assert_eq!(bench.study.progress.expired, 1);
+}
+
+#[test]
+fn rule_4_extending_keeps_a_lease_and_a_lost_one_cannot_be_extended() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    let lease = bench.study.lease_id(&step);
+    for _ in 0..5 {
+        bench.advance(59);
+        assert_eq!(bench.study.extend(lease, bench.now).unwrap(), Duration::from_secs(60));
+    }
+    assert_ne!(bench.lease("b").id, step.id);
+    bench.advance(60);
+    let held = bench.study.extend(lease, bench.now);
+    assert!(matches!(held, Err(Error::LeaseNotHeld(_))), "{held:?}");
+}
+
+#[test]
+fn rule_4_a_released_step_and_those_of_a_restarted_trainer_come_back_at_once() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    let lease = bench.study.lease_id(&step);
+    bench.study.release(lease, bench.now).unwrap();
+    let again = bench.lease("b");
+    assert_eq!(again.id, step.id);
+    bench.study.release(lease, bench.now).unwrap();
+    assert!(bench.study.step(step.id).unwrap().lease.is_some(), "the old lease releases nothing");
+    bench.study.forget_trainer("b");
+    assert_eq!(bench.lease("b").id, step.id);
+}
+
+#[test]
+fn rule_5_a_report_staler_than_allowed_changes_nothing() {
+    let mut bench = Bench::new(Spec { max_staleness: Some(1), ..spec() });
+    let (slow, one) = (bench.lease("slow"), bench.lease("t"));
+    bench.report(&one, &[1.0, 2.0]);
+    let two = bench.lease("t");
+    bench.report(&two, &[1.0, 2.0]);
+    let theta = bench.theta();
+    let receipt = bench.report(&slow, &[1.0, 2.0]);
+    assert_eq!((receipt.outcome, receipt.staleness), (Outcome::Stale, 2));
+    assert_eq!((bench.theta(), bench.study.progress.stale), (theta, 1));
+}
+
+#[test]
+fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_stale() {
+    let mut bench = Bench::new(Spec { max_staleness: Some(1), ..spec() });
+    let slow = bench.lease("slow");
+    for _ in 0..2 {
+        let step = bench.lease("t");
+        bench.report(&step, &[1.0, 2.0]);
+    }
+    bench.advance(61);
+    assert_ne!(bench.lease("t").id, slow.id);
+    assert!(bench.study.is_closed(slow.id));
+    let closed = Closed { outcome: None, generation: 0, lambda_theta: 2 };
+    let report = Report {
+        lease: bench.study.lease_id(&slow),
+        trainer: "slow".into(),
+        losses: vec![1.0, 2.0],
+        metrics: BTreeMap::new(),
+    };
+    let receipt = bench.study.report(report, Some(closed), bench.now).unwrap();
+    assert_eq!((receipt.outcome, receipt.duplicate), (Outcome::Stale, false));
+}
+
+#[test]
+fn rule_6_reports_wait_for_their_batch_and_their_order_leaves_no_trace() {
+    let spec = Spec { steps_per_update: Some(3), max_staleness: Some(0), ..spec() };
+    let losses = [[1.0, 2.0], [5.0, 4.0], [3.0, 9.0]];
+    let mut thetas = Vec::new();
+    for order in [[0, 1, 2], [2, 0, 1]] {
+        let mut bench = Bench::new(spec.clone());
+        let steps = [bench.lease("a"), bench.lease("b"), bench.lease("c")];
+        assert!(matches!(bench.next("d", "x"), Next::NoWork(_)), "P (1 + max_staleness) are out");
+        let outcomes = order.map(|i| bench.report(&steps[i], &losses[i]).outcome);
+        assert_eq!(outcomes, [Outcome::Pending, Outcome::Pending, Outcome::Applied]);
+        assert_eq!((bench.study.progress.generation, bench.study.progress.applied), (1, 3));
+        let last = bench.study.take_events().pop().unwrap();
+        assert!(matches!(last, Event::Applied(earlier) if earlier.len() == 2));
+        thetas.push(bench.theta());
+    }
+    assert_eq!(thetas[0], thetas[1]);
+}
+
+#[test]
+fn rule_6_a_pending_report_sent_again_is_a_duplicate() {
+    let mut bench = Bench::new(Spec { steps_per_update: Some(2), ..spec() });
+    let step = bench.lease("a");
+    bench.report(&step, &[1.0, 2.0]);
+    let again = bench.report(&step, &[9.0, 9.0]);
+    assert_eq!((again.duplicate, again.outcome), (true, Outcome::Pending));
+    assert_eq!(bench.study.pending(), 1);
+}
+
+#[test]
+fn rule_7_the_study_ends_exactly_at_max_steps_and_applies_a_last_partial_batch() {
+    let mut bench = Bench::new(Spec { steps_per_update: Some(2), max_steps: 3, ..spec() });
+    let steps = [bench.lease("a"), bench.lease("b"), bench.lease("c")];
+    assert!(matches!(bench.next("d", "x"), Next::NoWork(_)), "3 are outstanding");
+    let outcomes = [0, 1, 2].map(|i| bench.report(&steps[i], &[1.0, 2.0]).outcome);
+    assert_eq!(outcomes, [Outcome::Pending, Outcome::Applied, Outcome::Applied]);
+    assert_eq!(*bench.study.state(), State::Finished);
+    assert_eq!((bench.study.progress.applied, bench.study.progress.generation), (3, 2));
+    assert_eq!(bench.next("a", "y"), Next::Finished);
+}
+
+#[test]
+fn rule_7_a_paused_study_takes_reports_and_hands_out_nothing() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    bench.study.pause(bench.now).unwrap();
+    bench.study.pause(bench.now).unwrap();
+    assert!(matches!(bench.next("a", "x"), Next::NoWork(_)));
+    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Outcome::Applied);
+    bench.study.resume(bench.now).unwrap();
+    assert!(matches!(bench.next("a", "x"), Next::Step(_)));
+}
+
+#[test]
+fn rule_7_stopping_applies_what_is_pending_and_closes_the_rest() {
+    let mut bench = Bench::new(Spec { steps_per_update: Some(4), ..spec() });
+    let (reported, open) = (bench.lease("a"), bench.lease("b"));
+    bench.report(&reported, &[1.0, 2.0]);
+    bench.study.stop(bench.now);
+    assert_eq!((bench.study.progress.applied, bench.study.outstanding()), (1, 0));
+    assert!(bench.study.is_closed(open.id));
+    assert_eq!(bench.next("a", "x"), Next::Finished);
+    assert!(bench.study.resume(bench.now).is_err());
+}
+
+#[test]
+fn rule_8_diverged_losses_rank_last_and_are_counted() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    bench.report(&step, &[f64::NAN, 1e300]);
+    assert_eq!(bench.study.progress.diverged, 1);
+    assert_eq!(bench.study.incumbent().unwrap().architecture, step.rank[1]);
+    let step = bench.lease("a");
+    let theta = bench.theta();
+    bench.report(&step, &[f64::NAN, f64::NEG_INFINITY]);
+    assert_eq!((bench.theta(), bench.study.progress.diverged), (theta, 3), "they tie");
+}
+
+#[test]
+fn rule_8_bad_reports_are_refused_and_change_nothing() {
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    let before = bench.study.clone();
+    for losses in [&[][..], &[1.0], &[1.0, 2.0, 3.0]] {
+        assert!(matches!(bench.report_as("t", &step, losses), Err(Error::Invalid(_))));
+    }
+    let unknown = Step { id: StepId(2), ..step.clone() };
+    assert!(matches!(bench.report_as("t", &unknown, &[1.0, 2.0]), Err(Error::UnknownStep(_))));
+    let never_given = Step { attempt: 2, ..step.clone() };
+    let refused = bench.report_as("t", &never_given, &[1.0, 2.0]);
+    assert!(matches!(refused, Err(Error::UnknownLease { .. })));
+    bench.study.token += 1;
+    let other_study = bench.study.lease_id(&step);
+    bench.study.token -= 1;
+    let report = Report {
+        lease: other_study,
+        trainer: "t".into(),
+        losses: vec![1.0, 2.0],
+        metrics: BTreeMap::new(),
+    };
+    let refused = bench.study.report(report, None, bench.now);
+    assert!(matches!(refused, Err(Error::UnknownLease { .. })), "a study deleted and made again");
+    assert_eq!(format!("{before:?}"), format!("{:?}", bench.study));
+}
+
+#[test]
+fn a_study_waits_for_its_description_and_the_first_one_wins() {
+    let variables = spec().variables;
+    let waiting = Spec { space: "enas-micro".into(), variables: Vec::new(), ..spec() };
+    let mut bench = Bench::new(waiting);
+    let lease = |bench: &mut Bench, spaces: &[&str]| {
+        let spaces: Vec<_> = spaces.iter().map(ToString::to_string).collect();
+        bench.study.lease("a", &spaces, &Origin::Request("r".into()), bench.now)
+    };
+    assert!(matches!(lease(&mut bench, &["toy"]), Err(Error::OtherSpace { .. })));
+    assert_eq!(lease(&mut bench, &["enas-micro"]).unwrap(), Next::Describe);
+    assert!(matches!(bench.study.describe(Vec::new(), bench.now), Err(Error::Invalid(_))));
+    bench.study.describe(variables.clone(), bench.now).unwrap();
+    bench.study.describe(variables.clone(), bench.now).unwrap();
+    let other = bench.study.describe(variables[1..].to_vec(), bench.now);
+    assert!(matches!(other, Err(Error::DescribedDifferently)));
+    assert!(matches!(lease(&mut bench, &["enas-micro"]).unwrap(), Next::Step(_)));
+}
+
+#[test]
+fn a_rejected_study_fails_with_the_reasons() {
+    let waiting = Spec { space: "enas-micro".into(), variables: Vec::new(), ..spec() };
+    let mut bench = Bench::new(waiting);
+    let reasons = vec![Violation::new("settings.cells", "2 is not in 3..=50")];
+    bench.study.reject(reasons.clone(), bench.now).unwrap();
+    assert_eq!(*bench.study.state(), State::Failed(reasons));
+    assert!(bench.study.describe(spec().variables, bench.now).is_err());
+}
