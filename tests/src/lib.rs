@@ -1,0 +1,259 @@
+//! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
+//! losses follow from a formula. Each file in `tests/` holds one promise.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+use asng_proto::v1::{
+    self, search_service_client::SearchServiceClient, study_service_client::StudyServiceClient,
+};
+use tonic::{Code, Status, transport::Channel};
+
+/// Path of the workspace's binary `name` of package `package`, built if need be.
+pub fn binary(package: &str, name: &str) -> PathBuf {
+    let build = escargot::CargoBuild::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .package(package)
+        .bin(name)
+        .current_target();
+    let release = cfg!(not(debug_assertions));
+    let build = if release { build.release() } else { build };
+    build.run().unwrap_or_else(|error| panic!("cannot build {name}: {error}")).path().into()
+}
+
+/// Path of `asngctl`.
+pub fn asngctl() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| binary("asng-controller", "asngctl")).clone()
+}
+
+/// A controller in a process of its own; killed when dropped.
+pub struct Controller {
+    child: Child,
+    state_dir: PathBuf,
+    /// Where it listens, the same after a restart.
+    pub address: SocketAddr,
+}
+
+impl Controller {
+    /// Starts one on any free port and waits until it listens.
+    pub fn start(state_dir: &Path) -> Controller {
+        let (child, address) = spawn(state_dir, "127.0.0.1:0".parse().unwrap());
+        Controller { child, address, state_dir: state_dir.into() }
+    }
+
+    /// Kills it with SIGKILL, as the kernel or a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
+    pub fn restart(&mut self) {
+        (self.child, _) = spawn(&self.state_dir, self.address);
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    pub fn terminate(&mut self) -> ExitStatus {
+        terminate(&mut self.child)
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A connection that is made when it is first used, and made again when it broke.
+    pub fn channel(&self) -> Channel {
+        Channel::from_shared(self.url()).unwrap().connect_lazy()
+    }
+
+    /// A client of StudyService.
+    pub fn studies(&self) -> StudyServiceClient<Channel> {
+        StudyServiceClient::new(self.channel())
+    }
+
+    /// A client of SearchService.
+    pub fn search(&self) -> SearchServiceClient<Channel> {
+        SearchServiceClient::new(self.channel())
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // Both fail if it has ended already, as some tests want it to.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The daemon's command line.
+pub fn controller_command(state_dir: &Path, listen: SocketAddr) -> Command {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| binary("asng-controller", "asng-controller"));
+    let mut command = Command::new(path);
+    command.args(["--listen", &listen.to_string(), "--state-dir"]).arg(state_dir);
+    command
+}
+
+fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
+    let mut child =
+        controller_command(state_dir, listen).stderr(Stdio::piped()).spawn().expect("controller");
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    let address = loop {
+        let start = seen.len();
+        assert!(log.read_line(&mut seen).unwrap() > 0, "the controller did not start:\n{seen}");
+        if let Some((_, rest)) = seen[start..].split_once("address=") {
+            break rest.split_whitespace().next().unwrap().parse().unwrap();
+        }
+    };
+    // Keeps the pipe empty; a failing test's harness shows the rest of the log.
+    thread::spawn(move || {
+        let mut rest = String::new();
+        let _ = log.read_to_string(&mut rest);
+        print!("{rest}");
+    });
+    (child, address)
+}
+
+/// Asks a process to end with SIGTERM and waits until it has.
+pub fn terminate(child: &mut Child) -> ExitStatus {
+    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    child.wait().unwrap()
+}
+
+/// A space of `variables` categoricals with five choices each.
+pub fn categoricals(variables: usize) -> Vec<v1::Variable> {
+    let choices: Vec<_> = (0..5).map(|choice| format!("c{choice}")).collect();
+    let variable = |i| v1::Variable {
+        name: format!("v{i}"),
+        kind: Some(v1::variable::Kind::Categorical(v1::Categorical { choices: choices.clone() })),
+    };
+    (0..variables).map(variable).collect()
+}
+
+/// A request for a study of ten categoricals and an integer, of which everything is fixed.
+pub fn create_request(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
+    let mut variables = categoricals(10);
+    variables.push(v1::Variable {
+        name: "width".into(),
+        kind: Some(v1::variable::Kind::Integer(v1::Integer { low: 8, high: 64 })),
+    });
+    v1::CreateStudyRequest {
+        name: name.into(),
+        spec: Some(v1::StudySpec {
+            variables,
+            algorithm: Some(v1::AlgorithmSettings { seed: Some(1), ..Default::default() }),
+            stop: Some(v1::StopRules { max_steps }),
+            ..Default::default()
+        }),
+    }
+}
+
+/// The loss of an architecture: smaller the more variables are 0, with a little noise that follows from the values.
+pub fn loss(architecture: &v1::Architecture) -> f64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut sum = 0.0;
+    for value in &architecture.values {
+        hash = (hash ^ value.unsigned_abs()).wrapping_mul(0x0100_0000_01b3);
+        sum += *value as f64;
+    }
+    sum + (hash % 1000) as f64 / 1000.0
+}
+
+/// The report of a step by a scripted trainer.
+pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
+    v1::ReportStepRequest {
+        study: step.study.clone(),
+        step_id: step.step_id,
+        lease_id: step.lease_id.clone(),
+        trainer_id: trainer_id.into(),
+        losses: step.rank.iter().map(loss).collect(),
+        metrics: [("steps".to_string(), step.step_id as f64)].into(),
+        lease_next: true,
+    }
+}
+
+/// Calls until the answer is not "the connection broke" or "the controller is going away".
+pub async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut() -> F) -> T {
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Err(status) => panic!("{status}"),
+        }
+    }
+}
+
+/// Runs the study `name` to its end as trainer `trainer_id`, whatever happens to the controller, and calls
+/// `acknowledged` with each report's answer.
+pub async fn train(
+    search: SearchServiceClient<Channel>,
+    name: &str,
+    trainer_id: &str,
+    mut acknowledged: impl FnMut(&v1::Step, &v1::ReportStepResponse),
+) -> v1::Study {
+    use v1::lease_step_response::Next;
+    for request in 0.. {
+        let request = v1::LeaseStepRequest {
+            study: name.into(),
+            trainer_id: trainer_id.into(),
+            request_id: format!("{trainer_id}-{request}"),
+            ..Default::default()
+        };
+        let mut next = insist(|| {
+            let (mut search, request) = (search.clone(), request.clone());
+            async move { search.lease_step(request).await }
+        })
+        .await
+        .into_inner()
+        .next;
+        while let Some(Next::Step(step)) = next {
+            let request = report(&step, trainer_id);
+            let answer = insist(|| {
+                let (mut search, request) = (search.clone(), request.clone());
+                async move { search.report_step(request).await }
+            })
+            .await
+            .into_inner();
+            acknowledged(&step, &answer);
+            next = answer.next.and_then(|next| next.next);
+        }
+        match next {
+            Some(Next::Finished(v1::StudyFinished { study: Some(study) })) => return study,
+            Some(Next::NoWork(_)) => tokio::task::yield_now().await,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+    unreachable!("the requests are endless")
+}
+
+/// The distribution of a study, every bit of it.
+pub async fn theta(studies: &mut StudyServiceClient<Channel>, name: &str) -> Vec<u64> {
+    use v1::marginal::Kind;
+    let request = v1::GetDistributionRequest { name: name.into() };
+    let answer = studies.get_distribution(request).await.unwrap().into_inner();
+    let mut bits = vec![answer.generation, answer.delta.to_bits()];
+    for marginal in answer.marginals {
+        match marginal.kind.unwrap() {
+            Kind::Categorical(categorical) => {
+                bits.extend(categorical.probabilities.iter().map(|p| p.to_bits()));
+            }
+            Kind::Integer(integer) => {
+                bits.extend([integer.mean.to_bits(), integer.deviation.to_bits()]);
+            }
+        }
+    }
+    bits
+}
