@@ -1,0 +1,438 @@
+//! The trainer's loop: lease a step, have it computed, report it with a request for the next; and what keeps this going
+//! when the network, the controller or a person intervenes.
+//!
+//! The loop may be dropped at any point. What it had in hand is noted in [`Hand`], so that it can be given back.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    future::Future,
+    mem,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use asng_proto::v1::{
+    self, describe_space_request::Answer, lease_step_response::Next,
+    search_service_client::SearchServiceClient,
+};
+use backon::{ExponentialBuilder, Retryable};
+use serde::Serialize;
+use tokio::time::{interval_at, sleep, timeout};
+use tonic::{Code, Response, Status, transport::Channel};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::{
+    engine::{self, Engine},
+    space::enas_micro::{self, Settings},
+    study,
+};
+
+/// How long giving back a step may take when the trainer ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Time between two lines of progress in the log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+
+/// What a person decides about the loop.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The controller's URL.
+    pub controller: String,
+    /// The study to work on until it ends; without one, any study of a space that this trainer serves, for ever.
+    pub study: Option<String>,
+    /// Directory of the trainer's files; one trainer at a time.
+    pub work_dir: PathBuf,
+    /// Steps between two saves of the weights.
+    pub save_every: u64,
+}
+
+/// Works until the study has ended or `stop` is ready; then gives back the step in hand and saves the weights.
+pub async fn serve(
+    config: Config,
+    engine: Engine,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let _lock = lock(&config.work_dir)?;
+    let trainer_id = trainer_id(&config.work_dir)?;
+    let channel = study::connect(&config.controller)?;
+    info!(trainer_id, controller = config.controller, "trainer starts");
+    let mut trainer = Trainer {
+        search: SearchServiceClient::new(channel.clone()),
+        run: rand::random(),
+        requests: 0,
+        hand: Hand::Empty,
+        open: None,
+        config,
+        trainer_id,
+        channel,
+        engine,
+    };
+    let result = tokio::select! {
+        result = trainer.work() => result,
+        () = stop => {
+            info!("draining");
+            Ok(())
+        }
+    };
+    trainer.drain().await;
+    // The weights are worth keeping however the loop ended.
+    result.and(trainer.close().await)
+}
+
+/// The loop's state.
+struct Trainer {
+    config: Config,
+    trainer_id: String,
+    channel: Channel,
+    search: SearchServiceClient<Channel>,
+    engine: Engine,
+    /// Makes the request ids of this process its own.
+    run: u64,
+    requests: u64,
+    hand: Hand,
+    open: Option<Open>,
+}
+
+/// What the controller is waiting for from this trainer.
+enum Hand {
+    Empty,
+    Computing(v1::Step),
+    /// The reply may bring, or may already have brought, the next step.
+    Reporting(v1::ReportStepRequest),
+}
+
+/// The study that the engine has open.
+struct Open {
+    name: String,
+    directory: PathBuf,
+    started: Instant,
+    logged: Instant,
+    summary: Summary,
+}
+
+/// What this process did for a study, in the file `trainer.json` of the study's directory.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Summary {
+    /// Steps reported.
+    steps: u64,
+    /// Seconds from the first step in hand to the last report acknowledged.
+    seconds: f64,
+    /// Of these, seconds in which the engine computed or saved.
+    computing_seconds: f64,
+}
+
+impl Trainer {
+    async fn work(&mut self) -> anyhow::Result<()> {
+        loop {
+            let mut next = self.lease().await?;
+            while let Some(Next::Step(step)) = next {
+                let span = info_span!("step", study = step.study, step = step.step_id);
+                next = self.step(step).instrument(span).await?;
+            }
+            match next {
+                Some(Next::Finished(finished)) => {
+                    let study = finished.study.unwrap_or_default();
+                    let state = study.state().as_str_name();
+                    info!(study = study.name, state, "study has ended");
+                    self.close().await?;
+                    if self.config.study.is_some() {
+                        return Ok(());
+                    }
+                }
+                Some(Next::Describe(describe)) => self.describe(describe).await?,
+                Some(Next::NoWork(v1::NoWork { retry_after })) => {
+                    let wait = retry_after.and_then(|wait| Duration::try_from(wait).ok());
+                    sleep(wait.unwrap_or(Duration::from_secs(1))).await;
+                }
+                Some(Next::Step(_)) | None => {}
+            }
+        }
+    }
+
+    /// Asks for a step: of the study that is open, so that its weights are of use, or else of the one that was named.
+    async fn lease(&mut self) -> anyhow::Result<Option<Next>> {
+        self.requests += 1;
+        let open = self.open.as_ref().map(|open| &open.name);
+        let request = v1::LeaseStepRequest {
+            study: open.or(self.config.study.as_ref()).cloned().unwrap_or_default(),
+            trainer_id: self.trainer_id.clone(),
+            spaces: vec![enas_micro::NAME.into()],
+            request_id: format!("{:016x}-{}", self.run, self.requests),
+            fresh_start: self.requests == 1,
+        };
+        let search = &self.search;
+        match insist(|| {
+            let (mut search, request) = (search.clone(), request.clone());
+            async move { search.lease_step(request).await }
+        })
+        .await
+        {
+            Ok(answer) => Ok(answer.next),
+            Err(status) if status.code() == Code::NotFound && open.is_some() => {
+                warn!(study = request.study, "study is gone");
+                self.close().await?;
+                Ok(None)
+            }
+            Err(status) => bail!("the controller gives no step: {}", status.message()),
+        }
+    }
+
+    /// Computes and reports a step. Returns what is next, if the controller has said so.
+    async fn step(&mut self, step: v1::Step) -> anyhow::Result<Option<Next>> {
+        self.hand = Hand::Computing(step.clone());
+        self.open_study(&step.study).await?;
+        let outcome = self.compute(&step).await.context("a step could not be computed")?;
+        let request = v1::ReportStepRequest {
+            study: step.study,
+            step_id: step.step_id,
+            lease_id: step.lease_id,
+            trainer_id: self.trainer_id.clone(),
+            losses: outcome.losses,
+            metrics: outcome.metrics,
+            lease_next: true,
+        };
+        self.hand = Hand::Reporting(request.clone());
+        let search = &self.search;
+        let answer = insist(|| {
+            let (mut search, request) = (search.clone(), request.clone());
+            async move { search.report_step(request).await }
+        })
+        .await;
+        self.hand = Hand::Empty;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(status) if status.code() == Code::NotFound => {
+                warn!(message = status.message(), "report is of no use any more");
+                self.close().await?;
+                return Ok(None);
+            }
+            Err(status) => bail!("the controller refuses a report: {}", status.message()),
+        };
+        debug!(outcome = answer.outcome().as_str_name(), losses = ?request.losses, "step reported");
+        self.count(outcome.computing, &request.metrics).await?;
+        Ok(answer.next.and_then(|next| next.next))
+    }
+
+    /// Has the engine compute a step, and keeps its lease alive meanwhile.
+    async fn compute(&self, step: &v1::Step) -> Result<engine::Outcome, engine::Error> {
+        let values = |architectures: &[v1::Architecture]| {
+            architectures.iter().map(|architecture| architecture.values.clone()).collect()
+        };
+        let work = self.engine.step(engine::Step {
+            batch: step.step_id.saturating_sub(1),
+            train: values(&step.train),
+            rank: values(&step.rank),
+            progress: step.applied as f64 / step.max_steps.max(1) as f64,
+        });
+        let lease = step.lease.and_then(|lease| Duration::try_from(lease).ok());
+        let period = lease.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(3)) / 3;
+        let mut search = self.search.clone();
+        let mut extend = interval_at(tokio::time::Instant::now() + period, period);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                _ = extend.tick() => {
+                    let request = v1::ExtendLeaseRequest {
+                        study: step.study.clone(),
+                        step_id: step.step_id,
+                        lease_id: step.lease_id.clone(),
+                    };
+                    let extended = timeout(period, search.extend_lease(request)).await;
+                    // The report still counts if it is the first.
+                    if let Ok(Err(status)) = extended {
+                        warn!(message = status.message(), "lease cannot be extended");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers what a study's variables are, or why its settings cannot be served.
+    async fn describe(&self, describe: v1::Describe) -> anyhow::Result<()> {
+        let answer = match Settings::parse(&describe.settings) {
+            Ok(settings) => {
+                let variables = settings.variables().into_iter().map(|variable| {
+                    let choices = variable.choices;
+                    let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
+                    v1::Variable { name: variable.name, kind: Some(kind) }
+                });
+                Answer::Description(v1::SpaceDescription { variables: variables.collect() })
+            }
+            Err(violations) => {
+                let violations = violations.into_iter().map(|violation| v1::FieldViolation {
+                    field: violation.field,
+                    description: violation.description,
+                });
+                Answer::Rejection(v1::Rejection { violations: violations.collect() })
+            }
+        };
+        let rejected = matches!(answer, Answer::Rejection(_));
+        let request = v1::DescribeSpaceRequest {
+            study: describe.study,
+            trainer_id: self.trainer_id.clone(),
+            answer: Some(answer),
+        };
+        match insist(|| {
+            let (mut search, request) = (self.search.clone(), request.clone());
+            async move { search.describe_space(request).await }
+        })
+        .await
+        {
+            Ok(_) => info!(study = request.study, rejected, "study described"),
+            Err(status) => {
+                // Another trainer was faster, or a person has stopped or deleted the study.
+                warn!(study = request.study, message = status.message(), "description refused");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_study(&mut self, name: &str) -> anyhow::Result<()> {
+        if self.open.as_ref().is_some_and(|open| open.name == name) {
+            return Ok(());
+        }
+        self.close().await?;
+        let study = study::get(&self.channel, name).await?;
+        let settings = study::settings(&study)?;
+        let directory = study::directory(&self.config.work_dir, &study);
+        let continued = self.engine.open(settings, directory.clone()).await?;
+        info!(study = name, directory = %directory.display(), continued, "study opened");
+        let (name, now) = (name.into(), Instant::now());
+        let summary = Summary::default();
+        self.open = Some(Open { name, directory, started: now, logged: now, summary });
+        Ok(())
+    }
+
+    /// Counts a reported step, and saves the weights when it is time to.
+    async fn count(
+        &mut self,
+        computing: Duration,
+        metrics: &BTreeMap<String, f64>,
+    ) -> anyhow::Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let summary = &mut open.summary;
+        summary.steps += 1;
+        summary.computing_seconds += computing.as_secs_f64();
+        summary.seconds = open.started.elapsed().as_secs_f64();
+        if open.logged.elapsed() >= PROGRESS_EVERY {
+            open.logged = Instant::now();
+            let steps_per_second = summary.steps as f64 / summary.seconds;
+            let train_loss = metrics.get("train_loss");
+            info!(summary.steps, steps_per_second, train_loss, "progress");
+        }
+        if summary.steps.is_multiple_of(self.config.save_every) {
+            let started = Instant::now();
+            self.engine.save().await?;
+            summary.computing_seconds += started.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    /// Saves the open study and lets go of it.
+    async fn close(&mut self) -> anyhow::Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        self.engine.save().await?;
+        let file = open.directory.join("trainer.json");
+        let summary = serde_json::to_string(&open.summary)?;
+        fs::write(&file, summary).with_context(|| format!("cannot write {}", file.display()))?;
+        info!(study = open.name, open.summary.steps, "weights saved");
+        Ok(())
+    }
+
+    /// Gives back what is in hand, if the controller can be reached in a short time.
+    async fn drain(&mut self) {
+        let farewell = async {
+            let step = match mem::replace(&mut self.hand, Hand::Empty) {
+                Hand::Empty => return Ok(()),
+                Hand::Computing(step) => step,
+                // Sent again it counts once, and brings the same next step.
+                Hand::Reporting(request) => {
+                    let answer = self.search.report_step(request).await?.into_inner();
+                    match answer.next.and_then(|next| next.next) {
+                        Some(Next::Step(step)) => step,
+                        _ => return Ok(()),
+                    }
+                }
+            };
+            let request = v1::ReleaseStepRequest {
+                study: step.study,
+                step_id: step.step_id,
+                lease_id: step.lease_id,
+                reason: "the trainer ends".into(),
+            };
+            self.search.release_step(request).await?;
+            info!(step = step.step_id, "step given back");
+            Ok::<(), Status>(())
+        };
+        match timeout(FAREWELL, farewell).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => warn!(message = status.message(), "step not given back"),
+            Err(_) => warn!("step not given back: the controller does not answer"),
+        }
+    }
+}
+
+/// Calls until the controller answers, with growing pauses of random length. An answer may be an error that another try
+/// would not mend.
+pub async fn insist<T, F>(call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let pauses = ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(10))
+        .without_max_times();
+    call.retry(pauses)
+        .when(|status| {
+            matches!(
+                status.code(),
+                Code::Unavailable
+                    | Code::Unknown
+                    | Code::Cancelled
+                    | Code::DeadlineExceeded
+                    | Code::Internal
+                    | Code::ResourceExhausted
+            )
+        })
+        .notify(|status, pause| {
+            warn!(message = status.message(), ?pause, "controller does not answer; trying again");
+        })
+        .await
+        .map(Response::into_inner)
+}
+
+/// Keeps a second trainer out of the directory, as long as the file is open.
+fn lock(work_dir: &Path) -> anyhow::Result<File> {
+    let failed = || format!("cannot use {}", work_dir.display());
+    fs::create_dir_all(work_dir).with_context(failed)?;
+    let file = File::create(work_dir.join("lock")).with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} is in use by another trainer; stop that one, or give --work-dir",
+            work_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
+    }
+}
+
+/// The id by which the controller knows this trainer, kept in its directory: the same after a restart.
+fn trainer_id(work_dir: &Path) -> anyhow::Result<String> {
+    let file = work_dir.join("trainer-id");
+    let failed = || format!("cannot use {}", file.display());
+    if let Ok(id) = fs::read_to_string(&file)
+        && !id.trim().is_empty()
+    {
+        return Ok(id.trim().into());
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "trainer" } else { host };
+    let id = format!("{host}-{:08x}", rand::random::<u32>());
+    fs::write(&file, &id).with_context(failed)?;
+    Ok(id)
+}

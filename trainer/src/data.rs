@@ -1,0 +1,104 @@
+//! Where minibatches come from: images that stay on the device, the order they are visited in, and
+//! what is done to their pixels.
+//!
+//! * [`cifar10`] reads the files of CIFAR-10 and cuts the training set in the halves of a search;
+//! * [`batches`] says which examples batch number i holds;
+//! * [`augment`] draws the crop, flip and cutout of every image of batch number i;
+//! * [`preprocess`] applies these draws to a whole batch and normalises it.
+//!
+//! There are no loader processes: CIFAR-10 is 184 MB as bytes, which any GPU can keep. All
+//! randomness is drawn on the CPU from (seed, number), so a batch is the same on every device and a
+//! run continues exactly from one saved number. Nothing here knows architectures or networks.
+
+use std::path::PathBuf;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+pub mod augment;
+pub mod batches;
+pub mod cifar10;
+pub mod preprocess;
+
+pub use augment::Augment;
+pub use batches::Batches;
+pub use cifar10::{Cifar10, Images};
+pub use preprocess::Preprocess;
+
+/// Says why data could not be read or prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data set's directory is not there.
+    #[error("{}: no such directory; `cargo xtask setup` fetches CIFAR-10", .0.display())]
+    MissingDirectory(PathBuf),
+    /// A file could not be read; one that is missing counts as such.
+    #[error("{}: {source}; `cargo xtask setup` fetches what is missing", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file ends too early.
+    #[error("{}: truncated in record {record} (file has {bytes} bytes, expected {expected})",
+        file.display())]
+    Truncated {
+        /// The file.
+        file: PathBuf,
+        /// The first record that is not whole, counted from 0.
+        record: usize,
+        /// The size of the file.
+        bytes: usize,
+        /// The size it should have.
+        expected: usize,
+    },
+    /// A file holds more than it should.
+    #[error("{}: too long (file has {bytes} bytes, expected {expected})", file.display())]
+    TooLong {
+        /// The file.
+        file: PathBuf,
+        /// The size of the file.
+        bytes: usize,
+        /// The size it should have.
+        expected: usize,
+    },
+    /// A label names no class.
+    #[error("{}: record {record}: label {label} is not in 0..=9", file.display())]
+    Label {
+        /// The file.
+        file: PathBuf,
+        /// The record, counted from 0.
+        record: usize,
+        /// The label found.
+        label: u8,
+    },
+    /// A batch cannot be filled.
+    #[error("batch size {batch_size} is not in 1..={examples}, the number of examples")]
+    BatchSize {
+        /// The batch size asked for.
+        batch_size: usize,
+        /// The number of examples there are.
+        examples: usize,
+    },
+    /// An index names no example.
+    #[error("example {index} does not exist: there are {examples}")]
+    Index {
+        /// The index, counted from 0.
+        index: i64,
+        /// The number of examples there are.
+        examples: i64,
+    },
+    /// libtorch refused, for want of memory for instance.
+    #[error(transparent)]
+    Tensor(#[from] tch::TchError),
+}
+
+/// Starts the generator for number `index` of one purpose. The ChaCha key is the seed, the name of
+/// the purpose and the index side by side, so no two generators share a stream.
+fn generator(seed: u64, purpose: &[u8; 8], index: u64) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(purpose);
+    key[16..24].copy_from_slice(&index.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}

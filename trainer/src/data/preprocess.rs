@@ -1,0 +1,256 @@
+//! From bytes to a network's input: augmentation and normalisation of a whole batch by tensor
+//! operations on the device it is on. Knows nothing of files or of the order of batches.
+
+use tch::{Device, IndexOp, Kind, Tensor};
+
+use super::Error;
+use super::augment::{Augment, Draw};
+use super::cifar10::{MEAN, STD};
+
+/// Turns batches of pixels into batches of input: type, memory layout and normalisation.
+#[derive(Debug)]
+pub struct Preprocess {
+    mean: Tensor, // [1, 3, 1, 1], in units of the whole range, as `std`
+    std: Tensor,
+    channels_last: bool,
+}
+
+impl Preprocess {
+    /// Prepares for CIFAR-10 pixels on `device`. `kind` is the input's type, `Float` or `Double`.
+    /// `channels_last` keeps the shape `[B, 3, H, W]` but lays the channels of a pixel side by side in
+    /// memory, which doubles the speed of convolutions on a CPU.
+    pub fn cifar10(device: Device, kind: Kind, channels_last: bool) -> Result<Self, Error> {
+        let channels = |values: [f64; 3]| {
+            Tensor::f_from_slice(&values)?
+                .f_view([1, 3, 1, 1])?
+                .f_to_kind(kind)?
+                .f_to_device(device)
+        };
+        Ok(Self { mean: channels(MEAN)?, std: channels(STD)?, channels_last })
+    }
+
+    /// Normalises and does nothing else: for evaluation. `pixels` is uint8 `[B, 3, H, W]`; so is the
+    /// result in shape.
+    pub fn plain(&self, pixels: &Tensor) -> Result<Tensor, Error> {
+        let input = self.normalise(pixels)?;
+        self.lay_out(&input)
+    }
+
+    /// Augments and normalises the pixels of batch `number`, uint8 `[B, 3, H, W]`, by what `seed`
+    /// decides for that number.
+    pub fn augmented(
+        &self,
+        pixels: &Tensor,
+        augment: Augment,
+        seed: u64,
+        number: u64,
+    ) -> Result<Tensor, Error> {
+        let (count, _, height, width) = pixels.size4()?;
+        self.apply(pixels, augment, &augment.draw(seed, number, count, height, width))
+    }
+
+    fn apply(&self, pixels: &Tensor, augment: Augment, draws: &[Draw]) -> Result<Tensor, Error> {
+        let (_, _, height, width) = pixels.size4()?;
+        let device = pixels.device();
+        // One transfer for all numbers: [5, B, 1], so that each row broadcasts along an axis.
+        let numbers: Vec<i64> = [
+            draws.iter().map(|draw| draw.top).collect::<Vec<_>>(),
+            draws.iter().map(|draw| draw.left).collect(),
+            draws.iter().map(|draw| i64::from(draw.mirrored)).collect(),
+            draws.iter().map(|draw| draw.row).collect(),
+            draws.iter().map(|draw| draw.column).collect(),
+        ]
+        .concat();
+        let numbers = Tensor::f_from_slice(&numbers)?.f_view([5, -1, 1])?.f_to_device(device)?;
+        let [top, left, mirrored, row, column] = [0, 1, 2, 3, 4].map(|i| numbers.i(i)); // [B, 1]
+        let rows = Tensor::f_arange(height, (Kind::Int64, device))?; // [H]
+        let columns = Tensor::f_arange(width, (Kind::Int64, device))?; // [W]
+
+        // Column x of a mirrored crop is column W - 1 - x of the crop: x + mirrored (W - 1 - 2 x).
+        let turn = columns.f_mul_scalar(-2)?.f_add_scalar(width - 1)?;
+        let from_rows = top.f_add(&rows)?; // [B, H]
+        let from_columns = left.f_add(&columns)?.f_add(&mirrored.f_mul(&turn)?)?; // [B, W]
+        let image = Tensor::f_arange(draws.len() as i64, (Kind::Int64, device))?;
+        let padding = i64::from(augment.padding);
+        let cropped = pixels
+            .f_constant_pad_nd([padding; 4])?
+            // Indices on both sides of a slice put the indexed axes first: [B, H, W, 3].
+            .f_index(&[
+                Some(image.f_view([-1, 1, 1])?),
+                None,
+                Some(from_rows.f_unsqueeze(2)?),
+                Some(from_columns.f_unsqueeze(1)?),
+            ])?
+            .f_permute([0, 3, 1, 2])?;
+
+        let mut input = self.normalise(&cropped)?;
+        let reach = i64::from(augment.cutout / 2);
+        if reach > 0 {
+            let inside = |positions: &Tensor, centre: &Tensor| {
+                let distance = positions.f_sub(centre)?; // [B, H] or [B, W]
+                distance.f_ge(-reach)?.f_logical_and(&distance.f_lt(reach)?)
+            };
+            let hole = inside(&rows, &row)?
+                .f_unsqueeze(2)?
+                .f_logical_and(&inside(&columns, &column)?.f_unsqueeze(1)?)?; // [B, H, W]
+            input = input.f_masked_fill(&hole.f_unsqueeze(1)?, 0.0)?;
+        }
+        self.lay_out(&input)
+    }
+
+    /// The same three operations as torchvision's ToTensor and Normalize, in the same order.
+    fn normalise(&self, pixels: &Tensor) -> Result<Tensor, Error> {
+        let scaled = pixels.f_to_kind(self.mean.kind())?.f_div_scalar(255.0)?;
+        Ok(scaled.f_sub(&self.mean)?.f_div(&self.std)?)
+    }
+
+    fn lay_out(&self, input: &Tensor) -> Result<Tensor, Error> {
+        Ok(if self.channels_last {
+            // tch has no memory_format argument.
+            input.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?
+        } else {
+            input.f_contiguous()?
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIDE: i64 = 12;
+
+    /// Bytes that differ from pixel to pixel: [count, 3, SIDE, SIDE].
+    fn pixels(count: i64) -> Tensor {
+        let bytes: Vec<u8> =
+            (0..count * 3 * SIDE * SIDE).map(|i| (i * 7919 % 251 + 1) as u8).collect();
+        Tensor::from_slice(&bytes).view([count, 3, SIDE, SIDE])
+    }
+
+    fn cpu(kind: Kind, channels_last: bool) -> Preprocess {
+        Preprocess::cifar10(Device::Cpu, kind, channels_last).unwrap()
+    }
+
+    /// One image after another, one pixel after another, as the papers say it.
+    fn slow_reference(pixels: &Tensor, augment: Augment, draws: &[Draw]) -> Tensor {
+        let bytes = Vec::<u8>::try_from(pixels.reshape([-1])).unwrap();
+        let padding = i64::from(augment.padding);
+        let half = i64::from(augment.cutout) / 2;
+        let mut result = Vec::new();
+        for (image, draw) in draws.iter().enumerate() {
+            let (first_row, last_row) = (draw.row - half, draw.row + half);
+            let (first_column, last_column) = (draw.column - half, draw.column + half);
+            for channel in 0..3 {
+                for y in 0..SIDE {
+                    for x in 0..SIDE {
+                        let crop_x = if draw.mirrored { SIDE - 1 - x } else { x };
+                        let (from_y, from_x) =
+                            (draw.top + y - padding, draw.left + crop_x - padding);
+                        let inside = (0..SIDE).contains(&from_y) && (0..SIDE).contains(&from_x);
+                        let plane = (image * 3 + channel) as i64 * SIDE * SIDE;
+                        let byte = match inside {
+                            true => bytes[(plane + from_y * SIDE + from_x) as usize],
+                            false => 0,
+                        };
+                        let cut = (first_row..last_row).contains(&y)
+                            && (first_column..last_column).contains(&x);
+                        result.push(match cut {
+                            true => 0.0,
+                            false => (f64::from(byte) / 255.0 - MEAN[channel]) / STD[channel],
+                        });
+                    }
+                }
+            }
+        }
+        Tensor::from_slice(&result).view([-1, 3, SIDE, SIDE])
+    }
+
+    fn assert_agrees(augment: Augment) {
+        let pixels = pixels(40);
+        let draws = augment.draw(9, 5, 40, SIDE, SIDE);
+        let expected = slow_reference(&pixels, augment, &draws);
+        for channels_last in [false, true] {
+            let input = cpu(Kind::Double, channels_last).augmented(&pixels, augment, 9, 5).unwrap();
+            assert_eq!(input.size(), [40, 3, SIDE, SIDE]);
+            let difference = (&input - &expected).abs().max().double_value(&[]);
+            assert!(difference < 1e-12, "{augment:?}: {difference}");
+        }
+        let input = cpu(Kind::Float, true).augmented(&pixels, augment, 9, 5).unwrap();
+        assert_eq!(input.kind(), Kind::Float);
+        let difference = (input.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+        assert!(difference < 1e-5, "{augment:?} in f32: {difference}");
+    }
+
+    #[test]
+    fn each_part_agrees_with_the_slow_reference() {
+        let none = Augment { padding: 0, flip: false, cutout: 0 };
+        for augment in [
+            none,
+            Augment { padding: 4, ..none },
+            Augment { flip: true, ..none },
+            Augment { cutout: 6, ..none },
+            Augment { cutout: 5, ..none },
+            Augment { cutout: 100, ..none },
+            Augment::PAPER,
+            Augment { padding: 2, flip: true, cutout: 8 },
+        ] {
+            assert_agrees(augment);
+        }
+    }
+
+    #[test]
+    fn cutout_removes_what_its_centre_says_and_is_clipped_at_the_border() {
+        let augment = Augment { padding: 0, flip: false, cutout: 4 };
+        let centre = Draw { top: 0, left: 0, mirrored: false, row: 6, column: 6 };
+        let corner = Draw { row: 0, column: SIDE - 1, ..centre };
+        let input = cpu(Kind::Float, false).apply(&pixels(2), augment, &[centre, corner]).unwrap();
+        let holes = |image: i64| input.i((image, 0)).eq(0.0).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(holes(0), 16); // rows and columns 4 to 7
+        assert_eq!(holes(1), 2 * 3); // rows 0 and 1, columns 9 to 11
+    }
+
+    #[test]
+    fn evaluation_only_normalises() {
+        let pixels = pixels(5);
+        let before = pixels.copy();
+        let prepare = cpu(Kind::Double, false);
+        let input = prepare.plain(&pixels).unwrap();
+        let none = Augment { padding: 0, flip: false, cutout: 0 };
+        let draws = none.draw(0, 0, 5, SIDE, SIDE);
+        let difference = (input - slow_reference(&pixels, none, &draws)).abs().max();
+        assert!(difference.double_value(&[]) < 1e-12);
+
+        let augmented = prepare.augmented(&pixels, Augment::PAPER, 1, 1).unwrap();
+        assert_ne!(augmented, prepare.plain(&pixels).unwrap());
+        assert_eq!(pixels, before, "the resident pixels are never written to");
+    }
+
+    #[test]
+    fn the_same_number_gives_the_same_bits_and_another_does_not() {
+        let pixels = pixels(8);
+        let prepare = cpu(Kind::Float, true);
+        let input =
+            |seed, number| prepare.augmented(&pixels, Augment::PAPER, seed, number).unwrap();
+        assert_eq!(input(1, 2), input(1, 2));
+        assert_ne!(input(1, 2), input(1, 3));
+        assert_ne!(input(1, 2), input(2, 2));
+    }
+
+    #[test]
+    fn channels_last_changes_the_memory_and_not_the_values() {
+        let pixels = pixels(2);
+        for augmented in [false, true] {
+            let [planes, last] = [false, true].map(|channels_last| {
+                let prepare = cpu(Kind::Float, channels_last);
+                match augmented {
+                    true => prepare.augmented(&pixels, Augment::PAPER, 3, 4),
+                    false => prepare.plain(&pixels),
+                }
+                .unwrap()
+            });
+            assert_eq!(planes, last);
+            assert_eq!(planes.stride(), [3 * SIDE * SIDE, SIDE * SIDE, SIDE, 1]);
+            assert_eq!(last.stride(), [3 * SIDE * SIDE, 1, 3 * SIDE, 3]);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The trainer of ASNG-NAS: it holds the weights of a supernet, trains them on the architectures that the controller hands
+//! out, measures the losses of others, and reports those few numbers.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | [`space`] | what each choice means: pure values |
+//! | [`supernet`] | weights, forward passes and optimiser of each space |
+//! | [`data`] | images, minibatches, augmentation |
+//! | [`engine`] | the one thread that owns tensors, and its handle |
+//! | [`client`] | the loop: lease, have it computed, report |
+//! | [`study`] | what is asked of the controller about a study |
+//! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
+//!
+//! Imports point inwards: client, then engine, then supernet, then space.
+
+pub mod client;
+pub mod data;
+pub mod engine;
+pub mod evaluate;
+pub mod retrain;
+pub mod space;
+pub mod study;
+pub mod supernet;

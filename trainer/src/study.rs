@@ -1,0 +1,122 @@
+//! What this program knows of a study from the controller: its settings, its architectures, the directory of its files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use asng_proto::v1::{self, study_service_client::StudyServiceClient};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    client::insist,
+    space::enas_micro::{self, Architecture, Description, Settings},
+};
+
+/// Peers that do not answer a ping in this time are gone.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A connection to the controller at `url` that is made when it is first used, and again when it broke.
+pub fn connect(url: &str) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .ok()
+        .filter(|endpoint| endpoint.uri().scheme().is_some())
+        .with_context(|| format!("{url:?} is not a URL such as http://127.0.0.1:50051"))?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(10))
+        .timeout(Duration::from_secs(30))
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_lazy())
+}
+
+/// Asks for the study `name`, until the controller answers.
+pub async fn get(channel: &Channel, name: &str) -> anyhow::Result<v1::Study> {
+    let request = v1::GetStudyRequest { name: name.into() };
+    let studies = StudyServiceClient::new(channel.clone());
+    let answer = insist(|| {
+        let (mut studies, request) = (studies.clone(), request.clone());
+        async move { studies.get_study(request).await }
+    });
+    match answer.await {
+        Ok(answer) => answer.study.context("the controller sent no study"),
+        Err(status) => bail!("{}", status.message()),
+    }
+}
+
+/// The settings of a study of this trainer's space.
+pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
+    let spec = study.spec.clone().unwrap_or_default();
+    ensure!(
+        spec.space == enas_micro::NAME,
+        "study {:?} is of space {:?}; this trainer serves {}",
+        study.name,
+        spec.space,
+        enas_micro::NAME
+    );
+    Settings::parse(&spec.settings).map_err(|violations| {
+        let all: Vec<_> =
+            violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
+        anyhow::anyhow!("study {:?} has settings that cannot be: {}", study.name, all.join("; "))
+    })
+}
+
+/// Where a trainer keeps a study's files within its own directory. A study that was deleted and made again under the same
+/// name has another one.
+pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
+    let created = study.create_time.unwrap_or_default();
+    let millis = created.nanos / 1_000_000;
+    work_dir.join("studies").join(format!("{}-{}{millis:03}", study.name, created.seconds))
+}
+
+/// Which architecture of a study is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The most likely one.
+    Mode,
+    /// The one with the smallest loss reported.
+    Incumbent,
+    /// The one in a JSON file that `retrain` or a person wrote.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Choice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Choice, Self::Err> {
+        Ok(match text {
+            "mode" => Choice::Mode,
+            "incumbent" => Choice::Incumbent,
+            path => Choice::File(path.into()),
+        })
+    }
+}
+
+impl Choice {
+    /// The architecture meant.
+    pub fn of(&self, study: &v1::Study, settings: &Settings) -> anyhow::Result<Architecture> {
+        let values = match self {
+            Choice::Mode => study.mode.clone(),
+            Choice::Incumbent => {
+                study.incumbent.clone().and_then(|incumbent| incumbent.architecture)
+            }
+            Choice::File(path) => return read_architecture(path),
+        };
+        let Some(v1::Architecture { values }) = values else {
+            bail!("study {:?} has no such architecture yet", study.name);
+        };
+        Ok(Architecture::decode(settings.nodes as usize, &values)?)
+    }
+}
+
+/// Reads an architecture from a JSON file.
+pub fn read_architecture(path: &Path) -> anyhow::Result<Architecture> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let description: Description = serde_json::from_str(&text)
+        .with_context(|| format!("{} describes no architecture", path.display()))?;
+    description.architecture().with_context(|| format!("{}", path.display()))
+}

@@ -1,0 +1,84 @@
+//! Shared weights and how they are trained: the networks of each space, their optimiser, and their
+//! files, on libtorch.
+//!
+//! [`Supernet`] holds the weights of every architecture of a study and trains them step by step;
+//! [`Retrained`] is one architecture alone, trained from scratch. Both are plain values for one
+//! thread to own. They know nothing of studies, leases or where images come from.
+//!
+//! * [`enas_micro`]: the network; [`loss`]: what it is trained on; [`gradients`] of it; [`sgd`]:
+//!   the optimiser
+//! * `layers`: convolution, batch normalisation and the linear layer; `initial`: their values at
+//!   the start
+//! * `checkpoint`: named tensors in a safetensors file
+//!
+//! Whatever libtorch refuses, memory included, is an [`Error`] and no panic; after one, the tensors
+//! are as they were before the failed operation or, at worst, as after a part of an update, so
+//! whoever cares loads the last file again.
+
+mod checkpoint;
+pub mod enas_micro;
+pub mod gradients;
+mod initial;
+mod layers;
+pub mod loss;
+mod retrained;
+mod search;
+pub mod sgd;
+
+use tch::{TchError, Tensor};
+
+pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
+pub use search::{StepOutcome, Supernet};
+
+/// A minibatch, on the network's device and of its kind.
+#[derive(Debug)]
+pub struct Batch {
+    /// [batch, channels, height, width], normalised.
+    pub images: Tensor,
+    /// [batch], the class of each image, 64-bit integers.
+    pub labels: Tensor,
+}
+
+/// The quality of an architecture on one batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy; not finite for a diverged network.
+    pub loss: f64,
+    /// Part of the images whose class was found, 0 to 1.
+    pub accuracy: f64,
+}
+
+/// Why something could not be computed, saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libtorch refused, for example because memory ran out.
+    #[error("libtorch: {}", first_line(.0))]
+    Torch(#[from] TchError),
+    /// The network was built for other architectures than the one it was given.
+    #[error("this network has no {0}")]
+    NotBuilt(String),
+    /// A step without architectures.
+    #[error("a step needs at least one architecture to train and one to rank")]
+    NoArchitectures,
+    /// A file is not of this network: another space, other settings, or no whole file.
+    #[error("{file} is not of this network: {reason}")]
+    OtherNetwork {
+        /// The file.
+        file: String,
+        /// The first tensor that does not fit, and how.
+        reason: String,
+    },
+    /// The file system refused.
+    #[error("{file}: {source}")]
+    File {
+        /// The file.
+        file: String,
+        /// What the file system said.
+        source: std::io::Error,
+    },
+}
+
+/// libtorch's messages carry a C++ backtrace after their first line.
+fn first_line(error: &TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,75 @@
+//! Named tensors in a safetensors file: written whole or not at all, and loaded whole or not at
+//! all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+use tch::{Device, Tensor};
+
+use super::Error;
+
+/// Tensors by name, for one prefix of the file.
+pub(super) type Part<'a> = (&'static str, &'a BTreeMap<String, Tensor>);
+
+/// As [`Part`], to load into.
+pub(super) type PartMut<'a> = (&'static str, &'a mut BTreeMap<String, Tensor>);
+
+/// Writes every part's tensors as `<prefix>/<name>`. A file that was there stays until the new one
+/// is safely on the disk.
+pub(super) fn save(path: &Path, parts: &[Part]) -> Result<(), Error> {
+    let mut tensors = Vec::new();
+    for (prefix, part) in parts {
+        for (name, tensor) in *part {
+            let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+            tensors.push((format!("{prefix}/{name}"), tensor));
+        }
+    }
+    let temporary = path.with_extension("tmp");
+    Tensor::write_safetensors(&tensors, &temporary)?;
+    let synced = File::open(&temporary).and_then(|file| file.sync_all());
+    synced
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(|source| file_error(path, source))?;
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| file_error(path, source))
+}
+
+/// Reads what [`save`] wrote into tensors of the same names and shapes; nothing changes unless all
+/// of them fit.
+pub(super) fn load(path: &Path, parts: &mut [PartMut]) -> Result<(), Error> {
+    File::open(path).map_err(|source| file_error(path, source))?;
+    let other = |reason: String| Error::OtherNetwork { file: path.display().to_string(), reason };
+    let stored = Tensor::read_safetensors(path).map_err(|error| other(error.to_string()))?;
+    let mut stored: BTreeMap<String, Tensor> = stored.into_iter().collect();
+    let mut copies = Vec::new();
+    for (prefix, part) in parts.iter_mut() {
+        for (name, tensor) in part.iter_mut() {
+            let name = format!("{prefix}/{name}");
+            let Some(source) = stored.remove(&name) else {
+                return Err(other(format!("it has no tensor {name}")));
+            };
+            if source.size() != tensor.size() {
+                let (got, wanted) = (source.size(), tensor.size());
+                return Err(other(format!("{name} has the shape {got:?}, not {wanted:?}")));
+            }
+            copies.push((tensor, source));
+        }
+    }
+    if let Some(name) = stored.keys().next() {
+        return Err(other(format!("its tensor {name} is unknown")));
+    }
+    let _guard = tch::no_grad_guard();
+    for (tensor, source) in copies {
+        tensor.f_copy_(&source)?;
+    }
+    Ok(())
+}
+
+fn file_error(path: &Path, source: std::io::Error) -> Error {
+    Error::File { file: path.display().to_string(), source }
+}

@@ -1,0 +1,173 @@
+//! The operations of a node, and the two layers that bring a cell's inputs to its shape.
+
+use tch::{Tensor, nn};
+
+use super::super::Error;
+use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
+use crate::space::enas_micro::Op;
+
+/// ReLU, a 1x1 convolution, batch normalisation (authors' `ReLUConvBN`).
+#[derive(Debug)]
+pub(super) struct ReluConvNorm {
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl ReluConvNorm {
+    pub(super) fn new(
+        path: &nn::Path,
+        inputs: i64,
+        outputs: i64,
+        norm: NormKind,
+    ) -> Result<Self, Error> {
+        let conv = Conv::new(&(path / "conv"), ConvSize::pointwise(inputs, outputs))?;
+        Ok(ReluConvNorm { conv, norm: BatchNorm::new(&(path / "norm"), outputs, norm)? })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        self.norm.forward(&self.conv.forward(&x.f_relu()?)?, mode)
+    }
+}
+
+/// Halves height and width without losing a pixel: half of the output's channels see the even
+/// pixels, the other half those one further right and down (authors' `FactorizedReduce`). Height
+/// and width must be even.
+#[derive(Debug)]
+pub(super) struct FactorizedReduce {
+    conv1: Conv,
+    conv2: Conv,
+    norm: BatchNorm,
+}
+
+impl FactorizedReduce {
+    pub(super) fn new(
+        path: &nn::Path,
+        inputs: i64,
+        outputs: i64,
+        norm: NormKind,
+    ) -> Result<Self, Error> {
+        let half = ConvSize { stride: 2, ..ConvSize::pointwise(inputs, outputs / 2) };
+        Ok(FactorizedReduce {
+            conv1: Conv::new(&(path / "conv1"), half)?,
+            conv2: Conv::new(&(path / "conv2"), half)?,
+            norm: BatchNorm::new(&(path / "norm"), outputs, norm)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        let x = x.f_relu()?; // [batch, c, h, w]
+        let shape = x.size();
+        let shifted = x.f_narrow(2, 1, shape[2] - 1)?.f_narrow(3, 1, shape[3] - 1)?;
+        let halves = [self.conv1.forward(&x)?, self.conv2.forward(&shifted)?];
+        self.norm.forward(&Tensor::f_cat(&halves, 1)?, mode) // [batch, c', h / 2, w / 2]
+    }
+}
+
+/// ReLU, depthwise convolution, 1x1 convolution and batch normalisation, twice; the first depthwise
+/// convolution has the stride (authors' `SepConv`).
+#[derive(Debug)]
+pub(super) struct SepConv {
+    depthwise1: Conv,
+    pointwise1: Conv,
+    norm1: BatchNorm,
+    depthwise2: Conv,
+    pointwise2: Conv,
+    norm2: BatchNorm,
+}
+
+impl SepConv {
+    fn new(
+        path: &nn::Path,
+        channels: i64,
+        kernel: i64,
+        stride: i64,
+        norm: NormKind,
+    ) -> Result<Self, Error> {
+        let pointwise = ConvSize::pointwise(channels, channels);
+        Ok(SepConv {
+            depthwise1: Conv::new(
+                &(path / "depthwise1"),
+                ConvSize::depthwise(channels, kernel, stride),
+            )?,
+            pointwise1: Conv::new(&(path / "pointwise1"), pointwise)?,
+            norm1: BatchNorm::new(&(path / "norm1"), channels, norm)?,
+            depthwise2: Conv::new(
+                &(path / "depthwise2"),
+                ConvSize::depthwise(channels, kernel, 1),
+            )?,
+            pointwise2: Conv::new(&(path / "pointwise2"), pointwise)?,
+            norm2: BatchNorm::new(&(path / "norm2"), channels, norm)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        let x = self.pointwise1.forward(&self.depthwise1.forward(&x.f_relu()?)?)?;
+        let x = self.norm1.forward(&x, mode)?;
+        let x = self.pointwise2.forward(&self.depthwise2.forward(&x.f_relu()?)?)?;
+        self.norm2.forward(&x, mode)
+    }
+}
+
+/// What a choice of an operation is at its place in the network.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Identity,
+    /// The identity with stride 2.
+    Reduce(FactorizedReduce),
+    AvgPool {
+        stride: i64,
+    },
+    MaxPool {
+        stride: i64,
+    },
+    SepConv(SepConv),
+}
+
+impl Operation {
+    pub(super) fn new(
+        path: &nn::Path,
+        op: Op,
+        channels: i64,
+        stride: i64,
+        norm: NormKind,
+    ) -> Result<Operation, Error> {
+        Ok(match op {
+            Op::Identity if stride == 1 => Operation::Identity,
+            Op::Identity => {
+                Operation::Reduce(FactorizedReduce::new(path, channels, channels, norm)?)
+            }
+            Op::AvgPool3x3 => Operation::AvgPool { stride },
+            Op::MaxPool3x3 => Operation::MaxPool { stride },
+            Op::SepConv3x3 => Operation::SepConv(SepConv::new(path, channels, 3, stride, norm)?),
+            Op::SepConv5x5 => Operation::SepConv(SepConv::new(path, channels, 5, stride, norm)?),
+        })
+    }
+
+    /// True where drop path has nothing to drop.
+    pub(super) fn is_identity(&self) -> bool {
+        matches!(self, Operation::Identity)
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        const CEIL_MODE: bool = false;
+        match self {
+            Operation::Identity => Ok(x.shallow_clone()),
+            Operation::Reduce(layer) => layer.forward(x, mode),
+            Operation::AvgPool { stride } => {
+                let padding_counts = true;
+                Ok(x.f_avg_pool2d(
+                    [3, 3],
+                    [*stride; 2],
+                    [1, 1],
+                    CEIL_MODE,
+                    padding_counts,
+                    None::<i64>,
+                )?)
+            }
+            Operation::MaxPool { stride } => {
+                Ok(x.f_max_pool2d([3, 3], [*stride; 2], [1, 1], [1, 1], CEIL_MODE)?)
+            }
+            Operation::SepConv(layer) => layer.forward(x, mode),
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The supernet of a study: the weights that all of its architectures share, and one step of the
+//! search.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::enas_micro::{Mode, Network};
+use super::gradients::Gradients;
+use super::sgd::{Rates, Sgd};
+use super::{Batch, Error, Evaluation, checkpoint, loss};
+use crate::space::enas_micro::{Architecture, Settings};
+
+/// What a step reports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// The loss of each rank architecture, in order, after the weights moved; not finite where it
+    /// diverged.
+    pub losses: Vec<f64>,
+    /// Mean over the rank architectures of the part of the images whose class was found, 0 to 1.
+    pub rank_accuracy: f64,
+    /// Mean loss of the train architectures, before the weights moved.
+    pub train_loss: f64,
+    /// As `rank_accuracy`, of the train architectures.
+    pub train_accuracy: f64,
+    /// Norm of the mean gradient before it was clipped. Not finite: the weights it moved are
+    /// spoiled.
+    pub gradient_norm: f64,
+}
+
+/// Shared weights with their optimiser.
+#[derive(Debug)]
+pub struct Supernet {
+    network: Network,
+    sgd: Sgd,
+}
+
+impl Supernet {
+    /// New weights, decided by the settings' seed, for images of `image_channels` channels in
+    /// `classes` classes.
+    pub fn new(
+        settings: &Settings,
+        image_channels: i64,
+        classes: i64,
+        device: Device,
+    ) -> Result<Supernet, Error> {
+        let size = settings.size(image_channels, classes);
+        let rates = Rates {
+            momentum: settings.momentum,
+            weight_decay: settings.weight_decay,
+            grad_clip: settings.grad_clip,
+        };
+        let network = Network::supernet(&size, settings.seed as u64, device, Kind::Float)?;
+        let sgd = Sgd::new(network.parameters(), rates)?;
+        Ok(Supernet { network, sgd })
+    }
+
+    /// One step of the search (authors' `architecture_search`): moves the weights along the mean
+    /// gradient of the train architectures on one batch, then measures the rank architectures on
+    /// another with the moved weights.
+    pub fn search_step(
+        &mut self,
+        train_batch: &Batch,
+        train: &[Architecture],
+        rank_batch: &Batch,
+        rank: &[Architecture],
+        learning_rate: f64,
+    ) -> Result<StepOutcome, Error> {
+        if train.is_empty() || rank.is_empty() {
+            return Err(Error::NoArchitectures);
+        }
+        let mut numbers = Vec::new();
+        let mut gradients = Gradients::default();
+        for architecture in train {
+            let [loss, accuracy] = self.measure(train_batch, architecture)?;
+            // Backward at once, not of the sum of the losses: only one graph is alive at a time.
+            let part = loss.f_div_scalar(train.len() as f64)?;
+            gradients = gradients.plus(Gradients::of(&part, self.network.parameters())?)?;
+            numbers.extend([loss.f_detach()?, accuracy]);
+        }
+        numbers.push(self.sgd.step(self.network.parameters_mut(), &gradients, learning_rate)?);
+        drop(gradients);
+
+        let _guard = tch::no_grad_guard();
+        for architecture in rank {
+            numbers.extend(self.measure(rank_batch, architecture)?);
+        }
+        let numbers = loss::read(&numbers)?;
+        let (trained, rest) = numbers.split_at(2 * train.len());
+        let ranked = &rest[1..];
+        let losses: Vec<f64> = ranked.iter().step_by(2).copied().collect();
+        Ok(StepOutcome {
+            losses,
+            rank_accuracy: mean(ranked.iter().skip(1).step_by(2)),
+            train_loss: mean(trained.iter().step_by(2)),
+            train_accuracy: mean(trained.iter().skip(1).step_by(2)),
+            gradient_norm: rest[0],
+        })
+    }
+
+    /// Loss and accuracy of an architecture with the present weights. Like the ranking in a step it
+    /// normalises with the batch's own statistics, so the batch should be a large one.
+    pub fn evaluate(
+        &self,
+        batch: &Batch,
+        architecture: &Architecture,
+    ) -> Result<Evaluation, Error> {
+        let _guard = tch::no_grad_guard();
+        let numbers = loss::read(&self.measure(batch, architecture)?)?;
+        Ok(Evaluation { loss: numbers[0], accuracy: numbers[1] })
+    }
+
+    /// Writes weights and momentum to a safetensors file, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let parts = [("weight", self.network.parameters()), ("momentum", self.sgd.momentum())];
+        checkpoint::save(path, &parts)
+    }
+
+    /// Reads what [`Supernet::save`] wrote; nothing changes unless all of it fits.
+    pub fn load(&mut self, path: &Path) -> Result<(), Error> {
+        let mut parts =
+            [("weight", self.network.parameters_mut()), ("momentum", self.sgd.momentum_mut())];
+        checkpoint::load(path, &mut parts)
+    }
+
+    /// The shared weights.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Loss and accuracy, on the device.
+    fn measure(&self, batch: &Batch, architecture: &Architecture) -> Result<[Tensor; 2], Error> {
+        let mode = Mode::Train { drop_path: 0.0 };
+        let logits = self.network.forward(&batch.images, architecture, mode)?.main;
+        let loss = loss::cross_entropy(&logits, &batch.labels)?;
+        let accuracy = loss::accuracy(&logits, &batch.labels)?;
+        Ok([loss, accuracy])
+    }
+}
+
+fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CELLS: usize = 3;
+    const NODES: usize = 2;
+
+    fn supernet(seed: i64) -> Supernet {
+        let settings = Settings {
+            nodes: NODES as i64,
+            cells: CELLS as i64,
+            channels: 4,
+            seed,
+            ..Settings::default()
+        };
+        Supernet::new(&settings, 3, 10, Device::Cpu).unwrap()
+    }
+
+    /// Images that differ from class to class, by formula.
+    fn batch(phase: f64) -> Batch {
+        let image = |i: i64| (0.3 * (i * i) as f64 + phase).sin() as f32;
+        let images: Vec<f32> = (0..8 * 3 * 8 * 8).map(image).collect();
+        let labels: Vec<i64> = (0..8).collect();
+        Batch {
+            images: Tensor::from_slice(&images).view([8, 3, 8, 8]),
+            labels: Tensor::from_slice(&labels),
+        }
+    }
+
+    fn architectures() -> [Architecture; 2] {
+        let separable = [0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3];
+        let pooling = [0, 1, 1, 0, 0, 1, 2, 1, 1, 0, 0, 2, 0, 2, 0, 1];
+        [separable, pooling].map(|values| Architecture::decode(NODES, &values).unwrap())
+    }
+
+    fn step(supernet: &mut Supernet) -> StepOutcome {
+        let architectures = architectures();
+        supernet
+            .search_step(&batch(0.0), &architectures, &batch(1.0), &architectures, 0.05)
+            .unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.detach().flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn the_rank_losses_are_those_of_the_moved_weights() {
+        let mut supernet = supernet(0);
+        let before = supernet.evaluate(&batch(1.0), &architectures()[0]).unwrap();
+        let outcome = step(&mut supernet);
+        let after = architectures().map(|a| supernet.evaluate(&batch(1.0), &a).unwrap());
+        assert_eq!(outcome.losses, after.map(|evaluation| evaluation.loss));
+        assert_eq!(outcome.rank_accuracy, (after[0].accuracy + after[1].accuracy) / 2.0);
+        assert_ne!(before.loss, after[0].loss);
+        assert!(outcome.gradient_norm > 0.0);
+    }
+
+    #[test]
+    fn steps_lower_the_loss_of_a_fixed_batch() {
+        let mut supernet = supernet(0);
+        let losses: Vec<f64> = (0..30).map(|_| step(&mut supernet).train_loss).collect();
+        assert!(losses[29] < 0.5 * losses[0], "{losses:?}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_weights_and_the_same_steps() {
+        let (mut one, mut same, other) = (supernet(7), supernet(7), supernet(8));
+        let weight =
+            |supernet: &Supernet| values(&supernet.network.parameters()["stem.conv.weight"]);
+        assert_eq!(weight(&one), weight(&same));
+        assert_ne!(weight(&one), weight(&other));
+        for _ in 0..2 {
+            assert_eq!(step(&mut one), step(&mut same));
+        }
+        assert_eq!(weight(&one), weight(&same));
+    }
+
+    #[test]
+    fn a_saved_supernet_continues_exactly() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("weights.safetensors");
+        let mut supernet = supernet(0);
+        step(&mut supernet);
+        supernet.save(&file).unwrap();
+        let mut loaded = self::supernet(1);
+        loaded.load(&file).unwrap();
+        assert_eq!(step(&mut supernet), step(&mut loaded));
+        supernet.save(&file).unwrap(); // over the first one
+        let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(files.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("weights.safetensors");
+        let deeper = Settings { nodes: NODES as i64, cells: 4, channels: 4, ..Settings::default() };
+        Supernet::new(&deeper, 3, 10, Device::Cpu).unwrap().save(&file).unwrap();
+        let mut supernet = supernet(0);
+        let evaluate =
+            |supernet: &Supernet| supernet.evaluate(&batch(0.0), &architectures()[0]).unwrap();
+        let before = evaluate(&supernet);
+        assert!(matches!(supernet.load(&file), Err(Error::OtherNetwork { .. })));
+        std::fs::write(&file, b"not tensors").unwrap();
+        assert!(matches!(supernet.load(&file), Err(Error::OtherNetwork { .. })));
+        let missing = directory.path().join("missing");
+        assert!(matches!(supernet.load(&missing), Err(Error::File { .. })));
+        assert_eq!(before, evaluate(&supernet));
+    }
+
+    #[test]
+    fn parameters_that_a_step_does_not_touch_stay() {
+        let mut supernet = supernet(0);
+        let pooling = &architectures()[1..];
+        let untouched = |name: &str| name.contains("sep_conv") || name.starts_with("auxiliary");
+        let snapshot = |supernet: &Supernet| -> Vec<Vec<f32>> {
+            let parameters = supernet.network.parameters().iter();
+            parameters.filter(|(name, _)| untouched(name)).map(|(_, p)| values(p)).collect()
+        };
+        let before = snapshot(&supernet);
+        assert!(before.len() > 10);
+        supernet.search_step(&batch(0.0), pooling, &batch(1.0), pooling, 0.05).unwrap();
+        assert_eq!(before, snapshot(&supernet));
+    }
+
+    #[test]
+    fn a_diverged_loss_is_a_value() {
+        let mut supernet = supernet(0);
+        let infinite =
+            Batch { images: batch(0.0).images * f64::INFINITY, labels: batch(0.0).labels };
+        let architectures = architectures();
+        let outcome = supernet
+            .search_step(&batch(0.0), &architectures, &infinite, &architectures, 0.05)
+            .unwrap();
+        assert!(outcome.losses.iter().all(|loss| !loss.is_finite()));
+        assert!(outcome.train_loss.is_finite());
+    }
+
+    #[test]
+    fn what_libtorch_refuses_is_an_error_of_one_line() {
+        let mut supernet = supernet(0);
+        let architectures = architectures();
+        let grey = Batch { images: batch(0.0).images.narrow(1, 0, 1), labels: batch(0.0).labels };
+        let error = supernet
+            .search_step(&grey, &architectures, &batch(0.0), &architectures, 0.05)
+            .unwrap_err();
+        assert!(matches!(error, Error::Torch(_)), "{error}");
+        assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        let too_many_classes = Batch { images: batch(0.0).images, labels: batch(0.0).labels + 5 };
+        assert!(supernet.evaluate(&too_many_classes, &architectures[0]).is_err());
+        let huge = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand([1 << 46, 3, 8, 8], false);
+        let huge = Batch { images: huge, labels: batch(0.0).labels };
+        assert!(matches!(supernet.evaluate(&huge, &architectures[0]), Err(Error::Torch(_))));
+        let outcome = supernet.search_step(&batch(0.0), &[], &batch(0.0), &architectures, 0.05);
+        assert!(matches!(outcome, Err(Error::NoArchitectures)));
+    }
+}

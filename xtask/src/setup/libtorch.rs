@@ -1,0 +1,371 @@
+//! libtorch for the CPU, cut out of the wheels of PyTorch, where the user has not brought their own.
+//!
+//! The wheel of `torch` is built for CUDA: its `libtorch_cpu.so` wants the two small NVIDIA libraries
+//! that come with it here, but no driver and no GPU. A GPU needs the whole of PyTorch instead:
+//! `pip install torch==2.13.0` and `LIBTORCH_USE_PYTORCH=1`.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use zip::ZipArchive;
+
+use super::fetch::{self, Pinned};
+use super::part_folder;
+
+const VERSION: &str = "2.13.0";
+/// Written last. The number after the hyphen counts changes of what we make of the wheels.
+const STAMP: &str = "2.13.0-1";
+const STAMP_FILE: &str = ".complete";
+const HEADER: &str = "include/torch/csrc/api/include/torch/torch.h";
+
+const WHEELS: [Pinned; 3] = [
+    Pinned {
+        file: "torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+        bytes: 526_574_961,
+        sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
+    },
+    Pinned {
+        file: "nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        bytes: 2_243_632,
+        sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    },
+    Pinned {
+        file: "nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl",
+        bytes: 10_715_597,
+        sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    },
+];
+
+/// The libraries taken from the wheels, with their sizes in bytes.
+const LIBRARIES: [(&str, u64); 5] = [
+    ("libtorch_cpu.so", 438_418_417),
+    ("libc10.so", 1_623_185),
+    ("libgomp.so.1", 254_009),
+    ("libcudart.so.13", 704_288),
+    ("libcupti.so.13", 4_152_208),
+];
+
+/// The size of these and of all headers; only for a progress bar.
+const UNPACKED_BYTES: u64 = 483_929_421;
+
+/// Where the libtorch in use comes from.
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    /// The PyTorch of the user's Python; torch-sys asks for this first.
+    PyTorch,
+    /// A directory the user named in LIBTORCH.
+    Directory(PathBuf),
+    /// Our own `libtorch` folder.
+    Setup,
+}
+
+/// Makes sure that there is a libtorch to build with; returns a line that says which.
+pub(super) fn ensure(root: &Path) -> Result<String> {
+    let destination = root.join("libtorch");
+    let use_pytorch = env::var_os("LIBTORCH_USE_PYTORCH");
+    match source(use_pytorch.as_deref(), env::var_os("LIBTORCH").as_deref(), &destination) {
+        Source::PyTorch => {
+            let version = pytorch_version()?;
+            Ok(format!(
+                "libtorch: PyTorch {version}, as LIBTORCH_USE_PYTORCH is set; nothing fetched"
+            ))
+        }
+        Source::Directory(directory) => {
+            check_own(&directory).with_context(|| {
+                format!(
+                    "LIBTORCH is set to {}; correct it, or unset it to have libtorch fetched",
+                    directory.display()
+                )
+            })?;
+            Ok(format!("libtorch: {}, as LIBTORCH is set; nothing fetched", directory.display()))
+        }
+        Source::Setup => ensure_ours(&destination),
+    }
+}
+
+/// cargo sets LIBTORCH to `destination` for all it runs (.cargo/config.toml), unless it was set.
+fn source(use_pytorch: Option<&OsStr>, libtorch: Option<&OsStr>, destination: &Path) -> Source {
+    let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    match (use_pytorch, libtorch.map(Path::new)) {
+        (Some(_), _) => Source::PyTorch,
+        (None, Some(own)) if canonical(own) != canonical(destination) => {
+            Source::Directory(own.to_owned())
+        }
+        (None, _) => Source::Setup,
+    }
+}
+
+fn pytorch_version() -> Result<String> {
+    // The choice of torch-sys.
+    let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
+    let output =
+        Command::new(python).args(["-c", "import torch; print(torch.__version__)"]).output();
+    let version = match &output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout),
+        _ => bail!(
+            "LIBTORCH_USE_PYTORCH is set, but {python} has no torch: `pip install torch=={VERSION}`, \
+             or unset it to have libtorch fetched"
+        ),
+    };
+    check_version(version.trim())?;
+    Ok(version.trim().to_owned())
+}
+
+/// Checks a libtorch that is not from us by what torch-sys will look for in it.
+fn check_own(directory: &Path) -> Result<()> {
+    // torch-sys lets these two stand in for the directory.
+    let place = |variable| env::var_os(variable).map_or(directory.to_owned(), PathBuf::from);
+    let header = place("LIBTORCH_INCLUDE").join(HEADER);
+    if !header.is_file() {
+        bail!("{} is missing", header.display());
+    }
+    let libraries = place("LIBTORCH_LIB").join("lib");
+    let names = ["libtorch.so", "libtorch.dylib", "torch.lib", "libtorch.a"];
+    if !names.iter().any(|name| libraries.join(name).exists()) {
+        bail!("{} holds no libtorch", libraries.display());
+    }
+    match fs::read_to_string(directory.join("build-version")) {
+        Ok(version) => check_version(version.trim()),
+        Err(_) => Ok(()), // Not every build has it, and torch-sys does not ask for it.
+    }
+}
+
+fn check_version(version: &str) -> Result<()> {
+    let bypass = env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_some();
+    if version.split('+').next() != Some(VERSION) && !bypass {
+        bail!("it is version {version}, but the trainer needs {VERSION}");
+    }
+    Ok(())
+}
+
+fn ensure_ours(destination: &Path) -> Result<String> {
+    let shown = destination.display();
+    if destination.exists() {
+        if !destination.join(STAMP_FILE).exists() {
+            // Not from us, so nothing that we may replace.
+            check_own(destination).with_context(|| {
+                format!("{shown} is in the way, and no libtorch: move it elsewhere")
+            })?;
+            return Ok(format!("libtorch: your own in {shown}; nothing fetched"));
+        }
+        match check_ours(destination) {
+            Ok(()) => return Ok(format!("libtorch {VERSION}: already there, in {shown}")),
+            Err(fault) => eprintln!("{fault:#}; fetching libtorch again"),
+        }
+    }
+    install(destination)?;
+    Ok(format!("libtorch {VERSION}: now in {shown}"))
+}
+
+/// Checks the stamp and the files that a build would miss.
+fn check_ours(folder: &Path) -> Result<()> {
+    let stamp = fs::read_to_string(folder.join(STAMP_FILE)).context("no stamp")?;
+    if stamp.trim() != STAMP {
+        bail!("{} is {}, not {STAMP}", folder.display(), stamp.trim());
+    }
+    check_files(folder, &LIBRARIES)
+}
+
+fn check_files(folder: &Path, libraries: &[(&str, u64)]) -> Result<()> {
+    for file in [HEADER, "lib/libtorch.so", "lib/libgomp.so"] {
+        let file = folder.join(file);
+        if !file.exists() {
+            bail!("{} is missing", file.display());
+        }
+    }
+    for (name, expected) in libraries {
+        let file = folder.join("lib").join(name);
+        let bytes = fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        if bytes != *expected {
+            bail!("{} has {bytes} bytes, expected {expected}", file.display());
+        }
+    }
+    Ok(())
+}
+
+fn install(destination: &Path) -> Result<()> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!(
+            "setup knows a libtorch for Linux on x86-64 only; elsewhere, `pip install \
+             torch=={VERSION}` and set LIBTORCH_USE_PYTORCH=1, or set LIBTORCH to a directory that \
+             holds libtorch {VERSION}"
+        );
+    }
+    let part = part_folder(destination)?;
+    let (wheels, whole) = (part.path().join("wheels"), part.path().join("whole"));
+    fs::create_dir(&wheels)?;
+    fs::create_dir(&whole)?;
+    download(&wheels)?;
+
+    let bar = fetch::bar("unpacking", UNPACKED_BYTES);
+    for wheel in WHEELS {
+        unpack(&wheels.join(wheel.file), &whole, &bar)
+            .with_context(|| format!("cannot unpack {}", wheel.file))?;
+    }
+    bar.finish_and_clear();
+    complete(&whole)?;
+    check_ours(&whole)?;
+
+    if destination.exists() {
+        fs::remove_dir_all(destination)?;
+    }
+    fs::rename(&whole, destination)
+        .with_context(|| format!("cannot create {}", destination.display()))
+}
+
+fn download(folder: &Path) -> Result<()> {
+    let mut pip = Command::new("python3");
+    // The platform and Python options choose one wheel whatever Python runs this; the C++ libraries do
+    // not depend on it.
+    pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"])
+        .args(["--no-cache-dir", "--no-deps", "--only-binary=:all:"])
+        .args(["--python-version", "311", "--implementation", "cp", "--abi", "cp311"])
+        .args(["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_25_x86_64"])
+        .args(["--platform", "manylinux2014_x86_64", "--dest", "."])
+        .args(["torch==2.13.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"])
+        // On the disk that is large enough, and where the bar sees it.
+        .env("TMPDIR", folder);
+    let what = format!("libtorch {VERSION} for the CPU, out of three wheels of PyTorch");
+    fetch::fetch("pip", &what, &mut pip, folder, &WHEELS)
+}
+
+/// Unpacks the headers and libraries that a wheel holds, and leaves the rest.
+fn unpack(wheel: &Path, folder: &Path, bar: &ProgressBar) -> Result<()> {
+    let mut archive = ZipArchive::new(io::BufReader::new(File::open(wheel)?))?;
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index)?;
+        let Some(target) = entry.enclosed_name().and_then(|name| target(&name)) else {
+            continue;
+        };
+        if entry.is_dir() {
+            continue;
+        }
+        let target = folder.join(target);
+        fs::create_dir_all(target.parent().context("a file in no folder")?)?;
+        io::copy(&mut entry, &mut bar.wrap_write(File::create(&target)?))?;
+    }
+    Ok(())
+}
+
+/// Where a file of a wheel goes in a libtorch folder, if it goes there.
+fn target(name: &Path) -> Option<PathBuf> {
+    if name.starts_with("torch/include") {
+        return name.strip_prefix("torch").ok().map(Path::to_owned);
+    }
+    let file = name.file_name()?.to_str()?;
+    let wanted = LIBRARIES.iter().any(|(library, _)| *library == file);
+    let in_lib = name.parent()?.ends_with("lib");
+    (wanted && in_lib).then(|| Path::new("lib").join(file))
+}
+
+/// Adds what makes the unpacked files a libtorch for torch-sys, the stamp last.
+fn complete(folder: &Path) -> Result<()> {
+    // torch-sys asks for -ltorch. The wheel's own libtorch.so wants libtorch_cuda.so, so a linker
+    // script stands in for it; GNU ld, gold, lld and mold all read it.
+    fs::write(folder.join("lib/libtorch.so"), "INPUT(-ltorch_cpu -lc10)\n")?;
+    // It asks for -lgomp as well.
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("libgomp.so.1", folder.join("lib/libgomp.so"))?;
+    fs::write(folder.join("build-version"), format!("{VERSION}\n"))?;
+    fs::write(folder.join(STAMP_FILE), format!("{STAMP}\n"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: [(&str, u64); 2] = [("libtorch_cpu.so", 10), ("libc10.so", 4)];
+
+    /// A folder as `unpack` and `complete` leave it, with libraries of a few bytes.
+    fn small_libtorch() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let header = folder.path().join(HEADER);
+        fs::create_dir_all(header.parent().unwrap()).unwrap();
+        fs::write(header, "").unwrap();
+        fs::create_dir(folder.path().join("lib")).unwrap();
+        fs::write(folder.path().join("lib/libgomp.so.1"), "").unwrap();
+        for (name, bytes) in SMALL {
+            fs::write(folder.path().join("lib").join(name), vec![0; bytes as usize]).unwrap();
+        }
+        complete(folder.path()).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_complete_folder_passes_and_a_truncated_library_does_not() {
+        let folder = small_libtorch();
+        check_files(folder.path(), &SMALL).unwrap();
+        fs::write(folder.path().join("lib/libc10.so"), "abc").unwrap();
+        let error = check_files(folder.path(), &SMALL).unwrap_err().to_string();
+        assert!(error.ends_with("libc10.so has 3 bytes, expected 4"), "{error}");
+        fs::remove_file(folder.path().join("lib/libgomp.so.1")).unwrap();
+        let error = check_files(folder.path(), &SMALL).unwrap_err().to_string();
+        assert!(error.ends_with("libgomp.so is missing"), "{error}");
+    }
+
+    #[test]
+    fn the_stamp_must_be_the_present_one() {
+        let folder = small_libtorch();
+        let complaint = || check_ours(folder.path()).unwrap_err().to_string();
+        assert!(complaint().contains("bytes, expected"), "the stamp itself passes");
+        fs::write(folder.path().join(STAMP_FILE), "2.12.0-1\n").unwrap();
+        assert!(complaint().ends_with("is 2.12.0-1, not 2.13.0-1"));
+        fs::remove_file(folder.path().join(STAMP_FILE)).unwrap();
+        assert_eq!(complaint(), "no stamp");
+    }
+
+    #[test]
+    fn a_folder_without_our_stamp_is_never_replaced() {
+        let own = small_libtorch();
+        fs::remove_file(own.path().join(STAMP_FILE)).unwrap();
+        assert!(ensure_ours(own.path()).unwrap().contains("your own"));
+
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join("thesis.tex"), "").unwrap();
+        let error = ensure_ours(other.path()).unwrap_err().to_string();
+        assert!(error.contains("move it elsewhere"), "{error}");
+        assert!(other.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn a_libtorch_of_another_version_is_refused() {
+        let own = small_libtorch();
+        check_own(own.path()).unwrap();
+        fs::write(own.path().join("build-version"), "2.13.0+cpu\n").unwrap();
+        check_own(own.path()).unwrap();
+        fs::write(own.path().join("build-version"), "2.12.1\n").unwrap();
+        let error = check_own(own.path()).unwrap_err().to_string();
+        assert_eq!(error, "it is version 2.12.1, but the trainer needs 2.13.0");
+    }
+
+    #[test]
+    fn the_default_of_cargo_is_not_the_users_own() {
+        let ours = Path::new("/checkout/libtorch");
+        let set = |value| Some(OsStr::new(value));
+        assert_eq!(source(None, None, ours), Source::Setup);
+        assert_eq!(source(None, set("/checkout/libtorch"), ours), Source::Setup);
+        assert_eq!(source(None, set("/checkout/libtorch/"), ours), Source::Setup);
+        assert_eq!(
+            source(None, set("/opt/libtorch"), ours),
+            Source::Directory("/opt/libtorch".into())
+        );
+        assert_eq!(source(set("1"), set("/checkout/libtorch"), ours), Source::PyTorch);
+    }
+
+    #[test]
+    fn wheels_give_headers_and_libraries_only() {
+        let to = |name| target(Path::new(name)).map(|path| path.display().to_string());
+        assert_eq!(to("torch/include/ATen/ATen.h").as_deref(), Some("include/ATen/ATen.h"));
+        assert_eq!(to("torch/lib/libc10.so").as_deref(), Some("lib/libc10.so"));
+        assert_eq!(to("nvidia/cu13/lib/libcupti.so.13").as_deref(), Some("lib/libcupti.so.13"));
+        assert_eq!(to("torch/lib/libtorch_cuda.so"), None);
+        assert_eq!(to("torch/nn/functional.py"), None);
+    }
+}
