@@ -384,7 +384,13 @@ mod tests {
         let studies = start(directory.path());
         studies.run(|shelf, now| shelf.create("s", spec(), now).map(drop)).await.unwrap();
         search(&studies).await.unwrap();
-        studies.run(|shelf, _| Ok(shelf.store.fill_disk())).await.unwrap();
+        studies
+            .run(|shelf, _| {
+                shelf.store.fill_disk();
+                Ok(())
+            })
+            .await
+            .unwrap();
         let mut acknowledged = 1;
         let error = loop {
             match search(&studies).await {

@@ -200,10 +200,10 @@ pub enum Error {
     #[error("invalid request: {}", .0.first().map_or_else(String::new, ToString::to_string))]
     Invalid(Vec<Violation>),
     /// No step of this number has been handed out.
-    #[error("study has no step {0}")]
+    #[error("it has no step {0}")]
     UnknownStep(StepId),
     /// The lease was not given out by this study, or not for this step.
-    #[error("lease {lease} is not one of step {step} of this study")]
+    #[error("lease {lease} is not one of its step {step}")]
     UnknownLease {
         /// The step.
         step: StepId,
@@ -214,7 +214,7 @@ pub enum Error {
     #[error("lease {0} is no longer held; the step's report is still welcome")]
     LeaseNotHeld(LeaseId),
     /// The study's state does not allow it.
-    #[error("study is {state}, which does not allow to {action} it")]
+    #[error("it is {state}, which does not allow to {action} it")]
     WrongState {
         /// What was asked.
         action: &'static str,
@@ -222,13 +222,13 @@ pub enum Error {
         state: &'static str,
     },
     /// The variables are known and different.
-    #[error("study has been described already, with other variables")]
+    #[error("it has been described already, with other variables")]
     DescribedDifferently,
     /// The variables are not known yet.
-    #[error("study waits for a trainer to describe its variables")]
+    #[error("it waits for a trainer to describe its variables")]
     NotDescribed,
     /// The trainer does not know the study's space.
-    #[error("study is of space {space:?}; this trainer serves: {served}")]
+    #[error("it is of space {space:?}; this trainer serves: {served}")]
     OtherSpace {
         /// The study's.
         space: String,

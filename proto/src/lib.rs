@@ -3,7 +3,7 @@
 //! computes with them.
 
 /// Package `asng.v1`.
-#[allow(missing_docs)]
+#[allow(missing_docs, clippy::large_enum_variant)]
 pub mod v1 {
     tonic::include_proto!("asng.v1");
 }

@@ -124,6 +124,37 @@ fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
     (child, address)
 }
 
+/// A trainer in a process of its own; killed when dropped.
+pub struct Trainer(pub Child);
+
+impl Drop for Trainer {
+    fn drop(&mut self) {
+        // Both fail if it has ended already, as most tests want it to.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Trainer {
+    /// Starts one that works on `study` until it ends, with its files in `work_dir`.
+    pub fn start(controller: &Controller, study: &str, work_dir: &Path) -> Trainer {
+        let mut command = trainer_command(controller, work_dir);
+        Trainer(command.args(["serve", "--study", study]).spawn().expect("trainer"))
+    }
+}
+
+/// The trainer's command line, on one thread and the real CIFAR-10.
+pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(PATH.get_or_init(|| binary("asng-trainer", "asng-trainer")));
+    command
+        .args(["--controller", &controller.url(), "--device", "cpu", "--threads", "1"])
+        .args(["--data", concat!(env!("CARGO_MANIFEST_DIR"), "/../data/cifar-10-batches-bin")])
+        .arg("--work-dir")
+        .arg(work_dir);
+    command
+}
+
 /// Asks a process to end with SIGTERM and waits until it has.
 pub fn terminate(child: &mut Child) -> ExitStatus {
     let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
@@ -157,6 +188,47 @@ pub fn create_request(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
             ..Default::default()
         }),
     }
+}
+
+/// A request for a search by the real trainer, as small as it can be.
+pub fn tiny_search(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
+    let settings = [("nodes", "2"), ("cells", "3"), ("channels", "4"), ("batch_size", "8")];
+    v1::CreateStudyRequest {
+        name: name.into(),
+        spec: Some(v1::StudySpec {
+            space: "enas-micro".into(),
+            settings: settings.map(|(name, value)| (name.into(), value.into())).into(),
+            algorithm: Some(v1::AlgorithmSettings { seed: Some(1), ..Default::default() }),
+            stop: Some(v1::StopRules { max_steps }),
+            ..Default::default()
+        }),
+    }
+}
+
+/// Waits until the study `name` satisfies `condition`, and returns it.
+pub async fn study_when(
+    controller: &Controller,
+    name: &str,
+    condition: impl Fn(&v1::Study) -> bool,
+) -> v1::Study {
+    let studies = controller.studies();
+    loop {
+        let request = v1::GetStudyRequest { name: name.into() };
+        let answer = insist(|| {
+            let (mut studies, request) = (studies.clone(), request.clone());
+            async move { studies.get_study(request).await }
+        });
+        let study = answer.await.into_inner().study.unwrap();
+        if condition(&study) {
+            return study;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Reports of a study that entered an update.
+pub fn applied(study: &v1::Study) -> u64 {
+    study.progress.map_or(0, |progress| progress.applied)
 }
 
 /// The loss of an architecture: smaller the more variables are 0, with a little noise that follows from the values.

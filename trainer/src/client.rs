@@ -50,13 +50,18 @@ pub struct Config {
 /// Works until the study has ended or `stop` is ready; then gives back the step in hand and saves the weights.
 pub async fn serve(
     config: Config,
-    engine: Engine,
+    engine: engine::Config,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let _lock = lock(&config.work_dir)?;
     let trainer_id = trainer_id(&config.work_dir)?;
     let channel = study::connect(&config.controller)?;
     info!(trainer_id, controller = config.controller, "trainer starts");
+    tokio::pin!(stop);
+    let engine = tokio::select! {
+        engine = Engine::start(engine) => engine?,
+        () = &mut stop => return Ok(()),
+    };
     let mut trainer = Trainer {
         search: SearchServiceClient::new(channel.clone()),
         run: rand::random(),
@@ -70,7 +75,7 @@ pub async fn serve(
     };
     let result = tokio::select! {
         result = trainer.work() => result,
-        () = stop => {
+        () = &mut stop => {
             info!("draining");
             Ok(())
         }
@@ -321,7 +326,7 @@ impl Trainer {
             open.logged = Instant::now();
             let steps_per_second = summary.steps as f64 / summary.seconds;
             let train_loss = metrics.get("train_loss");
-            info!(summary.steps, steps_per_second, train_loss, "progress");
+            info!(steps = summary.steps, steps_per_second, train_loss, "progress");
         }
         if summary.steps.is_multiple_of(self.config.save_every) {
             let started = Instant::now();
@@ -338,7 +343,7 @@ impl Trainer {
         let file = open.directory.join("trainer.json");
         let summary = serde_json::to_string(&open.summary)?;
         fs::write(&file, summary).with_context(|| format!("cannot write {}", file.display()))?;
-        info!(study = open.name, open.summary.steps, "weights saved");
+        info!(study = open.name, steps = open.summary.steps, "weights saved");
         Ok(())
     }
 

@@ -2,11 +2,7 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use asng_trainer::{
-    client,
-    engine::{self, Engine},
-    evaluate, retrain,
-};
+use asng_trainer::{client, engine, evaluate, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,9 +64,10 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-On SIGTERM or SIGINT it gives its step back, saves the weights and ends with 0. Started again with the same --work-dir it
-goes on from the weights last saved.")]
+#[command(
+    after_help = "On SIGTERM or SIGINT it gives its step back, saves the weights and ends with 0. \
+    Started again with the same --work-dir it goes on from the weights last saved."
+)]
 struct Serve {
     /// Work on this study until it ends [default: any study of a space served here, for ever]
     #[arg(long)]
@@ -80,7 +77,8 @@ struct Serve {
     save_every: u64,
 }
 
-#[tokio::main]
+// One thread is enough for the network: what computes has a thread of its own.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Arguments { command, common } = Arguments::parse();
     tracing_subscriber::fmt()
@@ -109,7 +107,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
                     _ = terminate.recv() => info!("terminated"),
                 }
             };
-            let engine = Engine::start(engine::Config { data, device, threads }).await?;
+            let engine = engine::Config { data, device, threads };
             let config = client::Config { controller, study, work_dir, save_every };
             client::serve(config, engine, stop).await
         }

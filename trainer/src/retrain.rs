@@ -1,11 +1,16 @@
 //! `asng-trainer retrain`: trains one architecture alone, from scratch, and writes it down.
+//!
+//! After each epoch weights and progress are written; the same command goes on from there.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::{
@@ -59,7 +64,7 @@ pub struct Arguments {
     /// Directory for the results, made if it is not there
     #[arg(long, default_value = "retrained", value_name = "DIR")]
     out: PathBuf,
-    /// Print one line of JSON at the end, and no progress
+    /// Print the results as one line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -76,6 +81,39 @@ struct Results {
     weights: PathBuf,
     architecture: PathBuf,
     graph: PathBuf,
+}
+
+/// What decides a retraining, and how far it has come: the file `progress.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    architecture: Vec<i64>,
+    epochs: u32,
+    cells: usize,
+    channels: i64,
+    batch_size: u16,
+    learning_rate: f64,
+    drop_path: f64,
+    cutout: u16,
+    seed: u64,
+    images: i64,
+    /// Epochs whose weights are in the weights' file, or a few more.
+    epochs_done: u32,
+}
+
+impl Progress {
+    /// Reads how far an earlier run of the same training came; `self` if there was none.
+    fn resume(self, file: &Path) -> anyhow::Result<Progress> {
+        let Ok(text) = fs::read_to_string(file) else { return Ok(self) };
+        let earlier: Progress = serde_json::from_str(&text)
+            .with_context(|| format!("{} makes no sense", file.display()))?;
+        let epochs_done = earlier.epochs_done;
+        ensure!(
+            earlier == Progress { epochs_done, ..self },
+            "{} is of another retraining; give another --out, or remove that directory",
+            file.display()
+        );
+        Ok(earlier)
+    }
 }
 
 /// Trains, writes and prints.
@@ -133,43 +171,69 @@ fn retrain(
     fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot make {}", arguments.out.display()))?;
     let write = |name: &str, content: String| {
-        let file = arguments.out.join(name);
-        fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+        let (part, file) = (arguments.out.join(".part"), arguments.out.join(name));
+        fs::write(&part, content)
+            .and_then(|()| fs::rename(&part, &file))
+            .with_context(|| format!("cannot write {}", file.display()))?;
         anyhow::Ok(file)
     };
-    // First of all, so that a wrong directory is noticed before hours of work.
+    let train = Cifar10::load(&data)?.train;
+    let images = arguments.images.unwrap_or(train.len());
+    let train = train.narrow(0, images).context("--images")?.to_device(device)?;
+    let mut progress = Progress {
+        architecture: architecture.values(),
+        epochs: arguments.epochs,
+        cells: size.cells,
+        channels: size.channels,
+        batch_size: arguments.batch_size,
+        learning_rate: arguments.learning_rate,
+        drop_path: arguments.drop_path,
+        cutout: arguments.cutout,
+        seed: arguments.seed,
+        images,
+        epochs_done: 0,
+    }
+    .resume(&arguments.out.join("progress.json"))?;
     let description = serde_json::to_string_pretty(&architecture.describe())?;
     let architecture_file = write("architecture.json", description)?;
     let graph = write("architecture.dot", architecture.dot())?;
 
     let rates = Rates { momentum: 0.9, weight_decay: 3e-4, grad_clip: 5.0 };
     let mut network = Retrained::new(&size, architecture, rates, arguments.seed, device)?;
-    let train = Cifar10::load(&data)?.train;
-    let count = arguments.images.unwrap_or(train.len());
-    let train = train.narrow(0, count).context("--images")?.to_device(device)?;
+    let weights = arguments.out.join(WEIGHTS_FILE);
+    if progress.epochs_done > 0 {
+        network.load(&weights)?;
+    }
     let preprocess = Preprocess::cifar10(device, Kind::Float, true)?;
     let augment = Augment { cutout: arguments.cutout, ..Augment::PAPER };
-    let mut batches = Batches::new(arguments.seed, count as usize, arguments.batch_size.into())?;
-    let total = u64::from(arguments.epochs) * batches.per_epoch();
-    let bar = if arguments.json { ProgressBar::hidden() } else { ProgressBar::new(total) };
+    let mut batches = Batches::new(arguments.seed, images as usize, arguments.batch_size.into())?;
+    let bar = ProgressBar::new(u64::from(arguments.epochs) * batches.per_epoch());
     bar.set_style(ProgressStyle::with_template(
         "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
     )?);
-    for number in 0..total {
-        let images = train.select(batches.get(number))?;
-        let pixels = preprocess.augmented(&images.pixels, augment, arguments.seed, number)?;
-        let batch = Batch { images: pixels, labels: images.labels };
+    bar.set_position(u64::from(progress.epochs_done) * batches.per_epoch());
+    bar.reset_eta();
+    for epoch in progress.epochs_done..arguments.epochs {
         // Both schedules move once an epoch, as the authors' do.
-        let epoch = number / batches.per_epoch();
-        let progress = epoch as f64 / f64::from(arguments.epochs);
-        let learning_rate = cosine(arguments.learning_rate, progress);
-        let outcome = network.train_step(&batch, learning_rate, arguments.drop_path * progress)?;
-        bar.set_message(format!("epoch {} loss {:.3}", epoch + 1, outcome.loss));
-        bar.inc(1);
+        let done = f64::from(epoch) / f64::from(arguments.epochs);
+        let learning_rate = cosine(arguments.learning_rate, done);
+        // Which paths are dropped is drawn by libtorch's own generator.
+        tch::manual_seed(arguments.seed.wrapping_add(epoch.into()).cast_signed());
+        for place in 0..batches.per_epoch() {
+            let number = u64::from(epoch) * batches.per_epoch() + place;
+            let images = train.select(batches.get(number))?;
+            let pixels = preprocess.augmented(&images.pixels, augment, arguments.seed, number)?;
+            let batch = Batch { images: pixels, labels: images.labels };
+            let outcome = network.train_step(&batch, learning_rate, arguments.drop_path * done)?;
+            bar.set_message(format!("epoch {} loss {:.3}", epoch + 1, outcome.loss));
+            bar.inc(1);
+        }
+        // The weights first: an epoch done twice does less harm than one left out.
+        network.save(&weights)?;
+        progress.epochs_done = epoch + 1;
+        write("progress.json", serde_json::to_string(&progress)?)?;
     }
     bar.finish();
-    let weights = arguments.out.join(WEIGHTS_FILE);
-    network.save(&weights)?;
     let batches = test_batches(&data, 10_000, device)?;
     let test = mean(batches.iter().map(|batch| network.evaluate(batch)))?;
     Ok(Results {

@@ -33,9 +33,9 @@ pub use search::{StepOutcome, Supernet};
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]
 pub struct Batch {
-    /// [batch, channels, height, width], normalised.
+    /// `[batch, channels, height, width]`, normalised.
     pub images: Tensor,
-    /// [batch], the class of each image, 64-bit integers.
+    /// `[batch]`, the class of each image, 64-bit integers.
     pub labels: Tensor,
 }
 
@@ -57,8 +57,8 @@ pub enum Error {
     /// The network was built for other architectures than the one it was given.
     #[error("this network has no {0}")]
     NotBuilt(String),
-    /// A step without architectures.
-    #[error("a step needs at least one architecture to train and one to rank")]
+    /// A step that ranks nothing.
+    #[error("a step needs at least one architecture to rank")]
     NoArchitectures,
     /// A file is not of this network: another space, other settings, or no whole file.
     #[error("{file} is not of this network: {reason}")]

@@ -1,4 +1,4 @@
-//! Everything a person types to work on ASNG-NAS: `cargo xtask setup`.
+//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test`.
 //!
 //! This crate must build on a machine that has nothing but Rust, so it depends on no other member of
 //! the workspace.
@@ -10,7 +10,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+mod demo;
+mod process;
 mod setup;
+mod test;
 
 /// Everything a person types to work on ASNG-NAS.
 #[derive(Parser)]
@@ -28,6 +31,10 @@ enum Command {
         #[arg(value_name = "PART")]
         parts: Vec<setup::Part>,
     },
+    /// Starts both services and searches an architecture on real CIFAR-10.
+    Demo(demo::Arguments),
+    /// Tests everything: lints, unit tests, end-to-end tests with the real programs, documentation.
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +51,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     let root = workspace_root()?;
     match args.command {
         Command::Setup { parts } => setup::command(&root, &parts),
+        Command::Demo(arguments) => demo::demo(&root, &arguments),
+        Command::Test(arguments) => test::test(&root, &arguments),
     }
 }
 

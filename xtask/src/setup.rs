@@ -16,6 +16,9 @@ mod cifar10;
 mod fetch;
 mod libtorch;
 
+/// Where CIFAR-10 lies, under the workspace's directory.
+pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
+
 /// A part of the setup.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
@@ -28,7 +31,6 @@ pub(crate) enum Part {
 const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
 
 /// Makes sure that all of setup is there under `root`; quiet if it is.
-#[allow(dead_code, reason = "for the subcommands that need what setup brings")]
 pub(crate) fn setup(root: &Path) -> Result<()> {
     ensure(root, &ALL).map(|_| ())
 }

@@ -24,9 +24,9 @@ pub use super::layers::Mode;
 /// What a network makes of a batch of images.
 #[derive(Debug)]
 pub struct Logits {
-    /// [batch, classes]
+    /// `[batch, classes]`
     pub main: Tensor,
-    /// [batch, classes], of the auxiliary head: in training only, and never of a supernet.
+    /// `[batch, classes]`, of the auxiliary head: in training only, and never of a supernet.
     pub auxiliary: Option<Tensor>,
 }
 
@@ -115,7 +115,7 @@ impl Network {
         })
     }
 
-    /// The logits of an architecture for `images` [batch, channels, height, width], whose height
+    /// The logits of an architecture for `images` `[batch, channels, height, width]`, whose height
     /// and width must be divisible by 4, and 32 for the auxiliary head. A network built for one
     /// architecture refuses others.
     pub fn forward(
@@ -195,7 +195,7 @@ impl Auxiliary {
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let x = x.f_relu()?; // [batch, c, 8, 8]
-        let x = x.f_avg_pool2d([5, 5], [3, 3], [0, 0], false, true, None::<i64>)?; // [batch, c, 2, 2]
+        let x = x.f_avg_pool2d([5, 5], [3, 3], [0, 0], false, true, None::<i64>)?; // [.., 2, 2]
         let x = self.norm1.forward(&self.conv1.forward(&x)?, mode)?.f_relu()?; // [batch, 128, 2, 2]
         let x = self.norm2.forward(&self.conv2.forward(&x)?, mode)?.f_relu()?; // [batch, 768, 1, 1]
         self.classifier.forward(&global_pool(&x)?)

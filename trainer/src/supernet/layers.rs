@@ -26,7 +26,7 @@ pub enum Mode {
 /// A convolution without bias.
 #[derive(Debug)]
 pub(super) struct Conv {
-    /// [out, in / groups, kernel, kernel]
+    /// `[out, in / groups, kernel, kernel]`
     pub(super) weight: Tensor,
     stride: i64,
     padding: i64,
@@ -144,7 +144,7 @@ impl Linear {
     }
 }
 
-/// The mean over height and width: [batch, channels, height, width] to [batch, channels].
+/// The mean over height and width: `[batch, channels, height, width]` to `[batch, channels]`.
 pub(super) fn global_pool(x: &Tensor) -> Result<Tensor, Error> {
     Ok(x.f_mean_dim([2, 3].as_slice(), false, None::<Kind>)?)
 }

@@ -4,7 +4,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::Error;
 
-/// Mean cross-entropy of logits [batch, classes] for labels [batch].
+/// Mean cross-entropy of logits `[batch, classes]` for labels `[batch]`.
 ///
 /// Not tch's `cross_entropy_for_logits`, which computes in 32 bits whatever the network's kind.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor, Error> {

@@ -101,16 +101,6 @@ impl Retrained {
         ];
         checkpoint::load(path, &mut parts)
     }
-
-    /// The network, for example to trace it.
-    pub fn network(&self) -> &Network {
-        &self.network
-    }
-
-    /// The architecture.
-    pub fn architecture(&self) -> &Architecture {
-        &self.architecture
-    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ impl Supernet {
 
     /// One step of the search (authors' `architecture_search`): moves the weights along the mean
     /// gradient of the train architectures on one batch, then measures the rank architectures on
-    /// another with the moved weights.
+    /// another with the moved weights. Without train architectures the weights stay, and what is said
+    /// of training is NaN.
     pub fn search_step(
         &mut self,
         train_batch: &Batch,
@@ -66,7 +67,7 @@ impl Supernet {
         rank: &[Architecture],
         learning_rate: f64,
     ) -> Result<StepOutcome, Error> {
-        if train.is_empty() || rank.is_empty() {
+        if rank.is_empty() {
             return Err(Error::NoArchitectures);
         }
         let mut numbers = Vec::new();
@@ -78,23 +79,28 @@ impl Supernet {
             gradients = gradients.plus(Gradients::of(&part, self.network.parameters())?)?;
             numbers.extend([loss.f_detach()?, accuracy]);
         }
-        numbers.push(self.sgd.step(self.network.parameters_mut(), &gradients, learning_rate)?);
+        if !train.is_empty() {
+            let parameters = self.network.parameters_mut();
+            numbers.push(self.sgd.step(parameters, &gradients, learning_rate)?);
+        }
         drop(gradients);
+        let of_training = numbers.len();
 
         let _guard = tch::no_grad_guard();
         for architecture in rank {
             numbers.extend(self.measure(rank_batch, architecture)?);
         }
         let numbers = loss::read(&numbers)?;
-        let (trained, rest) = numbers.split_at(2 * train.len());
-        let ranked = &rest[1..];
+        let (trained, ranked) = numbers.split_at(of_training);
+        let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
+        let trained = &trained[..2 * train.len()];
         let losses: Vec<f64> = ranked.iter().step_by(2).copied().collect();
         Ok(StepOutcome {
             losses,
             rank_accuracy: mean(ranked.iter().skip(1).step_by(2)),
             train_loss: mean(trained.iter().step_by(2)),
             train_accuracy: mean(trained.iter().skip(1).step_by(2)),
-            gradient_norm: rest[0],
+            gradient_norm,
         })
     }
 
@@ -121,11 +127,6 @@ impl Supernet {
         let mut parts =
             [("weight", self.network.parameters_mut()), ("momentum", self.sgd.momentum_mut())];
         checkpoint::load(path, &mut parts)
-    }
-
-    /// The shared weights.
-    pub fn network(&self) -> &Network {
-        &self.network
     }
 
     /// Loss and accuracy, on the device.
@@ -270,6 +271,17 @@ mod tests {
     }
 
     #[test]
+    fn without_train_architectures_the_weights_stay() {
+        let mut supernet = supernet(0);
+        let architectures = architectures();
+        let before = supernet.evaluate(&batch(1.0), &architectures[0]).unwrap();
+        let outcome =
+            supernet.search_step(&batch(0.0), &[], &batch(1.0), &architectures, 0.05).unwrap();
+        assert_eq!(outcome.losses[0], before.loss);
+        assert!(outcome.train_loss.is_nan() && outcome.gradient_norm.is_nan());
+    }
+
+    #[test]
     fn a_diverged_loss_is_a_value() {
         let mut supernet = supernet(0);
         let infinite =
@@ -297,7 +309,7 @@ mod tests {
         let huge = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand([1 << 46, 3, 8, 8], false);
         let huge = Batch { images: huge, labels: batch(0.0).labels };
         assert!(matches!(supernet.evaluate(&huge, &architectures[0]), Err(Error::Torch(_))));
-        let outcome = supernet.search_step(&batch(0.0), &[], &batch(0.0), &architectures, 0.05);
+        let outcome = supernet.search_step(&batch(0.0), &architectures, &batch(0.0), &[], 0.05);
         assert!(matches!(outcome, Err(Error::NoArchitectures)));
     }
 }

@@ -59,7 +59,7 @@ const fn official(file: &'static str, sha256: &'static str) -> Pinned {
 
 /// Makes sure that CIFAR-10 is there; returns a line that says where.
 pub(super) fn ensure(root: &Path) -> Result<String> {
-    let destination = root.join("data").join("cifar-10-batches-bin");
+    let destination = root.join(super::CIFAR10);
     let shown = destination.display();
     if destination.exists() {
         match check(&destination, RECORDS_PER_FILE) {

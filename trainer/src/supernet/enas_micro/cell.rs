@@ -124,11 +124,8 @@ impl Cell {
                 let Ok(block) = self.output_nodes.binary_search(node) else {
                     return Err(Error::NotBuilt(format!("output of node {node}")));
                 };
-                blocks.push(self.output_conv.weight.f_narrow(
-                    1,
-                    block as i64 * channels,
-                    channels,
-                )?);
+                let first = block as i64 * channels;
+                blocks.push(self.output_conv.weight.f_narrow(1, first, channels)?);
             }
             self.output_conv.forward_with(&x, &Tensor::f_cat(&blocks, 1)?)?
         };
@@ -138,12 +135,14 @@ impl Cell {
 
 fn needed_operations(nodes: usize, alone: Option<&CellGraph>) -> Vec<(usize, usize, Op)> {
     let mut needed = Vec::new();
-    for node in 0..nodes {
-        match alone {
-            Some(graph) => {
-                needed.extend(graph.nodes[node].sides().map(|(input, op)| (node, input, op)));
+    match alone {
+        Some(graph) => {
+            for (index, node) in graph.nodes.iter().enumerate() {
+                needed.extend(node.sides().map(|(input, op)| (index, input, op)));
             }
-            None => {
+        }
+        None => {
+            for node in 0..nodes {
                 for input in 0..CELL_INPUTS + node {
                     needed.extend(Op::ALL.map(|op| (node, input, op)));
                 }

@@ -1,0 +1,170 @@
+//! The real trainer and the real controller on real images: small searches, with the trainer or the controller killed.
+
+use std::{fs, path::Path, process::Output};
+
+use asng_proto::v1::StudyState;
+use asng_tests::{
+    Controller, Trainer, applied, asngctl, study_when, terminate, tiny_search, trainer_command,
+};
+use serde_json::Value;
+
+/// Whether the trainer of `work_dir` has saved weights of its only study.
+fn has_weights(work_dir: &Path) -> bool {
+    let mut studies = fs::read_dir(work_dir.join("studies")).unwrap();
+    studies.next().unwrap().unwrap().path().join("weights.safetensors").exists()
+}
+
+fn json(output: Output) -> Value {
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let work_dir = directory.path().join("work");
+    controller.studies().create_study(tiny_search("tiny", 5)).await.unwrap();
+    let mut trainer = Trainer::start(&controller, "tiny", &work_dir);
+    assert!(trainer.0.wait().unwrap().success());
+    let study = study_when(&controller, "tiny", |_| true).await;
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 5));
+    assert!(study.incumbent.is_some());
+
+    let arguments = ["evaluate", "--study", "tiny", "--images", "250", "--random", "2", "--json"];
+    let output = trainer_command(&controller, &work_dir).args(arguments).output().unwrap();
+    let evaluation = json(output);
+    assert_eq!(evaluation["random"]["count"], 2);
+    assert!((0.0..=1.0).contains(&evaluation["accuracy"].as_f64().unwrap()));
+    let mode = study.mode.unwrap().values;
+    assert_eq!(evaluation["architecture"], serde_json::to_value(&mode).unwrap());
+
+    let out = directory.path().join("retrained");
+    let retrain = |epochs: &str| {
+        let mut command = trainer_command(&controller, &work_dir);
+        command.args(["retrain", "--study", "tiny", "--json", "--cells", "3", "--channels", "4"]);
+        command.args(["--images", "240", "--epochs", epochs, "--out"]).arg(&out);
+        command.output().unwrap()
+    };
+    let retrained = json(retrain("1"));
+    assert!(retrained["test_accuracy"].as_f64().unwrap() > 0.0);
+    assert_eq!(json(retrain("1")), retrained, "nothing is left to do");
+    let other = retrain("2");
+    let log = String::from_utf8_lossy(&other.stderr);
+    assert!(!other.status.success() && log.contains("is of another retraining"), "{log}");
+    let architecture = fs::read_to_string(out.join("architecture.json")).unwrap();
+    let architecture: Value = serde_json::from_str(&architecture).unwrap();
+    assert_eq!(architecture["values"], serde_json::to_value(&mode).unwrap());
+    assert!(fs::read_to_string(out.join("architecture.dot")).unwrap().starts_with("digraph"));
+    assert!(fs::metadata(out.join("weights.safetensors")).unwrap().len() > 1000);
+}
+
+#[tokio::test]
+async fn a_killed_trainer_starts_again_and_the_study_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let work_dir = directory.path().join("work");
+    controller.studies().create_study(tiny_search("s", 8)).await.unwrap();
+    let mut trainer = Trainer::start(&controller, "s", &work_dir);
+    study_when(&controller, "s", |study| applied(study) >= 2).await;
+    trainer.0.kill().unwrap();
+    trainer.0.wait().unwrap();
+    let mut trainer = Trainer::start(&controller, "s", &work_dir);
+    assert!(trainer.0.wait().unwrap().success());
+    let study = study_when(&controller, "s", |_| true).await;
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 8));
+    let progress = study.progress.unwrap();
+    assert_eq!((progress.stale, progress.expired), (0, 0), "nobody waited for the lost lease");
+}
+
+#[tokio::test]
+async fn a_trainer_goes_on_when_the_controller_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(tiny_search("s", 8)).await.unwrap();
+    let mut trainer = Trainer::start(&controller, "s", &directory.path().join("work"));
+    for reports in [2, 4] {
+        study_when(&controller, "s", |study| applied(study) >= reports).await;
+        controller.kill();
+        controller.restart();
+    }
+    assert!(trainer.0.wait().unwrap().success());
+    let study = study_when(&controller, "s", |_| true).await;
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 8));
+}
+
+#[tokio::test]
+async fn sigterm_gives_the_step_back_and_saves_the_weights() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let work_dir = directory.path().join("work");
+    controller.studies().create_study(tiny_search("s", 100_000)).await.unwrap();
+    let mut trainer = Trainer::start(&controller, "s", &work_dir);
+    study_when(&controller, "s", |study| applied(study) >= 2).await;
+    assert!(terminate(&mut trainer.0).success());
+    assert!(has_weights(&work_dir));
+    // Its step is back: another trainer gets it without waiting for the lease of a minute.
+    let before = applied(&study_when(&controller, "s", |_| true).await);
+    let _other = Trainer::start(&controller, "s", &directory.path().join("other"));
+    let study = study_when(&controller, "s", |study| applied(study) > before).await;
+    let progress = study.progress.unwrap();
+    assert_eq!((progress.expired, progress.stale), (0, 0));
+    assert!(progress.outstanding <= 1);
+}
+
+#[tokio::test]
+async fn two_trainers_work_on_one_study() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(tiny_search("s", 40)).await.unwrap();
+    let start = |name: &str| Trainer::start(&controller, "s", &directory.path().join(name));
+    let mut trainers = [start("a"), start("b")];
+    study_when(&controller, "s", |study| applied(study) >= 2).await;
+    let mut command = trainer_command(&controller, &directory.path().join("a"));
+    let third = command.args(["serve", "--study", "s"]).output().unwrap();
+    let log = String::from_utf8_lossy(&third.stderr);
+    assert!(!third.status.success() && log.contains("in use by another trainer"), "{log}");
+    for trainer in &mut trainers {
+        assert!(trainer.0.wait().unwrap().success());
+    }
+    let study = study_when(&controller, "s", |_| true).await;
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 40));
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_fail_the_study_and_the_command_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let mut command = trainer_command(&controller, &directory.path().join("work"));
+    let _trainer = Trainer(command.arg("serve").spawn().unwrap());
+    let output = std::process::Command::new(asngctl())
+        .args(["--controller", &controller.url(), "study", "create", "bad"])
+        .args(["--space", "enas-micro", "--max-steps", "10", "--wait"])
+        .args(["--set", "cells=2", "--set", "colour=red"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("settings.cells: must be a whole number from 3 to 50"), "{log}");
+    assert!(log.contains("settings.colour: is unknown"), "{log}");
+    let study = study_when(&controller, "bad", |_| true).await;
+    assert_eq!((study.state(), study.failure.len()), (StudyState::Failed, 2));
+}
+
+#[test]
+fn a_damaged_data_file_is_named_with_its_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let data = directory.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("data_batch_1.bin"), vec![0; 3073 * 7 + 5]).unwrap();
+    let output = trainer_command(&controller, &directory.path().join("work"))
+        .args(["serve", "--data"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(log.contains("data_batch_1.bin: truncated in record 7"), "{log}");
+}
