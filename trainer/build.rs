@@ -1,9 +1,16 @@
-//! Writes libtorch's directory into the binaries, so that they start without LD_LIBRARY_PATH.
+//! Writes libtorch's directory into the binaries, so that they start without LD_LIBRARY_PATH, and keeps its CUDA part.
 //! torch-sys says `links = "tch"`; cargo passes its directory on to direct dependents only.
+
+use std::{env, path::Path};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    if let Ok(directory) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{directory}");
+    let Ok(directory) = env::var("DEP_TCH_LIBTORCH_LIB") else { return };
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{directory}");
+    if Path::new(&directory).join("libtorch_cuda.so").exists() {
+        // It registers itself when it is loaded; no symbol is taken from it, so the linker would drop it.
+        for argument in ["-Wl,--no-as-needed", "-ltorch_cuda", "-Wl,--as-needed"] {
+            println!("cargo::rustc-link-arg={argument}");
+        }
     }
 }

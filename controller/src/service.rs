@@ -83,23 +83,22 @@ impl StudyService for Api {
             0 => DEFAULT_PAGE,
             size => size.min(MAX_PAGE),
         };
-        // A page token is the number of the last study of the page before.
-        let after: i64 = match page_token.as_str() {
-            "" => 0,
-            token => token.parse().map_err(|_| {
+        let after = match page_token.as_str() {
+            "" => None,
+            token => Some(convert::age(token).ok_or_else(|| {
                 invalid(&[Violation::new("page_token", "is not one that ListStudies returned")])
-            })?,
+            })?),
         };
         let response = self
             .run(move |shelf, _| {
                 let all = shelf.all();
-                let mut rest = all.iter().filter(|study| study.id().0 > after).peekable();
+                let mut rest = all.iter().filter(|study| Some(study.age()) > after).peekable();
                 let mut response = v1::ListStudiesResponse::default();
                 while let Some(study) = rest.next() {
                     let variables = Vec::new();
                     response.studies.push(v1::Study { variables, ..convert::study(study) });
                     if response.studies.len() == size && rest.peek().is_some() {
-                        response.next_page_token = study.id().0.to_string();
+                        response.next_page_token = convert::page_token(study);
                         break;
                     }
                 }

@@ -53,7 +53,7 @@ pub enum Error {
     /// What is stored makes no sense.
     #[error("database is damaged: study {study}: {what}")]
     Damaged {
-        /// The study's number in the database.
+        /// The study's row.
         study: i64,
         /// What is wrong.
         what: String,
@@ -124,28 +124,17 @@ impl Store {
         Ok(())
     }
 
-    /// Finds the next number for a study and returns its number. Follow with [`insert`](Store::insert).
-    pub fn next_study_id(&mut self) -> Result<StudyId, Error> {
-        let last: Option<i64> = self
-            .connection
-            .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'studies'")?
-            .query_row([], |row| row.get(0))
-            .optional()?;
-        Ok(StudyId(last.unwrap_or(0) + 1))
-    }
-
     /// Stores a new study, which has no steps yet.
     pub fn insert(&mut self, study: &Study) -> Result<(), Error> {
         self.begin()?;
         self.connection
             .prepare_cached(
-                "INSERT INTO studies (id, token, name, spec, seed, created_ms, variables, state, state_ms,
-                     theta, progress, incumbent)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                "INSERT INTO studies (id, name, spec, seed, created_ms, variables, state, state_ms, theta,
+                     progress, incumbent)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute(params![
-                study.id().0,
-                study.token().cast_signed(),
+                study.id().0.cast_signed(),
                 study.name(),
                 json(study.spec()),
                 study.seed().cast_signed(),
@@ -169,7 +158,7 @@ impl Store {
                  WHERE id = ?1",
             )?
             .execute(params![
-                study.id().0,
+                study.id().0.cast_signed(),
                 json(study.state()),
                 to_ms(study.state_since()),
                 study.asng().map(|asng| asng.state().to_bytes()),
@@ -182,7 +171,7 @@ impl Store {
     /// Stores what happened to a study's steps. The study's own row is [`save`](Store::save)d apart, once a commit.
     pub fn append(&mut self, study: &Study, event: &Event, now: Now) -> Result<(), Error> {
         self.begin()?;
-        let id = study.id().0;
+        let id = study.id().0.cast_signed();
         let connection = &self.connection;
         let set_phase = |step: StepId, phase: &str| {
             connection
@@ -275,8 +264,8 @@ impl Store {
     /// Removes a study and its history.
     pub fn delete(&mut self, study: StudyId) -> Result<(), Error> {
         self.begin()?;
-        self.connection.execute("DELETE FROM steps WHERE study = ?1", [study.0])?;
-        self.connection.execute("DELETE FROM studies WHERE id = ?1", [study.0])?;
+        self.connection.execute("DELETE FROM steps WHERE study = ?1", [study.0.cast_signed()])?;
+        self.connection.execute("DELETE FROM studies WHERE id = ?1", [study.0.cast_signed()])?;
         Ok(())
     }
 
@@ -287,7 +276,7 @@ impl Store {
             .prepare_cached(
                 "SELECT phase, generation, rank FROM steps WHERE study = ?1 AND step = ?2",
             )?
-            .query_row(params![study.0, step.0.cast_signed()], |row| {
+            .query_row(params![study.0.cast_signed(), step.0.cast_signed()], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             })
             .optional()?;
@@ -298,7 +287,7 @@ impl Store {
                 "stale" => Some(Outcome::Stale),
                 _ => None,
             };
-            let rank: Vec<asng::Architecture> = parse(study.0, "rank", &rank)?;
+            let rank: Vec<asng::Architecture> = parse(study.0.cast_signed(), "rank", &rank)?;
             let generation = generation.cast_unsigned();
             Ok(Closed { outcome, generation, lambda_theta: rank.len() })
         })
@@ -307,7 +296,8 @@ impl Store {
 
     /// Reads every study, oldest first. Leases run their full time from `now`.
     pub fn load(&self, now: Instant) -> Result<Vec<Study>, Error> {
-        let mut statement = self.connection.prepare("SELECT * FROM studies ORDER BY id")?;
+        let mut statement =
+            self.connection.prepare("SELECT * FROM studies ORDER BY created_ms, id")?;
         let mut rows = statement.query([])?;
         let mut studies = Vec::new();
         while let Some(row) = rows.next()? {
@@ -321,8 +311,7 @@ impl Store {
         let damaged = |what: String| Error::Damaged { study: id, what };
         let theta: Option<Vec<u8>> = row.get("theta")?;
         let mut record = Record {
-            id: StudyId(id),
-            token: row.get::<_, i64>("token")?.cast_unsigned(),
+            id: StudyId(id.cast_unsigned()),
             name: row.get("name")?,
             spec: parse(id, "spec", &row.get::<_, String>("spec")?)?,
             seed: row.get::<_, i64>("seed")?.cast_unsigned(),

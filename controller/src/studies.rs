@@ -20,7 +20,8 @@ use tracing::{debug, error, info, warn};
 use crate::{
     store::{self, Store},
     study::{
-        self, Event, Next, Now, Origin, Receipt, Report, Spec, State, Study, Violation, is_name,
+        self, Event, Next, Now, Origin, Receipt, Report, Spec, State, Study, StudyId, Violation,
+        is_name,
     },
 };
 
@@ -183,7 +184,7 @@ impl Shelf {
     /// All studies, oldest first.
     pub fn all(&self) -> Vec<&Study> {
         let mut studies: Vec<_> = self.studies.values().collect();
-        studies.sort_by_key(|study| study.id());
+        studies.sort_by_key(|study| study.age());
         studies
     }
 
@@ -209,10 +210,9 @@ impl Shelf {
             return Err(Error::Invalid(violations));
         }
         let mut random = rand::rng();
-        let token = random.next_u64();
+        let id = StudyId(random.next_u64());
         let seed = spec.seed.unwrap_or_else(|| random.next_u64());
-        let id = self.store.next_study_id().map_err(|error| self.fail(error))?;
-        let mut study = Study::new(id, name, spec, token, seed, now);
+        let mut study = Study::new(id, name, spec, seed, now);
         self.store.insert(&study).map_err(|error| self.fail(error))?;
         let events = study.take_events();
         self.happened.extend(events.into_iter().map(|event| (name.into(), event)));
@@ -271,7 +271,7 @@ impl Shelf {
             .values()
             .filter(|study| matches!(study.state(), State::Waiting | State::Running))
             .filter(|study| spaces.contains(&study.spec().space))
-            .map(|study| (*study.state() == State::Running, study.id(), study.name().to_string()))
+            .map(|study| (*study.state() == State::Running, study.age(), study.name().to_string()))
             .collect();
         candidates.sort();
         let mut retry_after = study::RETRY_WHEN_IDLE;
@@ -429,7 +429,7 @@ mod tests {
         }
         let describe = |shelf: &mut Shelf, _| {
             let study = shelf.get("s")?;
-            Ok((description(study), study.spec().clone(), study.seed(), study.token()))
+            Ok((description(study), study.spec().clone(), study.seed(), study.id()))
         };
         let before = studies.run(describe).await.unwrap();
         drop(studies);

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     spec::{Kind, NAME_RULE, Spec, Variable, Violation, is_label, is_name},
-    step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId},
+    step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId, StudyId},
 };
 use crate::asng::{self, Architecture, Asng, Ranked};
 
@@ -40,10 +40,6 @@ pub struct Now {
     /// For people.
     pub wall: SystemTime,
 }
-
-/// Number of a study in its database, never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StudyId(pub i64);
 
 /// Where a study is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,7 +237,6 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Study {
     id: StudyId,
-    token: u64,
     name: String,
     spec: Spec,
     seed: u64,
@@ -260,10 +255,8 @@ pub struct Study {
 /// All of a study that a database keeps, but for its history.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Number in the database.
+    /// Which study.
     pub id: StudyId,
-    /// Random; part of every lease id.
-    pub token: u64,
     /// Name.
     pub name: String,
     /// As submitted.
@@ -291,11 +284,10 @@ pub struct Record {
 }
 
 impl Study {
-    /// A new study. `spec` has no violations; `token` is random; `seed` is the spec's, or random.
-    pub fn new(id: StudyId, name: &str, spec: Spec, token: u64, seed: u64, now: Now) -> Study {
+    /// A new study. `spec` has no violations; `id` is random; `seed` is the spec's, or random.
+    pub fn new(id: StudyId, name: &str, spec: Spec, seed: u64, now: Now) -> Study {
         let mut study = Study {
             id,
-            token,
             name: name.into(),
             seed,
             created: now.wall,
@@ -346,7 +338,6 @@ impl Study {
         }
         Ok(Study {
             id: record.id,
-            token: record.token,
             name: record.name,
             spec: record.spec,
             seed: record.seed,
@@ -495,7 +486,7 @@ impl Study {
     ) -> Result<Receipt, Error> {
         let id = report.lease.step;
         let attempts = self.live.get(&id).map_or(u32::MAX, |step| step.attempt);
-        if report.lease.token != self.token || !(1..=attempts).contains(&report.lease.attempt) {
+        if report.lease.study != self.id || !(1..=attempts).contains(&report.lease.attempt) {
             return Err(Error::UnknownLease { step: id, lease: report.lease });
         }
         if !(1..=self.progress.sampled).contains(&id.0) {
@@ -623,7 +614,7 @@ impl Study {
 
     /// The lease `id`, if it is still held.
     fn held(&mut self, id: LeaseId) -> Result<Option<&mut Lease>, Error> {
-        if id.token != self.token {
+        if id.study != self.id {
             return Err(Error::UnknownLease { step: id.step, lease: id });
         }
         if !(1..=self.progress.sampled).contains(&id.step.0) {
@@ -744,7 +735,7 @@ impl Study {
 
     /// Id of the lease under which a live step was last handed out.
     pub fn lease_id(&self, step: &Step) -> LeaseId {
-        LeaseId { token: self.token, step: step.id, attempt: step.attempt }
+        LeaseId { study: self.id, step: step.id, attempt: step.attempt }
     }
 
     /// Steps handed out, or to be handed out again.
@@ -762,14 +753,14 @@ impl Study {
         self.duplicates
     }
 
-    /// Number in the database.
+    /// Which study: a name may be used again after a deletion, this is not.
     pub fn id(&self) -> StudyId {
         self.id
     }
 
-    /// Random; part of every lease id.
-    pub fn token(&self) -> u64 {
-        self.token
+    /// Orders studies by their creation.
+    pub fn age(&self) -> (SystemTime, StudyId) {
+        (self.created, self.id)
     }
 
     /// Name.

@@ -1,7 +1,7 @@
 //! The trainer's loop: lease a step, have it computed, report it with a request for the next; and what keeps this going
 //! when the network, the controller or a person intervenes.
 //!
-//! The loop may be dropped at any point. What it had in hand is noted in [`Hand`], so that it can be given back.
+//! The loop may be dropped at any point. What it had in hand is noted, so that it can be given back.
 
 use std::{
     collections::BTreeMap,
@@ -110,6 +110,7 @@ enum Hand {
 /// The study that the engine has open.
 struct Open {
     name: String,
+    study_id: String,
     directory: PathBuf,
     started: Instant,
     logged: Instant,
@@ -186,7 +187,7 @@ impl Trainer {
     /// Computes and reports a step. Returns what is next, if the controller has said so.
     async fn step(&mut self, step: v1::Step) -> anyhow::Result<Option<Next>> {
         self.hand = Hand::Computing(step.clone());
-        self.open_study(&step.study).await?;
+        self.open_study(&step).await?;
         let outcome = self.compute(&step).await.context("a step could not be computed")?;
         let request = v1::ReportStepRequest {
             study: step.study,
@@ -215,8 +216,12 @@ impl Trainer {
             Err(status) => bail!("the controller refuses a report: {}", status.message()),
         };
         debug!(outcome = answer.outcome().as_str_name(), losses = ?request.losses, "step reported");
+        let next = answer.next.and_then(|next| next.next);
+        if let Some(Next::Step(step)) = &next {
+            self.hand = Hand::Computing(step.clone());
+        }
         self.count(outcome.computing, &request.metrics).await?;
-        Ok(answer.next.and_then(|next| next.next))
+        Ok(next)
     }
 
     /// Has the engine compute a step, and keeps its lease alive meanwhile.
@@ -295,19 +300,20 @@ impl Trainer {
         Ok(())
     }
 
-    async fn open_study(&mut self, name: &str) -> anyhow::Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.name == name) {
+    /// Has the engine open the study of a step.
+    async fn open_study(&mut self, step: &v1::Step) -> anyhow::Result<()> {
+        if self.open.as_ref().is_some_and(|open| open.study_id == step.study_id) {
             return Ok(());
         }
         self.close().await?;
-        let study = study::get(&self.channel, name).await?;
+        let study = study::get(&self.channel, &step.study).await?;
         let settings = study::settings(&study)?;
         let directory = study::directory(&self.config.work_dir, &study);
         let continued = self.engine.open(settings, directory.clone()).await?;
-        info!(study = name, directory = %directory.display(), continued, "study opened");
-        let (name, now) = (name.into(), Instant::now());
+        info!(study = study.name, directory = %directory.display(), continued, "study opened");
+        let (v1::Study { name, study_id, .. }, now) = (study, Instant::now());
         let summary = Summary::default();
-        self.open = Some(Open { name, directory, started: now, logged: now, summary });
+        self.open = Some(Open { name, study_id, directory, started: now, logged: now, summary });
         Ok(())
     }
 

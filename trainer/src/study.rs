@@ -67,9 +67,7 @@ pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
 /// Where a trainer keeps a study's files within its own directory. A study that was deleted and made again under the same
 /// name has another one.
 pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
-    let created = study.create_time.unwrap_or_default();
-    let millis = created.nanos / 1_000_000;
-    work_dir.join("studies").join(format!("{}-{}{millis:03}", study.name, created.seconds))
+    work_dir.join("studies").join(format!("{}-{}", study.name, study.study_id))
 }
 
 /// Which architecture of a study is meant.

@@ -152,6 +152,8 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let trainer = |subcommand: &[&str]| {
         let mut command = program("asng-trainer");
         command.args(subcommand).args(["--controller", &url, "--device", &arguments.device]);
+        // The controller and the display need these cores as well: libtorch's threads must not spin for long.
+        command.env("GOMP_SPINCOUNT", "10000");
         command.arg("--work-dir").arg(directory.join("work"));
         command.arg("--data").arg(root.join(setup::CIFAR10));
         command

@@ -6,7 +6,7 @@ use asng_proto::v1;
 
 use crate::{
     asng::{self, Architecture},
-    study::{Kind, Next, Outcome, Spec, State, Step, Study, Variable, Violation},
+    study::{Kind, Next, Outcome, Spec, State, Step, Study, StudyId, Variable, Violation},
 };
 
 /// The spec in a request.
@@ -118,6 +118,7 @@ pub(super) fn study(study: &Study) -> v1::Study {
         create_time: timestamp(study.created()),
         seed: study.seed(),
         state_time: timestamp(study.state_since()),
+        study_id: study.id().to_string(),
     }
 }
 
@@ -167,6 +168,21 @@ pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse 
     v1::LeaseStepResponse { next: message }
 }
 
+/// A page token: where the page after `study` starts.
+pub(super) fn page_token(study: &Study) -> String {
+    let (created, id) = study.age();
+    let since = created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{id}", since.as_millis())
+}
+
+/// Reads a page token.
+pub(super) fn age(token: &str) -> Option<(SystemTime, StudyId)> {
+    let (millis, id) = token.split_once('-')?;
+    let since = Duration::from_millis(millis.parse().ok()?);
+    let id = StudyId(u64::from_str_radix(id, 16).ok()?);
+    Some((SystemTime::UNIX_EPOCH.checked_add(since)?, id))
+}
+
 /// The wire's word for an outcome.
 pub(super) fn outcome(outcome: Outcome) -> v1::ReportOutcome {
     match outcome {
@@ -193,6 +209,7 @@ fn step_message(study: &Study, step: &Step) -> v1::Step {
         rank: architectures(&step.rank),
         applied: step.applied,
         max_steps: study.spec().max_steps,
+        study_id: study.id().to_string(),
     }
 }
 

@@ -1,7 +1,6 @@
 -- One row for each study: everything but its history.
 CREATE TABLE studies (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    token       INTEGER NOT NULL,           -- random, part of every lease id
+    id          INTEGER PRIMARY KEY,        -- random, part of every lease id
     name        TEXT    NOT NULL UNIQUE,
     spec        TEXT    NOT NULL,           -- JSON, as submitted
     seed        INTEGER NOT NULL,

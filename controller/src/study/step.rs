@@ -6,6 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::asng::Architecture;
 
+/// Which study, drawn at random when it is created: 16 hexadecimal digits on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StudyId(pub u64);
+
+impl fmt::Display for StudyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// Number of a step within its study, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -17,13 +27,12 @@ impl fmt::Display for StepId {
     }
 }
 
-/// Proof that a step was handed out: which study's (a name may be used again after a deletion, the token may not), which
-/// step, and the how-manieth time.
+/// Proof that a step was handed out: which study's, which step, and the how-manieth time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct LeaseId {
-    /// The study's random token.
-    pub token: u64,
+    /// The study.
+    pub study: StudyId,
     /// The step.
     pub step: StepId,
     /// 1 for the first trainer that got the step, 2 for the next, …
@@ -32,7 +41,7 @@ pub struct LeaseId {
 
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{}-{}", self.token, self.step, self.attempt)
+        write!(f, "{}-{}-{}", self.study, self.step, self.attempt)
     }
 }
 
@@ -47,10 +56,10 @@ impl FromStr for LeaseId {
     fn from_str(text: &str) -> Result<LeaseId, NotALeaseId> {
         let mut parts = text.splitn(3, '-');
         let mut next = || parts.next().ok_or(NotALeaseId);
-        let token = u64::from_str_radix(next()?, 16).map_err(|_| NotALeaseId)?;
+        let study = StudyId(u64::from_str_radix(next()?, 16).map_err(|_| NotALeaseId)?);
         let step = StepId(next()?.parse().map_err(|_| NotALeaseId)?);
         let attempt = next()?.parse().map_err(|_| NotALeaseId)?;
-        Ok(LeaseId { token, step, attempt })
+        Ok(LeaseId { study, step, attempt })
     }
 }
 
@@ -138,7 +147,7 @@ mod tests {
 
     #[test]
     fn lease_ids_survive_the_wire_and_nothing_else_parses() {
-        let id = LeaseId { token: 0xbeef, step: StepId(12), attempt: 3 };
+        let id = LeaseId { study: StudyId(0xbeef), step: StepId(12), attempt: 3 };
         assert_eq!(id.to_string(), "000000000000beef-12-3");
         assert_eq!(id.to_string().parse::<LeaseId>().unwrap(), id);
         for text in ["", "-", "--", "beef", "beef-1", "beef-1-", "beef-1-2-3", "xyz-1-1", "0-1--1"]

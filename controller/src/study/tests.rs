@@ -20,7 +20,7 @@ impl Bench {
     fn new(spec: Spec) -> Bench {
         assert_eq!(spec.violations(), []);
         let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH };
-        Bench { study: Study::new(StudyId(1), "s", spec, 7, 42, now), now }
+        Bench { study: Study::new(StudyId(7), "s", spec, 42, now), now }
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -286,9 +286,9 @@ fn rule_8_bad_reports_are_refused_and_change_nothing() {
     let never_given = Step { attempt: 2, ..step.clone() };
     let refused = bench.report_as("t", &never_given, &[1.0, 2.0]);
     assert!(matches!(refused, Err(Error::UnknownLease { .. })));
-    bench.study.token += 1;
+    bench.study.id = StudyId(8);
     let other_study = bench.study.lease_id(&step);
-    bench.study.token -= 1;
+    bench.study.id = StudyId(7);
     let report = Report {
         lease: other_study,
         trainer: "t".into(),

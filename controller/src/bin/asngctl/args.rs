@@ -29,7 +29,7 @@ pub(crate) const DEFAULT_LEASE: prost_types::Duration =
 
 /// Creates, shows, watches and ends the studies of an ASNG controller.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(name = "asngctl", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// The controller to talk to.
     #[arg(long, global = true, help_heading = EVERYWHERE)]

@@ -26,6 +26,7 @@ pub(crate) fn study(study: &Study) -> Value {
         "failure": study.failure.iter().map(violation).collect::<Value>(),
         "create_time": time(study.create_time),
         "seed": study.seed,
+        "study_id": study.study_id,
         "state_time": time(study.state_time),
     })
 }

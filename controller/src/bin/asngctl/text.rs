@@ -103,6 +103,7 @@ fn about(study: &Study, url: &str, now: SystemTime) -> Vec<Row> {
         row("state", names::state(study)),
         row("since", ago(study.state_time)),
         row("created", ago(study.create_time)),
+        row("id", &study.study_id),
     ];
     match study.state() {
         StudyState::Waiting => rows.push(row("waits for", what_it_waits_for(study, url))),
