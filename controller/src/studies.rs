@@ -5,6 +5,9 @@
 //! even read, survives a crash. When a commit fails, every operation of its batch fails, and the studies are read back
 //! from the database, as after a restart.
 
+#[cfg(test)]
+mod simulation;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,

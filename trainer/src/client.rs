@@ -17,13 +17,13 @@ use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
     search_service_client::SearchServiceClient,
 };
-use backon::{ExponentialBuilder, Retryable};
 use serde::Serialize;
 use tokio::time::{interval_at, sleep, timeout};
-use tonic::{Code, Response, Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
+    controller::{self, insist},
     engine::{self, Engine},
     space::enas_micro::{self, Settings},
     study,
@@ -55,7 +55,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let _lock = lock(&config.work_dir)?;
     let trainer_id = trainer_id(&config.work_dir)?;
-    let channel = study::connect(&config.controller)?;
+    let channel = controller::connect(&config.controller)?;
     info!(trainer_id, controller = config.controller, "trainer starts");
     tokio::pin!(stop);
     let engine = tokio::select! {
@@ -168,8 +168,8 @@ impl Trainer {
             fresh_start: self.requests == 1,
         };
         let search = &self.search;
-        match insist(|| {
-            let (mut search, request) = (search.clone(), request.clone());
+        match insist(&request, |request| {
+            let mut search = search.clone();
             async move { search.lease_step(request).await }
         })
         .await
@@ -200,8 +200,8 @@ impl Trainer {
         };
         self.hand = Hand::Reporting(request.clone());
         let search = &self.search;
-        let answer = insist(|| {
-            let (mut search, request) = (search.clone(), request.clone());
+        let answer = insist(&request, |request| {
+            let mut search = search.clone();
             async move { search.report_step(request).await }
         })
         .await;
@@ -284,8 +284,8 @@ impl Trainer {
             trainer_id: self.trainer_id.clone(),
             answer: Some(answer),
         };
-        match insist(|| {
-            let (mut search, request) = (self.search.clone(), request.clone());
+        match insist(&request, |request| {
+            let mut search = self.search.clone();
             async move { search.describe_space(request).await }
         })
         .await
@@ -306,7 +306,7 @@ impl Trainer {
             return Ok(());
         }
         self.close().await?;
-        let study = study::get(&self.channel, &step.study).await?;
+        let study = controller::study(&self.channel, &step.study).await?;
         let settings = study::settings(&study)?;
         let directory = study::directory(&self.config.work_dir, &study);
         let continued = self.engine.open(settings, directory.clone()).await?;
@@ -384,36 +384,6 @@ impl Trainer {
             Err(_) => warn!("step not given back: the controller does not answer"),
         }
     }
-}
-
-/// Calls until the controller answers, with growing pauses of random length. An answer may be an error that another try
-/// would not mend.
-pub async fn insist<T, F>(call: impl FnMut() -> F) -> Result<T, Status>
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    let pauses = ExponentialBuilder::default()
-        .with_jitter()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(10))
-        .without_max_times();
-    call.retry(pauses)
-        .when(|status| {
-            matches!(
-                status.code(),
-                Code::Unavailable
-                    | Code::Unknown
-                    | Code::Cancelled
-                    | Code::DeadlineExceeded
-                    | Code::Internal
-                    | Code::ResourceExhausted
-            )
-        })
-        .notify(|status, pause| {
-            warn!(message = status.message(), ?pause, "controller does not answer; trying again");
-        })
-        .await
-        .map(Response::into_inner)
 }
 
 /// Keeps a second trainer out of the directory, as long as the file is open.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::{
+    controller,
     data::{Cifar10, Images, Preprocess, cifar10},
     engine::WEIGHTS_FILE,
     space::enas_micro::{Architecture, Settings},
@@ -68,12 +69,12 @@ struct Random {
 /// Evaluates and prints.
 pub async fn run(
     arguments: Arguments,
-    controller: &str,
+    url: &str,
     work_dir: PathBuf,
     data: PathBuf,
     device: Device,
 ) -> anyhow::Result<()> {
-    let study = study::get(&study::connect(controller)?, &arguments.study).await?;
+    let study = controller::study(&controller::connect(url)?, &arguments.study).await?;
     let settings = study::settings(&study)?;
     let architecture = arguments.architecture.of(&study, &settings)?;
     let weights = study::directory(&work_dir, &study).join(WEIGHTS_FILE);

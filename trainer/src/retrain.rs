@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::{
+    controller,
     data::{Augment, Batches, Cifar10, Preprocess, cifar10},
     engine::{WEIGHTS_FILE, cosine},
     evaluate::{mean, test_batches},
@@ -119,14 +120,14 @@ impl Progress {
 /// Trains, writes and prints.
 pub async fn run(
     arguments: Arguments,
-    controller: &str,
+    url: &str,
     data: PathBuf,
     device: Device,
 ) -> anyhow::Result<()> {
     let architecture = match (&arguments.architecture, &arguments.study) {
         (Choice::File(path), _) => study::read_architecture(path)?,
         (choice, Some(study)) => {
-            let study = study::get(&study::connect(controller)?, study).await?;
+            let study = controller::study(&controller::connect(url)?, study).await?;
             choice.of(&study, &study::settings(&study)?)?
         }
         (_, None) => bail!("name the --study whose architecture is meant"),

@@ -1,51 +1,16 @@
-//! What this program knows of a study from the controller: its settings, its architectures, the directory of its files.
+//! What a study of the controller means here: its settings, its architectures, the directory of its files.
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    str::FromStr,
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_proto::v1::{self, study_service_client::StudyServiceClient};
-use tonic::transport::{Channel, Endpoint};
+use asng_proto::v1;
 
-use crate::{
-    client::insist,
-    space::enas_micro::{self, Architecture, Description, Settings},
-};
-
-/// Peers that do not answer a ping in this time are gone.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-
-/// A connection to the controller at `url` that is made when it is first used, and again when it broke.
-pub fn connect(url: &str) -> anyhow::Result<Channel> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .ok()
-        .filter(|endpoint| endpoint.uri().scheme().is_some())
-        .with_context(|| format!("{url:?} is not a URL such as http://127.0.0.1:50051"))?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(10))
-        .timeout(Duration::from_secs(30))
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
-}
-
-/// Asks for the study `name`, until the controller answers.
-pub async fn get(channel: &Channel, name: &str) -> anyhow::Result<v1::Study> {
-    let request = v1::GetStudyRequest { name: name.into() };
-    let studies = StudyServiceClient::new(channel.clone());
-    let answer = insist(|| {
-        let (mut studies, request) = (studies.clone(), request.clone());
-        async move { studies.get_study(request).await }
-    });
-    match answer.await {
-        Ok(answer) => answer.study.context("the controller sent no study"),
-        Err(status) => bail!("{}", status.message()),
-    }
-}
+use crate::space::enas_micro::{self, Architecture, Description, Settings};
 
 /// The settings of a study of this trainer's space.
 pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
@@ -81,8 +46,8 @@ pub enum Choice {
     File(PathBuf),
 }
 
-impl std::str::FromStr for Choice {
-    type Err = std::convert::Infallible;
+impl FromStr for Choice {
+    type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Choice, Self::Err> {
         Ok(match text {

@@ -13,7 +13,7 @@ use crate::{
 /// How much to test.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Run the demo as well, in its full size
+    /// Try 10,000 random lists of operations instead of 256, and run the demo as well
     #[arg(long)]
     full: bool,
 }
@@ -25,7 +25,11 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
-    run(&mut cargo(root, ["test", "--locked", "--workspace"]))?;
+    let mut tests = cargo(root, ["test", "--locked", "--workspace"]);
+    if arguments.full {
+        tests.env("PROPTEST_CASES", "10000");
+    }
+    run(&mut tests)?;
     run(cargo(root, ["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if arguments.full {

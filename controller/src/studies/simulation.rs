@@ -1,0 +1,311 @@
+//! Random lists of what can happen to a study, against the real study and the real store, with a simple model of what
+//! must hold checked after each. A failing list is made short and printed; `PROPTEST_CASES` sets how many are tried.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    asng::{Architecture, Asng, Ranked},
+    study::{Kind, LeaseId, Outcome, StepId, Variable},
+};
+
+const TRAINERS: usize = 3;
+const STUDY: &str = "s";
+
+/// What can happen. Numbers pick among what there is to pick from.
+#[derive(Clone, Debug)]
+enum Operation {
+    /// A trainer asks for a step; under the request id of before, or a new one.
+    Lease {
+        trainer: usize,
+        again: bool,
+    },
+    /// A trainer reports a step it has, or once had, and asks for the next.
+    Report {
+        trainer: usize,
+        held: usize,
+        losses: [f64; 2],
+        crash: bool,
+    },
+    Release {
+        held: usize,
+    },
+    Extend {
+        held: usize,
+    },
+    /// A trainer's process is started again.
+    FreshStart {
+        trainer: usize,
+    },
+    Wait {
+        seconds: u64,
+    },
+    /// The wall clock jumps.
+    Jump {
+        seconds: u64,
+    },
+    Pause,
+    Resume,
+    Stop,
+    /// The controller is started again.
+    Restart,
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    use Operation::*;
+    let loss = || prop_oneof![8 => -5.0..5.0, 1 => Just(f64::NAN), 1 => Just(1.0)];
+    let operation = prop_oneof![
+        8 => (0..TRAINERS, any::<bool>()).prop_map(|(trainer, again)| Lease { trainer, again }),
+        12 => (0..TRAINERS, any::<usize>(), [loss(), loss()], prop::bool::weighted(0.1)).prop_map(
+            |(trainer, held, losses, crash)| Report { trainer, held, losses, crash }
+        ),
+        1 => any::<usize>().prop_map(|held| Release { held }),
+        1 => any::<usize>().prop_map(|held| Extend { held }),
+        1 => (0..TRAINERS).prop_map(|trainer| FreshStart { trainer }),
+        2 => (0..90_u64).prop_map(|seconds| Wait { seconds }),
+        1 => (0..1_000_000_u64).prop_map(|seconds| Jump { seconds }),
+        1 => Just(Pause),
+        2 => Just(Resume),
+        1 => prop::bool::weighted(0.1).prop_map(|stop| if stop { Stop } else { Resume }),
+        1 => Just(Restart),
+    ];
+    prop::collection::vec(operation, 1..60)
+}
+
+fn specs() -> impl Strategy<Value = Spec> {
+    (1..4_u32, 0..3_u32, 1..30_u64).prop_map(|(steps_per_update, max_staleness, max_steps)| {
+        let choices = ["a", "b", "c"].map(String::from).to_vec();
+        Spec {
+            variables: vec![
+                Variable { name: "c".into(), kind: Kind::Categorical { choices } },
+                Variable { name: "i".into(), kind: Kind::Integer { low: -5, high: 5 } },
+            ],
+            seed: Some(1),
+            steps_per_update: Some(steps_per_update),
+            max_staleness: Some(max_staleness),
+            max_steps,
+            ..Spec::default()
+        }
+    })
+}
+
+/// What must be true of the study, kept apart from it.
+struct Model {
+    asng: Asng,
+    max_staleness: u64,
+    generation: u64,
+    /// Every step ever handed out: its generation and what is ranked.
+    sampled: BTreeMap<StepId, (u64, Vec<Architecture>)>,
+    /// Steps whose report was acknowledged, with the outcome then.
+    acknowledged: BTreeMap<StepId, Outcome>,
+    /// Losses that wait for their batch.
+    pending: BTreeMap<StepId, [f64; 2]>,
+    applied: u64,
+}
+
+struct Simulation {
+    directory: tempfile::TempDir,
+    /// None only while it is started again.
+    shelf: Option<Shelf>,
+    now: Now,
+    model: Model,
+    /// Leases ever given, in order.
+    leases: Vec<LeaseId>,
+    requests: u64,
+}
+
+impl Simulation {
+    fn new(spec: Spec) -> Simulation {
+        let directory = tempfile::tempdir().unwrap();
+        let shapes: Vec<_> = spec.variables.iter().map(Variable::shape).collect();
+        let asng = Asng::new(&shapes, spec.optimiser()).unwrap();
+        let max_staleness = spec.max_staleness();
+        let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
+        let mut shelf = Shelf::load(Store::open(directory.path()).unwrap()).unwrap();
+        shelf.create(STUDY, spec, now).unwrap();
+        shelf.commit().unwrap();
+        let model = Model {
+            asng,
+            max_staleness,
+            generation: 0,
+            sampled: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            applied: 0,
+        };
+        Simulation { directory, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
+    }
+
+    fn shelf(&mut self) -> &mut Shelf {
+        self.shelf.as_mut().unwrap()
+    }
+
+    fn study(&self) -> &Study {
+        self.shelf.as_ref().unwrap().get(STUDY).unwrap()
+    }
+
+    /// Ends the process without a word, and starts another.
+    fn restart(&mut self) {
+        self.shelf = None;
+        self.shelf = Some(Shelf::load(Store::open(self.directory.path()).unwrap()).unwrap());
+        // Leases run anew from the clock that the loading read.
+        self.now.monotonic = self.now.monotonic.max(Instant::now());
+    }
+
+    fn lease(&mut self, trainer: usize, origin: &Origin) {
+        let (now, trainer) = (self.now, format!("t{trainer}"));
+        let (next, _) = self.shelf().lease(STUDY, &[], &trainer, origin, now).unwrap();
+        if let Next::Step(id) = next {
+            let study = self.study();
+            let step = study.step(id).unwrap();
+            let lease = study.lease_id(step);
+            let sampled = (step.generation, step.rank.clone());
+            self.leases.push(lease);
+            let first = self.model.sampled.entry(id).or_insert_with(|| sampled.clone());
+            assert_eq!(*first, sampled, "a step never changes");
+            assert!(
+                !self.model.acknowledged.contains_key(&id),
+                "a reported step is not handed out"
+            );
+        }
+    }
+
+    fn run(&mut self, operation: Operation) {
+        use Operation::*;
+        let held = |held: usize| {
+            let leases = &self.leases;
+            (!leases.is_empty()).then(|| leases[held % leases.len()])
+        };
+        match operation {
+            Lease { trainer, again } => {
+                self.requests += u64::from(!again);
+                let origin = Origin::Request(self.requests.to_string());
+                self.lease(trainer, &origin);
+            }
+            Report { trainer, held: number, losses, crash } => {
+                let Some(lease) = held(number) else { return };
+                let report = study::Report {
+                    lease,
+                    trainer: format!("t{trainer}"),
+                    losses: losses.to_vec(),
+                    metrics: BTreeMap::new(),
+                };
+                let now = self.now;
+                let ended = self.study().state().has_ended();
+                let receipt = self.shelf().report(STUDY, report, now).unwrap();
+                if crash {
+                    // The process died before the commit: nobody was told, so nothing may have changed.
+                    return self.restart();
+                }
+                self.model.report(lease.step, losses, receipt, ended);
+                self.lease(trainer, &Origin::Report(lease));
+            }
+            Release { held: number } => {
+                let Some(lease) = held(number) else { return };
+                let now = self.now;
+                self.shelf().change(STUDY, now, |study| study.release(lease, now)).unwrap();
+            }
+            Extend { held: number } => {
+                let Some(lease) = held(number) else { return };
+                let now = self.now;
+                // Either it is held, or it is not.
+                let _ = self.shelf().change(STUDY, now, |study| study.extend(lease, now));
+            }
+            FreshStart { trainer } => {
+                let now = self.now;
+                self.shelf().forget_trainer(&format!("t{trainer}"), now).unwrap();
+            }
+            Wait { seconds } => self.now.monotonic += Duration::from_secs(seconds),
+            Jump { seconds } => self.now.wall = UNIX_EPOCH + Duration::from_secs(seconds),
+            Pause => self.try_change(Study::pause),
+            Resume => self.try_change(Study::resume),
+            Stop => {
+                let now = self.now;
+                self.shelf().change(STUDY, now, |study| Ok(study.stop(now))).unwrap();
+                self.model.update();
+            }
+            Restart => self.restart(),
+        }
+        self.shelf().commit().unwrap();
+    }
+
+    /// Makes a change that the study may refuse in its present state.
+    fn try_change(&mut self, change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error>) {
+        let now = self.now;
+        let _ = self.shelf().change(STUDY, now, |study| change(study, now));
+    }
+
+    fn check(&self) {
+        let (study, model) = (self.study(), &self.model);
+        let (spec, progress) = (study.spec(), study.progress());
+        assert_eq!(study.asng().unwrap().state(), model.asng.state(), "theta");
+        assert_eq!(progress.generation, model.generation);
+        assert_eq!((progress.applied, study.pending()), (model.applied, model.pending.len()));
+        let under_way = (study.outstanding() + study.pending()) as u64;
+        assert!(under_way <= spec.steps_per_update() as u64 * (1 + spec.max_staleness()), "rule 6");
+        assert!(progress.applied + under_way <= spec.max_steps || study.state().has_ended());
+        let finished = progress.applied == spec.max_steps;
+        assert_eq!(*study.state() == State::Finished, finished, "rule 7");
+        if study.state().has_ended() {
+            assert_eq!((study.outstanding(), study.pending()), (0, 0));
+        }
+        let stale = model.acknowledged.values().filter(|outcome| **outcome == Outcome::Stale);
+        assert_eq!(progress.stale, stale.count() as u64);
+        let counted: BTreeSet<_> = model.sampled.keys().collect();
+        assert_eq!(progress.sampled, counted.len() as u64, "every step sampled was handed out");
+    }
+}
+
+impl Model {
+    fn report(&mut self, step: StepId, losses: [f64; 2], receipt: Receipt, ended: bool) {
+        if let Some(first) = self.acknowledged.get(&step) {
+            assert!(receipt.duplicate, "rule 2");
+            let now = if *first == Outcome::Pending && !self.pending.contains_key(&step) {
+                Outcome::Applied
+            } else {
+                *first
+            };
+            assert_eq!(receipt.outcome, now);
+            return;
+        }
+        assert!(!receipt.duplicate);
+        self.acknowledged.insert(step, receipt.outcome);
+        let staleness = self.generation - self.sampled[&step].0;
+        let too_late = staleness > self.max_staleness;
+        assert_eq!(receipt.outcome == Outcome::Stale, too_late || ended, "rule 5");
+        if receipt.outcome == Outcome::Stale {
+            return;
+        }
+        self.pending.insert(step, losses);
+        if receipt.outcome == Outcome::Applied {
+            self.update();
+        }
+    }
+
+    fn update(&mut self) {
+        let batch = std::mem::take(&mut self.pending);
+        if batch.is_empty() {
+            return;
+        }
+        let ranked: Vec<_> = batch
+            .iter()
+            .map(|(step, losses)| Ranked { architectures: &self.sampled[step].1, losses })
+            .collect();
+        self.asng.tell(&ranked).unwrap();
+        self.generation += 1;
+        self.applied += batch.len() as u64;
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_list_of_operations_keeps_the_rules(spec in specs(), operations in operations()) {
+        let mut simulation = Simulation::new(spec);
+        for operation in operations {
+            simulation.run(operation);
+            simulation.check();
+        }
+    }
+}
