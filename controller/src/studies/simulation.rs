@@ -223,7 +223,11 @@ impl Simulation {
             Resume => self.try_change(Study::resume),
             Stop => {
                 let now = self.now;
-                self.shelf().change(STUDY, now, |study| Ok(study.stop(now))).unwrap();
+                let stop = |study: &mut Study| {
+                    study.stop(now);
+                    Ok(())
+                };
+                self.shelf().change(STUDY, now, stop).unwrap();
                 self.model.update();
             }
             Restart => self.restart(),
