@@ -179,7 +179,7 @@ impl Store {
                 .execute(params![id, step.0.cast_signed(), phase])
         };
         match event {
-            Event::StateChanged(_) => {}
+            Event::Created | Event::Deleted | Event::StateChanged(_) => {}
             Event::Described => {
                 connection
                     .prepare_cached("UPDATE studies SET variables = ?2 WHERE id = ?1")?

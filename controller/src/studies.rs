@@ -228,6 +228,7 @@ impl Shelf {
         let id = self.get(name)?.id();
         self.store.delete(id).map_err(|error| self.fail(error))?;
         self.studies.remove(name);
+        self.happened.push((name.into(), Event::Deleted));
         Ok(())
     }
 
@@ -321,6 +322,8 @@ fn now() -> Now {
 
 fn log(study: &str, event: &Event) {
     match event {
+        Event::Created => info!(study, "study created"),
+        Event::Deleted => info!(study, "study deleted"),
         Event::Described => info!(study, "variables are known"),
         Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
         Event::Sampled(step) => debug!(study, %step, "step handed out"),

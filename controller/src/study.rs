@@ -52,6 +52,10 @@ struct Search {
 /// Something that happened to a study and has to be stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The study was created.
+    Created,
+    /// The study was deleted, by those who keep it.
+    Deleted,
     /// The variables became known.
     Described,
     /// The state became this one.
@@ -195,7 +199,7 @@ impl Study {
             incumbent: None,
             live: BTreeMap::new(),
             pending: BTreeMap::new(),
-            events: Vec::new(),
+            events: vec![Event::Created],
             spec,
         };
         if !study.spec.variables.is_empty() {

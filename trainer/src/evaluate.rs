@@ -109,7 +109,8 @@ fn evaluate(
     );
     ensure!(
         weights.exists(),
-        "there are no weights of study {:?} at {}; give the --work-dir of a trainer that has worked on it",
+        "there are no weights of study {:?} at {}: a trainer saves them every --save-every steps and when it ends; \
+         give the --work-dir of one that has",
         arguments.study,
         weights.display()
     );

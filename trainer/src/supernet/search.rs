@@ -271,6 +271,20 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_diverges_in_training_leaves_finite_weights() {
+        let mut supernet = supernet(0);
+        step(&mut supernet);
+        let infinite =
+            Batch { images: batch(0.0).images * f64::INFINITY, labels: batch(0.0).labels };
+        let architectures = architectures();
+        let outcome = supernet
+            .search_step(&infinite, &architectures, &batch(1.0), &architectures, 0.05)
+            .unwrap();
+        assert!(!outcome.train_loss.is_finite() && !outcome.gradient_norm.is_finite());
+        assert!(outcome.losses.iter().all(|loss| loss.is_finite()), "{outcome:?}");
+    }
+
+    #[test]
     fn without_train_architectures_the_weights_stay() {
         let mut supernet = supernet(0);
         let architectures = architectures();

@@ -41,6 +41,8 @@ impl Sgd {
     }
 
     /// Moves every parameter that has a gradient; the others, and their momentum, stay as they are.
+    /// If the gradients' norm is not finite, they count as 0: one step that diverges must not take
+    /// the weights of all architectures with it. (PyTorch's optimiser would spoil them.)
     /// Returns the norm of the gradients before they were clipped, a tensor without dimensions.
     pub fn step(
         &mut self,
@@ -51,15 +53,15 @@ impl Sgd {
         let _guard = tch::no_grad_guard();
         let norm = gradients.norm()?;
         // The factor stays on the device: reading it would wait for the whole backward pass.
-        let factor = match self.rates.grad_clip {
-            0.0 => None,
-            limit => Some(
-                norm.f_add_scalar(CLIP_EPSILON)?
-                    .f_reciprocal()?
-                    .f_mul_scalar(limit)?
-                    .f_clamp_max(1.0)?,
-            ),
+        let clip = match self.rates.grad_clip {
+            0.0 => norm.f_ones_like()?,
+            limit => norm
+                .f_add_scalar(CLIP_EPSILON)?
+                .f_reciprocal()?
+                .f_mul_scalar(limit)?
+                .f_clamp_max(1.0)?,
         };
+        let factor = clip.f_where_self(&norm.f_isfinite()?, &norm.f_zeros_like()?)?;
         for (name, gradient) in gradients.iter() {
             let (Some(parameter), Some(momentum)) =
                 (parameters.get_mut(name), self.momentum.get_mut(name))
@@ -67,10 +69,8 @@ impl Sgd {
                 return Err(Error::NotBuilt(name.to_owned()));
             };
             let decay = parameter.f_mul_scalar(self.rates.weight_decay)?;
-            let direction = match &factor {
-                Some(factor) => gradient.f_mul(factor)?.f_add(&decay)?,
-                None => gradient.f_add(&decay)?,
-            };
+            let finite = gradient.f_nan_to_num(0.0, 0.0, 0.0)?;
+            let direction = finite.f_mul(&factor)?.f_add(&decay)?;
             let _ = momentum.f_mul_scalar_(self.rates.momentum)?.f_add_(&direction)?;
             let _ = parameter.f_sub_(&momentum.f_mul_scalar(learning_rate)?)?;
         }
