@@ -22,8 +22,7 @@ use asng_proto::v1::{
     search_service_server::SearchServiceServer, study_service_server::StudyServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 use tracing::{info, warn};
 
 use self::{service::Api, store::Store, studies::Studies};
@@ -71,16 +70,17 @@ pub async fn run(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
 
+    // The server's own setting does not reach connections that it did not accept itself.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let (stop, mut stopped) = watch::channel(false);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(StudyServiceServer::new(api.clone()))
         .add_service(SearchServiceServer::new(api))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             // An error means that `stop` is gone, which is a reason to stop as well.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
