@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Cells of the supernet, and of the retrained network
     #[arg(long, default_value_t = Arguments::default().cells)]
     cells: u32,
-    /// Channels of the supernet's first cells
+    /// Channels of the first cells of both
     #[arg(long, default_value_t = Arguments::default().channels)]
     channels: u32,
     /// Images in a minibatch of the search
@@ -54,11 +54,11 @@ pub(crate) struct Arguments {
 impl Default for Arguments {
     fn default() -> Arguments {
         Arguments {
-            steps: 600,
+            steps: 500,
             nodes: 2,
             cells: 3,
             channels: 8,
-            batch_size: 64,
+            batch_size: 80,
             epochs: 1,
             device: "auto".into(),
             keep_running: false,
@@ -196,9 +196,10 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
 
     say("the architecture found, alone and from scratch");
     let out = directory.join("retrained");
-    let (epochs, cells) = (arguments.epochs.to_string(), arguments.cells.to_string());
+    let [epochs, cells, channels] =
+        [arguments.epochs, arguments.cells, arguments.channels].map(|number| number.to_string());
     let mut retrain = trainer(&["retrain", "--study", STUDY, "--json"]);
-    retrain.args(["--epochs", &epochs, "--cells", &cells, "--channels", "12"]);
+    retrain.args(["--epochs", &epochs, "--cells", &cells, "--channels", &channels]);
     let retrained = read(retrain.arg("--out").arg(&out))?;
     let retrained: Retrained = serde_json::from_str(&retrained)?;
     println!("   accuracy on the test set: {:.4}", retrained.test_accuracy);
