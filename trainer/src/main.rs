@@ -59,7 +59,7 @@ enum Command {
     Serve(Serve),
     /// Test loss and accuracy of an architecture with a study's shared weights
     Evaluate(evaluate::Arguments),
-    /// Train one architecture alone, from scratch
+    /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
 }
 
