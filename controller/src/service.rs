@@ -78,7 +78,7 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let v1::ListStudiesRequest { page_size, page_token } = request.into_inner();
+        let v1::ListStudiesRequest { page_size, page_token, .. } = request.into_inner();
         let size = match page_size as usize {
             0 => DEFAULT_PAGE,
             size => size.min(MAX_PAGE),
@@ -160,6 +160,40 @@ impl StudyService for Api {
             })
             .await?;
         Ok(Response::new(response))
+    }
+
+    type WatchStudyStream =
+        tokio_stream::wrappers::ReceiverStream<Result<v1::WatchStudyResponse, Status>>;
+
+    async fn watch_study(
+        &self,
+        _request: Request<v1::WatchStudyRequest>,
+    ) -> Result<Response<Self::WatchStudyStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_reports(
+        &self,
+        _request: Request<v1::ListReportsRequest>,
+    ) -> Result<Response<v1::ListReportsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type ExportStudyStream =
+        tokio_stream::wrappers::ReceiverStream<Result<v1::ExportStudyResponse, Status>>;
+
+    async fn export_study(
+        &self,
+        _request: Request<v1::ExportStudyRequest>,
+    ) -> Result<Response<Self::ExportStudyStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn import_study(
+        &self,
+        _request: Request<tonic::Streaming<v1::ImportStudyRequest>>,
+    ) -> Result<Response<v1::ImportStudyResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }
 

@@ -184,7 +184,7 @@ pub fn create_request(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
         spec: Some(v1::StudySpec {
             variables,
             algorithm: Some(v1::AlgorithmSettings { seed: Some(1), ..Default::default() }),
-            stop: Some(v1::StopRules { max_steps }),
+            stop: Some(v1::StopRules { max_steps, ..Default::default() }),
             ..Default::default()
         }),
     }
@@ -199,7 +199,7 @@ pub fn tiny_search(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
             space: "enas-micro".into(),
             settings: settings.map(|(name, value)| (name.into(), value.into())).into(),
             algorithm: Some(v1::AlgorithmSettings { seed: Some(1), ..Default::default() }),
-            stop: Some(v1::StopRules { max_steps }),
+            stop: Some(v1::StopRules { max_steps, ..Default::default() }),
             ..Default::default()
         }),
     }

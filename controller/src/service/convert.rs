@@ -119,6 +119,7 @@ pub(super) fn study(study: &Study) -> v1::Study {
         seed: study.seed(),
         state_time: timestamp(study.state_since()),
         study_id: study.id().to_string(),
+        ..Default::default()
     }
 }
 
@@ -250,8 +251,9 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
             max_staleness: spec.max_staleness,
             seed: spec.seed,
         }),
-        stop: Some(v1::StopRules { max_steps: spec.max_steps }),
+        stop: Some(v1::StopRules { max_steps: spec.max_steps, ..Default::default() }),
         lease: spec.lease.and_then(duration),
+        ..Default::default()
     }
 }
 

@@ -202,8 +202,9 @@ impl CreateArgs {
             settings,
             variables: variables.unwrap_or_default(),
             algorithm: Some(algorithm),
-            stop: Some(StopRules { max_steps: self.max_steps }),
+            stop: Some(StopRules { max_steps: self.max_steps, ..Default::default() }),
             lease: self.lease.map(prost_types::Duration::try_from).transpose()?,
+            ..Default::default()
         })
     }
 }

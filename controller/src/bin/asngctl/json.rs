@@ -69,7 +69,7 @@ fn spec(spec: &StudySpec) -> Value {
             "max_staleness": algorithm.max_staleness.or(DEFAULTS.max_staleness),
             "seed": algorithm.seed,
         },
-        "stop": { "max_steps": spec.stop.unwrap_or_default().max_steps },
+        "stop": { "max_steps": spec.stop.as_ref().map_or(0, |stop| stop.max_steps) },
         "lease": spec.lease.unwrap_or(DEFAULT_LEASE).to_string(),
     })
 }

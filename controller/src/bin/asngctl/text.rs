@@ -272,7 +272,7 @@ pub(crate) mod tests {
             name: "a".into(),
             spec: Some(StudySpec {
                 space: "toy".into(),
-                stop: Some(StopRules { max_steps: 200 }),
+                stop: Some(StopRules { max_steps: 200, ..Default::default() }),
                 ..StudySpec::default()
             }),
             state: StudyState::Running.into(),
