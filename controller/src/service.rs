@@ -1,49 +1,62 @@
 //! The gRPC services: decode, one operation on the studies, encode. No rule of a study is decided here.
 
 mod convert;
+mod gate;
 mod status;
+
+use std::time::Duration;
 
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
 };
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+pub(crate) use self::gate::Gate;
 use self::status::{invalid, status};
 use crate::{
+    access::Identity,
     studies::{Error, Shelf, Studies},
-    study::{self, LeaseId, Now, Origin, Report, StepId, Study, Violation, is_label},
+    study::{self, LeaseId, Next, Now, Origin, Report, StepId, Study, Violation, is_label},
 };
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 const MAX_METRICS: usize = 50;
+/// When to ask again if the controller is shutting down: it, or another one, may be there by then.
+const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
-/// Both services, on the same studies.
+/// Both services, on the same studies, behind the [`Gate`].
 #[derive(Clone)]
-pub struct Api {
-    studies: Studies,
+pub(crate) struct Api {
+    /// The studies.
+    pub(crate) studies: Studies,
+    /// How many of them there may be.
+    pub(crate) max_studies: usize,
+    /// Becomes true when the controller is shutting down: no more work is handed out.
+    pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Api {
-    /// Serves `studies`.
-    pub fn new(studies: Studies) -> Api {
-        Api { studies }
-    }
-
+    /// Runs `operation` on the studies that `caller` may see.
     async fn run<T: Send + 'static>(
         &self,
+        caller: &Identity,
         operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
+        let scope = caller.scope();
+        let operation = move |shelf: &mut Shelf, now| shelf.within(scope, |s| operation(s, now));
         self.studies.run(operation).await.map_err(|error| status(&error))
     }
 
     /// Changes the study `name` and returns it as it is then.
     async fn change(
         &self,
+        caller: &Identity,
         name: String,
         change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
     ) -> Result<Option<v1::Study>, Status> {
-        self.run(move |shelf, now| {
+        self.run(caller, move |shelf, now| {
             shelf.change(&name, now, |study| change(study, now))?;
             Ok(Some(convert::study(shelf.get(&name)?)))
         })
@@ -57,10 +70,16 @@ impl StudyService for Api {
         &self,
         request: Request<v1::CreateStudyRequest>,
     ) -> Result<Response<v1::CreateStudyResponse>, Status> {
-        let v1::CreateStudyRequest { name, spec } = request.into_inner();
+        let (caller, v1::CreateStudyRequest { name, spec }) = open(request)?;
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
+        let max = self.max_studies;
         let study = self
-            .run(move |shelf, now| Ok(Some(convert::study(shelf.create(&name, spec, now)?))))
+            .run(&caller, move |shelf, now| {
+                if shelf.get(&name).is_err() && shelf.count() >= max {
+                    return Err(Error::TooManyStudies(max));
+                }
+                Ok(Some(convert::study(shelf.create(&name, spec, now)?)))
+            })
             .await?;
         Ok(Response::new(v1::CreateStudyResponse { study }))
     }
@@ -69,8 +88,9 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetStudyRequest>,
     ) -> Result<Response<v1::GetStudyResponse>, Status> {
-        let name = request.into_inner().name;
-        let study = self.run(move |shelf, _| Ok(Some(convert::study(shelf.get(&name)?)))).await?;
+        let (caller, v1::GetStudyRequest { name }) = open(request)?;
+        let study =
+            self.run(&caller, move |shelf, _| Ok(Some(convert::study(shelf.get(&name)?)))).await?;
         Ok(Response::new(v1::GetStudyResponse { study }))
     }
 
@@ -78,7 +98,7 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let v1::ListStudiesRequest { page_size, page_token, .. } = request.into_inner();
+        let (caller, v1::ListStudiesRequest { page_size, page_token, .. }) = open(request)?;
         let size = match page_size as usize {
             0 => DEFAULT_PAGE,
             size => size.min(MAX_PAGE),
@@ -90,7 +110,7 @@ impl StudyService for Api {
             })?),
         };
         let response = self
-            .run(move |shelf, _| {
+            .run(&caller, move |shelf, _| {
                 let all = shelf.all();
                 let mut rest = all.iter().filter(|study| Some(study.age()) > after).peekable();
                 let mut response = v1::ListStudiesResponse::default();
@@ -112,7 +132,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::PauseStudyRequest>,
     ) -> Result<Response<v1::PauseStudyResponse>, Status> {
-        let study = self.change(request.into_inner().name, Study::pause).await?;
+        let (caller, request) = open(request)?;
+        let study = self.change(&caller, request.name, Study::pause).await?;
         Ok(Response::new(v1::PauseStudyResponse { study }))
     }
 
@@ -120,7 +141,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ResumeStudyRequest>,
     ) -> Result<Response<v1::ResumeStudyResponse>, Status> {
-        let study = self.change(request.into_inner().name, Study::resume).await?;
+        let (caller, request) = open(request)?;
+        let study = self.change(&caller, request.name, Study::resume).await?;
         Ok(Response::new(v1::ResumeStudyResponse { study }))
     }
 
@@ -128,11 +150,12 @@ impl StudyService for Api {
         &self,
         request: Request<v1::StopStudyRequest>,
     ) -> Result<Response<v1::StopStudyResponse>, Status> {
+        let (caller, request) = open(request)?;
         let stop = |study: &mut Study, now| {
             study.stop(now);
             Ok(())
         };
-        let study = self.change(request.into_inner().name, stop).await?;
+        let study = self.change(&caller, request.name, stop).await?;
         Ok(Response::new(v1::StopStudyResponse { study }))
     }
 
@@ -140,8 +163,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::DeleteStudyRequest>,
     ) -> Result<Response<v1::DeleteStudyResponse>, Status> {
-        let name = request.into_inner().name;
-        self.run(move |shelf, _| shelf.delete(&name)).await?;
+        let (caller, v1::DeleteStudyRequest { name }) = open(request)?;
+        self.run(&caller, move |shelf, _| shelf.delete(&name)).await?;
         Ok(Response::new(v1::DeleteStudyResponse {}))
     }
 
@@ -149,9 +172,9 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetDistributionRequest>,
     ) -> Result<Response<v1::GetDistributionResponse>, Status> {
-        let name = request.into_inner().name;
+        let (caller, v1::GetDistributionRequest { name }) = open(request)?;
         let response = self
-            .run(move |shelf, _| {
+            .run(&caller, move |shelf, _| {
                 let study = shelf.get(&name)?;
                 convert::distribution(study).ok_or_else(|| Error::Refused {
                     name: name.clone(),
@@ -203,8 +226,8 @@ impl SearchService for Api {
         &self,
         request: Request<v1::LeaseStepRequest>,
     ) -> Result<Response<v1::LeaseStepResponse>, Status> {
-        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } =
-            request.into_inner();
+        let (caller, request) = open(request)?;
+        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if request_id.chars().count() > 100 {
@@ -219,8 +242,11 @@ impl SearchService for Api {
         if !violations.is_empty() {
             return Err(invalid(&violations));
         }
+        if *self.closing.borrow() {
+            return Err(status(&Error::ShuttingDown));
+        }
         let response = self
-            .run(move |shelf, now| {
+            .run(&caller, move |shelf, now| {
                 if fresh_start {
                     shelf.forget_trainer(&trainer_id, now)?;
                 }
@@ -238,7 +264,7 @@ impl SearchService for Api {
         request: Request<v1::DescribeSpaceRequest>,
     ) -> Result<Response<v1::DescribeSpaceResponse>, Status> {
         use v1::describe_space_request::Answer;
-        let v1::DescribeSpaceRequest { study, trainer_id, answer } = request.into_inner();
+        let (caller, v1::DescribeSpaceRequest { study, trainer_id, answer }) = open(request)?;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if answer.is_none() {
@@ -255,7 +281,7 @@ impl SearchService for Api {
             Some(Answer::Description(description)) => {
                 let variables = convert::variables("description.variables", description.variables)
                     .map_err(|found| invalid(&found))?;
-                self.change(study, |study, now| study.describe(variables, now)).await?
+                self.change(&caller, study, |study, now| study.describe(variables, now)).await?
             }
             Some(Answer::Rejection(rejection)) => {
                 let reasons = rejection
@@ -263,7 +289,7 @@ impl SearchService for Api {
                     .into_iter()
                     .map(|reason| Violation::new(reason.field, reason.description))
                     .collect();
-                self.change(study, |study, now| study.reject(reasons, now)).await?
+                self.change(&caller, study, |study, now| study.reject(reasons, now)).await?
             }
             None => None,
         };
@@ -274,6 +300,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReportStepRequest>,
     ) -> Result<Response<v1::ReportStepResponse>, Status> {
+        let (caller, request) = open(request)?;
         let v1::ReportStepRequest {
             study,
             step_id,
@@ -282,7 +309,7 @@ impl SearchService for Api {
             losses,
             metrics,
             lease_next,
-        } = request.into_inner();
+        } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if metrics.len() > MAX_METRICS || !metrics.keys().all(|name| is_label(name)) {
@@ -293,11 +320,14 @@ impl SearchService for Api {
         let Some(lease) = lease.filter(|_| violations.is_empty()) else {
             return Err(invalid(&violations));
         };
+        let closing = *self.closing.borrow();
         let response = self
-            .run(move |shelf, now| {
+            .run(&caller, move |shelf, now| {
                 let report = Report { lease, trainer: trainer_id.clone(), losses, metrics };
                 let receipt = shelf.report(&study, report, now)?;
-                let next = if lease_next {
+                let next = if lease_next && closing {
+                    Some(convert::next(&Next::NoWork(RETRY_WHEN_CLOSING), None))
+                } else if lease_next {
                     // The study knows this trainer's space already.
                     let spaces = [shelf.get(&study)?.spec().space.clone()];
                     let origin = Origin::Report(lease);
@@ -327,13 +357,15 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ExtendLeaseRequest>,
     ) -> Result<Response<v1::ExtendLeaseResponse>, Status> {
-        let v1::ExtendLeaseRequest { study, step_id, lease_id } = request.into_inner();
+        let (caller, v1::ExtendLeaseRequest { study, step_id, lease_id }) = open(request)?;
         let mut violations = Vec::new();
         let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
             return Err(invalid(&violations));
         };
         let lease = self
-            .run(move |shelf, now| shelf.change(&study, now, |study| study.extend(lease, now)))
+            .run(&caller, move |shelf, now| {
+                shelf.change(&study, now, |study| study.extend(lease, now))
+            })
             .await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
@@ -342,7 +374,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReleaseStepRequest>,
     ) -> Result<Response<v1::ReleaseStepResponse>, Status> {
-        let v1::ReleaseStepRequest { study, step_id, lease_id, reason } = request.into_inner();
+        let (caller, v1::ReleaseStepRequest { study, step_id, lease_id, reason }) = open(request)?;
         let mut violations = Vec::new();
         if reason.chars().count() > 1000 {
             violations.push(Violation::new("reason", "has up to 1000 characters"));
@@ -352,10 +384,19 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        self.run(move |shelf, now| shelf.change(&study, now, |study| study.release(lease, now)))
-            .await?;
+        self.run(&caller, move |shelf, now| {
+            shelf.change(&study, now, |study| study.release(lease, now))
+        })
+        .await?;
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
+}
+
+/// A request and its sender.
+fn open<T>(mut request: Request<T>) -> Result<(Identity, T), Status> {
+    let caller = request.extensions_mut().remove::<Identity>();
+    let caller = caller.ok_or_else(|| Status::internal("this request did not pass the gate"))?;
+    Ok((caller, request.into_inner()))
 }
 
 fn check_trainer(trainer_id: &str, violations: &mut Vec<Violation>) {

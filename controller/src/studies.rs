@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    access::Scope,
     store::{self, Store},
     study::{
         self, Event, Next, Now, Origin, Receipt, Report, Spec, State, Study, StudyId, Violation,
@@ -53,6 +54,9 @@ pub enum Error {
     /// The request is malformed; every fault is listed.
     #[error("invalid request: {}", .0.first().map_or_else(String::new, ToString::to_string))]
     Invalid(Vec<Violation>),
+    /// As many studies exist as may.
+    #[error("there are {0} studies, as many as this controller takes: delete some")]
+    TooManyStudies(usize),
     /// The database did not take it.
     #[error("the controller's database does not work: {0}")]
     Storage(Arc<store::Error>),
@@ -96,6 +100,10 @@ impl Studies {
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move |shelf: &mut Shelf, now| {
+            // Whoever has gone away while this waited, or no longer waits, does not count on it.
+            if reply.is_closed() {
+                return Box::new(drop) as Answer;
+            }
             let result = operation(shelf, now);
             // A caller that has gone away needs no answer.
             let answer =
@@ -111,6 +119,8 @@ impl Studies {
 pub struct Shelf {
     store: Store,
     studies: BTreeMap<String, Study>,
+    /// Studies outside it do not exist for the operation that runs.
+    scope: Scope,
     /// Studies whose own row has to be saved with the next commit.
     changed: BTreeSet<String>,
     /// What happened since the last commit, to be logged after the next.
@@ -125,6 +135,7 @@ impl Shelf {
         Ok(Shelf {
             store,
             studies: studies.into_iter().map(|study| (study.name().into(), study)).collect(),
+            scope: Scope::default(),
             changed: BTreeSet::new(),
             happened: Vec::new(),
             broken: None,
@@ -184,22 +195,40 @@ impl Shelf {
         error
     }
 
+    /// Runs `operation`, for which only the studies within `scope` exist.
+    pub fn within<T>(&mut self, scope: Scope, operation: impl FnOnce(&mut Shelf) -> T) -> T {
+        let before = mem::replace(&mut self.scope, scope);
+        let result = operation(self);
+        self.scope = before;
+        result
+    }
+
+    fn sees(&self, study: &Study) -> bool {
+        self.scope.holds("", &BTreeMap::new())
+    }
+
+    /// How many studies there are, whoever may see them.
+    pub fn count(&self) -> usize {
+        self.studies.len()
+    }
+
     /// All studies, oldest first.
     pub fn all(&self) -> Vec<&Study> {
-        let mut studies: Vec<_> = self.studies.values().collect();
+        let mut studies: Vec<_> = self.studies.values().filter(|study| self.sees(study)).collect();
         studies.sort_by_key(|study| study.age());
         studies
     }
 
     /// The study called `name`.
     pub fn get(&self, name: &str) -> Result<&Study, Error> {
-        self.studies.get(name).ok_or_else(|| Error::UnknownStudy(name.into()))
+        let study = self.studies.get(name).filter(|study| self.sees(study));
+        study.ok_or_else(|| Error::UnknownStudy(name.into()))
     }
 
     /// Creates a study, or returns the one of the same name and spec.
     pub fn create(&mut self, name: &str, spec: Spec, now: Now) -> Result<&Study, Error> {
         if let Some(study) = self.studies.get(name) {
-            return if *study.spec() == spec {
+            return if *study.spec() == spec && self.sees(study) {
                 self.get(name)
             } else {
                 Err(Error::Exists(name.into()))
@@ -239,6 +268,7 @@ impl Shelf {
         now: Now,
         change: impl FnOnce(&mut Study) -> Result<T, study::Error>,
     ) -> Result<T, Error> {
+        self.get(name)?;
         let study = self.studies.get_mut(name).ok_or_else(|| Error::UnknownStudy(name.into()))?;
         let result = change(study);
         let events = study.take_events();
@@ -274,7 +304,7 @@ impl Shelf {
             .studies
             .values()
             .filter(|study| matches!(study.state(), State::Waiting | State::Running))
-            .filter(|study| spaces.contains(&study.spec().space))
+            .filter(|study| spaces.contains(&study.spec().space) && self.sees(study))
             .map(|study| (*study.state() == State::Running, study.age(), study.name().to_string()))
             .collect();
         candidates.sort();
@@ -290,7 +320,8 @@ impl Shelf {
 
     /// Puts back every step that `trainer` held before it was started again.
     pub fn forget_trainer(&mut self, trainer: &str, now: Now) -> Result<(), Error> {
-        let names: Vec<_> = self.studies.keys().cloned().collect();
+        let seen = self.studies.values().filter(|study| self.sees(study));
+        let names: Vec<_> = seen.map(|study| study.name().to_string()).collect();
         for name in names {
             self.change(&name, now, |study| {
                 study.forget_trainer(trainer);
@@ -423,6 +454,35 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn an_operation_whose_caller_has_gone_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let studies = start(directory.path());
+        let (started, has_started) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let handle = studies.clone();
+        let busy = tokio::spawn(async move {
+            let wait = move |_: &mut Shelf, _| {
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                Ok(())
+            };
+            handle.run(wait).await
+        });
+        has_started.await.unwrap();
+        tokio::select! {
+            biased;
+            result = studies.run(|shelf, now| shelf.create("s", spec(), now).map(drop)) => {
+                panic!("{result:?}")
+            }
+            () = std::future::ready(()) => {}
+        }
+        release.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        let result = studies.run(|shelf, _| shelf.get("s").map(drop)).await;
+        assert!(matches!(result, Err(Error::UnknownStudy(_))), "{result:?}");
     }
 
     #[tokio::test]

@@ -1,15 +1,20 @@
 //! From errors to gRPC statuses: the one place that chooses codes and details.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
 
 use crate::{
+    access::Denied,
+    limits::Client,
     studies::Error,
     study::{self, Violation},
 };
+
+/// Who speaks in google.rpc.ErrorInfo.
+const DOMAIN: &str = "asng";
 
 /// The status that tells a caller of `error`, with what it can act on.
 pub(super) fn status(error: &Error) -> Status {
@@ -24,6 +29,10 @@ pub(super) fn status(error: &Error) -> Status {
             Status::with_error_details(Code::AlreadyExists, message, details)
         }
         Error::Invalid(violations) => invalid(violations),
+        Error::TooManyStudies(_) => {
+            let details = ErrorDetails::with_quota_failure_violation("studies", &message);
+            Status::with_error_details(Code::ResourceExhausted, message, details)
+        }
         Error::Refused { name, source } => match &**source {
             study::Error::Invalid(violations) => invalid(violations),
             study::Error::UnknownStep(step) => {
@@ -68,6 +77,34 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
         .collect();
     let details = ErrorDetails::with_bad_request(violations);
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// UNAUTHENTICATED or PERMISSION_DENIED.
+pub(super) fn denied(denied: &Denied) -> Status {
+    let (code, reason) = match denied {
+        Denied::NoToken => (Code::Unauthenticated, "TOKEN_MISSING"),
+        Denied::Malformed => (Code::Unauthenticated, "TOKEN_MALFORMED"),
+        Denied::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
+        Denied::Role { .. } => (Code::PermissionDenied, "ROLE"),
+        Denied::Scope { .. } => (Code::PermissionDenied, "SCOPE"),
+    };
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, denied.to_string(), details)
+}
+
+/// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
+pub(super) fn too_many_requests(client: &Client, wait: Duration) -> Status {
+    let message = format!("too many requests of {client}: send this one again in {wait:.1?}");
+    let mut details = ErrorDetails::with_retry_info(Some(wait));
+    details.add_quota_failure_violation(client.to_string(), "requests a second");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// DEADLINE_EXCEEDED, by the controller's own limit.
+pub(super) fn took_too_long(limit: Duration) -> Status {
+    let message = format!("not answered within the controller's limit of {limit:?}");
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+    Status::with_error_details(Code::DeadlineExceeded, message, details)
 }
 
 fn precondition(kind: &str, study: &str, message: String) -> Status {
