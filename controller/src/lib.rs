@@ -26,7 +26,12 @@ pub mod studies;
 pub mod study;
 pub mod tls;
 
-use std::{convert::Infallible, future::Future, path::PathBuf, sync::Arc, time::Duration};
+#[cfg(test)]
+#[path = "../../tests/src/postgres.rs"]
+#[allow(unreachable_pub)]
+mod postgres;
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use asng_proto::v1::{
     search_service_server::SearchServiceServer, study_service_server::StudyServiceServer,
@@ -46,7 +51,7 @@ use self::{
     files::Watched,
     limits::{Limits, RateLimit},
     service::{Api, Gate},
-    store::Store,
+    store::{Location, Reader},
     studies::Studies,
 };
 
@@ -61,8 +66,10 @@ const FILES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a controller is to be.
 pub struct Config {
-    /// Directory of the database.
-    pub state_dir: PathBuf,
+    /// Where the database is.
+    pub location: Location,
+    /// How much the database may hold.
+    pub studies: studies::Limits,
     /// What TLS is served with; absent: plain text.
     pub tls: Option<Watched<ServerConfig>>,
     /// Who may do what; absent: everybody everything.
@@ -102,10 +109,10 @@ pub async fn run(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let Config { state_dir, tls, tokens, limits, grace, reload } = config;
-    let (studies, ended) = Studies::start(Store::open(&state_dir)?)?;
+    let Config { location, studies, tls, tokens, limits, grace, reload } = config;
+    let (studies, mut ended) = Studies::start(location.clone(), studies).await?;
     let (stop, mut stopped) = watch::channel(false);
-    let api = Api { studies, max_studies: limits.max_studies, closing: stopped.clone() };
+    let api = Api { studies, reader: Reader::new(&location)?, closing: stopped.clone() };
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<StudyServiceServer<Api>>().await;
@@ -147,7 +154,7 @@ pub async fn run(
     tokio::select! {
         result = &mut server => return Ok(result?),
         // While handles are left, the thread ends only if something is wrong.
-        result = ended => return Err(result.map_or(Error::Died, |result| match result {
+        result = &mut ended => return Err(result.map_or(Error::Died, |result| match result {
             Ok(()) => Error::Died,
             Err(error) => error.into(),
         })),
@@ -160,8 +167,15 @@ pub async fn run(
     health.set_not_serving::<SearchServiceServer<Api>>().await;
     stop.send_replace(true);
     match timeout(grace, server).await {
-        Ok(result) => info!(clean = result.is_ok(), "shut down"),
-        Err(_) => warn!(?grace, "shut down with requests still running"),
+        Ok(result) => info!(clean = result.is_ok(), "no request is running any more"),
+        Err(_) => warn!(?grace, "requests are still running"),
+    }
+    // With the last handle gone, the thread stores what is left to store and lets go of the database.
+    match timeout(grace, ended).await {
+        Ok(Ok(Ok(()))) => info!("shut down"),
+        Ok(Ok(Err(error))) => return Err(error.into()),
+        Ok(Err(_)) => return Err(Error::Died),
+        Err(_) => warn!("shut down with requests still running"),
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 
-/// Limits of a controller. What a study may hold is limited by its own rules.
+/// Limits of what clients send. How much is kept is limited by [`studies::Limits`](crate::studies::Limits).
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Largest request, in bytes.
@@ -23,8 +23,6 @@ pub struct Limits {
     pub max_streams: u32,
     /// How long a request may take until its answer begins; importing a study may take longer.
     pub request_timeout: Duration,
-    /// Studies that may exist.
-    pub max_studies: usize,
     /// Requests a second of each client, with as many at once; absent: any number.
     pub rate_limit: Option<NonZeroU32>,
 }

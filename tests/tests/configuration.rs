@@ -121,7 +121,7 @@ async fn studies_and_messages_have_limits() {
     }
     let status = studies.create_study(create_request("t", 10)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let message = "there are 1 studies, as many as this controller takes: delete some";
+    let message = "there are 1 studies, which is the limit; delete some";
     assert_eq!(status.message(), message);
     assert_eq!(status.get_details_quota_failure().unwrap().violations[0].subject, "studies");
     studies.delete_study(v1::DeleteStudyRequest { name: "s".into() }).await.unwrap();

@@ -13,7 +13,7 @@ use crate::{
     study::{self, Violation},
 };
 
-/// Who speaks in google.rpc.ErrorInfo.
+/// Whose reasons those in google.rpc.ErrorInfo are.
 const DOMAIN: &str = "asng";
 
 /// The status that tells a caller of `error`, with what it can act on.
@@ -28,11 +28,18 @@ pub(super) fn status(error: &Error) -> Status {
             let details = ErrorDetails::with_resource_info("study", name, "", &message);
             Status::with_error_details(Code::AlreadyExists, message, details)
         }
-        Error::Invalid(violations) => invalid(violations),
-        Error::TooManyStudies(_) => {
-            let details = ErrorDetails::with_quota_failure_violation("studies", &message);
-            Status::with_error_details(Code::ResourceExhausted, message, details)
+        Error::NotOwner { address, .. } => {
+            let metadata = HashMap::from([("address".to_owned(), address.clone())]);
+            let mut details = ErrorDetails::with_error_info("NOT_OWNER", DOMAIN, metadata);
+            if address.is_empty() {
+                details.set_retry_info(Some(Duration::from_secs(1)));
+            }
+            Status::with_error_details(Code::Unavailable, message, details)
         }
+        Error::TooManyStudies(_) => quota("studies", message),
+        Error::OverBudget(_) => quota("disk", message),
+        Error::OutOfScope(_) => denial(Code::PermissionDenied, "SCOPE", message),
+        Error::Invalid(violations) => invalid(violations),
         Error::Refused { name, source } => match &**source {
             study::Error::Invalid(violations) => invalid(violations),
             study::Error::UnknownStep(step) => {
@@ -46,7 +53,9 @@ pub(super) fn status(error: &Error) -> Status {
                 Status::with_error_details(Code::NotFound, message, details)
             }
             study::Error::LeaseNotHeld(_) => precondition("LEASE_NOT_HELD", name, message),
-            study::Error::WrongState { .. } => precondition("STUDY_STATE", name, message),
+            study::Error::WrongState { .. } | study::Error::GoesOn(_) => {
+                precondition("STUDY_STATE", name, message)
+            }
             study::Error::DescribedDifferently => precondition("DESCRIPTION", name, message),
             study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
             study::Error::OtherSpace { .. } => precondition("SPACE", name, message),
@@ -86,10 +95,13 @@ pub(super) fn denied(denied: &Denied) -> Status {
         Denied::Malformed => (Code::Unauthenticated, "TOKEN_MALFORMED"),
         Denied::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
         Denied::Role { .. } => (Code::PermissionDenied, "ROLE"),
-        Denied::Scope { .. } => (Code::PermissionDenied, "SCOPE"),
     };
+    denial(code, reason, denied.to_string())
+}
+
+fn denial(code: Code, reason: &str, message: String) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, denied.to_string(), details)
+    Status::with_error_details(code, message, details)
 }
 
 /// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
@@ -105,6 +117,11 @@ pub(super) fn took_too_long(limit: Duration) -> Status {
     let message = format!("not answered within the controller's limit of {limit:?}");
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
     Status::with_error_details(Code::DeadlineExceeded, message, details)
+}
+
+fn quota(subject: &str, message: String) -> Status {
+    let details = ErrorDetails::with_quota_failure_violation(subject, &message);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 fn precondition(kind: &str, study: &str, message: String) -> Status {

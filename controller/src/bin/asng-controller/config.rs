@@ -15,6 +15,8 @@ use anyhow::bail;
 use asng_controller::{
     Config, access,
     limits::Limits,
+    store::Location,
+    studies,
     tls::{self, Files},
 };
 use clap::{
@@ -157,7 +159,8 @@ impl Options {
             warn!("insecure: serving other machines, on {}, {danger}", self.listen);
         }
         Ok(Config {
-            state_dir: self.state_dir,
+            location: Location::Directory(self.state_dir),
+            studies: studies::Limits { studies: self.max_studies, ..Default::default() },
             tls: match tls {
                 Some(files) => Some(tls::read(files).await?),
                 None => None,
@@ -171,7 +174,6 @@ impl Options {
                 max_connections: self.max_connections,
                 max_streams: self.max_streams,
                 request_timeout: self.request_timeout,
-                max_studies: self.max_studies,
                 rate_limit: self.rate_limit,
             },
             grace: self.grace,
