@@ -87,14 +87,6 @@ pub(crate) enum Denied {
         /// The token's role.
         role: Role,
     },
-    /// The token is bound to other studies than the one it would make.
-    #[error("token {name:?} may create studies of {scope} only")]
-    Scope {
-        /// The token's name.
-        name: String,
-        /// What it is bound to.
-        scope: Scope,
-    },
 }
 
 /// The studies that somebody may see and touch; the default is all of them.
@@ -153,20 +145,6 @@ impl Identity {
     pub(crate) fn owner(&self) -> &str {
         let token = self.0.as_deref();
         token.map_or("", |token| token.scope.owner.as_ref().unwrap_or(&token.name))
-    }
-
-    /// Refuses to create a study of this owner and these labels unless it is within the scope.
-    pub(crate) fn check_new(
-        &self,
-        owner: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<(), Denied> {
-        match &self.0 {
-            Some(token) if !token.scope.holds(owner, labels) => {
-                Err(Denied::Scope { name: token.name.clone(), scope: token.scope.clone() })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Refuses the method at `path` unless the token's role allows it.

@@ -66,8 +66,10 @@ const FILES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a controller is to be.
 pub struct Config {
-    /// Where the studies are kept.
+    /// Where the database is.
     pub location: Location,
+    /// How much the database may hold.
+    pub studies: studies::Limits,
     /// What TLS is served with; absent: plain text.
     pub tls: Option<Watched<ServerConfig>>,
     /// Who may do what; absent: everybody everything.
@@ -107,8 +109,8 @@ pub async fn run(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let Config { location, tls, tokens, limits, grace, reload } = config;
-    let (studies, mut ended) = Studies::start(location.clone(), limits.studies).await?;
+    let Config { location, studies, tls, tokens, limits, grace, reload } = config;
+    let (studies, mut ended) = Studies::start(location.clone(), studies).await?;
     let (stop, mut stopped) = watch::channel(false);
     let api = Api { studies, reader: Reader::new(&location)?, closing: stopped.clone() };
 

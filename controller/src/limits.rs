@@ -12,9 +12,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 
-use crate::studies;
-
-/// Limits of a controller. What a study may hold is limited by its own rules.
+/// Limits of what clients send. How much is kept is limited by [`studies::Limits`](crate::studies::Limits).
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Largest request, in bytes.
@@ -25,8 +23,6 @@ pub struct Limits {
     pub max_streams: u32,
     /// How long a request may take until its answer begins; importing a study may take longer.
     pub request_timeout: Duration,
-    /// How many studies there may be, and how large their database.
-    pub studies: studies::Limits,
     /// Requests a second of each client, with as many at once; absent: any number.
     pub rate_limit: Option<NonZeroU32>,
 }

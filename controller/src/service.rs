@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use self::gate::Gate;
-use self::status::{denied, invalid, status};
+use self::status::{invalid, status};
 use crate::{
     access::Identity,
     store::{Page, Reader},
@@ -37,28 +37,54 @@ const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 pub(crate) struct Api {
     /// The studies.
     pub(crate) studies: Studies,
-    /// Their history, and those of other controllers on the same database.
+    /// Their history, and the studies of other controllers.
     pub(crate) reader: Reader,
-    /// Becomes true when the controller is shutting down: no more work is handed out.
+    /// Becomes true when the controller is shutting down: no more work is handed out, and streams end.
     pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Api {
-    /// Runs `operation` on the studies that `caller` may see.
+    /// A request, and its sender's view of the studies.
+    fn open<T>(&self, mut request: Request<T>) -> Result<(Caller, T), Status> {
+        let identity = request.extensions_mut().remove::<Identity>();
+        let identity = identity.ok_or_else(|| Status::internal("the request is of nobody"))?;
+        Ok((Caller { api: self.clone(), identity }, request.into_inner()))
+    }
+
+    /// Returns when the controller is shutting down.
+    async fn closed(&self) {
+        // An error means that the sender is gone, which comes to the same.
+        let _ = self.closing.clone().wait_for(|closing| *closing).await;
+    }
+}
+
+/// What the sender of a request may see and touch.
+#[derive(Clone)]
+struct Caller {
+    api: Api,
+    identity: Identity,
+}
+
+impl Caller {
     async fn run<T: Send + 'static>(
         &self,
-        caller: &Identity,
         operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
-        let scope = caller.scope();
+        self.run_within(operation).await.map_err(|error| status(&error))
+    }
+
+    async fn run_within<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let scope = self.identity.scope();
         let operation = move |shelf: &mut Shelf, now| shelf.within(scope, |s| operation(s, now));
-        self.studies.run(operation).await.map_err(|error| status(&error))
+        self.api.studies.run(operation).await
     }
 
     /// Reads from the study `name`, whichever controller owns it.
     async fn read<T: Send + 'static>(
         &self,
-        caller: &Identity,
         name: String,
         read: impl Fn(&Study) -> Result<T, study::Error> + Clone + Send + 'static,
     ) -> Result<T, Status> {
@@ -66,46 +92,44 @@ impl Api {
             name: name.into(),
             source: source.into(),
         };
-        let scope = caller.scope();
         let own = self
-            .studies
-            .run({
-                let (scope, name, read) = (scope.clone(), name.clone(), read.clone());
-                move |shelf, _| {
-                    shelf.within(scope, |shelf| {
-                        read(shelf.get(&name)?).map_err(|source| refused(&name, source))
-                    })
-                }
+            .run_within({
+                let (name, read) = (name.clone(), read.clone());
+                move |shelf, _| read(shelf.get(&name)?).map_err(|source| refused(&name, source))
             })
             .await;
         let result = match own {
-            Err(Error::NotOwner { .. }) => match self.reader.studies(Some(&name)).await {
-                Ok(studies) => match studies.first() {
-                    Some(study) if scope.holds(study.owner(), &study.spec().labels) => {
-                        read(study).map_err(|source| refused(&name, source))
-                    }
-                    _ => Err(Error::UnknownStudy(name)),
-                },
-                Err(error) => Err(Error::Storage(error.into())),
-            },
+            Err(Error::NotOwner { .. }) => {
+                let found = self.api.reader.studies(Some(&name)).await;
+                match found.map_err(|error| Error::Storage(error.into())) {
+                    Ok(studies) => match studies.first().filter(|study| self.sees(study)) {
+                        Some(study) => read(study).map_err(|source| refused(&name, source)),
+                        None => Err(Error::UnknownStudy(name)),
+                    },
+                    Err(error) => Err(error),
+                }
+            }
             own => own,
         };
         result.map_err(|error| status(&error))
     }
 
+    fn sees(&self, study: &Study) -> bool {
+        self.identity.scope().holds(study.owner(), &study.spec().labels)
+    }
+
     async fn history(&self, study: StudyId, after: StepId, limit: usize) -> Result<Page, Status> {
-        let page = self.reader.history(study, after, limit).await;
+        let page = self.api.reader.history(study, after, limit).await;
         page.map_err(|error| status(&Error::Storage(error.into())))
     }
 
     /// Changes the study `name` and returns it as it is then.
     async fn change(
         &self,
-        caller: &Identity,
         name: String,
         change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
     ) -> Result<Option<v1::Study>, Status> {
-        self.run(caller, move |shelf, now| {
+        self.run(move |shelf, now| {
             shelf.change(&name, |study| change(study, now))?;
             Ok(Some(convert::study(shelf.get(&name)?)))
         })
@@ -119,13 +143,12 @@ impl StudyService for Api {
         &self,
         request: Request<v1::CreateStudyRequest>,
     ) -> Result<Response<v1::CreateStudyResponse>, Status> {
-        let (caller, v1::CreateStudyRequest { name, spec }) = open(request)?;
+        let (caller, v1::CreateStudyRequest { name, spec }) = self.open(request)?;
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
-        let owner = if spec.owner.is_empty() { caller.owner() } else { &spec.owner }.to_owned();
-        caller.check_new(&owner, &spec.labels).map_err(|refused| denied(&refused))?;
-        let study = self
-            .run(&caller, move |shelf, now| {
-                Ok(Some(convert::study(shelf.create(&name, spec, &owner, now)?)))
+        let creator = caller.identity.owner().to_owned();
+        let study = caller
+            .run(move |shelf, now| {
+                Ok(Some(convert::study(shelf.create(&name, spec, &creator, now)?)))
             })
             .await?;
         Ok(Response::new(v1::CreateStudyResponse { study }))
@@ -135,8 +158,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetStudyRequest>,
     ) -> Result<Response<v1::GetStudyResponse>, Status> {
-        let (caller, v1::GetStudyRequest { name }) = open(request)?;
-        let study = self.read(&caller, name, |study| Ok(Some(convert::study(study)))).await?;
+        let (caller, v1::GetStudyRequest { name }) = self.open(request)?;
+        let study = caller.read(name, |study| Ok(Some(convert::study(study)))).await?;
         Ok(Response::new(v1::GetStudyResponse { study }))
     }
 
@@ -144,14 +167,14 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let (caller, request) = open(request)?;
-        let v1::ListStudiesRequest { page_size, page_token, owner, labels } = request;
+        let (caller, v1::ListStudiesRequest { page_size, page_token, owner, labels }) =
+            self.open(request)?;
         let size = page_length(page_size);
         let after = match page_token.as_str() {
             "" => None,
             token => Some(convert::age(token).ok_or_else(|| foreign_token("ListStudies"))?),
         };
-        let scope = caller.scope();
+        let scope = caller.identity.scope();
         let listed = move |study: &Study| {
             Some(study.age()) > after
                 && scope.holds(study.owner(), &study.spec().labels)
@@ -164,8 +187,8 @@ impl StudyService for Api {
         };
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
-        let mut studies = self
-            .run(&caller, move |shelf, _| {
+        let mut studies = caller
+            .run(move |shelf, _| {
                 let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
                 let mut all: Vec<_> = shelf.all().chain(foreign).filter(|s| listed(s)).collect();
@@ -186,8 +209,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::PauseStudyRequest>,
     ) -> Result<Response<v1::PauseStudyResponse>, Status> {
-        let (caller, request) = open(request)?;
-        let study = self.change(&caller, request.name, Study::pause).await?;
+        let (caller, request) = self.open(request)?;
+        let study = caller.change(request.name, Study::pause).await?;
         Ok(Response::new(v1::PauseStudyResponse { study }))
     }
 
@@ -195,8 +218,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ResumeStudyRequest>,
     ) -> Result<Response<v1::ResumeStudyResponse>, Status> {
-        let (caller, request) = open(request)?;
-        let study = self.change(&caller, request.name, Study::resume).await?;
+        let (caller, request) = self.open(request)?;
+        let study = caller.change(request.name, Study::resume).await?;
         Ok(Response::new(v1::ResumeStudyResponse { study }))
     }
 
@@ -204,12 +227,12 @@ impl StudyService for Api {
         &self,
         request: Request<v1::StopStudyRequest>,
     ) -> Result<Response<v1::StopStudyResponse>, Status> {
-        let (caller, request) = open(request)?;
+        let (caller, request) = self.open(request)?;
         let stop = |study: &mut Study, now| {
             study.stop(now);
             Ok(())
         };
-        let study = self.change(&caller, request.name, stop).await?;
+        let study = caller.change(request.name, stop).await?;
         Ok(Response::new(v1::StopStudyResponse { study }))
     }
 
@@ -217,8 +240,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::DeleteStudyRequest>,
     ) -> Result<Response<v1::DeleteStudyResponse>, Status> {
-        let (caller, v1::DeleteStudyRequest { name }) = open(request)?;
-        self.run(&caller, move |shelf, _| shelf.delete(&name)).await?;
+        let (caller, v1::DeleteStudyRequest { name }) = self.open(request)?;
+        caller.run(move |shelf, _| shelf.delete(&name)).await?;
         Ok(Response::new(v1::DeleteStudyResponse {}))
     }
 
@@ -226,11 +249,9 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetDistributionRequest>,
     ) -> Result<Response<v1::GetDistributionResponse>, Status> {
-        let (caller, v1::GetDistributionRequest { name }) = open(request)?;
-        let response = self
-            .read(&caller, name, |study| {
-                convert::distribution(study).ok_or(study::Error::NotDescribed)
-            })
+        let (caller, v1::GetDistributionRequest { name }) = self.open(request)?;
+        let response = caller
+            .read(name, |study| convert::distribution(study).ok_or(study::Error::NotDescribed))
             .await?;
         Ok(Response::new(response))
     }
@@ -241,22 +262,22 @@ impl StudyService for Api {
         &self,
         request: Request<v1::WatchStudyRequest>,
     ) -> Result<Response<Self::WatchStudyStream>, Status> {
-        let (caller, v1::WatchStudyRequest { name }) = open(request)?;
-        Ok(Response::new(moving::watch(self.clone(), caller, name).await?))
+        let (caller, v1::WatchStudyRequest { name }) = self.open(request)?;
+        Ok(Response::new(moving::watch(caller, name).await?))
     }
 
     async fn list_reports(
         &self,
         request: Request<v1::ListReportsRequest>,
     ) -> Result<Response<v1::ListReportsResponse>, Status> {
-        let (caller, request) = open(request)?;
-        let v1::ListReportsRequest { study, page_size, page_token } = request;
+        let (caller, v1::ListReportsRequest { study, page_size, page_token }) =
+            self.open(request)?;
         let after = match page_token.as_str() {
             "" => 0,
             token => token.parse().map_err(|_| foreign_token("ListReports"))?,
         };
-        let id = self.read(&caller, study, |study| Ok(study.id())).await?;
-        let page = self.history(id, StepId(after), page_length(page_size)).await?;
+        let id = caller.read(study, |study| Ok(study.id())).await?;
+        let page = caller.history(id, StepId(after), page_length(page_size)).await?;
         let last = page.steps.last().filter(|_| page.more);
         Ok(Response::new(v1::ListReportsResponse {
             next_page_token: last.map_or_else(String::new, |past| past.step.id.to_string()),
@@ -270,8 +291,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ExportStudyRequest>,
     ) -> Result<Response<Self::ExportStudyStream>, Status> {
-        let (caller, v1::ExportStudyRequest { name, fork }) = open(request)?;
-        Ok(Response::new(moving::export(self.clone(), caller, name, fork).await?))
+        let (caller, v1::ExportStudyRequest { name, fork }) = self.open(request)?;
+        Ok(Response::new(moving::export(caller, name, fork).await?))
     }
 
     async fn import_study(
@@ -279,8 +300,8 @@ impl StudyService for Api {
         request: Request<Streaming<v1::ImportStudyRequest>>,
     ) -> Result<Response<v1::ImportStudyResponse>, Status> {
         // In a task of its own, which cleans up also when the caller is gone.
-        let (caller, parts) = open(request)?;
-        let import = tokio::spawn(moving::import(self.clone(), caller, parts));
+        let (caller, parts) = self.open(request)?;
+        let import = tokio::spawn(moving::import(caller, parts));
         let study = import.await.map_err(|_| Status::internal("the import has failed"))??;
         Ok(Response::new(v1::ImportStudyResponse { study: Some(study) }))
     }
@@ -292,7 +313,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::LeaseStepRequest>,
     ) -> Result<Response<v1::LeaseStepResponse>, Status> {
-        let (caller, request) = open(request)?;
+        let (caller, request) = self.open(request)?;
         let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
@@ -311,8 +332,8 @@ impl SearchService for Api {
         if *self.closing.borrow() {
             return Err(status(&Error::ShuttingDown));
         }
-        let response = self
-            .run(&caller, move |shelf, now| {
+        let response = caller
+            .run(move |shelf, now| {
                 if fresh_start {
                     shelf.forget_trainer(&trainer_id)?;
                 }
@@ -330,7 +351,8 @@ impl SearchService for Api {
         request: Request<v1::DescribeSpaceRequest>,
     ) -> Result<Response<v1::DescribeSpaceResponse>, Status> {
         use v1::describe_space_request::Answer;
-        let (caller, v1::DescribeSpaceRequest { study, trainer_id, answer }) = open(request)?;
+        let (caller, v1::DescribeSpaceRequest { study, trainer_id, answer }) =
+            self.open(request)?;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if answer.is_none() {
@@ -347,7 +369,7 @@ impl SearchService for Api {
             Some(Answer::Description(description)) => {
                 let variables = convert::variables("description.variables", description.variables)
                     .map_err(|found| invalid(&found))?;
-                self.change(&caller, study, |study, now| study.describe(variables, now)).await?
+                caller.change(study, |study, now| study.describe(variables, now)).await?
             }
             Some(Answer::Rejection(rejection)) => {
                 let reasons = rejection
@@ -355,7 +377,7 @@ impl SearchService for Api {
                     .into_iter()
                     .map(|reason| Violation::new(reason.field, reason.description))
                     .collect();
-                self.change(&caller, study, |study, now| study.reject(reasons, now)).await?
+                caller.change(study, |study, now| study.reject(reasons, now)).await?
             }
             None => None,
         };
@@ -366,7 +388,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReportStepRequest>,
     ) -> Result<Response<v1::ReportStepResponse>, Status> {
-        let (caller, request) = open(request)?;
+        let (caller, request) = self.open(request)?;
         let v1::ReportStepRequest {
             study,
             step_id,
@@ -387,8 +409,8 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         let closing = *self.closing.borrow();
-        let response = self
-            .run(&caller, move |shelf, now| {
+        let response = caller
+            .run(move |shelf, now| {
                 let report = Report { lease, trainer: trainer_id.clone(), losses, metrics };
                 let receipt = shelf.report(&study, report, now)?;
                 let next = if lease_next && closing {
@@ -423,13 +445,13 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ExtendLeaseRequest>,
     ) -> Result<Response<v1::ExtendLeaseResponse>, Status> {
-        let (caller, v1::ExtendLeaseRequest { study, step_id, lease_id }) = open(request)?;
+        let (caller, v1::ExtendLeaseRequest { study, step_id, lease_id }) = self.open(request)?;
         let mut violations = Vec::new();
         let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
             return Err(invalid(&violations));
         };
-        let lease = self
-            .run(&caller, move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
+        let lease = caller
+            .run(move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
             .await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
@@ -438,7 +460,8 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReleaseStepRequest>,
     ) -> Result<Response<v1::ReleaseStepResponse>, Status> {
-        let (caller, v1::ReleaseStepRequest { study, step_id, lease_id, reason }) = open(request)?;
+        let (caller, v1::ReleaseStepRequest { study, step_id, lease_id, reason }) =
+            self.open(request)?;
         let mut violations = Vec::new();
         if reason.chars().count() > 1000 {
             violations.push(Violation::new("reason", "has up to 1000 characters"));
@@ -448,19 +471,11 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        self.run(&caller, move |shelf, now| {
-            shelf.change(&study, |study| study.release(lease, now))
-        })
-        .await?;
+        caller
+            .run(move |shelf, now| shelf.change(&study, |study| study.release(lease, now)))
+            .await?;
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
-}
-
-/// A request and its sender.
-fn open<T>(mut request: Request<T>) -> Result<(Identity, T), Status> {
-    let caller = request.extensions_mut().remove::<Identity>();
-    let caller = caller.ok_or_else(|| Status::internal("this request did not pass the gate"))?;
-    Ok((caller, request.into_inner()))
 }
 
 fn page_length(page_size: u32) -> usize {

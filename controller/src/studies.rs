@@ -75,6 +75,9 @@ pub enum Error {
         /// Why.
         source: Arc<study::Error>,
     },
+    /// The study would be outside what the caller may see and touch.
+    #[error("this token is for studies of {0} only")]
+    OutOfScope(Scope),
     /// The request is malformed; every fault is listed.
     #[error("invalid request: {}", .0.first().map_or_else(String::new, ToString::to_string))]
     Invalid(Vec<Violation>),
@@ -376,7 +379,6 @@ impl Shelf {
 
     /// The study called `name`.
     pub fn get(&mut self, name: &str) -> Result<&Study, Error> {
-        // Looked up twice, since the borrow checker does not let go of the first result otherwise.
         if !self.studies.get(name).is_some_and(|study| self.sees(study)) {
             return Err(self.missing(name));
         }
@@ -424,15 +426,24 @@ impl Shelf {
         if !violations.is_empty() {
             return Err(Error::Invalid(violations));
         }
+        let owner = if spec.owner.is_empty() { creator } else { &spec.owner }.to_owned();
+        self.ensure_in_scope(&owner, &spec)?;
         self.ensure_room(name)?;
         let start = self.start(&spec)?;
         let mut random = rand::rng();
         let id = StudyId(random.next_u64());
         let seed = spec.seed.unwrap_or_else(|| random.next_u64());
-        let owner = if spec.owner.is_empty() { creator } else { &spec.owner }.to_owned();
         let study = Study::new(id, name, spec, seed, &owner, start, now).map_err(Error::Invalid)?;
         self.insert(study);
         self.get(name)
+    }
+
+    /// Fails if whoever asks may not have a study of this owner and spec.
+    fn ensure_in_scope(&self, owner: &str, spec: &Spec) -> Result<(), Error> {
+        if self.scope.holds(owner, &spec.labels) {
+            return Ok(());
+        }
+        Err(Error::OutOfScope(self.scope.clone()))
     }
 
     /// Fails if there cannot be another study, or not one called `name`.
@@ -512,6 +523,7 @@ impl Shelf {
         if self.studies.contains_key(&name) {
             return Err(Error::Exists(name));
         }
+        self.ensure_in_scope(&record.owner, &record.spec)?;
         self.ensure_room(&name)?;
         let steps = record.live.iter().chain(record.pending.iter().map(|pending| &pending.step));
         let steps = steps.map(|step| step.id).collect();
@@ -530,9 +542,11 @@ impl Shelf {
         name: &str,
         change: impl FnOnce(&mut Study) -> Result<T, study::Error>,
     ) -> Result<T, Error> {
-        self.get(name)?;
-        // Unwrap safety: `get` has just found it.
-        let study = self.studies.get_mut(name).unwrap();
+        let scope = &self.scope;
+        let seen = |study: &&mut Study| scope.holds(study.owner(), &study.spec().labels);
+        let Some(study) = self.studies.get_mut(name).filter(seen) else {
+            return Err(self.missing(name));
+        };
         let result = change(study);
         let events = study.take_events();
         if !events.is_empty() {

@@ -59,6 +59,36 @@ async fn sigterm_ends_the_process_with_0_and_keeps_everything() {
     assert_eq!(again.unwrap(), study);
 }
 
+#[tokio::test]
+async fn health_says_that_the_controller_is_ending() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start_with(directory.path(), &["--grace", "100ms"]);
+    for service in ["", "asng.v1.SearchService"] {
+        let mut health = HealthClient::new(controller.channel());
+        let request = HealthCheckRequest { service: service.into() };
+        let mut answers = health.watch(request).await.unwrap().into_inner();
+        let mut next = async || answers.message().await.unwrap().unwrap().status();
+        assert_eq!(next().await, ServingStatus::Serving);
+        controller.signal("TERM");
+        assert_eq!(next().await, ServingStatus::NotServing);
+        // The one who watches does not keep it.
+        assert!(controller.wait().success());
+        controller.restart();
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_process_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start_with(directory.path(), &["--grace", "1h"]);
+    let mut health = HealthClient::new(controller.channel());
+    let _watched = health.watch(HealthCheckRequest::default()).await.unwrap();
+    controller.signal("TERM");
+    controller.log_with("shutting down");
+    controller.signal("INT");
+    assert_eq!(controller.wait().code(), Some(1));
+}
+
 #[test]
 fn a_second_controller_on_the_same_state_is_refused() {
     let directory = tempfile::tempdir().unwrap();

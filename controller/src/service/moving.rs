@@ -9,11 +9,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{
-    Api, archive, convert,
-    status::{denied, invalid, status},
+    Caller, archive, convert,
+    status::{invalid, status},
 };
 use crate::{
-    access::Identity,
     asng,
     studies::{Error, Shelf},
     study::{NAME_RULE, Past, Record, StepId, StudyId, Violation, is_label, is_name},
@@ -28,36 +27,29 @@ type Messages<T> = ReceiverStream<Result<T, Status>>;
 
 /// Follows a study until it has ended or nobody listens.
 pub(super) async fn watch(
-    api: Api,
-    caller: Identity,
+    caller: Caller,
     name: String,
 ) -> Result<Messages<v1::WatchStudyResponse>, Status> {
     let (sender, receiver) = mpsc::channel(1);
-    let (changed, study) = see(&api, &caller, &name).await?;
-    tokio::spawn(follow(api, caller, name, changed, study, sender));
+    let (changed, study) = see(&caller, &name).await?;
+    tokio::spawn(follow(caller, name, changed, study, sender));
     Ok(ReceiverStream::new(receiver))
 }
 
 /// A study, and what tells of changes that come after.
-async fn see(
-    api: &Api,
-    caller: &Identity,
-    name: &str,
-) -> Result<(watch::Receiver<()>, v1::Study), Status> {
+async fn see(caller: &Caller, name: &str) -> Result<(watch::Receiver<()>, v1::Study), Status> {
     let name = name.to_owned();
-    api.run(caller, move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?))))
-        .await
+    caller.run(move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?)))).await
 }
 
 async fn follow(
-    api: Api,
-    caller: Identity,
+    caller: Caller,
     name: String,
     mut changed: watch::Receiver<()>,
     mut study: v1::Study,
     sender: mpsc::Sender<Result<v1::WatchStudyResponse, Status>>,
 ) {
-    let (id, mut closing) = (study.study_id.clone(), api.closing.clone());
+    let id = study.study_id.clone();
     loop {
         let ended = convert::has_ended(&study);
         let response = v1::WatchStudyResponse { study: Some(study) };
@@ -69,13 +61,12 @@ async fn follow(
             // An error means that the study is gone, which is seen below.
             _ = changed.changed() => {}
             () = sender.closed() => return,
-            // It changes once.
-            _ = closing.changed() => {
+            () = caller.api.closed() => {
                 let _ = sender.send(Err(status(&Error::ShuttingDown))).await;
                 return;
             }
         }
-        study = match see(&api, &caller, &name).await {
+        study = match see(&caller, &name).await {
             Ok((_, study)) if study.study_id == id => study,
             Ok(_) => {
                 let _ = sender.send(Err(status(&Error::UnknownStudy(name)))).await;
@@ -91,13 +82,12 @@ async fn follow(
 
 /// Writes a study out, as it is at this moment.
 pub(super) async fn export(
-    api: Api,
-    caller: Identity,
+    caller: Caller,
     name: String,
     fork: bool,
 ) -> Result<Messages<v1::ExportStudyResponse>, Status> {
-    let (id, archive, open_steps) = api
-        .run(&caller, move |shelf, _| {
+    let (id, archive, open_steps) = caller
+        .run(move |shelf, _| {
             let study = shelf.get(&name)?;
             if !fork {
                 let refused = |source| Error::Refused { name: name.clone(), source };
@@ -109,7 +99,7 @@ pub(super) async fn export(
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {
         if let Err(Stopped::Failed(status)) =
-            write_parts(&api, id, archive, open_steps, &sender).await
+            write_parts(&caller, id, archive, open_steps, &sender).await
         {
             let _ = sender.send(Err(status)).await;
         }
@@ -124,7 +114,7 @@ enum Stopped {
 }
 
 async fn write_parts(
-    api: &Api,
+    caller: &Caller,
     id: StudyId,
     archive: v1::StudyArchive,
     open_steps: Vec<v1::OpenStep>,
@@ -144,7 +134,7 @@ async fn write_parts(
     }
     let (mut after, mut count) = (StepId(0), 0);
     loop {
-        let page = api.history(id, after, STEPS_PER_PART).await.map_err(Stopped::Failed)?;
+        let page = caller.history(id, after, STEPS_PER_PART).await.map_err(Stopped::Failed)?;
         // The study may have gone on since the archive was made.
         let of_archive =
             |past: &&Past| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
@@ -163,8 +153,7 @@ async fn write_parts(
 
 /// Takes a study in.
 pub(super) async fn import(
-    api: Api,
-    caller: Identity,
+    caller: Caller,
     mut requests: Streaming<v1::ImportStudyRequest>,
 ) -> Result<v1::Study, Status> {
     let first = requests.message().await?.unwrap_or_default();
@@ -182,43 +171,37 @@ pub(super) async fn import(
     if !record.owner.is_empty() && !is_label(&record.owner) {
         return Err(refuse("part.archive.study.owner", "has up to 200 characters"));
     }
-    if record.owner.is_empty() {
-        record.owner = caller.owner().into();
-    }
-    caller.check_new(&record.owner, &record.spec.labels).map_err(|refused| denied(&refused))?;
-    if fork || is_known(&api, record.id).await? {
+    if fork || is_known(&caller, record.id).await? {
         record.id = StudyId(rand::rng().next_u64());
     }
     let (name, id) = (record.name.clone(), record.id);
-    api.run(&caller, move |shelf, _| shelf.begin_import(&name, id)).await?;
-    let imported = match take_parts(&api, &caller, &mut requests, &mut record).await {
-        Ok(()) => {
-            api.run(&caller, move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await
-        }
+    caller.run(move |shelf, _| shelf.begin_import(&name, id)).await?;
+    let imported = match take_parts(&caller, &mut requests, &mut record).await {
+        Ok(()) => caller.run(move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await,
         Err(status) => Err(status),
     };
     if imported.is_err() {
-        api.run(&caller, move |shelf, _| {
-            shelf.abandon_import(id);
-            Ok(())
-        })
-        .await?;
+        caller
+            .run(move |shelf, _| {
+                shelf.abandon_import(id);
+                Ok(())
+            })
+            .await?;
     }
     imported
 }
 
 /// Whether a study of this id is here, or something is left of one.
-async fn is_known(api: &Api, id: StudyId) -> Result<bool, Status> {
-    let anybody = Identity::anybody();
-    let known = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));
-    let here = api.run(&anybody, known).await?;
-    Ok(here || !api.history(id, StepId(0), 1).await?.steps.is_empty())
+async fn is_known(caller: &Caller, id: StudyId) -> Result<bool, Status> {
+    // Also if the caller may not see it.
+    let here = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));
+    let here = caller.api.studies.run(here).await.map_err(|error| status(&error))?;
+    Ok(here || !caller.history(id, StepId(0), 1).await?.steps.is_empty())
 }
 
 /// Takes the parts after the archive: open steps into `record`, the history into the database.
 async fn take_parts(
-    api: &Api,
-    caller: &Identity,
+    caller: &Caller,
     requests: &mut Streaming<v1::ImportStudyRequest>,
     record: &mut Record,
 ) -> Result<(), Status> {
@@ -254,11 +237,12 @@ async fn take_parts(
                 }
                 count += history.len() as u64;
                 let id = record.id;
-                api.run(caller, move |shelf, _| {
-                    shelf.import_history(id, &history);
-                    Ok(())
-                })
-                .await?;
+                caller
+                    .run(move |shelf, _| {
+                        shelf.import_history(id, &history);
+                        Ok(())
+                    })
+                    .await?;
             }
             Some(Part::End(v1::StudyEnd { reports })) if reports == count => return Ok(()),
             Some(Part::End(v1::StudyEnd { reports })) => {

@@ -38,6 +38,7 @@ pub(super) fn status(error: &Error) -> Status {
         }
         Error::TooManyStudies(_) => quota("studies", message),
         Error::OverBudget(_) => quota("disk", message),
+        Error::OutOfScope(_) => denial(Code::PermissionDenied, "SCOPE", message),
         Error::Invalid(violations) => invalid(violations),
         Error::Refused { name, source } => match &**source {
             study::Error::Invalid(violations) => invalid(violations),
@@ -87,11 +88,6 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-fn quota(subject: &str, message: String) -> Status {
-    let details = ErrorDetails::with_quota_failure_violation(subject, &message);
-    Status::with_error_details(Code::ResourceExhausted, message, details)
-}
-
 /// UNAUTHENTICATED or PERMISSION_DENIED.
 pub(super) fn denied(denied: &Denied) -> Status {
     let (code, reason) = match denied {
@@ -99,10 +95,13 @@ pub(super) fn denied(denied: &Denied) -> Status {
         Denied::Malformed => (Code::Unauthenticated, "TOKEN_MALFORMED"),
         Denied::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
         Denied::Role { .. } => (Code::PermissionDenied, "ROLE"),
-        Denied::Scope { .. } => (Code::PermissionDenied, "SCOPE"),
     };
+    denial(code, reason, denied.to_string())
+}
+
+fn denial(code: Code, reason: &str, message: String) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, denied.to_string(), details)
+    Status::with_error_details(code, message, details)
 }
 
 /// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
@@ -118,6 +117,11 @@ pub(super) fn took_too_long(limit: Duration) -> Status {
     let message = format!("not answered within the controller's limit of {limit:?}");
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
     Status::with_error_details(Code::DeadlineExceeded, message, details)
+}
+
+fn quota(subject: &str, message: String) -> Status {
+    let details = ErrorDetails::with_quota_failure_violation(subject, &message);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 fn precondition(kind: &str, study: &str, message: String) -> Status {

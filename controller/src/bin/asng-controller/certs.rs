@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use asng_controller::study::is_name;
 use clap::Args;
+use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -97,7 +98,9 @@ fn authority(out: &Path) -> anyhow::Result<Issuer<'static, KeyPair>> {
                 .with_context(|| cert.display().to_string())
         }
         (false, false) => {
-            let mut ca = params("ASNG-NAS private CA", vec![], ExtendedKeyUsagePurpose::Any)?;
+            // Whoever mixes up two of them shall be told so, and not of a bad signature.
+            let name = format!("ASNG-NAS private CA {:08x}", rand::rng().next_u32());
+            let mut ca = params(&name, vec![], ExtendedKeyUsagePurpose::Any)?;
             ca.extended_key_usages.clear();
             ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

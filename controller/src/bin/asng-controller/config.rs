@@ -2,6 +2,7 @@
 //! [`Options`]; the file's values are installed as its defaults, so they are checked as those of flags are.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     num::NonZeroU32,
@@ -47,8 +48,8 @@ Examples:
     asngctl study create first --space enas-micro --max-steps 1000
   For others, under mutual TLS:
     asng-controller certs --out ./certs --host controller.example.org
-    asng-controller --listen 0.0.0.0:50051 --tls-cert certs/server.pem --tls-key certs/server-key.pem \\
-      --tls-client-ca certs/ca.pem
+    asng-controller --listen 0.0.0.0:50051 --tls-client-ca certs/ca.pem \\
+      --tls-cert certs/server.pem --tls-key certs/server-key.pem
 
 Everything is kept in the state directory; a report that was acknowledged survives a crash at any moment. SIGTERM ends \
 it after the requests that run, a second one at once; SIGHUP reads certificates and tokens again, as do their changes.
@@ -183,6 +184,7 @@ impl Options {
         }
         Ok(Config {
             location,
+            studies: studies::Limits { studies: self.max_studies, disk: self.disk_budget },
             tls: match tls {
                 Some(files) => Some(tls::read(files).await?),
                 None => None,
@@ -196,7 +198,6 @@ impl Options {
                 max_connections: self.max_connections,
                 max_streams: self.max_streams,
                 request_timeout: self.request_timeout,
-                studies: studies::Limits { studies: self.max_studies, disk: self.disk_budget },
                 rate_limit: self.rate_limit,
             },
             grace: self.grace,
@@ -253,7 +254,7 @@ fn with_file(command: clap::Command, file: &Path) -> Result<clap::Command, Strin
         .filter_map(Arg::get_long)
         .map(String::from)
         .collect();
-    let mut values = std::collections::BTreeMap::new();
+    let mut values = BTreeMap::new();
     for (key, value) in table {
         if !known.contains(&key) {
             let near = |option: &&String| strsim::jaro_winkler(option, &key);

@@ -7,11 +7,13 @@ mod token;
 
 use std::{
     io::{self, IsTerminal},
+    net::SocketAddr,
     process::{self, ExitCode},
     sync::Arc,
 };
 
 use anyhow::Context;
+use asng_controller::Config;
 use clap::error::ErrorKind;
 use tokio::{
     net::TcpListener,
@@ -25,15 +27,15 @@ use self::config::{Cli, Command, Options};
 #[tokio::main]
 async fn main() -> ExitCode {
     let (Cli { command, serve: options }, in_effect) = config::parse();
-    let result = match command {
-        None => serve(options, &in_effect).await,
-        Some(Command::Serve(options)) => serve(*options, &in_effect).await,
+    let made = match command {
+        None => return serve(options, &in_effect).await,
+        Some(Command::Serve(options)) => return serve(*options, &in_effect).await,
         Some(Command::Certs(options)) => certs::make(&options),
         Some(Command::Token(options)) => token::make(&options),
         Some(Command::Backup(options)) => backup::back_up(&options),
         Some(Command::Restore(options)) => backup::restore(&options),
     };
-    match result {
+    match made {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -42,7 +44,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(options: Options, in_effect: &str) -> anyhow::Result<()> {
+async fn serve(options: Options, in_effect: &str) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(options.log.clone())
         .with_writer(io::stderr)
@@ -54,6 +56,17 @@ async fn serve(options: Options, in_effect: &str) -> anyhow::Result<()> {
         Err(error) => config::refuse(ErrorKind::ValueValidation, format!("{error:#}")),
     };
     info!("configuration: {in_effect}");
+    match run(listen, config, reload).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until a signal asks for an end.
+async fn run(listen: SocketAddr, config: Config, reload: Arc<Notify>) -> anyhow::Result<()> {
     let mut end = End::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
@@ -74,9 +87,7 @@ async fn serve(options: Options, in_effect: &str) -> anyhow::Result<()> {
             process::exit(1);
         });
     };
-    let result = asng_controller::run(config, listener, shutdown).await;
-    // In the log as well, where whoever looks for the reason will look.
-    result.inspect_err(|error| error!("{error:#}"))?;
+    asng_controller::run(config, listener, shutdown).await?;
     Ok(())
 }
 
