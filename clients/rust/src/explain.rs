@@ -54,6 +54,14 @@ pub fn explain(status: &Status, url: &str) -> String {
     text
 }
 
+/// A handshake's failure, with what to do.
+pub(crate) fn tls_explained(error: io::Error) -> anyhow::Error {
+    match tls_error(&error) {
+        Some(error) => anyhow::anyhow!("{error}\n  {}", tls_advice(error)),
+        None => error.into(),
+    }
+}
+
 /// What is wrong with what.
 fn field_lines(status: &Status) -> Vec<String> {
     let details = status.get_error_details();

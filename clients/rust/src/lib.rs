@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod certificate;
 mod connection;
 mod explain;
 mod insist;

@@ -15,7 +15,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{Connection, token::Token};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Peers that do not answer a ping in this time are gone.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -94,7 +94,7 @@ impl Options {
 }
 
 /// Reads a PEM file that must hold certificates.
-fn certificates(file: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn certificates(file: &Path) -> anyhow::Result<Vec<u8>> {
     let pem = read(file)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let found = found.with_context(|| format!("{} is no PEM file", file.display()))?;

@@ -6,6 +6,7 @@ use std::{
     future::{Ready, ready},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering::SeqCst},
+    time::SystemTime,
 };
 
 use asng_proto::v1::{
@@ -230,6 +231,7 @@ impl Authority {
         let mut parameters = CertificateParams::new([name.to_string()]).unwrap();
         parameters.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        parameters.not_after = rcgen::date_time_ymd(2100, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -260,6 +262,11 @@ async fn tls_needs_the_authority_and_the_name() {
     let (ours, other) = (Authority::new(), Authority::new());
     let address = serve(Fake::default(), Some(ours.server("127.0.0.1"))).await;
     call(&ours.client(&address).connect().unwrap()).await.unwrap();
+    let url = format!("https://{address}");
+    let end = ours.client(&address).certificate_end(&url).await.unwrap();
+    assert_eq!(end, SystemTime::UNIX_EPOCH + Duration::from_secs(4_102_444_800));
+    let error = other.client(&address).certificate_end(&url).await.unwrap_err();
+    assert!(error.to_string().contains("--tls-ca FILE"), "{error}");
     let text = failure(&other.client(&address)).await;
     assert!(
         text.contains("no TLS connection to https://") && text.contains("--tls-ca FILE"),
