@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use asng_proto::v1::{
-    ExportStudyRequest, ImportStudyRequest, Study, StudyEnd, StudyPart, study_part::Part,
+    ExportStudyRequest, ImportStudyRequest, ListStudiesRequest, Study, StudyEnd, StudyPart,
+    study_part::Part,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message;
@@ -82,6 +83,8 @@ pub(crate) async fn import(
         }
         Ok(())
     });
+    // What streams is sent only once: first have the connection find a controller that answers.
+    controller.list_studies(ListStudiesRequest { page_size: 1, ..Default::default() }).await?;
     let reply = controller.import_study(ReceiverStream::new(parts)).await;
     bar.finish_and_clear();
     // Without its closing part the controller keeps nothing of a file that cannot be read to its end.

@@ -37,8 +37,8 @@ type Finding = anyhow::Result<String>;
 /// Examines every address of `options` and prints a line for each finding.
 pub(crate) async fn examine(options: &Options, output: Output) -> anyhow::Result<ExitCode> {
     let mut healthy = true;
-    for url in &options.controller {
-        let options = Options { controller: vec![url.clone()], ..options.clone() };
+    for url in options.controller.iter().map(|url| url.trim()) {
+        let options = Options { controller: vec![url.to_owned()], ..options.clone() };
         let report = |check: &str, finding: &Finding| {
             let (ok, detail) = match finding {
                 Ok(detail) => (true, detail.clone()),
@@ -95,19 +95,17 @@ async fn controller(
 /// Resolves the name, and connects.
 async fn reach(url: &str) -> Finding {
     // `connect` has checked the URL.
-    let uri: http::Uri = url.trim().parse()?;
+    let uri: http::Uri = url.parse()?;
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
     let host = uri.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let resolved = lookup_host((host, port)).await;
-    let addresses: Vec<_> = resolved
-        .with_context(|| format!("{host} cannot be resolved: is the name right?"))?
-        .collect();
-    let advice = "is the controller running, the port right, and no firewall between?";
+    let addresses: Vec<_> =
+        resolved.with_context(|| format!("is the name {host} right?"))?.collect();
     let stream = timeout(PATIENCE, TcpStream::connect(&addresses[..]))
         .await
-        .with_context(|| format!("no answer within {PATIENCE:?}: {advice}"))?
-        .with_context(|| advice.to_owned())?;
+        .with_context(|| format!("no answer within {PATIENCE:?}: is a firewall in between?"))?
+        .context("is the controller running, and the port right?")?;
     Ok(format!("to {}", stream.peer_addr()?))
 }
 

@@ -1,7 +1,9 @@
 //! Files that appear when they are complete.
 
 use std::{
+    fs::Permissions,
     io::{self, BufWriter, IntoInnerError, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +21,10 @@ impl Draft {
     /// Starts a file beside where it is to be.
     pub(crate) fn new(path: &Path) -> anyhow::Result<Draft> {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))
+        let file = tempfile::Builder::new()
+            // As the umask allows, and not for the owner alone as other temporary files.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory.unwrap_or(Path::new(".")))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Draft { file: BufWriter::new(file), path: path.into() })
     }
