@@ -2,7 +2,7 @@
 //! knows the contract, and of the controller's insides only which defaults a spec has.
 //!
 //! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
-//! live line, [`history`] the past; [`archive`] keeps studies in files, [`file`] makes files appear when complete;
+//! live line, [`history`] the past; [`archive`] keeps studies in files, [`mod@file`] makes files appear when complete;
 //! [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
 //! what is wrong.
 
