@@ -7,23 +7,33 @@
 //! | [`store`] | the only place that touches the database |
 //! | [`studies`] | the thread that owns every study and the store |
 //! | [`service`] | gRPC: decode, one operation, encode |
+//! | `rpc` | the layer around every RPC: counters, spans, the version header |
+//! | [`web`] | HTTP: probes and `/metrics` |
+//! | `metrics` | what the store's commits cost |
 //!
-//! Imports point inwards: service, then studies, then store, then study, then asng.
+//! Imports point inwards: service and web, then studies, then store, then study, then asng.
 
 pub mod asng;
+mod metrics;
+mod rpc;
 pub mod service;
 pub mod store;
 pub mod studies;
 pub mod study;
+pub mod web;
 
 use std::{future::Future, path::Path, time::Duration};
 
 use asng_proto::v1::{
     search_service_server::SearchServiceServer, study_service_server::StudyServiceServer,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 use tonic::transport::{Server, server::TcpIncoming};
-use tracing::{info, warn};
+use tower::layer::layer_fn;
+use tracing::{error, info, warn};
 
 use self::{service::Api, store::Store, studies::Studies};
 
@@ -52,14 +62,27 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves the studies of `state_dir` on `listener` until `shutdown` is ready: then health says NOT_SERVING, running
-/// requests end, and what they did is stored.
+/// Serves the studies of `state_dir` on `listener`, and what [`web`] shows on `http`, until `shutdown` is ready: then
+/// health says NOT_SERVING, running requests end, and what they did is stored.
 pub async fn run(
     state_dir: &Path,
     listener: TcpListener,
+    http: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let (studies, ended) = Studies::start(Store::open(state_dir)?)?;
+    let (stop, mut stopped) = watch::channel(false);
+    // HTTP goes on until this function ends.
+    let (_end, ended_here) = oneshot::channel::<()>();
+    if let Some(http) = http {
+        let end = async { drop(ended_here.await) };
+        let serving = web::serve(http, studies.clone(), stopped.clone(), end);
+        tokio::spawn(async {
+            if let Err(error) = serving.await {
+                error!(%error, "HTTP has ended");
+            }
+        });
+    }
     let api = Api::new(studies);
 
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -72,8 +95,8 @@ pub async fn run(
 
     // The server's own setting does not reach connections that it did not accept itself.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let (stop, mut stopped) = watch::channel(false);
     let server = Server::builder()
+        .layer(layer_fn(rpc::Observed))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health_service)

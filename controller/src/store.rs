@@ -116,6 +116,13 @@ impl Store {
         Ok(())
     }
 
+    /// Size of the database in bytes, without the log of what was written last.
+    pub fn size(&self) -> Result<u64, Error> {
+        let query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+        let size: i64 = self.connection.prepare_cached(query)?.query_row([], |row| row.get(0))?;
+        Ok(size.cast_unsigned())
+    }
+
     fn begin(&mut self) -> Result<(), Error> {
         if !self.in_transaction {
             self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;

@@ -18,9 +18,10 @@ use std::{
 
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error, info, warn};
+use tracing::{Span, debug, debug_span, error, info, warn};
 
 use crate::{
+    metrics,
     store::{self, Store},
     study::{
         self, Event, Next, Now, Origin, Receipt, Report, Spec, State, Study, StudyId, Violation,
@@ -95,16 +96,30 @@ impl Studies {
         operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
+        let caller = Span::current();
         let job = Box::new(move |shelf: &mut Shelf, now| {
             let result = operation(shelf, now);
-            // A caller that has gone away needs no answer.
-            let answer =
-                move |committed: Result<(), Error>| drop(reply.send(committed.and(result)));
+            let waiting = commit_span(&caller);
+            let answer = move |committed: Result<(), Error>| {
+                drop(waiting);
+                // A caller that has gone away needs no answer.
+                drop(reply.send(committed.and(result)));
+            };
             Box::new(answer) as Answer
         });
         self.jobs.send(job).await.map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
+
+    /// Whether the thread that owns the studies has ended.
+    pub fn have_ended(&self) -> bool {
+        self.jobs.is_closed()
+    }
+}
+
+/// From an operation's end to that of the commit that it waits for, in the trace of `caller` if there is one.
+fn commit_span(caller: &Span) -> Span {
+    if caller.is_disabled() { Span::none() } else { debug_span!(parent: caller, "commit") }
 }
 
 /// The studies in memory, with their database. Lives on the thread that [`Studies::start`] makes.
@@ -140,28 +155,33 @@ impl Shelf {
             {
                 answers.push(job(self, now()));
             }
-            let committed = self.commit();
+            let committed = self.commit(answers.len());
             for answer in answers {
                 answer(committed.clone());
             }
             if let Err(error) = committed {
                 error!(%error, "commit failed; going back to what is stored");
+                metrics::commit_failed();
                 self.go_back()?;
             }
         }
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<(), Error> {
+    fn commit(&mut self, operations: usize) -> Result<(), Error> {
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
+        let started = Instant::now();
         for name in mem::take(&mut self.changed) {
             if let Some(study) = self.studies.get(&name) {
                 self.store.save(study).map_err(|error| Error::Storage(Arc::new(error)))?;
             }
         }
         self.store.commit().map_err(|error| Error::Storage(Arc::new(error)))?;
+        if !self.happened.is_empty() {
+            metrics::committed(started.elapsed(), operations);
+        }
         for (study, event) in self.happened.drain(..) {
             log(&study, &event);
         }
@@ -189,6 +209,11 @@ impl Shelf {
         let mut studies: Vec<_> = self.studies.values().collect();
         studies.sort_by_key(|study| study.age());
         studies
+    }
+
+    /// Size of the database in bytes. Fails if the database does not answer.
+    pub fn store_size(&self) -> Result<u64, Error> {
+        self.store.size().map_err(|error| Error::Storage(Arc::new(error)))
     }
 
     /// The study called `name`.
@@ -326,13 +351,20 @@ fn log(study: &str, event: &Event) {
         Event::Deleted => info!(study, "study deleted"),
         Event::Described => info!(study, "variables are known"),
         Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
-        Event::Sampled(step) => debug!(study, %step, "step handed out"),
-        Event::LeasedAgain(step) => info!(study, %step, "step handed out again"),
-        Event::Expired(step) => warn!(study, %step, "lease ran out"),
-        Event::Released(step) => info!(study, %step, "step given back"),
-        Event::Closed(step) => info!(study, %step, "step closed unreported"),
+        Event::Sampled(step) => debug!(study, step = step.0, "step handed out"),
+        Event::LeasedAgain(step) => info!(study, step = step.0, "step handed out again"),
+        Event::Expired(step) => warn!(study, step = step.0, "lease ran out"),
+        Event::Released(step) => info!(study, step = step.0, "step given back"),
+        Event::Closed(step) => info!(study, step = step.0, "step closed unreported"),
         Event::Reported { step, report, outcome, staleness } => {
-            debug!(study, %step, trainer = report.trainer, ?outcome, staleness, "step reported");
+            debug!(
+                study,
+                step = step.0,
+                trainer = report.trainer,
+                ?outcome,
+                staleness,
+                "step reported"
+            );
         }
         Event::Applied(steps) => debug!(study, steps = steps.len(), "pending reports applied"),
     }

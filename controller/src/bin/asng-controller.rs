@@ -1,15 +1,16 @@
 //! The controller's daemon: arguments, logs, signals, exit code.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
+use asng_client::telemetry;
+use asng_controller::web;
 use clap::Parser;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 /// Owns the studies of a neural architecture search: hands out steps to trainers, takes their reports, moves the
 /// distributions.
@@ -32,40 +33,48 @@ struct Arguments {
     /// Directory of the database, made if it is not there; one controller at a time
     #[arg(long, env = "ASNG_STATE_DIR", default_value = "asng-state")]
     state_dir: PathBuf,
-    /// What to log, as in RUST_LOG: a level, or "asng_controller=debug,h2=warn"
-    #[arg(long, env = "ASNG_LOG", default_value = "info")]
-    log: EnvFilter,
+    #[command(flatten)]
+    web: web::Options,
+    #[command(flatten)]
+    telemetry: telemetry::Options,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match serve(arguments).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let Arguments { listen, state_dir, web, telemetry } = Arguments::parse();
+    let telemetry = match telemetry.start("asng-controller") {
+        Ok(telemetry) => telemetry,
         Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
+            eprintln!("asng-controller: {error:#}");
+            return ExitCode::FAILURE;
         }
+    };
+    let result = serve(listen, state_dir, web).await;
+    if let Err(error) = &result {
+        error!("{error:#}");
     }
+    telemetry.flush().await;
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn serve(Arguments { listen, state_dir, log }: Arguments) -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(log)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+async fn serve(listen: SocketAddr, state_dir: PathBuf, web: web::Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    info!(address = %listener.local_addr()?, state_dir = %state_dir.display(), "serving gRPC");
+    let http = web.listen().await?;
+    info!(
+        address = %listener.local_addr()?,
+        http = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display),
+        state_dir = %state_dir.display(),
+        "serving"
+    );
     let shutdown = async move {
         tokio::select! {
             _ = interrupt.recv() => info!("interrupted"),
             _ = terminate.recv() => info!("terminated"),
         }
     };
-    asng_controller::run(&state_dir, listener, shutdown).await?;
+    asng_controller::run(&state_dir, listener, http, shutdown).await?;
     Ok(())
 }
