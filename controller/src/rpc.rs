@@ -64,28 +64,32 @@ struct Methods {
     seconds: Family<Labels<2>, Histogram, fn() -> Histogram>,
 }
 
-/// A method, with its series found beforehand: a request neither allocates nor searches for labels.
+/// A method, with its series at hand: but for the first of its kind, a request neither allocates nor searches for labels.
 struct Method {
     service: String,
     name: String,
     in_flight: Gauge,
-    seconds: Histogram,
-    /// By code. A series appears with the first request that ended so.
+    seconds: OnceLock<Histogram>,
+    /// By code.
     ended: [OnceLock<Counter>; CODES.len()],
+}
+
+impl Method {
+    fn labels(&self) -> Labels<2> {
+        [("service", self.service.clone()), ("method", self.name.clone())]
+    }
 }
 
 impl Methods {
     fn new() -> Methods {
-        let in_flight = Family::default();
-        let seconds: Family<_, _, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(BUCKETS));
+        let in_flight = Family::<Labels<2>, Gauge>::default();
         let method = |service: &str, name: &str| {
             let labels = [("service", service.into()), ("method", name.into())];
             Method {
                 service: service.into(),
                 name: name.into(),
                 in_flight: in_flight.get_or_create_owned(&labels),
-                seconds: seconds.get_or_create_owned(&labels),
+                seconds: OnceLock::new(),
                 ended: array::from_fn(|_| OnceLock::new()),
             }
         };
@@ -107,6 +111,8 @@ impl Methods {
             }
         }
         let other = method("other", "other");
+        let seconds: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(BUCKETS));
         Methods { known, other, requests: Family::default(), in_flight, seconds }
     }
 }
@@ -163,14 +169,13 @@ impl Drop for Call {
         let Call { method, started, span, code } = self;
         let number = *code as usize;
         let ended = method.ended[number].get_or_init(|| {
-            METHODS.requests.get_or_create_owned(&[
-                ("service", method.service.clone()),
-                ("method", method.name.clone()),
-                ("code", CODES[number].into()),
-            ])
+            let [service, name] = method.labels();
+            METHODS.requests.get_or_create_owned(&[service, name, ("code", CODES[number].into())])
         });
         ended.inc();
-        method.seconds.observe(started.elapsed().as_secs_f64());
+        let seconds =
+            method.seconds.get_or_init(|| METHODS.seconds.get_or_create_owned(&method.labels()));
+        seconds.observe(started.elapsed().as_secs_f64());
         method.in_flight.dec();
         span.record("rpc.grpc.status_code", number);
         // Of the rest, the caller is the cause.

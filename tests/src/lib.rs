@@ -40,13 +40,15 @@ pub struct Controller {
     state_dir: PathBuf,
     /// Where it listens, the same after a restart.
     pub address: SocketAddr,
+    /// Where it serves HTTP, elsewhere after a restart.
+    pub http: SocketAddr,
 }
 
 impl Controller {
     /// Starts one on any free port and waits until it listens.
     pub fn start(state_dir: &Path) -> Controller {
-        let (child, address) = spawn(state_dir, "127.0.0.1:0".parse().unwrap());
-        Controller { child, address, state_dir: state_dir.into() }
+        let (child, address, http) = spawn(state_dir, "127.0.0.1:0".parse().unwrap());
+        Controller { child, address, http, state_dir: state_dir.into() }
     }
 
     /// Kills it with SIGKILL, as the kernel or a power cut would.
@@ -57,12 +59,22 @@ impl Controller {
 
     /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
     pub fn restart(&mut self) {
-        (self.child, _) = spawn(&self.state_dir, self.address);
+        (self.child, _, self.http) = spawn(&self.state_dir, self.address);
     }
 
     /// Asks it to end with SIGTERM and waits until it has.
     pub fn terminate(&mut self) -> ExitStatus {
         terminate(&mut self.child)
+    }
+
+    /// Asks it to end with SIGTERM.
+    pub fn request_termination(&self) {
+        request_termination(&self.child);
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Its URL.
@@ -100,19 +112,24 @@ pub fn controller_command(state_dir: &Path, listen: SocketAddr) -> Command {
     let path = PATH.get_or_init(|| binary("asng-controller", "asng-controller"));
     let mut command = Command::new(path);
     command.args(["--listen", &listen.to_string(), "--state-dir"]).arg(state_dir);
+    command.env("ASNG_HTTP", "127.0.0.1:0");
     command
 }
 
-fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
+fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr, SocketAddr) {
     let mut child =
         controller_command(state_dir, listen).stderr(Stdio::piped()).spawn().expect("controller");
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut seen = String::new();
-    let address = loop {
+    let (address, http) = loop {
         let start = seen.len();
         assert!(log.read_line(&mut seen).unwrap() > 0, "the controller did not start:\n{seen}");
-        if let Some((_, rest)) = seen[start..].split_once("address=") {
-            break rest.split_whitespace().next().unwrap().parse().unwrap();
+        let field = |name: &str| {
+            let (_, rest) = seen[start..].split_once(name)?;
+            rest.split_whitespace().next()?.parse().ok()
+        };
+        if let (Some(address), Some(http)) = (field("address="), field("http=")) {
+            break (address, http);
         }
     };
     // Keeps the pipe empty; a failing test's harness shows the rest of the log.
@@ -121,7 +138,7 @@ fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
         let _ = log.read_to_string(&mut rest);
         print!("{rest}");
     });
-    (child, address)
+    (child, address, http)
 }
 
 /// A trainer in a process of its own; killed when dropped.
@@ -157,9 +174,13 @@ pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
 
 /// Asks a process to end with SIGTERM and waits until it has.
 pub fn terminate(child: &mut Child) -> ExitStatus {
+    request_termination(child);
+    child.wait().unwrap()
+}
+
+fn request_termination(child: &Child) {
     let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(status.success());
-    child.wait().unwrap()
 }
 
 /// A space of `variables` categoricals with five choices each.
