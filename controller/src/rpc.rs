@@ -278,7 +278,7 @@ impl<B: Body> Body for ObservedBody<B> {
         let this = self.project();
         let frame = ready!(this.inner.poll_frame(cx));
         let status = match &frame {
-            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| code(trailers)),
+            Some(Ok(frame)) => frame.trailers_ref().map(code),
             Some(Err(_)) | None => Some(None),
         };
         if let Some(status) = status
@@ -295,5 +295,88 @@ impl<B: Body> Body for ObservedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, convert::Infallible, future};
+
+    use super::*;
+
+    struct Frames(VecDeque<Frame<&'static [u8]>>);
+
+    impl Body for Frames {
+        type Data = &'static [u8];
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<&'static [u8]>, Infallible>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
+    fn status(code: Code) -> HeaderMap {
+        HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            HeaderValue::from(code as i32),
+        )])
+    }
+
+    /// Lets a response with these headers and frames pass, up to so many frames, and says how the RPC counted.
+    async fn pass(
+        path: &str,
+        headers: HeaderMap,
+        frames: Vec<Frame<&'static [u8]>>,
+        up_to: usize,
+    ) -> Vec<&'static str> {
+        let count = |method: &Method| -> Vec<_> {
+            method.ended.iter().map(|ended| ended.get().map_or(0, Counter::get)).collect()
+        };
+        let method = METHODS.known.get(path).unwrap_or(&METHODS.other);
+        let before = count(method);
+        let mut response = Response::new(Frames(frames.into()));
+        *response.headers_mut() = headers;
+        let call = Some(Call::start(path, &HeaderMap::new()));
+        let inner = future::ready(Ok::<_, Infallible>(response));
+        let mut response = ObservedFuture { inner, call }.await.unwrap();
+        assert_eq!(response.headers()["asng-version"], env!("CARGO_PKG_VERSION"));
+        for _ in 0..up_to {
+            future::poll_fn(|cx| Pin::new(response.body_mut()).poll_frame(cx)).await;
+        }
+        drop(response);
+        assert_eq!(method.in_flight.get(), 0);
+        let mut ends = Vec::new();
+        for ((code, before), after) in CODES.iter().zip(before).zip(count(method)) {
+            ends.extend((before..after).map(|_| *code));
+        }
+        ends
+    }
+
+    #[tokio::test]
+    async fn an_rpc_counts_once_and_under_the_code_it_ended_with() {
+        let path = "/asng.v1.StudyService/ExportStudy";
+        let message = || Frame::data(&b"message"[..]);
+        let trailers = |code| Frame::trailers(status(code));
+        let none = HeaderMap::new;
+
+        let answered = vec![message(), trailers(Code::Ok)];
+        assert_eq!(pass(path, none(), answered, 3).await, ["OK"]);
+        assert_eq!(pass(path, status(Code::NotFound), vec![], 1).await, ["NOT_FOUND"]);
+        let broken_off = vec![message(), message(), trailers(Code::DataLoss)];
+        assert_eq!(pass(path, none(), broken_off, 4).await, ["DATA_LOSS"]);
+        let left_by_the_caller = vec![message(), message(), trailers(Code::Ok)];
+        assert_eq!(pass(path, none(), left_by_the_caller, 1).await, ["CANCELLED"]);
+        assert_eq!(pass(path, none(), vec![message()], 2).await, ["UNKNOWN"], "no status at all");
+    }
+
+    #[tokio::test]
+    async fn callers_cannot_make_up_labels() {
+        let path = "/asng.v1.StudyService/NoSuchMethod";
+        assert_eq!(pass(path, status(Code::Unimplemented), vec![], 1).await, ["UNIMPLEMENTED"]);
+        assert!(!METHODS.known.contains_key(path));
+        assert_eq!(METHODS.other.labels().map(|(_, value)| value), ["other", "other"]);
     }
 }

@@ -155,7 +155,11 @@ impl Shelf {
             {
                 answers.push(job(self, now()));
             }
-            let committed = self.commit(answers.len());
+            let (started, stores) = (Instant::now(), !self.happened.is_empty());
+            let committed = self.commit();
+            if stores && committed.is_ok() {
+                metrics::committed(started.elapsed(), answers.len());
+            }
             for answer in answers {
                 answer(committed.clone());
             }
@@ -168,20 +172,16 @@ impl Shelf {
         Ok(())
     }
 
-    fn commit(&mut self, operations: usize) -> Result<(), Error> {
+    fn commit(&mut self) -> Result<(), Error> {
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
-        let started = Instant::now();
         for name in mem::take(&mut self.changed) {
             if let Some(study) = self.studies.get(&name) {
                 self.store.save(study).map_err(|error| Error::Storage(Arc::new(error)))?;
             }
         }
         self.store.commit().map_err(|error| Error::Storage(Arc::new(error)))?;
-        if !self.happened.is_empty() {
-            metrics::committed(started.elapsed(), operations);
-        }
         for (study, event) in self.happened.drain(..) {
             log(&study, &event);
         }
