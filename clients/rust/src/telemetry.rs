@@ -6,9 +6,9 @@
 
 use std::{env, io::IsTerminal, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -87,10 +87,13 @@ fn is_own_span(metadata: &Metadata<'_>) -> bool {
 }
 
 fn provider(url: &str, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
-    let exporter =
-        SpanExporter::builder().with_tonic().with_endpoint(url).build().with_context(|| {
-            format!("cannot send traces to {url:?}; give a URL such as http://127.0.0.1:4317")
-        })?;
+    let scheme = url.parse::<Uri>().ok().and_then(|url| url.scheme_str().map(str::to_owned));
+    ensure!(
+        matches!(scheme.as_deref(), Some("http" | "https")),
+        "cannot send traces to {url:?}: give a URL such as http://127.0.0.1:4317"
+    );
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(url).build();
+    let exporter = exporter.with_context(|| format!("cannot send traces to {url}"))?;
     // Later ones win.
     let name = env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
     let resource = Resource::builder_empty()
