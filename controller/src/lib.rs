@@ -22,7 +22,12 @@ pub mod studies;
 pub mod study;
 pub mod web;
 
-use std::{future::Future, path::Path, time::Duration};
+#[cfg(test)]
+#[path = "../../tests/src/postgres.rs"]
+#[allow(unreachable_pub)]
+mod postgres;
+
+use std::{future::Future, time::Duration};
 
 use asng_proto::v1::{
     search_service_server::SearchServiceServer, study_service_server::StudyServiceServer,
@@ -35,7 +40,11 @@ use tonic::transport::{Server, server::TcpIncoming};
 use tower::layer::layer_fn;
 use tracing::{error, info, warn};
 
-use self::{service::Api, store::Store, studies::Studies};
+use self::{
+    service::Api,
+    store::{Location, Reader},
+    studies::{Limits, Studies},
+};
 
 /// How long running requests may take to end after a shutdown began.
 const GRACE: Duration = Duration::from_secs(10);
@@ -62,28 +71,28 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves the studies of `state_dir` on `listener`, and what [`web`] shows on `http`, until `shutdown` is ready: then
+/// Serves the studies of `location` on `listener`, and what [`web`] shows on `http`, until `shutdown` is ready: then
 /// health says NOT_SERVING, running requests end, and what they did is stored.
 pub async fn run(
-    state_dir: &Path,
+    location: Location,
     listener: TcpListener,
     http: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let (studies, ended) = Studies::start(Store::open(state_dir)?)?;
+    let (studies, mut ended) = Studies::start(location.clone(), Limits::default()).await?;
+    let reader = Reader::new(&location)?;
     let (stop, mut stopped) = watch::channel(false);
-    // HTTP goes on until this function ends.
-    let (_end, ended_here) = oneshot::channel::<()>();
+    let (end_http, http_ends) = oneshot::channel::<()>();
     if let Some(http) = http {
-        let end = async { drop(ended_here.await) };
-        let serving = web::serve(http, studies.clone(), stopped.clone(), end);
+        let end = async { drop(http_ends.await) };
+        let serving = web::serve(http, studies.clone(), reader.clone(), stopped.clone(), end);
         tokio::spawn(async {
             if let Err(error) = serving.await {
                 error!(%error, "HTTP has ended");
             }
         });
     }
-    let api = Api::new(studies);
+    let api = Api::new(studies, reader);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<StudyServiceServer<Api>>().await;
@@ -112,7 +121,7 @@ pub async fn run(
     tokio::select! {
         result = &mut server => return Ok(result?),
         // While handles are left, the thread ends only if something is wrong.
-        result = ended => return Err(result.map_or(Error::Died, |result| match result {
+        result = &mut ended => return Err(result.map_or(Error::Died, |result| match result {
             Ok(()) => Error::Died,
             Err(error) => error.into(),
         })),
@@ -123,8 +132,17 @@ pub async fn run(
     health.set_not_serving::<SearchServiceServer<Api>>().await;
     stop.send_replace(true);
     match tokio::time::timeout(GRACE, server).await {
-        Ok(result) => info!(clean = result.is_ok(), "shut down"),
-        Err(_) => warn!(grace = ?GRACE, "shut down with requests still running"),
+        Ok(result) => info!(clean = result.is_ok(), "no request is running any more"),
+        Err(_) => warn!(grace = ?GRACE, "requests are still running"),
+    }
+    // Probes were answered until now.
+    drop(end_http);
+    // With the last handle gone, the thread stores what is left to store and lets go of the database.
+    match tokio::time::timeout(GRACE, ended).await {
+        Ok(Ok(Ok(()))) => info!("shut down"),
+        Ok(Ok(Err(error))) => return Err(error.into()),
+        Ok(Err(_)) => return Err(Error::Died),
+        Err(_) => warn!("shut down with requests still running"),
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use clap::Args;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-use crate::studies::Studies;
+use crate::{store::Reader, studies::Studies};
 
 /// How long the studies may take to answer a probe or a scrape.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -65,6 +65,7 @@ impl Options {
 #[derive(Clone)]
 struct Sight {
     studies: Studies,
+    reader: Reader,
     stopping: watch::Receiver<bool>,
     registry: Arc<Registry>,
 }
@@ -73,6 +74,7 @@ struct Sight {
 pub async fn serve(
     listener: TcpListener,
     studies: Studies,
+    reader: Reader,
     stopping: watch::Receiver<bool>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -81,7 +83,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Sight { studies, stopping, registry });
+        .with_state(Sight { studies, reader, stopping, registry });
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
@@ -98,9 +100,12 @@ async fn readyz(State(sight): State<Sight>) -> Result<&'static str, Unavailable>
     if *sight.stopping.borrow() {
         return Err(Unavailable("the controller is shutting down".into()));
     }
-    match timeout(PATIENCE, sight.studies.run(|shelf, _| shelf.store_size())).await {
-        Ok(Ok(_)) => Ok("ok\n"),
-        Ok(Err(error)) => Err(Unavailable(error.to_string())),
+    let answers = async {
+        sight.reader.check().await.map_err(|error| error.to_string())?;
+        sight.studies.run(|_, _| Ok(())).await.map_err(|error| error.to_string())
+    };
+    match timeout(PATIENCE, answers).await {
+        Ok(answer) => answer.map(|()| "ok\n").map_err(Unavailable),
         Err(_) => Err(Unavailable(format!("the studies have not answered within {PATIENCE:?}"))),
     }
 }

@@ -115,9 +115,9 @@ async fn metrics_count_exactly_what_happened() {
     for (name, value) in expected {
         assert_eq!(metrics.get(&name), Some(&(value as f64)), "{name}");
     }
-    // One trainer: no operation shares a commit. The creation, the first lease and each report are stored.
+    // One trainer: the creation, the first lease and each report have a commit of their own.
     assert_eq!(metrics["asng_store_commit_seconds_count"], (STEPS + 2) as f64);
-    assert_eq!(metrics["asng_store_commit_operations_sum"], (STEPS + 2) as f64);
+    assert!(metrics["asng_store_commit_operations_sum"] >= (STEPS + 2) as f64);
     for name in ["asng_store_size_bytes", "process_resident_memory_bytes", "process_open_fds"] {
         assert!(metrics[name] > 0.0, "{name}");
     }

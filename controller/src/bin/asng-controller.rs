@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use asng_client::telemetry;
-use asng_controller::web;
+use asng_controller::{store::Location, web};
 use clap::Parser;
 use tokio::{
     net::TcpListener,
@@ -75,6 +75,6 @@ async fn serve(listen: SocketAddr, state_dir: PathBuf, web: web::Options) -> any
             _ = terminate.recv() => info!("terminated"),
         }
     };
-    asng_controller::run(&state_dir, listener, http, shutdown).await?;
+    asng_controller::run(Location::Directory(state_dir), listener, http, shutdown).await?;
     Ok(())
 }

@@ -27,7 +27,6 @@ struct Figures {
     name: String,
     state: &'static str,
     progress: Progress,
-    duplicates: u64,
     pending: usize,
     outstanding: usize,
     max_steps: u64,
@@ -38,8 +37,8 @@ struct Figures {
 
 /// Copies what is told.
 pub(super) fn snapshot(shelf: &mut Shelf, now: Now) -> Result<Snapshot, Error> {
-    let studies = shelf.all().into_iter().map(|study| Figures::new(study, now)).collect();
-    Ok(Snapshot { studies, store_bytes: shelf.store_size()? })
+    let studies = shelf.all().map(|study| Figures::new(study, now)).collect();
+    Ok(Snapshot { studies, store_bytes: shelf.size() })
 }
 
 impl Figures {
@@ -50,12 +49,11 @@ impl Figures {
                 State::Waiting => "waiting",
                 State::Running => "running",
                 State::Paused => "paused",
-                State::Finished => "finished",
+                State::Finished(_) => "finished",
                 State::Stopped => "stopped",
                 State::Failed(_) => "failed",
             },
             progress: *study.progress(),
-            duplicates: study.duplicates(),
             pending: study.pending(),
             outstanding: study.outstanding(),
             max_steps: study.spec().max_steps,
@@ -129,14 +127,14 @@ impl Collector for Snapshot {
         let help = "Losses that were not finite, in reports that counted.";
         self.counter(to, "asng_study_diverged_losses", help, |study| study.progress.diverged)?;
 
-        let help = "Reports by what became of them; repeated ones since the start of the process.";
+        let help = "Reports by what became of them.";
         let name = "asng_study_reports";
         let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
         for study in &self.studies {
             for (outcome, count) in [
                 ("applied", study.progress.applied),
                 ("stale", study.progress.stale),
-                ("duplicate", study.duplicates),
+                ("duplicate", study.progress.duplicate),
             ] {
                 let labels = [("study", study.name.as_str()), ("outcome", outcome)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
