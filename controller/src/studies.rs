@@ -674,7 +674,7 @@ fn log(study: &str, event: &Event) {
         Event::Passed(past) => match &past.report {
             None => info!(study, step = past.step.id.0, "step closed unreported"),
             Some(report) => {
-                debug!(study, step = past.step.id.0, update = report.update, "step done")
+                debug!(study, step = past.step.id.0, update = report.update, "step done");
             }
         },
         Event::ReportedLate(step, report) => {
