@@ -11,20 +11,26 @@
 //! | [`tls`] | certificates and keys |
 //! | [`files`] | values read from files, and read again when these change |
 //! | `connections` | accepting them, in plain text or under TLS |
+//! | `rpc` | the layer around every RPC: counters, spans, the version header |
 //! | `service` | gRPC: who asks, decode, one operation, encode |
+//! | [`web`] | HTTP: probes and `/metrics` |
+//! | `metrics` | what the store's commits cost |
 //!
-//! Imports point inwards: service, then studies, then store, then study, then asng.
+//! Imports point inwards: service and web, then studies, then store, then study, then asng.
 
 pub mod access;
 pub mod asng;
 mod connections;
 pub mod files;
 pub mod limits;
+mod metrics;
+mod rpc;
 mod service;
 pub mod store;
 pub mod studies;
 pub mod study;
 pub mod tls;
+pub mod web;
 
 #[cfg(test)]
 #[path = "../../tests/src/postgres.rs"]
@@ -38,13 +44,14 @@ use asng_proto::v1::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time::timeout,
 };
 use tokio_rustls::rustls::ServerConfig;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
-use tracing::{info, warn};
+use tower::layer::layer_fn;
+use tracing::{error, info, warn};
 
 use self::{
     access::Tokens,
@@ -102,17 +109,29 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves the studies of `config` on `listener` until `shutdown` is ready: then health says NOT_SERVING, no more work is
-/// handed out, running requests end, and what they did is stored.
+/// Serves the studies of `config` on `listener`, and what [`web`] shows on `http`, until `shutdown` is ready: then health
+/// says NOT_SERVING, no more work is handed out, running requests end, and what they did is stored.
 pub async fn run(
     config: Config,
     listener: TcpListener,
+    http: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let Config { location, studies, tls, tokens, limits, grace, reload } = config;
     let (studies, mut ended) = Studies::start(location.clone(), studies).await?;
+    let reader = Reader::new(&location)?;
     let (stop, mut stopped) = watch::channel(false);
-    let api = Api { studies, reader: Reader::new(&location)?, closing: stopped.clone() };
+    let (end_http, http_ends) = oneshot::channel::<()>();
+    if let Some(http) = http {
+        let end = async { drop(http_ends.await) };
+        let serving = web::serve(http, studies.clone(), reader.clone(), stopped.clone(), end);
+        tokio::spawn(async {
+            if let Err(error) = serving.await {
+                error!(%error, "HTTP has ended");
+            }
+        });
+    }
+    let api = Api { studies, reader, closing: stopped.clone() };
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<StudyServiceServer<Api>>().await;
@@ -131,6 +150,7 @@ pub async fn run(
     let connections =
         connections::accept(listener, tls.as_ref().map(Watched::subscribe), limits.max_connections);
     let server = Server::builder()
+        .layer(layer_fn(rpc::Observed))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(limits.max_streams)
@@ -170,6 +190,8 @@ pub async fn run(
         Ok(result) => info!(clean = result.is_ok(), "no request is running any more"),
         Err(_) => warn!(?grace, "requests are still running"),
     }
+    // Probes were answered until now.
+    drop(end_http);
     // With the last handle gone, the thread stores what is left to store and lets go of the database.
     drop(server);
     match timeout(grace, ended).await {

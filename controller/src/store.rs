@@ -195,7 +195,8 @@ impl Changes {
         self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether there is nothing to make durable.
+    pub(crate) fn is_empty(&self) -> bool {
         self.deleted.is_empty()
             && self.importing.is_empty()
             && self.imported.is_empty()

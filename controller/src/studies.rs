@@ -18,10 +18,11 @@ use std::{
 
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{Span, debug, debug_span, error, info, warn};
 
 use crate::{
     access::Scope,
+    metrics,
     store::{self, Changes, Location, Store},
     study::{
         self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
@@ -154,20 +155,34 @@ impl Studies {
         operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
+        let caller = Span::current();
         let job = Box::new(move |shelf: &mut Shelf, now| {
             // Whoever has gone away while this waited, or no longer waits, does not count on it.
             if reply.is_closed() {
                 return Box::new(drop) as Answer;
             }
             let result = operation(shelf, now);
-            // A caller that has gone away needs no answer.
-            let answer =
-                move |committed: Result<(), Error>| drop(reply.send(committed.and(result)));
+            let waiting = commit_span(&caller);
+            let answer = move |committed: Result<(), Error>| {
+                drop(waiting);
+                // A caller that has gone away needs no answer.
+                drop(reply.send(committed.and(result)));
+            };
             Box::new(answer) as Answer
         });
         self.jobs.send(job).await.map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
+
+    /// Whether the thread that owns the studies has ended.
+    pub fn have_ended(&self) -> bool {
+        self.jobs.is_closed()
+    }
+}
+
+/// From an operation's end to that of the commit that it waits for, in the trace of `caller` if there is one.
+fn commit_span(caller: &Span) -> Span {
+    if caller.is_disabled() { Span::none() } else { debug_span!(parent: caller, "commit") }
 }
 
 /// Has the thread look at the time, as long as there are handles to it.
@@ -245,12 +260,18 @@ impl Shelf {
             {
                 answers.push(job(self, now()));
             }
+            let stores = !self.changed.is_empty() || !self.changes.is_empty();
+            let started = Instant::now();
             let committed = self.commit();
+            if stores && committed.is_ok() {
+                metrics::committed(started.elapsed(), answers.len());
+            }
             for answer in answers {
                 answer(committed.clone());
             }
             if let Err(error) = committed {
                 error!(%error, "commit failed; going back to what is stored");
+                metrics::commit_failed();
                 self.go_back()?;
             }
         }
@@ -684,21 +705,21 @@ fn log(study: &str, event: &Event) {
             info!(study, state = "FINISHED", ?rule, "state changed");
         }
         Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
-        Event::Sampled(step) => debug!(study, %step, "step handed out"),
-        Event::LeasedAgain(step) => info!(study, %step, "step handed out again"),
-        Event::Expired(step) => warn!(study, %step, "lease ran out"),
-        Event::Released(step) => info!(study, %step, "step given back"),
+        Event::Sampled(step) => debug!(study, step = step.0, "step handed out"),
+        Event::LeasedAgain(step) => info!(study, step = step.0, "step handed out again"),
+        Event::Expired(step) => warn!(study, step = step.0, "lease ran out"),
+        Event::Released(step) => info!(study, step = step.0, "step given back"),
         Event::Reported { step, trainer, outcome, staleness } => {
-            debug!(study, %step, trainer, ?outcome, staleness, "step reported");
+            debug!(study, step = step.0, trainer, ?outcome, staleness, "step reported");
         }
         Event::Passed(past) => match &past.report {
-            None => info!(study, step = %past.step.id, "step closed unreported"),
+            None => info!(study, step = past.step.id.0, "step closed unreported"),
             Some(report) => {
-                debug!(study, step = %past.step.id, update = report.update, "step done");
+                debug!(study, step = past.step.id.0, update = report.update, "step done");
             }
         },
         Event::ReportedLate(step, report) => {
-            debug!(study, %step, trainer = report.trainer, "closed step reported late");
+            debug!(study, step = step.0, trainer = report.trainer, "closed step reported late");
         }
     }
 }

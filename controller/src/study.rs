@@ -794,6 +794,13 @@ impl Study {
         self.live.len()
     }
 
+    /// Time since the oldest lease that is held was given or extended.
+    pub fn oldest_lease_age(&self, now: Now) -> Option<Duration> {
+        let leases = self.live.values().filter_map(|step| step.lease.as_ref());
+        let until = leases.map(|lease| lease.until).min()?;
+        Some((now.monotonic + self.spec.lease()).saturating_duration_since(until))
+    }
+
     /// Reports that wait for their batch.
     pub fn pending(&self) -> usize {
         self.pending.len()

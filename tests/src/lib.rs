@@ -48,6 +48,8 @@ pub struct Controller {
     log: Arc<Mutex<String>>,
     /// Where it listens, the same after a restart.
     pub address: SocketAddr,
+    /// Where it serves HTTP, elsewhere after a restart.
+    pub http: SocketAddr,
 }
 
 impl Controller {
@@ -60,8 +62,9 @@ impl Controller {
     pub fn start_with(state_dir: &Path, arguments: &[&str]) -> Controller {
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let log = Arc::default();
-        let (child, address) = spawn(state_dir, "127.0.0.1:0".parse().unwrap(), &arguments, &log);
-        Controller { child, state_dir: state_dir.into(), arguments, log, address }
+        let (child, address, http) =
+            spawn(state_dir, "127.0.0.1:0".parse().unwrap(), &arguments, &log);
+        Controller { child, state_dir: state_dir.into(), arguments, log, address, http }
     }
 
     /// Waits until its log holds `text`, and returns the log.
@@ -85,7 +88,8 @@ impl Controller {
 
     /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
     pub fn restart(&mut self) {
-        (self.child, _) = spawn(&self.state_dir, self.address, &self.arguments, &self.log);
+        (self.child, _, self.http) =
+            spawn(&self.state_dir, self.address, &self.arguments, &self.log);
     }
 
     /// Asks it to end with SIGTERM and waits until it has.
@@ -136,6 +140,7 @@ impl Drop for Controller {
 pub fn controller_command(state_dir: &Path, listen: SocketAddr) -> Command {
     let mut command = Command::new(asng_controller());
     command.args(["--listen", &listen.to_string(), "--state-dir"]).arg(state_dir);
+    command.env("ASNG_HTTP", "127.0.0.1:0");
     command
 }
 
@@ -144,7 +149,7 @@ fn spawn(
     listen: SocketAddr,
     arguments: &[String],
     log: &Arc<Mutex<String>>,
-) -> (Child, SocketAddr) {
+) -> (Child, SocketAddr, SocketAddr) {
     let mut command = controller_command(state_dir, listen);
     let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().expect("controller");
     let mut lines = BufReader::new(child.stderr.take().unwrap());
@@ -157,15 +162,19 @@ fn spawn(
         print!("{line}");
         (read > 0).then_some(line)
     };
-    let address = loop {
+    let (address, http) = loop {
         let line = next().expect("the controller has started");
-        if let Some((_, rest)) = line.split_once("address=") {
-            break rest.split_whitespace().next().unwrap().parse().unwrap();
+        let field = |name: &str| {
+            let (_, rest) = line.split_once(name)?;
+            rest.split_whitespace().next()?.parse().ok()
+        };
+        if let (Some(address), Some(http)) = (field("address="), field("http=")) {
+            break (address, http);
         }
     };
     // Keeps the pipe empty.
     thread::spawn(move || while next().is_some() {});
-    (child, address)
+    (child, address, http)
 }
 
 /// A trainer in a process of its own; killed when dropped.

@@ -209,7 +209,7 @@ impl Trainer {
         let answer = match answer {
             Ok(answer) => answer,
             Err(status) if status.code() == Code::NotFound => {
-                warn!(message = status.message(), "report is of no use any more");
+                warn!(reason = status.message(), "report is of no use any more");
                 self.close().await?;
                 return Ok(None);
             }
@@ -252,7 +252,7 @@ impl Trainer {
                     let extended = timeout(period, search.extend_lease(request)).await;
                     // The report still counts if it is the first.
                     if let Ok(Err(status)) = extended {
-                        warn!(message = status.message(), "lease cannot be extended");
+                        warn!(reason = status.message(), "lease cannot be extended");
                     }
                 }
             }
@@ -298,7 +298,7 @@ impl Trainer {
             }
             Err(status) => {
                 // Another trainer was faster, or a person has stopped or deleted the study.
-                warn!(study = request.study, message = status.message(), "description refused");
+                warn!(study = request.study, reason = status.message(), "description refused");
                 sleep(Duration::from_secs(1)).await;
             }
         }
@@ -389,7 +389,7 @@ impl Trainer {
         };
         match timeout(FAREWELL, farewell).await {
             Ok(Ok(())) => {}
-            Ok(Err(status)) => warn!(message = status.message(), "step not given back"),
+            Ok(Err(status)) => warn!(reason = status.message(), "step not given back"),
             Err(_) => warn!("step not given back: the controller does not answer"),
         }
     }

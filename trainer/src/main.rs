@@ -1,14 +1,13 @@
 //! The trainer's program: arguments, logs, signals, exit code.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use asng_client::Options;
+use asng_client::{Options, telemetry};
 use asng_trainer::{client, engine, evaluate, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 /// Trains the shared weights of a supernet for a neural architecture search, and what the search has found.
 #[derive(Debug, Parser)]
@@ -48,9 +47,8 @@ struct Common {
     /// Threads of one operation on a CPU [default: one for each core]
     #[arg(long, global = true, env = "ASNG_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// What to log, as in RUST_LOG: a level, or "asng_trainer=debug,h2=warn"
-    #[arg(long, global = true, env = "ASNG_LOG", default_value = "info")]
-    log: EnvFilter,
+    #[command(flatten)]
+    telemetry: telemetry::Options,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,18 +79,19 @@ struct Serve {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Arguments { command, common } = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(common.log.clone())
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match run(command, common).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let telemetry = match common.telemetry.clone().start("asng-trainer") {
+        Ok(telemetry) => telemetry,
         Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
+            eprintln!("asng-trainer: {error:#}");
+            return ExitCode::FAILURE;
         }
+    };
+    let result = run(command, common).await;
+    if let Err(error) = &result {
+        error!("{error:#}");
     }
+    telemetry.flush().await;
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {

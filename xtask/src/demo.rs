@@ -140,7 +140,8 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
 
     let log = directory.join("controller.log");
     let mut command = program("asng-controller");
-    command.args(["--listen", "127.0.0.1:0", "--state-dir"]).arg(directory.join("state"));
+    command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir"]);
+    command.arg(directory.join("state"));
     let mut controller = Service::start("controller", &mut command, &log)?;
     let url = format!("http://{}", address(&mut controller, &log)?);
     say(&format!("controller serves {url}"));

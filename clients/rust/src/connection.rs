@@ -21,7 +21,7 @@ use tonic_types::StatusExt;
 use tower::{Service, ServiceExt};
 use tracing::{info, warn};
 
-use crate::{options::Rules, token::Token, trace};
+use crate::{options::Rules, telemetry, token::Token};
 
 /// How long a controller may take to answer a call; calls that stream may last.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -208,7 +208,7 @@ impl Service<Request<Body>> for Connection {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        trace::inject(request.headers_mut());
+        telemetry::inject(request.headers_mut());
         let connection = self.clone();
         Box::pin(async move { connection.send(request).await })
     }

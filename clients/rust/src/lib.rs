@@ -7,6 +7,7 @@
 //! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
 //! | [`insist`] | calls until there is an answer |
 //! | [`explain`] | an error in a person's words, with what to do |
+//! | [`telemetry`] | logs and traces of a program |
 //!
 //! ```no_run
 //! # async fn example(options: asng_client::Options) -> anyhow::Result<()> {
@@ -23,8 +24,8 @@ mod connection;
 mod explain;
 mod insist;
 mod options;
+pub mod telemetry;
 mod token;
-mod trace;
 
 pub use self::{
     connection::{Connection, REQUEST_TIMEOUT},

@@ -12,12 +12,14 @@ use std::{
 };
 
 use anyhow::bail;
+use asng_client::telemetry;
 use asng_controller::{
     Config, access,
     limits::Limits,
     store::Location,
     studies,
     tls::{self, Files},
+    web,
 };
 use clap::{
     Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
@@ -25,7 +27,6 @@ use clap::{
 };
 use tokio::sync::Notify;
 use tracing::warn;
-use tracing_subscriber::EnvFilter;
 
 use crate::{backup, certs, token};
 
@@ -89,9 +90,10 @@ pub(crate) struct Options {
     /// --listen].
     #[arg(long, env = "ASNG_ADVERTISE", value_name = "URL", requires = "store")]
     advertise: Option<String>,
-    /// What to log, as in RUST_LOG: a level, or "asng_controller=debug,h2=warn".
-    #[arg(long, env = "ASNG_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: EnvFilter,
+    #[command(flatten)]
+    pub(crate) web: web::Options,
+    #[command(flatten)]
+    pub(crate) telemetry: telemetry::Options,
     /// How long requests that run may take to end once the controller is asked to.
     #[arg(long, env = "ASNG_GRACE", value_name = "DURATION", default_value = "10s")]
     #[arg(value_parser = humantime::parse_duration)]

@@ -6,14 +6,14 @@ mod config;
 mod token;
 
 use std::{
-    io::{self, IsTerminal},
+    io,
     net::SocketAddr,
     process::{self, ExitCode},
     sync::Arc,
 };
 
 use anyhow::Context;
-use asng_controller::Config;
+use asng_controller::{Config, web};
 use clap::error::ErrorKind;
 use tokio::{
     net::TcpListener,
@@ -45,28 +45,31 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(options: Options, in_effect: &str) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(options.log.clone())
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    let (listen, reload) = (options.listen, Arc::new(Notify::new()));
+    let telemetry = match options.telemetry.clone().start("asng-controller") {
+        Ok(telemetry) => telemetry,
+        Err(error) => config::refuse(ErrorKind::ValueValidation, format!("{error:#}")),
+    };
+    let (listen, web, reload) = (options.listen, options.web.clone(), Arc::new(Notify::new()));
     let config = match options.config(reload.clone()).await {
         Ok(config) => config,
         Err(error) => config::refuse(ErrorKind::ValueValidation, format!("{error:#}")),
     };
     info!("configuration: {in_effect}");
-    match run(listen, config, reload).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
-        }
+    let result = run(listen, web, config, reload).await;
+    if let Err(error) = &result {
+        error!("{error:#}");
     }
+    telemetry.flush().await;
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Serves until a signal asks for an end.
-async fn run(listen: SocketAddr, config: Config, reload: Arc<Notify>) -> anyhow::Result<()> {
+async fn run(
+    listen: SocketAddr,
+    web: web::Options,
+    config: Config,
+    reload: Arc<Notify>,
+) -> anyhow::Result<()> {
     let mut end = End::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
@@ -77,8 +80,16 @@ async fn run(listen: SocketAddr, config: Config, reload: Arc<Notify>) -> anyhow:
     });
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let http = web.listen().await?;
     let tls = config.tls.is_some();
-    info!(address = %listener.local_addr()?, tls, "serving gRPC");
+    let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    info!(
+        address = %listener.local_addr()?,
+        tls,
+        http = http_address.map(tracing::field::display),
+        store = %config.location,
+        "serving"
+    );
     let shutdown = async move {
         end.signal().await;
         tokio::spawn(async move {
@@ -87,7 +98,7 @@ async fn run(listen: SocketAddr, config: Config, reload: Arc<Notify>) -> anyhow:
             process::exit(1);
         });
     };
-    asng_controller::run(config, listener, shutdown).await?;
+    asng_controller::run(config, listener, http, shutdown).await?;
     Ok(())
 }
 
