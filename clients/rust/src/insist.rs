@@ -23,7 +23,7 @@ where
         .when(is_transient)
         .adjust(|status, pause| pause.max(asked_pause(status)))
         .notify(|status, pause| {
-            warn!(message = status.message(), ?pause, "controller does not answer; trying again");
+            warn!(reason = status.message(), ?pause, "controller does not answer; trying again");
         })
         .await
         .map(Response::into_inner)
