@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
+mod postgres;
+mod proxy;
+
 use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
@@ -16,13 +19,17 @@ use asng_proto::v1::{
 };
 use tonic::{Code, Status, transport::Channel};
 
+pub use self::{
+    postgres::Postgres,
+    proxy::{FAULTS, Proxy},
+};
+
 /// Path of the workspace's binary `name` of package `package`, built if need be.
 pub fn binary(package: &str, name: &str) -> PathBuf {
     let build = escargot::CargoBuild::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .package(package)
-        .bin(name)
-        .current_target();
+        .bin(name);
     let release = cfg!(not(debug_assertions));
     let build = if release { build.release() } else { build };
     build.run().unwrap_or_else(|error| panic!("cannot build {name}: {error}")).path().into()
@@ -38,6 +45,7 @@ pub fn asngctl() -> PathBuf {
 pub struct Controller {
     child: Child,
     state_dir: PathBuf,
+    store: Option<String>,
     /// Where it listens, the same after a restart.
     pub address: SocketAddr,
 }
@@ -45,8 +53,15 @@ pub struct Controller {
 impl Controller {
     /// Starts one on any free port and waits until it listens.
     pub fn start(state_dir: &Path) -> Controller {
-        let (child, address) = spawn(state_dir, "127.0.0.1:0".parse().unwrap());
-        Controller { child, address, state_dir: state_dir.into() }
+        Controller::start_on(state_dir, None)
+    }
+
+    /// The same, with the database `store` instead of a file in the state directory.
+    pub fn start_on(state_dir: &Path, store: Option<&str>) -> Controller {
+        let store = store.map(String::from);
+        let command = command_on(state_dir, "127.0.0.1:0".parse().unwrap(), store.as_deref());
+        let (child, address) = serve(command);
+        Controller { child, state_dir: state_dir.into(), store, address }
     }
 
     /// Kills it with SIGKILL, as the kernel or a power cut would.
@@ -57,7 +72,16 @@ impl Controller {
 
     /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
     pub fn restart(&mut self) {
-        (self.child, _) = spawn(&self.state_dir, self.address);
+        let command = command_on(&self.state_dir, self.address, self.store.as_deref());
+        (self.child, _) = serve(command);
+    }
+
+    /// Its resident memory in bytes, as the kernel counts it.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the controller runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
     }
 
     /// Asks it to end with SIGTERM and waits until it has.
@@ -103,14 +127,22 @@ pub fn controller_command(state_dir: &Path, listen: SocketAddr) -> Command {
     command
 }
 
-fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
-    let mut child =
-        controller_command(state_dir, listen).stderr(Stdio::piped()).spawn().expect("controller");
+fn command_on(state_dir: &Path, listen: SocketAddr, store: Option<&str>) -> Command {
+    let mut command = controller_command(state_dir, listen);
+    if let Some(store) = store {
+        command.args(["--store", store]);
+    }
+    command
+}
+
+/// Starts a server and waits until its log says at which `address=` it listens.
+pub fn serve(mut command: Command) -> (Child, SocketAddr) {
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("a server");
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut seen = String::new();
     let address = loop {
         let start = seen.len();
-        assert!(log.read_line(&mut seen).unwrap() > 0, "the controller did not start:\n{seen}");
+        assert!(log.read_line(&mut seen).unwrap() > 0, "the server did not start:\n{seen}");
         if let Some((_, rest)) = seen[start..].split_once("address=") {
             break rest.split_whitespace().next().unwrap().parse().unwrap();
         }
@@ -119,7 +151,7 @@ fn spawn(state_dir: &Path, listen: SocketAddr) -> (Child, SocketAddr) {
     thread::spawn(move || {
         let mut rest = String::new();
         let _ = log.read_to_string(&mut rest);
-        print!("{rest}");
+        eprint!("{rest}");
     });
     (child, address)
 }
@@ -255,12 +287,17 @@ pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
     }
 }
 
-/// Calls until the answer is not "the connection broke" or "the controller is going away".
+/// Calls until the answer is not "the connection broke", in any of the words for it, or "the controller is going away".
 pub async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut() -> F) -> T {
     loop {
         match call().await {
             Ok(answer) => return answer,
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+                ) =>
+            {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err(status) => panic!("{status}"),
