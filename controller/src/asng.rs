@@ -151,7 +151,8 @@ pub enum Effect {
 }
 
 /// The distribution of one variable.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Marginal {
     /// A probability for each choice.
     Categorical(Vec<f64>),
@@ -247,6 +248,7 @@ impl Asng {
         for (index, &variable) in variables.iter().enumerate() {
             template.push(match variable {
                 Variable::Categorical { .. } => Value::Choice(0),
+                Variable::Fixed { choice, .. } => Value::Choice(choice as u32),
                 Variable::Integer { low, .. } => Value::Real(low as f64),
             });
             if variable.parameters() > 0 {
@@ -266,6 +268,15 @@ impl Asng {
             n,
             state: State { theta, s: vec![0.0; n], gamma: 0.0, snr_factor },
         })
+    }
+
+    /// Lets the free variable with this index start elsewhere than in the middle; one that is fixed stays as it is. An
+    /// error says what is wrong with `start`.
+    pub fn start_at(&mut self, index: usize, start: &Marginal) -> Result<(), String> {
+        match self.free.iter().find(|free| free.index == index) {
+            Some(free) => free.family.start_at(&mut self.state.theta[free.range.clone()], start),
+            None => Ok(()),
+        }
     }
 
     /// Continues from a state to which the same variables and settings have led.
@@ -455,11 +466,16 @@ impl Asng {
 
     /// The distribution of every variable, fixed ones included.
     pub fn marginals(&self) -> Vec<Marginal> {
-        let fixed = |value: &Value| match *value {
-            Value::Choice(_) => Marginal::Categorical(vec![1.0]),
-            Value::Real(mean) => Marginal::Integer { mean, deviation: 0.0 },
+        let fixed = |variable: &Variable| match *variable {
+            Variable::Categorical { choices } => Marginal::Categorical(vec![1.0; choices]),
+            Variable::Fixed { choices, choice } => {
+                let mut probabilities = vec![0.0; choices];
+                probabilities[choice] = 1.0;
+                Marginal::Categorical(probabilities)
+            }
+            Variable::Integer { low, .. } => Marginal::Integer { mean: low as f64, deviation: 0.0 },
         };
-        let mut marginals: Vec<Marginal> = self.template.0.iter().map(fixed).collect();
+        let mut marginals: Vec<Marginal> = self.variables.iter().map(fixed).collect();
         for free in &self.free {
             marginals[free.index] = free.family.marginal(self.theta(free));
         }

@@ -16,7 +16,7 @@ pub mod store;
 pub mod studies;
 pub mod study;
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, time::Duration};
 
 use asng_proto::v1::{
     search_service_server::SearchServiceServer, study_service_server::StudyServiceServer,
@@ -25,7 +25,11 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::{Server, server::TcpIncoming};
 use tracing::{info, warn};
 
-use self::{service::Api, store::Store, studies::Studies};
+use self::{
+    service::Api,
+    store::{Location, Reader},
+    studies::{Limits, Studies},
+};
 
 /// How long running requests may take to end after a shutdown began.
 const GRACE: Duration = Duration::from_secs(10);
@@ -52,15 +56,15 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves the studies of `state_dir` on `listener` until `shutdown` is ready: then health says NOT_SERVING, running
+/// Serves the studies of `location` on `listener` until `shutdown` is ready: then health says NOT_SERVING, running
 /// requests end, and what they did is stored.
 pub async fn run(
-    state_dir: &Path,
+    location: Location,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let (studies, ended) = Studies::start(Store::open(state_dir)?)?;
-    let api = Api::new(studies);
+    let (studies, mut ended) = Studies::start(location.clone(), Limits::default()).await?;
+    let api = Api::new(studies, Reader::new(&location)?);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<StudyServiceServer<Api>>().await;
@@ -89,7 +93,7 @@ pub async fn run(
     tokio::select! {
         result = &mut server => return Ok(result?),
         // While handles are left, the thread ends only if something is wrong.
-        result = ended => return Err(result.map_or(Error::Died, |result| match result {
+        result = &mut ended => return Err(result.map_or(Error::Died, |result| match result {
             Ok(()) => Error::Died,
             Err(error) => error.into(),
         })),
@@ -100,8 +104,15 @@ pub async fn run(
     health.set_not_serving::<SearchServiceServer<Api>>().await;
     stop.send_replace(true);
     match tokio::time::timeout(GRACE, server).await {
-        Ok(result) => info!(clean = result.is_ok(), "shut down"),
-        Err(_) => warn!(grace = ?GRACE, "shut down with requests still running"),
+        Ok(result) => info!(clean = result.is_ok(), "no request is running any more"),
+        Err(_) => warn!(grace = ?GRACE, "requests are still running"),
+    }
+    // With the last handle gone, the thread stores what is left to store and lets go of the database.
+    match tokio::time::timeout(GRACE, ended).await {
+        Ok(Ok(Ok(()))) => info!("shut down"),
+        Ok(Ok(Err(error))) => return Err(error.into()),
+        Ok(Err(_)) => return Err(Error::Died),
+        Err(_) => warn!("shut down with requests still running"),
     }
     Ok(())
 }

@@ -1,17 +1,23 @@
 //! The gRPC services: decode, one operation on the studies, encode. No rule of a study is decided here.
 
+mod archive;
 mod convert;
+mod moving;
 mod status;
+
+use std::collections::BTreeSet;
 
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
 };
-use tonic::{Request, Response, Status};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use self::status::{invalid, status};
 use crate::{
+    store::{Page, Reader},
     studies::{Error, Shelf, Studies},
-    study::{self, LeaseId, Now, Origin, Report, StepId, Study, Violation, is_label},
+    study::{self, LeaseId, Now, Origin, Report, StepId, Study, StudyId, Violation, is_label},
 };
 
 const DEFAULT_PAGE: usize = 100;
@@ -22,12 +28,13 @@ const MAX_METRICS: usize = 50;
 #[derive(Clone)]
 pub struct Api {
     studies: Studies,
+    reader: Reader,
 }
 
 impl Api {
-    /// Serves `studies`.
-    pub fn new(studies: Studies) -> Api {
-        Api { studies }
+    /// Serves `studies`, and their history through `reader`.
+    pub fn new(studies: Studies, reader: Reader) -> Api {
+        Api { studies, reader }
     }
 
     async fn run<T: Send + 'static>(
@@ -37,6 +44,44 @@ impl Api {
         self.studies.run(operation).await.map_err(|error| status(&error))
     }
 
+    /// Reads from the study `name`, whichever controller owns it.
+    async fn read<T: Send + 'static>(
+        &self,
+        name: String,
+        read: impl Fn(&Study) -> Result<T, study::Error> + Clone + Send + 'static,
+    ) -> Result<T, Status> {
+        let refused = |name: &str, source: study::Error| Error::Refused {
+            name: name.into(),
+            source: source.into(),
+        };
+        let own = self
+            .studies
+            .run({
+                let (name, read) = (name.clone(), read.clone());
+                move |shelf, _| read(shelf.get(&name)?).map_err(|source| refused(&name, source))
+            })
+            .await;
+        let result = match own {
+            Err(Error::NotOwner { .. }) => {
+                let found = self.reader.studies(Some(&name)).await;
+                match found.map_err(|error| Error::Storage(error.into())) {
+                    Ok(studies) => match studies.first() {
+                        Some(study) => read(study).map_err(|source| refused(&name, source)),
+                        None => Err(Error::UnknownStudy(name)),
+                    },
+                    Err(error) => Err(error),
+                }
+            }
+            own => own,
+        };
+        result.map_err(|error| status(&error))
+    }
+
+    async fn history(&self, study: StudyId, after: StepId, limit: usize) -> Result<Page, Status> {
+        let page = self.reader.history(study, after, limit).await;
+        page.map_err(|error| status(&Error::Storage(error.into())))
+    }
+
     /// Changes the study `name` and returns it as it is then.
     async fn change(
         &self,
@@ -44,7 +89,7 @@ impl Api {
         change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
     ) -> Result<Option<v1::Study>, Status> {
         self.run(move |shelf, now| {
-            shelf.change(&name, now, |study| change(study, now))?;
+            shelf.change(&name, |study| change(study, now))?;
             Ok(Some(convert::study(shelf.get(&name)?)))
         })
         .await
@@ -60,7 +105,7 @@ impl StudyService for Api {
         let v1::CreateStudyRequest { name, spec } = request.into_inner();
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
         let study = self
-            .run(move |shelf, now| Ok(Some(convert::study(shelf.create(&name, spec, now)?))))
+            .run(move |shelf, now| Ok(Some(convert::study(shelf.create(&name, spec, "", now)?))))
             .await?;
         Ok(Response::new(v1::CreateStudyResponse { study }))
     }
@@ -70,7 +115,7 @@ impl StudyService for Api {
         request: Request<v1::GetStudyRequest>,
     ) -> Result<Response<v1::GetStudyResponse>, Status> {
         let name = request.into_inner().name;
-        let study = self.run(move |shelf, _| Ok(Some(convert::study(shelf.get(&name)?)))).await?;
+        let study = self.read(name, |study| Ok(Some(convert::study(study)))).await?;
         Ok(Response::new(v1::GetStudyResponse { study }))
     }
 
@@ -78,34 +123,39 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let v1::ListStudiesRequest { page_size, page_token, .. } = request.into_inner();
-        let size = match page_size as usize {
-            0 => DEFAULT_PAGE,
-            size => size.min(MAX_PAGE),
-        };
+        let v1::ListStudiesRequest { page_size, page_token, owner, labels } = request.into_inner();
+        let size = page_length(page_size);
         let after = match page_token.as_str() {
             "" => None,
-            token => Some(convert::age(token).ok_or_else(|| {
-                invalid(&[Violation::new("page_token", "is not one that ListStudies returned")])
-            })?),
+            token => Some(convert::age(token).ok_or_else(|| foreign_token("ListStudies"))?),
         };
-        let response = self
+        let listed = move |study: &Study| {
+            Some(study.age()) > after
+                && (owner.is_empty() || owner == study.owner())
+                && labels.iter().all(|(key, value)| study.spec().labels.get(key) == Some(value))
+        };
+        let summary = |study: &Study| {
+            let variables = Vec::new();
+            (study.age(), v1::Study { variables, ..convert::study(study) })
+        };
+        let found = self.reader.studies(None).await;
+        let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
+        let mut studies = self
             .run(move |shelf, _| {
-                let all = shelf.all();
-                let mut rest = all.iter().filter(|study| Some(study.age()) > after).peekable();
-                let mut response = v1::ListStudiesResponse::default();
-                while let Some(study) = rest.next() {
-                    let variables = Vec::new();
-                    response.studies.push(v1::Study { variables, ..convert::study(study) });
-                    if response.studies.len() == size && rest.peek().is_some() {
-                        response.next_page_token = convert::page_token(study);
-                        break;
-                    }
-                }
-                Ok(response)
+                let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
+                let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
+                let mut all: Vec<_> = shelf.all().chain(foreign).filter(|s| listed(s)).collect();
+                all.sort_by_key(|study| study.age());
+                Ok(all.into_iter().take(size + 1).map(summary).collect::<Vec<_>>())
             })
             .await?;
-        Ok(Response::new(response))
+        let more = studies.len() > size;
+        studies.truncate(size);
+        let last = studies.last().filter(|_| more);
+        Ok(Response::new(v1::ListStudiesResponse {
+            next_page_token: last.map_or_else(String::new, |(age, _)| convert::page_token(*age)),
+            studies: studies.into_iter().map(|(_, study)| study).collect(),
+        }))
     }
 
     async fn pause_study(
@@ -151,49 +201,57 @@ impl StudyService for Api {
     ) -> Result<Response<v1::GetDistributionResponse>, Status> {
         let name = request.into_inner().name;
         let response = self
-            .run(move |shelf, _| {
-                let study = shelf.get(&name)?;
-                convert::distribution(study).ok_or_else(|| Error::Refused {
-                    name: name.clone(),
-                    source: study::Error::NotDescribed.into(),
-                })
-            })
+            .read(name, |study| convert::distribution(study).ok_or(study::Error::NotDescribed))
             .await?;
         Ok(Response::new(response))
     }
 
-    type WatchStudyStream =
-        tokio_stream::wrappers::ReceiverStream<Result<v1::WatchStudyResponse, Status>>;
+    type WatchStudyStream = ReceiverStream<Result<v1::WatchStudyResponse, Status>>;
 
     async fn watch_study(
         &self,
-        _request: Request<v1::WatchStudyRequest>,
+        request: Request<v1::WatchStudyRequest>,
     ) -> Result<Response<Self::WatchStudyStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let name = request.into_inner().name;
+        Ok(Response::new(moving::watch(self.clone(), name).await?))
     }
 
     async fn list_reports(
         &self,
-        _request: Request<v1::ListReportsRequest>,
+        request: Request<v1::ListReportsRequest>,
     ) -> Result<Response<v1::ListReportsResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let v1::ListReportsRequest { study, page_size, page_token } = request.into_inner();
+        let after = match page_token.as_str() {
+            "" => 0,
+            token => token.parse().map_err(|_| foreign_token("ListReports"))?,
+        };
+        let id = self.read(study, |study| Ok(study.id())).await?;
+        let page = self.history(id, StepId(after), page_length(page_size)).await?;
+        let last = page.steps.last().filter(|_| page.more);
+        Ok(Response::new(v1::ListReportsResponse {
+            next_page_token: last.map_or_else(String::new, |past| past.step.id.to_string()),
+            reports: page.steps.iter().map(archive::report).collect(),
+        }))
     }
 
-    type ExportStudyStream =
-        tokio_stream::wrappers::ReceiverStream<Result<v1::ExportStudyResponse, Status>>;
+    type ExportStudyStream = ReceiverStream<Result<v1::ExportStudyResponse, Status>>;
 
     async fn export_study(
         &self,
-        _request: Request<v1::ExportStudyRequest>,
+        request: Request<v1::ExportStudyRequest>,
     ) -> Result<Response<Self::ExportStudyStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let v1::ExportStudyRequest { name, fork } = request.into_inner();
+        Ok(Response::new(moving::export(self.clone(), name, fork).await?))
     }
 
     async fn import_study(
         &self,
-        _request: Request<tonic::Streaming<v1::ImportStudyRequest>>,
+        request: Request<Streaming<v1::ImportStudyRequest>>,
     ) -> Result<Response<v1::ImportStudyResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        // In a task of its own, which cleans up also when the caller is gone.
+        let import = tokio::spawn(moving::import(self.clone(), request.into_inner()));
+        let study = import.await.map_err(|_| Status::internal("the import has failed"))??;
+        Ok(Response::new(v1::ImportStudyResponse { study: Some(study) }))
     }
 }
 
@@ -222,7 +280,7 @@ impl SearchService for Api {
         let response = self
             .run(move |shelf, now| {
                 if fresh_start {
-                    shelf.forget_trainer(&trainer_id, now)?;
+                    shelf.forget_trainer(&trainer_id)?;
                 }
                 let origin = Origin::Request(request_id);
                 let (next, about) = shelf.lease(&study, &spaces, &trainer_id, &origin, now)?;
@@ -333,7 +391,7 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         let lease = self
-            .run(move |shelf, now| shelf.change(&study, now, |study| study.extend(lease, now)))
+            .run(move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
             .await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
@@ -352,10 +410,21 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        self.run(move |shelf, now| shelf.change(&study, now, |study| study.release(lease, now)))
-            .await?;
+        self.run(move |shelf, now| shelf.change(&study, |study| study.release(lease, now))).await?;
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
+}
+
+fn page_length(page_size: u32) -> usize {
+    match page_size as usize {
+        0 => DEFAULT_PAGE,
+        size => size.min(MAX_PAGE),
+    }
+}
+
+fn foreign_token(method: &str) -> Status {
+    let description = format!("is not one that {method} returned");
+    invalid(&[Violation::new("page_token", description)])
 }
 
 fn check_trainer(trainer_id: &str, violations: &mut Vec<Violation>) {

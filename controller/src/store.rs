@@ -1,26 +1,22 @@
-//! The only place that touches a database: one SQLite file in the state directory.
+//! The only place that touches a database: an SQLite file in a directory, or PostgreSQL by URL.
 //!
-//! Writes gather in a transaction that the caller commits; nothing is durable, and nothing may be acknowledged, before
-//! [`Store::commit`] has returned. A store belongs to one thread and one process: a lock file keeps others out.
+//! [`Changes`] gathers what happened; [`Store::commit`] makes it durable, all or nothing, and nothing may be acknowledged
+//! before it has returned. The cost of a commit does not depend on how much is stored: a study's state is one small
+//! row, and its history is only appended to. A store belongs to one thread; a [`Reader`] reads beside it.
+
+mod postgres;
+mod rows;
+mod sqlite;
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::{Serialize, de::DeserializeOwned};
-
-use crate::{
-    asng,
-    study::{Closed, Event, Lease, Now, Outcome, Pending, Record, Step, StepId, Study, StudyId},
-};
-
-/// Version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 1;
-const SCHEMA: &str = include_str!("store/schema.sql");
+use self::rows::{OpenRow, PastRow, ReportRow, StateRow, StudyRow};
+use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId};
 
 /// Why the database cannot be used. Nothing that was not committed is stored.
 #[derive(Debug, thiserror::Error)]
@@ -41,15 +37,19 @@ pub enum Error {
     InUse(PathBuf),
     /// A later release wrote it.
     #[error(
-        "database {} has schema version {found}, this release knows {VERSION}; use the release that wrote it, or a newer one",
-        .file.display()
+        "database {database} has schema version {found}, this release knows {known}; use the release that wrote it, or a newer one"
     )]
     Newer {
         /// The database.
-        file: PathBuf,
+        database: String,
         /// Its version.
         found: i64,
+        /// This release's.
+        known: i64,
     },
+    /// A development version before the first release wrote it.
+    #[error("database {0} was written before the first release and cannot be read; name another")]
+    Older(String),
     /// What is stored makes no sense.
     #[error("database is damaged: study {study}: {what}")]
     Damaged {
@@ -58,385 +58,331 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// Another controller has taken the studies over.
+    #[error("another controller owns a study of this commit now")]
+    Fenced,
     /// SQLite's own error: a full disk, an I/O error.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// PostgreSQL's own error, or the connection's.
+    #[error("database: {0}")]
+    Postgres(#[from] sqlx::Error),
+    /// PostgreSQL did not answer in time.
+    #[error("database: PostgreSQL does not answer")]
+    TimedOut,
+}
+
+/// Where the studies are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// SQLite, in this directory.
+    Directory(PathBuf),
+    /// PostgreSQL, at this URL: shared by several controllers.
+    Postgres {
+        /// URL of the database, with user and password.
+        url: String,
+        /// URL under which clients reach this controller.
+        advertise: String,
+    },
+}
+
+impl fmt::Display for Location {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Directory(directory) => directory.display().fmt(f),
+            Location::Postgres { url, .. } => match sqlx::postgres::PgConnectOptions::from_str(url)
+            {
+                Ok(options) => write!(
+                    f,
+                    "postgres://{}:{}/{}",
+                    options.get_host(),
+                    options.get_port(),
+                    options.get_database().unwrap_or_default()
+                ),
+                Err(_) => f.write_str("postgres://"),
+            },
+        }
+    }
+}
+
+/// What a commit makes durable.
+#[derive(Default)]
+pub struct Changes {
+    deleted: Vec<i64>,
+    /// Studies whose history is being imported.
+    importing: Vec<i64>,
+    /// Studies whose import is complete.
+    imported: Vec<i64>,
+    studies: Vec<StudyRow>,
+    states: Vec<StateRow>,
+    /// Open steps that are open no longer.
+    passed: Vec<(i64, i64)>,
+    open: Vec<OpenRow>,
+    past: Vec<PastRow>,
+    late: Vec<(i64, i64, ReportRow)>,
+    /// Studies, and the newest step whose history is dropped with all before it.
+    pruned: Vec<(i64, i64)>,
+}
+
+impl Changes {
+    /// A study goes, with all its steps and its history.
+    pub fn delete(&mut self, study: StudyId) {
+        let id = study.0.cast_signed();
+        self.past.retain(|past| past.step.study != id);
+        self.late.retain(|(study, ..)| *study != id);
+        self.deleted.push(id);
+    }
+
+    /// The history of a study is going to be written before the study itself. If the controller ends meanwhile, it is
+    /// removed again.
+    pub fn begin_import(&mut self, study: StudyId) {
+        self.importing.push(study.0.cast_signed());
+    }
+
+    /// The history of an imported study is complete; the study itself is in the same commit.
+    pub fn end_import(&mut self, study: StudyId) {
+        self.imported.push(study.0.cast_signed());
+    }
+
+    /// A study is new, or its variables became known.
+    pub fn study(&mut self, study: &Study) {
+        self.studies.push(StudyRow::new(study));
+    }
+
+    /// A study's state, theta, counters or incumbent changed.
+    pub fn state(&mut self, study: &Study) {
+        self.states.push(StateRow::new(study));
+    }
+
+    /// A step was handed out, came back, was reported or closed.
+    pub fn step(&mut self, study: &Study, step: StepId) {
+        let id = study.id();
+        if let Some(step) = study.step(step) {
+            self.open.push(OpenRow::live(id, step));
+        } else if let Some(pending) = study.pending_step(step) {
+            self.open.push(OpenRow::pending(id, pending));
+        } else {
+            self.passed.push((id.0.cast_signed(), step.0.cast_signed()));
+        }
+    }
+
+    /// A step went into the history.
+    pub fn past(&mut self, study: StudyId, past: &Past) {
+        self.past.push(PastRow::new(study, past));
+    }
+
+    /// A step that the history has as closed was reported after all.
+    pub fn late(&mut self, study: StudyId, step: StepId, report: &PastReport) {
+        let row = ReportRow::new(report);
+        self.late.push((study.0.cast_signed(), step.0.cast_signed(), row));
+    }
+
+    /// The history of this step and all before it is dropped.
+    pub fn prune(&mut self, study: StudyId, step: StepId) {
+        self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.deleted.is_empty()
+            && self.importing.is_empty()
+            && self.imported.is_empty()
+            && self.studies.is_empty()
+            && self.states.is_empty()
+            && self.passed.is_empty()
+            && self.open.is_empty()
+            && self.past.is_empty()
+            && self.late.is_empty()
+            && self.pruned.is_empty()
+    }
+
+    /// The studies that are written to, which must be this controller's.
+    fn touched(&self) -> impl Iterator<Item = i64> {
+        let states = self.states.iter().map(|row| row.study);
+        states.chain(self.studies.iter().map(|row| row.id)).chain(self.deleted.iter().copied())
+    }
+}
+
+/// What time brought: studies that this controller owns from now on, and those that it lost to another.
+#[derive(Default)]
+pub struct Tick {
+    /// As they are stored; one that was known before is to be replaced.
+    pub gained: Vec<Study>,
+    /// No longer this controller's.
+    pub lost: Vec<StudyId>,
 }
 
 /// The database of one controller.
-pub struct Store {
-    connection: Connection,
-    in_transaction: bool,
-    _lock: File,
+pub enum Store {
+    /// A file.
+    Sqlite(sqlite::Sqlite),
+    /// A server.
+    Postgres(postgres::Postgres),
 }
 
 impl Store {
-    /// Opens the database in `directory`, which is made if it is not there.
-    pub fn open(directory: &Path) -> Result<Store, Error> {
-        let failed = |source| Error::Directory { directory: directory.into(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
-        let lock = File::create(directory.join("lock")).map_err(failed)?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => Error::InUse(directory.into()),
-            fs::TryLockError::Error(source) => failed(source),
-        })?;
-        let file = directory.join("asng.db");
-        let connection = Connection::open(&file)?;
-        let found = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found > VERSION {
-            return Err(Error::Newer { file, found });
-        }
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.set_prepared_statement_cache_capacity(32);
-        if found == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?;
-        }
-        Ok(Store { connection, in_transaction: false, _lock: lock })
-    }
-
-    /// Makes everything written since the last commit durable, all or nothing.
-    pub fn commit(&mut self) -> Result<(), Error> {
-        if self.in_transaction {
-            self.connection.prepare_cached("COMMIT")?.execute([])?;
-            self.in_transaction = false;
-        }
-        Ok(())
-    }
-
-    /// Forgets everything written since the last commit.
-    pub fn roll_back(&mut self) -> Result<(), Error> {
-        self.in_transaction = false;
-        // SQLite has rolled back by itself after some errors, a full disk among them.
-        if !self.connection.is_autocommit() {
-            self.connection.execute("ROLLBACK", [])?;
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self) -> Result<(), Error> {
-        if !self.in_transaction {
-            self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            self.in_transaction = true;
-        }
-        Ok(())
-    }
-
-    /// Stores a new study, which has no steps yet.
-    pub fn insert(&mut self, study: &Study) -> Result<(), Error> {
-        self.begin()?;
-        self.connection
-            .prepare_cached(
-                "INSERT INTO studies (id, name, spec, seed, created_ms, variables, state, state_ms, theta,
-                     progress, incumbent)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            )?
-            .execute(params![
-                study.id().0.cast_signed(),
-                study.name(),
-                json(study.spec()),
-                study.seed().cast_signed(),
-                to_ms(study.created()),
-                study.variables().map(json),
-                json(study.state()),
-                to_ms(study.state_since()),
-                study.asng().map(|asng| asng.state().to_bytes()),
-                json(study.progress()),
-                study.incumbent().map(json),
-            ])?;
-        Ok(())
-    }
-
-    /// Stores what may change in a study's own row, but for its variables.
-    pub fn save(&mut self, study: &Study) -> Result<(), Error> {
-        self.begin()?;
-        self.connection
-            .prepare_cached(
-                "UPDATE studies SET state = ?2, state_ms = ?3, theta = ?4, progress = ?5, incumbent = ?6
-                 WHERE id = ?1",
-            )?
-            .execute(params![
-                study.id().0.cast_signed(),
-                json(study.state()),
-                to_ms(study.state_since()),
-                study.asng().map(|asng| asng.state().to_bytes()),
-                json(study.progress()),
-                study.incumbent().map(json),
-            ])?;
-        Ok(())
-    }
-
-    /// Stores what happened to a study's steps. The study's own row is [`save`](Store::save)d apart, once a commit.
-    pub fn append(&mut self, study: &Study, event: &Event, now: Now) -> Result<(), Error> {
-        self.begin()?;
-        let id = study.id().0.cast_signed();
-        let connection = &self.connection;
-        let set_phase = |step: StepId, phase: &str| {
-            connection
-                .prepare_cached("UPDATE steps SET phase = ?3 WHERE study = ?1 AND step = ?2")?
-                .execute(params![id, step.0.cast_signed(), phase])
-        };
-        match event {
-            Event::Created | Event::Deleted | Event::StateChanged(_) => {}
-            Event::Described => {
-                connection
-                    .prepare_cached("UPDATE studies SET variables = ?2 WHERE id = ?1")?
-                    .execute(params![id, study.variables().map(json)])?;
+    /// Opens the database; makes its tables, and an SQLite database's directory, if they are not there. Not to be called
+    /// on a thread of an asynchronous runtime.
+    pub fn open(location: &Location) -> Result<Store, Error> {
+        Ok(match location {
+            Location::Directory(directory) => Store::Sqlite(sqlite::Sqlite::open(directory)?),
+            Location::Postgres { url, advertise } => {
+                Store::Postgres(postgres::Postgres::open(url, advertise)?)
             }
-            Event::Sampled(step) => {
-                if let Some(step) = study.step(*step) {
-                    let lease = step.lease.as_ref();
-                    connection
-                        .prepare_cached(
-                            "INSERT INTO steps (study, step, phase, generation, applied, train, rank,
-                                 attempt, trainer, origin)
-                             VALUES (?1, ?2, 'live', ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                        )?
-                        .execute(params![
-                            id,
-                            step.id.0.cast_signed(),
-                            step.generation.cast_signed(),
-                            step.applied.cast_signed(),
-                            json(&step.train),
-                            json(&step.rank),
-                            step.attempt,
-                            lease.map(|lease| &lease.trainer),
-                            lease.map(|lease| json(&lease.origin)),
-                        ])?;
-                }
-            }
-            Event::LeasedAgain(step) => {
-                if let Some(step) = study.step(*step) {
-                    let lease = step.lease.as_ref();
-                    connection
-                        .prepare_cached(
-                            "UPDATE steps SET attempt = ?3, trainer = ?4, origin = ?5
-                             WHERE study = ?1 AND step = ?2",
-                        )?
-                        .execute(params![
-                            id,
-                            step.id.0.cast_signed(),
-                            step.attempt,
-                            lease.map(|lease| &lease.trainer),
-                            lease.map(|lease| json(&lease.origin)),
-                        ])?;
-                }
-            }
-            Event::Expired(step) | Event::Released(step) => {
-                connection
-                    .prepare_cached(
-                        "UPDATE steps SET trainer = NULL, origin = NULL WHERE study = ?1 AND step = ?2",
-                    )?
-                    .execute(params![id, step.0.cast_signed()])?;
-            }
-            Event::Closed(step) => {
-                set_phase(*step, "closed")?;
-            }
-            Event::Reported { step, report, outcome, staleness } => {
-                connection
-                    .prepare_cached(
-                        "UPDATE steps SET phase = ?3, trainer = ?4, origin = NULL, staleness = ?5,
-                             losses = ?6, metrics = ?7, reported_ms = ?8
-                         WHERE study = ?1 AND step = ?2",
-                    )?
-                    .execute(params![
-                        id,
-                        step.0.cast_signed(),
-                        phase_of(*outcome),
-                        report.trainer,
-                        staleness.cast_signed(),
-                        json(&report.losses),
-                        json(&report.metrics),
-                        to_ms(now.wall),
-                    ])?;
-            }
-            Event::Applied(steps) => {
-                for step in steps {
-                    set_phase(*step, "applied")?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes a study and its history.
-    pub fn delete(&mut self, study: StudyId) -> Result<(), Error> {
-        self.begin()?;
-        self.connection.execute("DELETE FROM steps WHERE study = ?1", [study.0.cast_signed()])?;
-        self.connection.execute("DELETE FROM studies WHERE id = ?1", [study.0.cast_signed()])?;
-        Ok(())
-    }
-
-    /// What became of a step that is no longer live.
-    pub fn closed(&self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
-        let row: Option<(String, i64, String)> = self
-            .connection
-            .prepare_cached(
-                "SELECT phase, generation, rank FROM steps WHERE study = ?1 AND step = ?2",
-            )?
-            .query_row(params![study.0.cast_signed(), step.0.cast_signed()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
-            .optional()?;
-        row.map(|(phase, generation, rank)| {
-            let outcome = match phase.as_str() {
-                "applied" => Some(Outcome::Applied),
-                "pending" => Some(Outcome::Pending),
-                "stale" => Some(Outcome::Stale),
-                _ => None,
-            };
-            let rank: Vec<asng::Architecture> = parse(study.0.cast_signed(), "rank", &rank)?;
-            let generation = generation.cast_unsigned();
-            Ok(Closed { outcome, generation, lambda_theta: rank.len() })
         })
-        .transpose()
     }
 
-    /// Reads every study, oldest first. Leases run their full time from `now`.
-    pub fn load(&self, now: Instant) -> Result<Vec<Study>, Error> {
-        let mut statement =
-            self.connection.prepare("SELECT * FROM studies ORDER BY created_ms, id")?;
-        let mut rows = statement.query([])?;
-        let mut studies = Vec::new();
-        while let Some(row) = rows.next()? {
-            studies.push(self.load_study(row, now)?);
+    /// Reads every study that this controller owns. Leases run their full time from `now`.
+    pub fn load(&mut self, now: Instant) -> Result<Vec<Study>, Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.load(now),
+            Store::Postgres(postgres) => postgres.load(now),
         }
-        Ok(studies)
     }
 
-    fn load_study(&self, row: &Row<'_>, now: Instant) -> Result<Study, Error> {
-        let id: i64 = row.get("id")?;
-        let damaged = |what: String| Error::Damaged { study: id, what };
-        let theta: Option<Vec<u8>> = row.get("theta")?;
-        let mut record = Record {
-            id: StudyId(id.cast_unsigned()),
-            name: row.get("name")?,
-            spec: parse(id, "spec", &row.get::<_, String>("spec")?)?,
-            seed: row.get::<_, i64>("seed")?.cast_unsigned(),
-            created: from_ms(row.get("created_ms")?),
-            state: parse(id, "state", &row.get::<_, String>("state")?)?,
-            state_since: from_ms(row.get("state_ms")?),
-            variables: parse_optional(id, "variables", row.get("variables")?)?,
-            asng: theta
-                .map(|bytes| asng::State::from_bytes(&bytes))
-                .transpose()
-                .map_err(|error| damaged(error.to_string()))?,
-            progress: parse(id, "progress", &row.get::<_, String>("progress")?)?,
-            incumbent: parse_optional(id, "incumbent", row.get("incumbent")?)?,
-            live: Vec::new(),
-            pending: BTreeMap::new(),
-        };
-        let until = now + record.spec.lease();
-        let mut statement = self.connection.prepare_cached(
-            "SELECT * FROM steps WHERE study = ?1 AND phase IN ('live', 'pending')",
-        )?;
-        let mut rows = statement.query([id])?;
-        while let Some(row) = rows.next()? {
-            let step = StepId(row.get::<_, i64>("step")?.cast_unsigned());
-            let rank = parse(id, "rank", &row.get::<_, String>("rank")?)?;
-            if row.get_ref("phase")?.as_str().map_err(rusqlite::Error::from)? == "pending" {
-                let losses: Vec<Option<f64>> =
-                    parse(id, "losses", &row.get::<_, String>("losses")?)?;
-                let losses = losses.into_iter().map(|loss| loss.unwrap_or(f64::NAN)).collect();
-                record.pending.insert(step, Pending { architectures: rank, losses });
-                continue;
-            }
-            let trainer: Option<String> = row.get("trainer")?;
-            let origin = parse_optional(id, "origin", row.get("origin")?)?;
-            record.live.push(Step {
-                id: step,
-                generation: row.get::<_, i64>("generation")?.cast_unsigned(),
-                applied: row.get::<_, i64>("applied")?.cast_unsigned(),
-                train: parse(id, "train", &row.get::<_, String>("train")?)?,
-                rank,
-                attempt: row.get("attempt")?,
-                lease: trainer.zip(origin).map(|(trainer, origin)| Lease {
-                    trainer,
-                    origin,
-                    until,
-                }),
-            });
+    /// Makes all of `changes` durable, or none.
+    pub fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
         }
-        Study::restore(record).map_err(damaged)
+        match self {
+            Store::Sqlite(sqlite) => sqlite.commit(changes),
+            Store::Postgres(postgres) => postgres.commit(changes),
+        }
+    }
+
+    /// What the history knows of a step.
+    pub fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.closed(study, step),
+            Store::Postgres(postgres) => postgres.closed(study, step),
+        }
+    }
+
+    /// Of a study that is not this controller's: where to ask for it. None if there is no such study.
+    pub fn owner(&mut self, name: &str) -> Result<Option<String>, Error> {
+        match self {
+            Store::Sqlite(_) => Ok(None),
+            Store::Postgres(postgres) => postgres.owner(name),
+        }
+    }
+
+    /// Where to ask for work on a study of one of `spaces` that is not this controller's; none if there is none.
+    pub fn owner_of_work(&mut self, spaces: &[String]) -> Result<Option<String>, Error> {
+        match self {
+            Store::Sqlite(_) => Ok(None),
+            Store::Postgres(postgres) => postgres.owner_of_work(spaces),
+        }
+    }
+
+    /// To be called every second or so: removes a part of what was deleted, and keeps up with other controllers.
+    pub fn tick(&mut self, now: Instant) -> Result<Tick, Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.tick().map(|()| Tick::default()),
+            Store::Postgres(postgres) => postgres.tick(now),
+        }
+    }
+
+    /// Lets others take over at once. Called last.
+    pub fn leave(&mut self) -> Result<(), Error> {
+        match self {
+            Store::Sqlite(_) => Ok(()),
+            Store::Postgres(postgres) => postgres.leave(),
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn size(&mut self) -> Result<u64, Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.size(),
+            Store::Postgres(postgres) => postgres.size(),
+        }
     }
 }
 
-fn phase_of(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Applied => "applied",
-        Outcome::Pending => "pending",
-        Outcome::Stale => "stale",
+/// Reads what is durable, beside the thread that owns the [`Store`]; cheap to clone.
+#[derive(Clone)]
+pub enum Reader {
+    /// A file.
+    Sqlite(sqlite::Reader),
+    /// A server.
+    Postgres(postgres::Reader),
+}
+
+impl Reader {
+    /// A reader of a database that a [`Store`] has opened.
+    pub fn new(location: &Location) -> Result<Reader, Error> {
+        Ok(match location {
+            Location::Directory(directory) => Reader::Sqlite(sqlite::Reader::new(directory)),
+            Location::Postgres { url, .. } => Reader::Postgres(postgres::Reader::new(url)?),
+        })
+    }
+
+    /// A part of a study's history, in the order of its steps: those after `after`, `limit` at most, and fewer where they
+    /// are large.
+    pub async fn history(
+        &self,
+        study: StudyId,
+        after: StepId,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        match self {
+            Reader::Sqlite(sqlite) => sqlite.history(study, after, limit).await,
+            Reader::Postgres(postgres) => postgres.history(study, after, limit).await,
+        }
+    }
+
+    /// Studies of any controller on this database: the one of this name, or all. An SQLite database has one
+    /// controller, which knows its studies itself: then there are none here.
+    pub async fn studies(&self, name: Option<&str>) -> Result<Vec<Study>, Error> {
+        match self {
+            Reader::Sqlite(_) => Ok(Vec::new()),
+            Reader::Postgres(postgres) => postgres.studies(name).await,
+        }
+    }
+
+    /// Whether the database answers.
+    pub async fn check(&self) -> Result<(), Error> {
+        match self {
+            Reader::Sqlite(sqlite) => sqlite.check().await,
+            Reader::Postgres(postgres) => postgres.check().await,
+        }
     }
 }
 
-/// JSON for people who look into the database. Numbers keep all their bits; a loss that is not finite becomes null.
-fn json(value: &(impl Serialize + ?Sized)) -> String {
-    // Unwrap safety: the types stored here have text keys and no failing serializers.
-    serde_json::to_string(value).unwrap()
+/// Bytes of steps after which a page of a history ends.
+const PAGE_BYTES: usize = 1 << 18;
+
+/// A part of a history.
+pub struct Page {
+    /// Steps of the past, by their number.
+    pub steps: Vec<Past>,
+    /// Whether there are more after these.
+    pub more: bool,
+    limit: usize,
+    bytes: usize,
 }
 
-fn parse<T: DeserializeOwned>(study: i64, column: &str, text: &str) -> Result<T, Error> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::Damaged { study, what: format!("{column}: {error}") })
-}
+impl Page {
+    fn new(limit: usize) -> Page {
+        Page { steps: Vec::new(), more: false, limit, bytes: 0 }
+    }
 
-fn parse_optional<T: DeserializeOwned>(
-    study: i64,
-    column: &str,
-    text: Option<String>,
-) -> Result<Option<T>, Error> {
-    text.map(|text| parse(study, column, &text)).transpose()
-}
+    /// Rows to ask the database for: one more than there is room for.
+    fn rows(&self) -> i64 {
+        i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1)
+    }
 
-/// Unix time in milliseconds; a clock set before 1970 counts as 1970.
-fn to_ms(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn from_ms(ms: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
-}
-
-#[cfg(test)]
-impl Store {
-    /// Makes the disk full: the database file may not grow beyond its present size.
-    pub(crate) fn fill_disk(&self) {
-        let pages: i64 =
-            self.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
-        self.connection.pragma_update(None, "max_page_count", pages).unwrap();
+    /// Adds a row if there is room, and says whether there was.
+    fn push(&mut self, row: &PastRow) -> Result<bool, Error> {
+        self.more = self.steps.len() >= self.limit || self.bytes >= PAGE_BYTES;
+        if !self.more {
+            self.bytes += row.step.train.len() + row.step.rank.len();
+            self.steps.push(row.past()?);
+        }
+        Ok(!self.more)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_process_is_kept_out() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = Store::open(directory.path()).unwrap();
-        assert!(matches!(Store::open(directory.path()), Err(Error::InUse(_))));
-        drop(first);
-        Store::open(directory.path()).unwrap();
-    }
-
-    #[test]
-    fn a_database_of_a_newer_release_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        drop(store);
-        let Err(error) = Store::open(directory.path()) else { panic!("opened") };
-        assert!(error.to_string().contains("schema version 2, this release knows 1"), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_is_no_database_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("asng.db"), [7; 4096]).unwrap();
-        assert!(matches!(Store::open(directory.path()), Err(Error::Sqlite(_))));
-    }
-}
+/// How long PostgreSQL may take for anything.
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);

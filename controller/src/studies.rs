@@ -9,7 +9,7 @@
 mod simulation;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     sync::Arc,
     thread,
@@ -17,14 +17,14 @@ use std::{
 };
 
 use rand::Rng;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    store::{self, Store},
+    store::{self, Changes, Location, Store},
     study::{
-        self, Event, Next, Now, Origin, Receipt, Report, Spec, State, Study, StudyId, Violation,
-        is_name,
+        self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
+        Spec, Start, State, StepId, Study, StudyId, Violation, is_name,
     },
 };
 
@@ -32,6 +32,14 @@ use crate::{
 const QUEUE: usize = 4096;
 /// Operations that share a commit at most.
 const BATCH: usize = 1024;
+/// How often time is looked at: leases that run out, studies whose time is over, other controllers.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks at the database's size.
+const TICKS_PER_SIZE: u64 = 10;
+/// Share of the disk budget above which there are warnings.
+const BUDGET_WARNING: f64 = 0.8;
+/// Steps after which a history that keeps only its newest is cut again.
+const PRUNE_EVERY: u64 = 100;
 
 /// Why an operation failed. Nothing has changed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -42,6 +50,22 @@ pub enum Error {
     /// A study of this name exists, with another spec.
     #[error("study {0:?} exists, with another spec")]
     Exists(String),
+    /// Another controller owns the study.
+    #[error("study {name:?} is with another controller, {address:?}")]
+    NotOwner {
+        /// The study; empty when any of a space was asked for.
+        name: String,
+        /// Where to ask instead; empty while no controller owns it.
+        address: String,
+    },
+    /// There are as many studies as there may be.
+    #[error("there are {0} studies, which is the limit; delete some")]
+    TooManyStudies(usize),
+    /// The database has reached its budget.
+    #[error(
+        "the database has reached its budget of {0} bytes; delete studies, or raise --disk-budget"
+    )]
+    OverBudget(u64),
     /// The study itself refuses.
     #[error("study {name:?}: {source}")]
     Refused {
@@ -74,18 +98,49 @@ pub struct Studies {
 type Job = Box<dyn FnOnce(&mut Shelf, Now) -> Answer + Send>;
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// Bounds of a controller.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Studies that there may be.
+    pub studies: usize,
+    /// Bytes that the database may take. Near it there are warnings; beyond it no study is created and no step handed
+    /// out, but reports still count.
+    pub disk: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { studies: 10_000, disk: None }
+    }
+}
+
 impl Studies {
-    /// Reads the studies and starts the thread that owns them. The receiver learns when the thread has ended: after
-    /// the last handle is gone, or because the database can no longer be read.
-    pub fn start(store: Store) -> Result<(Studies, oneshot::Receiver<Result<(), Error>>), Error> {
-        let mut shelf = Shelf::load(store).map_err(|error| Error::Storage(Arc::new(error)))?;
-        info!(studies = shelf.studies.len(), "studies loaded");
+    /// Opens the database, reads the studies and starts the thread that owns both. The receiver learns when the thread
+    /// has ended: after the last handle is gone, or because the database can no longer be read.
+    pub async fn start(
+        location: Location,
+        limits: Limits,
+    ) -> Result<(Studies, oneshot::Receiver<Result<(), Error>>), Error> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
+        let (ready, started) = oneshot::channel();
+        let own = move || {
+            let shelf = Store::open(&location).and_then(|store| Shelf::load(store, limits));
+            match shelf {
+                Ok(mut shelf) => {
+                    info!(studies = shelf.studies.len(), %location, "studies loaded");
+                    let _ = ready.send(Ok(()));
+                    let _ = end.send(shelf.serve(queue));
+                }
+                Err(error) => drop(ready.send(Err(Error::Storage(Arc::new(error))))),
+            }
+        };
         thread::Builder::new()
             .name("studies".into())
-            .spawn(move || end.send(shelf.serve(queue)))
+            .spawn(own)
             .map_err(|source| Error::Thread(Arc::new(source)))?;
+        started.await.map_err(|_| Error::ShuttingDown)??;
+        tokio::spawn(tick(jobs.downgrade()));
         Ok((Studies { jobs }, ended))
     }
 
@@ -107,35 +162,74 @@ impl Studies {
     }
 }
 
+/// Has the thread look at the time, as long as there are handles to it.
+async fn tick(jobs: mpsc::WeakSender<Job>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let Some(jobs) = jobs.upgrade() else { return };
+        let job: Job = Box::new(|shelf, now| {
+            shelf.tick(now);
+            Box::new(|_| {})
+        });
+        if jobs.send(job).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// The studies in memory, with their database. Lives on the thread that [`Studies::start`] makes.
 pub struct Shelf {
     store: Store,
+    limits: Limits,
     studies: BTreeMap<String, Study>,
-    /// Studies whose own row has to be saved with the next commit.
-    changed: BTreeSet<String>,
+    /// What the next commit makes durable, apart from what is noted in `changed`.
+    changes: Changes,
+    /// Studies whose state has to be saved with the next commit, and their steps that changed.
+    changed: BTreeMap<String, Changed>,
     /// What happened since the last commit, to be logged after the next.
     happened: Vec<(String, Event)>,
-    /// Set when a write failed: memory is ahead of the database, and the batch must not be committed.
-    broken: Option<Error>,
+    /// Wake those who follow a study.
+    watchers: HashMap<StudyId, watch::Sender<()>>,
+    ticks: u64,
+    last_tick: Instant,
+    size: u64,
+}
+
+/// What changed of a study.
+#[derive(Default)]
+struct Changed {
+    /// Whether its variables became known.
+    described: bool,
+    steps: BTreeSet<StepId>,
 }
 
 impl Shelf {
-    fn load(store: Store) -> Result<Shelf, store::Error> {
+    fn load(mut store: Store, limits: Limits) -> Result<Shelf, store::Error> {
         let studies = store.load(Instant::now())?;
         Ok(Shelf {
+            size: store.size()?,
             store,
+            limits,
             studies: studies.into_iter().map(|study| (study.name().into(), study)).collect(),
-            changed: BTreeSet::new(),
+            changes: Changes::default(),
+            changed: BTreeMap::new(),
             happened: Vec::new(),
-            broken: None,
+            watchers: HashMap::new(),
+            ticks: 0,
+            last_tick: Instant::now(),
         })
     }
 
     fn serve(&mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
         while let Some(job) = jobs.blocking_recv() {
+            // After a pause of the whole process, others may own the studies.
+            if self.last_tick.elapsed() > 2 * TICK {
+                self.tick(now());
+            }
             let mut answers = vec![job(self, now())];
             while answers.len() < BATCH
-                && self.broken.is_none()
                 && let Ok(job) = jobs.try_recv()
             {
                 answers.push(job(self, now()));
@@ -149,55 +243,148 @@ impl Shelf {
                 self.go_back()?;
             }
         }
-        Ok(())
+        self.store.leave().map_err(|error| Error::Storage(Arc::new(error)))
     }
 
     fn commit(&mut self) -> Result<(), Error> {
-        if let Some(error) = self.broken.take() {
-            return Err(error);
-        }
-        for name in mem::take(&mut self.changed) {
-            if let Some(study) = self.studies.get(&name) {
-                self.store.save(study).map_err(|error| Error::Storage(Arc::new(error)))?;
+        for (name, changed) in &self.changed {
+            let Some(study) = self.studies.get(name) else { continue };
+            if changed.described {
+                self.changes.study(study);
+            }
+            self.changes.state(study);
+            for step in &changed.steps {
+                self.changes.step(study, *step);
             }
         }
-        self.store.commit().map_err(|error| Error::Storage(Arc::new(error)))?;
+        let changes = mem::take(&mut self.changes);
+        self.store.commit(&changes).map_err(|error| Error::Storage(Arc::new(error)))?;
         for (study, event) in self.happened.drain(..) {
             log(&study, &event);
+        }
+        self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
+        for name in mem::take(&mut self.changed).into_keys() {
+            if let Some(study) = self.studies.get(&name)
+                && let Some(watcher) = self.watchers.get(&study.id())
+            {
+                watcher.send_replace(());
+            }
         }
         Ok(())
     }
 
     fn go_back(&mut self) -> Result<(), Error> {
+        self.changes = Changes::default();
         self.changed.clear();
         self.happened.clear();
-        let studies = self.store.roll_back().and_then(|()| self.store.load(Instant::now()));
-        let studies = studies.map_err(|error| Error::Storage(Arc::new(error)))?;
+        // Where the database is elsewhere, it may take a while until it can be reached again.
+        let studies = loop {
+            match self.store.load(Instant::now()) {
+                Ok(studies) => break studies,
+                Err(error @ (store::Error::Postgres(_) | store::Error::TimedOut)) => {
+                    warn!(%error, "waiting for the database");
+                    thread::sleep(TICK);
+                }
+                Err(error) => return Err(Error::Storage(Arc::new(error))),
+            }
+        };
         self.studies = studies.into_iter().map(|study| (study.name().into(), study)).collect();
         Ok(())
     }
 
-    /// Notes that a write failed, so that the whole batch fails.
-    fn fail(&mut self, error: store::Error) -> Error {
-        let error = Error::Storage(Arc::new(error));
-        self.broken = Some(error.clone());
-        error
+    /// Does what time asks for.
+    fn tick(&mut self, now: Now) {
+        self.last_tick = Instant::now();
+        match self.store.tick(now.monotonic) {
+            Ok(store::Tick { gained, lost }) => {
+                self.studies.retain(|_, study| !lost.contains(&study.id()));
+                self.watchers.retain(|study, _| !lost.contains(study));
+                for study in gained {
+                    self.studies.insert(study.name().into(), study);
+                }
+            }
+            // Nothing is lost by this; what has to be written says so itself.
+            Err(error) => warn!(%error, "cannot keep up with the database"),
+        }
+        let names: Vec<_> = self
+            .studies
+            .values()
+            .filter(|study| !study.state().has_ended())
+            .map(|study| study.name().to_owned())
+            .collect();
+        for name in names {
+            // Nothing in a tick can be refused.
+            let _ = self.change(&name, |study| {
+                study.tick(now);
+                Ok(())
+            });
+        }
+        if self.ticks.is_multiple_of(TICKS_PER_SIZE) {
+            self.look_at_size();
+        }
+        self.ticks += 1;
     }
 
-    /// All studies, oldest first.
-    pub fn all(&self) -> Vec<&Study> {
-        let mut studies: Vec<_> = self.studies.values().collect();
-        studies.sort_by_key(|study| study.age());
-        studies
+    fn look_at_size(&mut self) {
+        match self.store.size() {
+            Ok(size) => self.size = size,
+            Err(error) => warn!(%error, "cannot tell the database's size"),
+        }
+        if let Some(budget) = self.limits.disk {
+            let size = self.size;
+            if size >= budget {
+                error!(size, budget, "disk budget reached: no step is handed out any more");
+            } else if size as f64 >= BUDGET_WARNING * budget as f64 {
+                warn!(size, budget, "disk budget nearly reached; delete studies or raise it");
+            }
+        }
+    }
+
+    fn over_budget(&self) -> Option<u64> {
+        self.limits.disk.filter(|budget| self.size >= *budget)
+    }
+
+    /// Bytes that the database took when that was last looked at.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// All studies that are here.
+    pub fn all(&self) -> impl Iterator<Item = &Study> {
+        self.studies.values()
     }
 
     /// The study called `name`.
-    pub fn get(&self, name: &str) -> Result<&Study, Error> {
-        self.studies.get(name).ok_or_else(|| Error::UnknownStudy(name.into()))
+    pub fn get(&mut self, name: &str) -> Result<&Study, Error> {
+        if !self.studies.contains_key(name) {
+            return Err(self.missing(name));
+        }
+        Ok(&self.studies[name])
     }
 
-    /// Creates a study, or returns the one of the same name and spec.
-    pub fn create(&mut self, name: &str, spec: Spec, now: Now) -> Result<&Study, Error> {
+    /// Why there is no study called `name` here.
+    fn missing(&mut self, name: &str) -> Error {
+        match self.store.owner(name) {
+            Ok(None) => Error::UnknownStudy(name.into()),
+            Ok(Some(address)) => Error::NotOwner { name: name.into(), address },
+            Err(error) => Error::Storage(Arc::new(error)),
+        }
+    }
+
+    /// Wakes its holder whenever the study called `name` has changed, and fails when it is gone from here.
+    pub fn watch(&mut self, name: &str) -> Result<watch::Receiver<()>, Error> {
+        let id = self.get(name)?.id();
+        Ok(self.watchers.entry(id).or_insert_with(|| watch::channel(()).0).subscribe())
+    }
+
+    /// Creates a study, or returns the one of the same name and spec. `creator` owns it if its spec does not say who.
+    pub fn create(
+        &mut self,
+        name: &str,
+        spec: Spec,
+        creator: &str,
+        now: Now,
+    ) -> Result<&Study, Error> {
         if let Some(study) = self.studies.get(name) {
             return if *study.spec() == spec {
                 self.get(name)
@@ -212,46 +399,163 @@ impl Shelf {
         if !violations.is_empty() {
             return Err(Error::Invalid(violations));
         }
+        self.ensure_room(name)?;
+        let start = self.start(&spec)?;
         let mut random = rand::rng();
         let id = StudyId(random.next_u64());
         let seed = spec.seed.unwrap_or_else(|| random.next_u64());
-        let mut study = Study::new(id, name, spec, seed, now);
-        self.store.insert(&study).map_err(|error| self.fail(error))?;
-        let events = study.take_events();
-        self.happened.extend(events.into_iter().map(|event| (name.into(), event)));
-        self.studies.insert(name.into(), study);
+        let owner = if spec.owner.is_empty() { creator } else { &spec.owner }.to_owned();
+        let study = Study::new(id, name, spec, seed, &owner, start, now).map_err(Error::Invalid)?;
+        self.insert(study);
         self.get(name)
+    }
+
+    /// Fails if there cannot be another study, or not one called `name`.
+    fn ensure_room(&mut self, name: &str) -> Result<(), Error> {
+        match self.missing(name) {
+            Error::UnknownStudy(_) => {}
+            other => return Err(other),
+        }
+        if self.studies.len() >= self.limits.studies {
+            return Err(Error::TooManyStudies(self.limits.studies));
+        }
+        self.over_budget().map_or(Ok(()), |budget| Err(Error::OverBudget(budget)))
+    }
+
+    /// Where `spec` lets theta start.
+    fn start(&mut self, spec: &Spec) -> Result<Vec<NamedMarginal>, Error> {
+        let refused = |text: String| Error::Invalid(vec![Violation::new("spec.start.study", text)]);
+        match &spec.start {
+            None => Ok(Vec::new()),
+            Some(Start::Distribution(marginals)) => Ok(marginals.clone()),
+            Some(Start::Study(source)) => {
+                let study = self.get(source).map_err(|error| refused(error.to_string()))?;
+                let marginals = study.marginals();
+                if marginals.is_empty() {
+                    return Err(refused(format!(
+                        "the variables of study {source:?} are not known"
+                    )));
+                }
+                Ok(marginals)
+            }
+        }
+    }
+
+    /// Puts a new study on the shelf.
+    fn insert(&mut self, mut study: Study) {
+        let name = study.name().to_owned();
+        self.note(&name, study.id(), study.spec().retention, study.take_events());
+        self.changed.entry(name.clone()).or_default().described = true;
+        self.studies.insert(name, study);
     }
 
     /// Removes a study and its history.
     pub fn delete(&mut self, name: &str) -> Result<(), Error> {
         let id = self.get(name)?.id();
-        self.store.delete(id).map_err(|error| self.fail(error))?;
+        self.changes.delete(id);
         self.studies.remove(name);
+        self.watchers.remove(&id);
         self.happened.push((name.into(), Event::Deleted));
         Ok(())
     }
 
-    /// Lets a study change, and stores what happened to it.
+    /// Makes room for the history of a study that is to be imported.
+    pub fn begin_import(&mut self, name: &str, id: StudyId) -> Result<(), Error> {
+        if self.studies.contains_key(name) {
+            return Err(Error::Exists(name.into()));
+        }
+        self.ensure_room(name)?;
+        self.changes.begin_import(id);
+        Ok(())
+    }
+
+    /// Stores a part of the history of a study that is being imported.
+    pub fn import_history(&mut self, id: StudyId, history: &[Past]) {
+        for past in history {
+            self.changes.past(id, past);
+        }
+    }
+
+    /// Forgets a study that was to be imported.
+    pub fn abandon_import(&mut self, id: StudyId) {
+        self.changes.delete(id);
+    }
+
+    /// Puts an imported study on the shelf, its history being stored.
+    pub fn end_import(&mut self, record: Record) -> Result<&Study, Error> {
+        let name = record.name.clone();
+        if self.studies.contains_key(&name) {
+            return Err(Error::Exists(name));
+        }
+        self.ensure_room(&name)?;
+        let steps = record.live.iter().chain(record.pending.iter().map(|pending| &pending.step));
+        let steps = steps.map(|step| step.id).collect();
+        let study = Study::restore(record)
+            .map_err(|what| Error::Invalid(vec![Violation::new("part.archive", what)]))?;
+        self.changes.end_import(study.id());
+        self.insert(study);
+        self.changed.entry(name.clone()).or_default().steps = steps;
+        self.happened.push((name.clone(), Event::Created));
+        self.get(&name)
+    }
+
+    /// Lets a study change, and notes what happened to it.
     pub fn change<T>(
         &mut self,
         name: &str,
-        now: Now,
         change: impl FnOnce(&mut Study) -> Result<T, study::Error>,
     ) -> Result<T, Error> {
-        let study = self.studies.get_mut(name).ok_or_else(|| Error::UnknownStudy(name.into()))?;
+        let Some(study) = self.studies.get_mut(name) else { return Err(self.missing(name)) };
         let result = change(study);
         let events = study.take_events();
-        for event in &events {
-            if let Err(error) = self.store.append(study, event, now) {
-                return Err(self.fail(error));
-            }
-        }
         if !events.is_empty() {
-            self.changed.insert(name.into());
-            self.happened.extend(events.into_iter().map(|event| (name.into(), event)));
+            let (id, retention) = (study.id(), study.spec().retention);
+            self.note(name, id, retention, events);
         }
         result.map_err(|source| Error::Refused { name: name.into(), source: Arc::new(source) })
+    }
+
+    /// Notes what the next commit has to make durable.
+    fn note(&mut self, name: &str, id: StudyId, retention: Option<Retention>, events: Vec<Event>) {
+        if !self.changed.contains_key(name) {
+            self.changed.insert(name.into(), Changed::default());
+        }
+        // Unwrap safety: it has just been inserted.
+        let changed = self.changed.get_mut(name).unwrap();
+        for event in events {
+            match &event {
+                Event::Created | Event::Deleted | Event::StateChanged(_) => {}
+                Event::Described => changed.described = true,
+                Event::Sampled(step) => {
+                    changed.steps.insert(*step);
+                    if let Some(Retention::Last(last)) = retention
+                        && step.0.is_multiple_of(PRUNE_EVERY)
+                        && step.0 > last
+                    {
+                        self.changes.prune(id, StepId(step.0 - last));
+                    }
+                }
+                Event::LeasedAgain(step)
+                | Event::Expired(step)
+                | Event::Released(step)
+                | Event::Reported { step, .. } => {
+                    changed.steps.insert(*step);
+                }
+                Event::Passed(past) => {
+                    changed.steps.insert(past.step.id);
+                    let kept = match retention {
+                        Some(Retention::Every(every)) => past.step.id.0.is_multiple_of(every),
+                        Some(Retention::Last(_)) | None => true,
+                    };
+                    // A step that was closed unreported is always kept, so that its late report is known for one.
+                    if kept || past.report.is_none() {
+                        self.changes.past(id, past);
+                    }
+                }
+                Event::ReportedLate(step, report) => self.changes.late(id, *step, report),
+            }
+            self.happened.push((name.into(), event));
+        }
     }
 
     /// Hands out a step of the study `name`, or of any study of one of `spaces` when that is empty. Returns the name of
@@ -264,8 +568,11 @@ impl Shelf {
         origin: &Origin,
         now: Now,
     ) -> Result<(Next, Option<String>), Error> {
+        if self.over_budget().is_some() {
+            return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
+        }
         if !name.is_empty() {
-            let next = self.change(name, now, |study| study.lease(trainer, spaces, origin, now))?;
+            let next = self.change(name, |study| study.lease(trainer, spaces, origin, now))?;
             return Ok((next, Some(name.into())));
         }
         // Studies that wait for a description first, so that their creators soon learn whether they can run; then the
@@ -280,19 +587,25 @@ impl Shelf {
         candidates.sort();
         let mut retry_after = study::RETRY_WHEN_IDLE;
         for (.., name) in candidates {
-            match self.change(&name, now, |study| study.lease(trainer, spaces, origin, now))? {
+            match self.change(&name, |study| study.lease(trainer, spaces, origin, now))? {
                 Next::NoWork(after) => retry_after = retry_after.min(after),
                 next => return Ok((next, Some(name))),
             }
+        }
+        if retry_after == study::RETRY_WHEN_IDLE
+            && let Some(address) =
+                self.store.owner_of_work(spaces).map_err(|error| Error::Storage(Arc::new(error)))?
+        {
+            return Err(Error::NotOwner { name: String::new(), address });
         }
         Ok((Next::NoWork(retry_after), None))
     }
 
     /// Puts back every step that `trainer` held before it was started again.
-    pub fn forget_trainer(&mut self, trainer: &str, now: Now) -> Result<(), Error> {
+    pub fn forget_trainer(&mut self, trainer: &str) -> Result<(), Error> {
         let names: Vec<_> = self.studies.keys().cloned().collect();
         for name in names {
-            self.change(&name, now, |study| {
+            self.change(&name, |study| {
                 study.forget_trainer(trainer);
                 Ok(())
             })?;
@@ -304,12 +617,13 @@ impl Shelf {
     pub fn report(&mut self, name: &str, report: Report, now: Now) -> Result<Receipt, Error> {
         let study = self.get(name)?;
         let step = report.lease.step;
+        let id = study.id();
         let closed = if study.is_closed(step) {
-            self.store.closed(study.id(), step).map_err(|error| self.fail(error))?
+            self.store.closed(id, step).map_err(|error| Error::Storage(Arc::new(error)))?
         } else {
             None
         };
-        self.change(name, now, |study| study.report(report, closed, now))
+        self.change(name, |study| study.report(report, closed, now))
     }
 }
 
@@ -325,16 +639,26 @@ fn log(study: &str, event: &Event) {
         Event::Created => info!(study, "study created"),
         Event::Deleted => info!(study, "study deleted"),
         Event::Described => info!(study, "variables are known"),
+        Event::StateChanged(State::Finished(rule)) => {
+            info!(study, state = "FINISHED", ?rule, "state changed");
+        }
         Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
         Event::Sampled(step) => debug!(study, %step, "step handed out"),
         Event::LeasedAgain(step) => info!(study, %step, "step handed out again"),
         Event::Expired(step) => warn!(study, %step, "lease ran out"),
         Event::Released(step) => info!(study, %step, "step given back"),
-        Event::Closed(step) => info!(study, %step, "step closed unreported"),
-        Event::Reported { step, report, outcome, staleness } => {
-            debug!(study, %step, trainer = report.trainer, ?outcome, staleness, "step reported");
+        Event::Reported { step, trainer, outcome, staleness } => {
+            debug!(study, %step, trainer, ?outcome, staleness, "step reported");
         }
-        Event::Applied(steps) => debug!(study, steps = steps.len(), "pending reports applied"),
+        Event::Passed(past) => match &past.report {
+            None => info!(study, step = %past.step.id, "step closed unreported"),
+            Some(report) => {
+                debug!(study, step = %past.step.id, update = report.update, "step done")
+            }
+        },
+        Event::ReportedLate(step, report) => {
+            debug!(study, %step, trainer = report.trainer, "closed step reported late");
+        }
     }
 }
 
@@ -354,8 +678,18 @@ mod tests {
         Spec { variables: (0..10).map(variable).collect(), max_steps: 100_000, ..Spec::default() }
     }
 
-    fn start(directory: &Path) -> Studies {
-        Studies::start(Store::open(directory).unwrap()).unwrap().0
+    async fn start(directory: &Path) -> Studies {
+        let location = Location::Directory(directory.into());
+        loop {
+            match Studies::start(location.clone(), Limits::default()).await {
+                Ok((studies, _)) => return studies,
+                // The last owner is about to end.
+                Err(Error::Storage(error)) if matches!(*error, store::Error::InUse(_)) => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// Leases and reports a step; returns its number once both are durable.
@@ -376,7 +710,7 @@ mod tests {
             metrics: BTreeMap::new(),
         };
         let receipt = studies.run(|shelf, now| shelf.report("s", report, now)).await?;
-        assert_eq!((receipt.outcome, receipt.duplicate), (Outcome::Applied, false));
+        assert_eq!((receipt.outcome, receipt.duplicate), (Some(Outcome::Applied), false));
         Ok(lease.step)
     }
 
@@ -387,12 +721,15 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_an_error_and_what_was_acknowledged_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let studies = start(directory.path());
-        studies.run(|shelf, now| shelf.create("s", spec(), now).map(drop)).await.unwrap();
+        let studies = start(directory.path()).await;
+        studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await.unwrap();
         search(&studies).await.unwrap();
         studies
             .run(|shelf, _| {
-                shelf.store.fill_disk();
+                match &shelf.store {
+                    Store::Sqlite(sqlite) => sqlite.fill_disk(),
+                    Store::Postgres(_) => unreachable!("a directory was opened"),
+                }
                 Ok(())
             })
             .await
@@ -409,27 +746,16 @@ mod tests {
         let before = studies.run(|shelf, _| Ok(description(shelf.get("s")?))).await.unwrap();
         assert!(before.contains(&format!("applied: {acknowledged},")), "{before}");
         drop(studies);
-        let after = reopened(directory.path()).await;
+        let after = start(directory.path()).await;
         let after = after.run(|shelf, _| Ok(description(shelf.get("s")?))).await.unwrap();
         assert_eq!(before, after, "memory had gone back to what was stored");
-    }
-
-    /// Opens a state directory whose last owner is about to end.
-    async fn reopened(directory: &Path) -> Studies {
-        loop {
-            match Store::open(directory) {
-                Ok(store) => return Studies::start(store).unwrap().0,
-                Err(store::Error::InUse(_)) => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
     }
 
     #[tokio::test]
     async fn everything_about_a_study_survives_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let studies = start(directory.path());
-        studies.run(|shelf, now| shelf.create("s", spec(), now).map(drop)).await.unwrap();
+        let studies = start(directory.path()).await;
+        studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await.unwrap();
         for _ in 0..20 {
             search(&studies).await.unwrap();
         }
@@ -439,12 +765,12 @@ mod tests {
         };
         let before = studies.run(describe).await.unwrap();
         drop(studies);
-        let studies = reopened(directory.path()).await;
+        let studies = start(directory.path()).await;
         assert_eq!(studies.run(describe).await.unwrap(), before);
-        let again = studies.run(|shelf, now| shelf.create("s", spec(), now).map(drop)).await;
+        let again = studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await;
         again.expect("the same spec is the same study");
         let other = Spec { max_steps: 5, ..spec() };
-        let other = studies.run(|shelf, now| shelf.create("s", other, now).map(drop)).await;
+        let other = studies.run(|shelf, now| shelf.create("s", other, "", now).map(drop)).await;
         assert!(matches!(other, Err(Error::Exists(_))));
     }
 }

@@ -20,14 +20,19 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 pub use self::{
-    record::{Incumbent, Pending, Progress, Record, State},
-    spec::{Kind, NAME_RULE, Spec, Variable, Violation, is_label, is_name},
+    record::{Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule},
+    spec::{
+        Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,
+        is_label, is_name,
+    },
     step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId, StudyId},
 };
 use crate::asng::{Architecture, Asng, Ranked};
 
 /// Bounds the memory of a study, whatever `steps_per_update` and `max_staleness` allow.
 const MAX_LIVE_STEPS: usize = 4096;
+/// Bounds the counters of a study that comes from elsewhere.
+const MAX_COUNTER: u64 = 1 << 62;
 /// When to ask again if other trainers hold every step that is allowed.
 const RETRY_WHEN_BUSY: Duration = Duration::from_millis(200);
 /// When to ask again if a person has to act first.
@@ -68,21 +73,22 @@ pub enum Event {
     Expired(StepId),
     /// A trainer gave a step back.
     Released(StepId),
-    /// A step came back and is too old to be handed out again, or the study has ended.
-    Closed(StepId),
     /// A step's first report arrived.
     Reported {
         /// The step.
         step: StepId,
-        /// The report.
-        report: Report,
+        /// Who reported.
+        trainer: String,
         /// What became of it.
         outcome: Outcome,
         /// Generation of the study when it arrived, minus the step's.
         staleness: u64,
     },
-    /// Reports that were pending entered an update.
-    Applied(Vec<StepId>),
+    /// A step went into the history: its report entered an update or was stale, or it was closed unreported, since it
+    /// was too old to be handed out again or the study has ended.
+    Passed(Box<Past>),
+    /// A step that the history has as closed was reported after all.
+    ReportedLate(StepId, Box<PastReport>),
 }
 
 /// What a trainer gets that asks for a step.
@@ -101,8 +107,8 @@ pub enum Next {
 /// The answer to a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// What became of the step's first report.
-    pub outcome: Outcome,
+    /// What became of the step's first report; none if the history of that step is no longer kept.
+    pub outcome: Option<Outcome>,
     /// Whether this report was not that first one, and so changed nothing.
     pub duplicate: bool,
     /// Generation of the study when the report arrived, minus the step's.
@@ -116,8 +122,6 @@ pub struct Closed {
     pub outcome: Option<Outcome>,
     /// Generation it was sampled from.
     pub generation: u64,
-    /// Architectures that were to be ranked.
-    pub lambda_theta: usize,
 }
 
 /// Why a study refuses what it is asked. Nothing has changed.
@@ -148,6 +152,9 @@ pub enum Error {
         /// The state.
         state: &'static str,
     },
+    /// It would go on while its copy does.
+    #[error("it is {0} and goes on; pause it before it is exported, or ask for a fork")]
+    GoesOn(&'static str),
     /// The variables are known and different.
     #[error("it has been described already, with other variables")]
     DescribedDifferently,
@@ -171,12 +178,14 @@ pub struct Study {
     name: String,
     spec: Spec,
     seed: u64,
+    owner: String,
+    start: Vec<NamedMarginal>,
     created: SystemTime,
     state: State,
     state_since: SystemTime,
+    started: Option<SystemTime>,
     search: Option<Search>,
     progress: Progress,
-    duplicates: u64,
     incumbent: Option<Incumbent>,
     live: BTreeMap<StepId, Step>,
     pending: BTreeMap<StepId, Pending>,
@@ -184,18 +193,29 @@ pub struct Study {
 }
 
 impl Study {
-    /// A new study. `spec` has no violations; `id` is random; `seed` is the spec's, or random.
-    pub fn new(id: StudyId, name: &str, spec: Spec, seed: u64, now: Now) -> Study {
+    /// A new study, or what in its spec does not go together. `spec` has no violations; `id` is random; `seed` is the
+    /// spec's, or random; `start` is where the spec lets theta start.
+    pub fn new(
+        id: StudyId,
+        name: &str,
+        spec: Spec,
+        seed: u64,
+        owner: &str,
+        start: Vec<NamedMarginal>,
+        now: Now,
+    ) -> Result<Study, Vec<Violation>> {
         let mut study = Study {
             id,
             name: name.into(),
             seed,
+            owner: owner.into(),
+            start,
             created: now.wall,
             state: State::Waiting,
             state_since: now.wall,
+            started: None,
             search: None,
             progress: Progress::default(),
-            duplicates: 0,
             incumbent: None,
             live: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -203,9 +223,9 @@ impl Study {
             spec,
         };
         if !study.spec.variables.is_empty() {
-            study.start(study.spec.variables.clone(), now);
+            study.begin(study.spec.variables.clone(), now)?;
         }
-        study
+        Ok(study)
     }
 
     /// The study that was stored, or what in the record makes no sense. A lease in it runs its full time again
@@ -213,7 +233,8 @@ impl Study {
     pub fn restore(record: Record) -> Result<Study, String> {
         let search = match (record.variables, record.asng) {
             (Some(variables), Some(state)) => {
-                let shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
+                let shapes =
+                    record.spec.shapes(&variables).map_err(|found| found[0].to_string())?;
                 let asng = Asng::from_state(&shapes, record.spec.optimiser(), state)
                     .map_err(|error| error.to_string())?;
                 Some(Search { variables, asng })
@@ -221,37 +242,84 @@ impl Study {
             _ => None,
         };
         let shapes = search.as_ref().map_or(&[][..], |search| search.asng.variables());
-        let live = record.live.iter().flat_map(|step| step.train.iter().chain(&step.rank));
-        let pending = record.pending.values().flat_map(|step| &step.architectures);
+        let pending = record.pending.iter().map(|pending| &pending.step);
+        let open: Vec<&Step> = record.live.iter().chain(pending).collect();
+        let architectures = open.iter().flat_map(|step| step.train.iter().chain(&step.rank));
         let incumbent = record.incumbent.iter().map(|incumbent| &incumbent.architecture);
-        if !live.chain(pending).chain(incumbent).all(|architecture| architecture.fits(shapes)) {
+        if !architectures.chain(incumbent).all(|architecture| architecture.fits(shapes)) {
             return Err("an architecture does not fit the variables".into());
         }
-        let counted = |step: &Pending| step.architectures.len() == step.losses.len();
-        let sampled = |id: &StepId| (1..=record.progress.sampled).contains(&id.0);
-        let fresh = |step: &Step| step.generation <= record.progress.generation;
-        if !record.pending.values().all(counted)
-            || !record.pending.keys().all(sampled)
-            || !record.live.iter().all(|step| sampled(&step.id) && fresh(step))
+        let (train, rank) = (record.spec.lambda_x(), record.spec.lambda_theta());
+        let sound = |step: &Step| {
+            (1..=record.progress.sampled).contains(&step.id.0)
+                && step.generation <= record.progress.generation
+                && (1..u32::MAX / 2).contains(&step.attempt)
+                && (step.train.len(), step.rank.len()) == (train, rank)
+        };
+        let mut ids: Vec<_> = open.iter().map(|step| step.id).collect();
+        ids.sort();
+        ids.dedup();
+        let progress = record.progress;
+        let counters = [progress.sampled, progress.duplicate, progress.diverged, progress.expired];
+        if progress.generation > progress.applied
+            || progress.applied > progress.sampled.min(record.spec.max_steps)
+            || progress.stale > progress.sampled
+            || counters.iter().any(|counter| *counter > MAX_COUNTER)
         {
-            return Err("its steps do not fit its counters".into());
+            return Err("its counters make no sense".into());
+        }
+        if record.incumbent.as_ref().is_some_and(|incumbent| !incumbent.loss.is_finite()) {
+            return Err("the loss of its incumbent is not finite".into());
+        }
+        if (search.is_none() || record.state.has_ended()) && !open.is_empty() {
+            return Err("it has open steps, which its state does not allow".into());
+        }
+        if !open.iter().all(|step| sound(step))
+            || ids.len() < open.len()
+            || !record.pending.iter().all(|pending| pending.losses.len() == rank)
+        {
+            return Err("its open steps do not fit it".into());
         }
         Ok(Study {
             id: record.id,
             name: record.name,
             spec: record.spec,
             seed: record.seed,
+            owner: record.owner,
+            start: record.start,
             created: record.created,
             state: record.state,
             state_since: record.state_since,
+            started: record.started,
             search,
             progress: record.progress,
-            duplicates: 0,
             incumbent: record.incumbent,
             live: record.live.into_iter().map(|step| (step.id, step)).collect(),
-            pending: record.pending,
+            pending: record.pending.into_iter().map(|pending| (pending.step.id, pending)).collect(),
             events: Vec::new(),
         })
+    }
+
+    /// All of it that is stored, but for its history.
+    pub fn record(&self) -> Record {
+        Record {
+            id: self.id,
+            name: self.name.clone(),
+            spec: self.spec.clone(),
+            seed: self.seed,
+            owner: self.owner.clone(),
+            start: self.start.clone(),
+            created: self.created,
+            state: self.state.clone(),
+            state_since: self.state_since,
+            started: self.started,
+            variables: self.variables().map(<[Variable]>::to_vec),
+            asng: self.asng().map(|asng| asng.state().clone()),
+            progress: self.progress,
+            incumbent: self.incumbent.clone(),
+            live: self.live.values().cloned().collect(),
+            pending: self.pending.values().cloned().collect(),
+        }
     }
 
     /// What has happened since this was last called, oldest first.
@@ -272,11 +340,11 @@ impl Study {
         if self.spec.variables.is_empty() && !spaces.contains(space) {
             return Err(Error::OtherSpace { space: space.clone(), served: spaces.join(", ") });
         }
-        self.expire(now);
+        self.tick(now);
         let until = now.monotonic + self.spec.lease();
         match self.state {
             State::Waiting => return Ok(Next::Describe),
-            State::Finished | State::Stopped | State::Failed(_) => return Ok(Next::Finished),
+            State::Finished(_) | State::Stopped | State::Failed(_) => return Ok(Next::Finished),
             State::Running | State::Paused => {}
         }
         // The same request again gets the same step (rule 3).
@@ -336,8 +404,9 @@ impl Study {
         Next::Step(id)
     }
 
-    /// Puts back the steps whose lease has run out, and closes those that came back and are no longer fresh (rule 5).
-    fn expire(&mut self, now: Now) {
+    /// Does what time asks for: puts back the steps whose lease has run out, closes those that came back and are no longer
+    /// fresh (rule 5), and ends the study when its time is over.
+    pub fn tick(&mut self, now: Now) {
         for step in self.live.values_mut() {
             if step.lease.as_ref().is_some_and(|lease| lease.until <= now.monotonic) {
                 step.lease = None;
@@ -347,17 +416,26 @@ impl Study {
         }
         let oldest = self.progress.generation.saturating_sub(self.spec.max_staleness());
         self.close(|step| step.lease.is_none() && step.generation < oldest);
+        self.end_in_time(now);
+    }
+
+    fn end_in_time(&mut self, now: Now) {
+        let over = |started: SystemTime, limit| {
+            now.wall.duration_since(started).is_ok_and(|passed| passed >= limit)
+        };
+        if !self.state.has_ended()
+            && let (Some(started), Some(limit)) = (self.started, self.spec.max_duration)
+            && over(started, limit)
+        {
+            self.end(State::Finished(StopRule::MaxDuration), now);
+        }
     }
 
     fn close(&mut self, condition: impl Fn(&Step) -> bool) {
-        let events = &mut self.events;
-        self.live.retain(|id, step| {
-            let closes = condition(step);
-            if closes {
-                events.push(Event::Closed(*id));
-            }
-            !closes
-        });
+        for (_, step) in self.live.extract_if(.., |_, step| condition(step)) {
+            let past = Past { step: Step { lease: None, ..step }, report: None };
+            self.events.push(Event::Passed(Box::new(past)));
+        }
     }
 
     /// Puts back every step that `trainer` holds: the process that leased them is gone.
@@ -392,74 +470,101 @@ impl Study {
         if !(1..=self.progress.sampled).contains(&id.0) {
             return Err(Error::UnknownStep(id));
         }
-        let check = |lambda_theta: usize| {
-            if report.losses.len() == lambda_theta {
-                return Ok(());
-            }
-            let count = report.losses.len();
-            let description =
-                format!("{count} losses; the step has {lambda_theta} rank architectures");
-            Err(Error::Invalid(vec![Violation::new("losses", description)]))
-        };
+        let (count, expected) = (report.losses.len(), self.spec.lambda_theta());
+        if count != expected {
+            let description = format!("{count} losses; the step has {expected} rank architectures");
+            return Err(Error::Invalid(vec![Violation::new("losses", description)]));
+        }
         if let Some(pending) = self.pending.get(&id) {
-            check(pending.losses.len())?;
-            self.duplicates += 1;
-            return Ok(Receipt { outcome: Outcome::Pending, duplicate: true, staleness: 0 });
+            self.progress.duplicate += 1;
+            let staleness = pending.staleness;
+            return Ok(Receipt { outcome: Some(Outcome::Pending), duplicate: true, staleness });
         }
-        let Some(step) = self.live.get(&id) else {
-            let closed = closed.ok_or(Error::UnknownStep(id))?;
-            check(closed.lambda_theta)?;
-            let staleness = self.progress.generation.saturating_sub(closed.generation);
-            if let Some(outcome) = closed.outcome {
-                self.duplicates += 1;
-                return Ok(Receipt { outcome, duplicate: true, staleness });
-            }
-            return Ok(self.record(id, report, Outcome::Stale, staleness));
+        self.end_in_time(now);
+        let Report { trainer, losses, metrics, .. } = report;
+        let Some(step) = self.live.remove(&id) else {
+            return Ok(self.report_closed(id, closed, trainer, losses, metrics, now));
         };
-        check(step.rank.len())?;
         let staleness = self.progress.generation - step.generation;
-        // Unwrap safety: `get` has just found it.
-        let step = self.live.remove(&id).unwrap();
         if staleness > self.spec.max_staleness() {
-            return Ok(self.record(id, report, Outcome::Stale, staleness));
+            self.note_report(id, &trainer, Outcome::Stale, staleness);
+            let report =
+                PastReport { trainer, losses, metrics, staleness, at: now.wall, update: None };
+            self.pass(step, report);
+            return Ok(Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness });
         }
-        self.note_incumbent(&step, &report.losses);
-        self.progress.diverged +=
-            report.losses.iter().filter(|loss| !loss.is_finite()).count() as u64;
-        let pending = Pending { architectures: step.rank, losses: report.losses.clone() };
+        self.note_incumbent(&step, &losses);
+        self.progress.diverged += losses.iter().filter(|loss| !loss.is_finite()).count() as u64;
+        let target = self.spec.reaches_target(&losses, &metrics);
+        let full = self.pending.len() + 1 >= self.spec.steps_per_update();
+        let all_reported = self.live.is_empty()
+            && self.progress.applied + self.pending.len() as u64 + 1 >= self.spec.max_steps;
+        let outcome =
+            if full || all_reported || target { Outcome::Applied } else { Outcome::Pending };
+        self.note_report(id, &trainer, outcome, staleness);
+        let pending = Pending { step, trainer, losses, metrics, staleness, at: now.wall };
         self.pending.insert(id, pending);
-        let all_reported = self.progress.applied + self.pending.len() as u64 >= self.spec.max_steps
-            && self.live.is_empty();
-        let full = self.pending.len() >= self.spec.steps_per_update();
-        let receipt = if full || all_reported {
-            let earlier = self.update();
-            let receipt = self.record(id, report, Outcome::Applied, staleness);
-            let earlier: Vec<_> = earlier.into_iter().filter(|step| *step != id).collect();
-            if !earlier.is_empty() {
-                self.events.push(Event::Applied(earlier));
-            }
-            receipt
-        } else {
-            self.record(id, report, Outcome::Pending, staleness)
-        };
-        if all_reported {
-            self.change_state(State::Finished, now);
+        if outcome == Outcome::Applied {
+            self.update();
         }
-        Ok(receipt)
+        if all_reported {
+            self.end(State::Finished(StopRule::MaxSteps), now);
+        } else if target {
+            self.end(State::Finished(StopRule::Target), now);
+        } else if outcome == Outcome::Applied
+            && self.spec.convergence.is_some_and(|enough| self.convergence() >= enough)
+        {
+            self.end(State::Finished(StopRule::Convergence), now);
+        }
+        Ok(Receipt { outcome: Some(outcome), duplicate: false, staleness })
     }
 
-    fn record(
+    /// Takes a report of a step that the history knows, unless it no longer keeps it.
+    fn report_closed(
         &mut self,
-        step: StepId,
-        report: Report,
-        outcome: Outcome,
-        staleness: u64,
+        id: StepId,
+        closed: Option<Closed>,
+        trainer: String,
+        losses: Vec<f64>,
+        metrics: BTreeMap<String, f64>,
+        now: Now,
     ) -> Receipt {
-        if outcome == Outcome::Stale {
-            self.progress.stale += 1;
+        // A step that was closed while this report was on its way: by the end of the study's time.
+        let just_closed = self.events.iter().find_map(|event| match event {
+            Event::Passed(past) if past.step.id == id && past.report.is_none() => {
+                Some(Closed { outcome: None, generation: past.step.generation })
+            }
+            _ => None,
+        });
+        let Some(closed) = just_closed.or(closed) else {
+            self.progress.duplicate += 1;
+            return Receipt { outcome: None, duplicate: true, staleness: 0 };
+        };
+        let staleness = self.progress.generation.saturating_sub(closed.generation);
+        if closed.outcome.is_some() {
+            self.progress.duplicate += 1;
+            return Receipt { outcome: closed.outcome, duplicate: true, staleness };
         }
-        self.events.push(Event::Reported { step, report, outcome, staleness });
-        Receipt { outcome, duplicate: false, staleness }
+        self.note_report(id, &trainer, Outcome::Stale, staleness);
+        let report = PastReport { trainer, losses, metrics, staleness, at: now.wall, update: None };
+        self.events.push(Event::ReportedLate(id, Box::new(report)));
+        Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness }
+    }
+
+    fn note_report(&mut self, step: StepId, trainer: &str, outcome: Outcome, staleness: u64) {
+        self.progress.stale += u64::from(outcome == Outcome::Stale);
+        self.events.push(Event::Reported { step, trainer: trainer.into(), outcome, staleness });
+    }
+
+    /// Lets a reported step go into the history.
+    fn pass(&mut self, step: Step, mut report: PastReport) {
+        for loss in &mut report.losses {
+            if !loss.is_finite() {
+                *loss = f64::NAN;
+            }
+        }
+        let past = Past { step: Step { lease: None, ..step }, report: Some(report) };
+        self.events.push(Event::Passed(Box::new(past)));
     }
 
     fn note_incumbent(&mut self, step: &Step, losses: &[f64]) {
@@ -473,27 +578,27 @@ impl Study {
     }
 
     /// Applies the pending reports, in the order of their steps so that the order of arrival leaves no trace in the
-    /// sums (rule 6), and returns their steps.
-    fn update(&mut self) -> Vec<StepId> {
+    /// sums (rule 6).
+    fn update(&mut self) {
         let batch = mem::take(&mut self.pending);
-        if let Some(search) = &mut self.search
-            && !batch.is_empty()
-        {
-            let ranked: Vec<Ranked<'_>> = batch
-                .values()
-                .map(|step| Ranked { architectures: &step.architectures, losses: &step.losses })
-                .collect();
-            // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
-            search.asng.tell(&ranked).unwrap();
-            self.progress.generation += 1;
-            self.progress.applied += batch.len() as u64;
+        let Some(search) = self.search.as_mut().filter(|_| !batch.is_empty()) else { return };
+        let ranked: Vec<Ranked<'_>> = batch
+            .values()
+            .map(|Pending { step, losses, .. }| Ranked { architectures: &step.rank, losses })
+            .collect();
+        // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
+        search.asng.tell(&ranked).unwrap();
+        self.progress.generation += 1;
+        self.progress.applied += batch.len() as u64;
+        let update = Some(self.progress.generation);
+        for Pending { step, trainer, losses, metrics, staleness, at } in batch.into_values() {
+            self.pass(step, PastReport { trainer, losses, metrics, staleness, at, update });
         }
-        batch.into_keys().collect()
     }
 
     /// Starts the time of a lease anew.
     pub fn extend(&mut self, id: LeaseId, now: Now) -> Result<Duration, Error> {
-        self.expire(now);
+        self.tick(now);
         let duration = self.spec.lease();
         let lease = self.held(id)?.ok_or(Error::LeaseNotHeld(id))?;
         lease.until = now.monotonic + duration;
@@ -507,7 +612,7 @@ impl Study {
         {
             step.lease = None;
             self.events.push(Event::Released(id.step));
-            self.expire(now);
+            self.tick(now);
         }
         Ok(())
     }
@@ -535,20 +640,39 @@ impl Study {
                 if !violations.is_empty() {
                     return Err(Error::Invalid(violations));
                 }
-                self.start(variables, now);
+                // It is the settings of its creator that do not go with the variables, and no fault of the trainer.
+                if let Err(violations) = self.begin(variables, now) {
+                    self.change_state(State::Failed(violations), now);
+                }
                 Ok(())
             }
             (_, None) => Err(self.wrong_state("describe")),
         }
     }
 
-    fn start(&mut self, variables: Vec<Variable>, now: Now) {
-        let shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
-        // Unwrap safety: `violations` and `variable_violations` have made a trial of it.
-        let asng = Asng::new(&shapes, self.spec.optimiser()).unwrap();
+    fn begin(&mut self, variables: Vec<Variable>, now: Now) -> Result<(), Vec<Violation>> {
+        let shapes = self.spec.shapes(&variables)?;
+        // Unwrap safety: `violations` and `variable_violations` have made a trial of it, `shapes` left one free.
+        let mut asng = Asng::new(&shapes, self.spec.optimiser()).unwrap();
+        let mut violations = Vec::new();
+        for NamedMarginal { name, marginal } in &self.start {
+            let place = variables.iter().position(|variable| variable.name == *name);
+            let started = match place {
+                Some(place) => asng.start_at(place, marginal),
+                None => Err("the study has no variable of this name".into()),
+            };
+            if let Err(description) = started {
+                violations.push(Violation::new(format!("spec.start[{name:?}]"), description));
+            }
+        }
+        if !violations.is_empty() {
+            return Err(violations);
+        }
         self.search = Some(Search { variables, asng });
+        self.started = Some(now.wall);
         self.events.push(Event::Described);
         self.change_state(State::Running, now);
+        Ok(())
     }
 
     /// Takes a trainer's word that the settings cannot be served.
@@ -585,17 +709,18 @@ impl Study {
         Ok(())
     }
 
-    /// Ends the study: what is pending is applied (rule 7), what is outstanding is closed.
+    /// Ends the study early and for good.
     pub fn stop(&mut self, now: Now) {
-        if self.state.has_ended() {
-            return;
+        if !self.state.has_ended() {
+            self.end(State::Stopped, now);
         }
-        let applied = self.update();
-        if !applied.is_empty() {
-            self.events.push(Event::Applied(applied));
-        }
+    }
+
+    /// What is pending is applied (rule 7), what is outstanding is closed.
+    fn end(&mut self, state: State, now: Now) {
+        self.update();
         self.close(|_| true);
-        self.change_state(State::Stopped, now);
+        self.change_state(state, now);
     }
 
     fn change_state(&mut self, state: State, now: Now) {
@@ -618,6 +743,14 @@ impl Study {
         self.search.as_ref().map(|search| search.asng.mode())
     }
 
+    /// The distribution, variable by variable; empty while the variables are not known.
+    pub fn marginals(&self) -> Vec<NamedMarginal> {
+        let Some(Search { variables, asng }) = &self.search else { return Vec::new() };
+        let names = variables.iter().map(|variable| variable.name.clone());
+        let named = names.zip(asng.marginals());
+        named.map(|(name, marginal)| NamedMarginal { name, marginal }).collect()
+    }
+
     /// The optimiser, once the variables are known.
     pub fn asng(&self) -> Option<&Asng> {
         self.search.as_ref().map(|search| &search.asng)
@@ -626,6 +759,24 @@ impl Study {
     /// The variables, once they are known.
     pub fn variables(&self) -> Option<&[Variable]> {
         self.search.as_ref().map(|search| search.variables.as_slice())
+    }
+
+    /// Convergence of theta, from 0 to 1; 0 while the variables are not known.
+    pub fn convergence(&self) -> f64 {
+        self.asng().map_or(0.0, Asng::convergence)
+    }
+
+    /// Whether it would go on while a copy of it does.
+    pub fn goes_on(&self) -> Result<(), Error> {
+        match self.state {
+            State::Waiting | State::Running => Err(Error::GoesOn(self.state.name())),
+            _ => Ok(()),
+        }
+    }
+
+    /// A report that waits for its batch.
+    pub fn pending_step(&self, id: StepId) -> Option<&Pending> {
+        self.pending.get(&id)
     }
 
     /// A live step.
@@ -646,11 +797,6 @@ impl Study {
     /// Reports that wait for their batch.
     pub fn pending(&self) -> usize {
         self.pending.len()
-    }
-
-    /// Repeated reports since the study was loaded.
-    pub fn duplicates(&self) -> u64 {
-        self.duplicates
     }
 
     /// Which study: a name may be used again after a deletion, this is not.
@@ -676,6 +822,21 @@ impl Study {
     /// The seed in use.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Where theta was to start, or is to start once the variables are known.
+    pub fn start(&self) -> &[NamedMarginal] {
+        &self.start
+    }
+
+    /// When its variables became known.
+    pub fn started(&self) -> Option<SystemTime> {
+        self.started
     }
 
     /// When it was created.

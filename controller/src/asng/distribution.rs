@@ -15,6 +15,9 @@ use super::{Marginal, TOLERANCE, Value, Variable};
 /// Smallest deviation of an integer; the authors' constant.
 const MIN_DEVIATION: f64 = 0.25;
 
+/// By how much the sum of probabilities that a person gives may be off.
+const START_TOLERANCE: f64 = 1e-3;
+
 /// The kind of one free variable's distribution, and what restricts its parameters.
 #[derive(Clone, Debug)]
 pub(super) enum Family {
@@ -36,6 +39,7 @@ impl Family {
                 Categorical { choices, floor }
             }
             Variable::Integer { low, high } => Integer { low: low as f64, high: high as f64 },
+            Variable::Fixed { .. } => unreachable!("a fixed variable has no distribution"),
         }
     }
 
@@ -48,6 +52,40 @@ impl Family {
             Integer { low, high } => {
                 theta.extend([f64::midpoint(low, high), max_deviation(low, high).powi(2)]);
             }
+        }
+    }
+
+    /// Takes over a distribution that a person gives, restricted to what this one may be, or says what is wrong with it.
+    pub(super) fn start_at(&self, theta: &mut [f64], start: &Marginal) -> Result<(), String> {
+        match (self, start) {
+            (Categorical { choices, .. }, Marginal::Categorical(probabilities)) => {
+                if probabilities.len() != *choices {
+                    let count = probabilities.len();
+                    return Err(format!("{count} probabilities for {choices} choices"));
+                }
+                let sum: f64 = probabilities.iter().sum();
+                if !probabilities.iter().all(|p| (0.0..=1.0).contains(p))
+                    || (sum - 1.0).abs() > START_TOLERANCE
+                {
+                    return Err(format!(
+                        "probabilities lie between 0 and 1 and sum to 1, not {sum}"
+                    ));
+                }
+                theta.copy_from_slice(probabilities);
+                self.advance(theta, &vec![0.0; *choices], 0.0);
+                Ok(())
+            }
+            (&Integer { low, high }, &Marginal::Integer { mean, deviation }) => {
+                if !(low..=high).contains(&mean) || !(0.0..=f64::MAX).contains(&deviation) {
+                    return Err(format!(
+                        "mean {mean} is to lie within {low} and {high}, deviation {deviation} not below 0"
+                    ));
+                }
+                theta[0] = mean;
+                theta[1] = deviation.clamp(MIN_DEVIATION, max_deviation(low, high)).powi(2);
+                Ok(())
+            }
+            _ => Err("a categorical and an integer have different distributions".to_owned()),
         }
     }
 
@@ -284,6 +322,32 @@ mod tests {
         let mut theta = [99_999.0, 0.07];
         integer(-100_000, 100_000).advance(&mut theta, &[1e-7, 1e-12], 1.0);
         assert_close(theta[1], 0.07 + 1e-12 - 1e-14);
+    }
+
+    #[test]
+    fn a_start_is_restricted_or_refused() {
+        let mut theta = [0.0; 4];
+        let certain = Marginal::Categorical(vec![1.0, 0.0, 0.0, 0.0]);
+        categorical(4).start_at(&mut theta, &certain).unwrap();
+        categorical(4).check(&theta).unwrap();
+        assert_close(theta[0], 2.0 / 3.0);
+        let mut theta = [0.0; 2];
+        integer(0, 10)
+            .start_at(&mut theta, &Marginal::Integer { mean: 3.0, deviation: 0.0 })
+            .unwrap();
+        assert_eq!(theta, [3.0, 0.0625]);
+        for refused in [
+            Marginal::Categorical(vec![0.5, 0.5]),
+            Marginal::Categorical(vec![0.5, 0.5, 0.5, 0.5]),
+            Marginal::Categorical(vec![f64::NAN; 4]),
+            Marginal::Integer { mean: 1.0, deviation: 1.0 },
+        ] {
+            assert!(categorical(4).start_at(&mut [0.0; 4], &refused).is_err(), "{refused:?}");
+        }
+        for (mean, deviation) in [(-1.0, 1.0), (f64::NAN, 1.0), (1.0, -1.0), (1.0, f64::INFINITY)] {
+            let refused = Marginal::Integer { mean, deviation };
+            assert!(integer(0, 10).start_at(&mut [0.0; 2], &refused).is_err(), "{refused:?}");
+        }
     }
 
     #[test]

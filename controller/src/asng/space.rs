@@ -24,12 +24,20 @@ pub enum Variable {
         /// Largest value.
         high: i64,
     },
+    /// A categorical that keeps one choice.
+    Fixed {
+        /// How many choices there are.
+        choices: usize,
+        /// The one it keeps.
+        choice: usize,
+    },
 }
 
 impl Variable {
     /// Free parameters of its distribution: K - 1 for a categorical, 2 for an integer, 0 when fixed.
     pub fn parameters(self) -> usize {
         match self {
+            Variable::Fixed { .. } => 0,
             Variable::Categorical { choices } => choices.saturating_sub(1),
             Variable::Integer { low, high } => 2 * usize::from(low < high),
         }
@@ -40,6 +48,9 @@ impl Variable {
         let bounds = -INTEGER_LIMIT..=INTEGER_LIMIT;
         match self {
             Variable::Categorical { choices: 0 } => Err("needs at least one choice"),
+            Variable::Fixed { choices, choice } if choice >= choices => {
+                Err("is fixed to a choice that it does not have")
+            }
             Variable::Integer { low, high } if low > high => Err("has low above high"),
             Variable::Integer { low, high }
                 if !bounds.contains(&low) || !bounds.contains(&high) =>
@@ -57,6 +68,7 @@ impl Variable {
                 (choice as usize) < choices
             }
             (Variable::Integer { .. }, Value::Real(real)) => real.abs() <= REAL_LIMIT,
+            (Variable::Fixed { choice, .. }, Value::Choice(value)) => value as usize == choice,
             _ => false,
         }
     }
@@ -96,7 +108,7 @@ impl Architecture {
             (Value::Real(real), Variable::Integer { low, high }) => {
                 real.clamp(low as f64, high as f64).round() as i64
             }
-            (Value::Real(real), Variable::Categorical { .. }) => panic!("{real} is not a choice"),
+            (Value::Real(real), _) => panic!("{real} is not a choice"),
         };
         self.0.iter().zip(variables).map(settle).collect()
     }

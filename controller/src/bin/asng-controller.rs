@@ -3,6 +3,7 @@
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
+use asng_controller::store::Location;
 use clap::Parser;
 use tokio::{
     net::TcpListener,
@@ -66,6 +67,6 @@ async fn serve(Arguments { listen, state_dir, log }: Arguments) -> anyhow::Resul
             _ = terminate.recv() => info!("terminated"),
         }
     };
-    asng_controller::run(&state_dir, listener, shutdown).await?;
+    asng_controller::run(Location::Directory(state_dir), listener, shutdown).await?;
     Ok(())
 }

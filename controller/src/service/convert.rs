@@ -6,7 +6,10 @@ use asng_proto::v1;
 
 use crate::{
     asng::{self, Architecture},
-    study::{Kind, Next, Outcome, Spec, State, Step, Study, StudyId, Variable, Violation},
+    study::{
+        Kind, NamedMarginal, Next, Outcome, Retention, Spec, Start, State, Step, StopRule, Study,
+        StudyId, Target, Variable, Violation,
+    },
 };
 
 /// The spec in a request.
@@ -31,10 +34,43 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
             None
         }
     };
-    let lease = match spec.lease.map(Duration::try_from).transpose() {
-        Ok(lease) => lease,
-        Err(error) => {
-            violations.push(Violation::new("spec.lease", error.to_string()));
+    let mut length = |field: &str, duration: Option<prost_types::Duration>| {
+        duration.and_then(|duration| match Duration::try_from(duration) {
+            Ok(duration) => Some(duration),
+            Err(error) => {
+                violations.push(Violation::new(format!("spec.{field}"), error.to_string()));
+                None
+            }
+        })
+    };
+    let stop = spec.stop.unwrap_or_default();
+    let lease = length("lease", spec.lease);
+    let max_duration = length("stop.max_duration", stop.max_duration);
+    let start = match spec.start.map(|start| start.from) {
+        None => None,
+        Some(Some(v1::start::From::Study(study))) => Some(Start::Study(study)),
+        Some(Some(v1::start::From::Distribution(start))) => {
+            match marginals("spec.start.distribution", start) {
+                Ok(marginals) => Some(Start::Distribution(marginals)),
+                Err(violation) => {
+                    violations.push(violation);
+                    None
+                }
+            }
+        }
+        Some(None) => {
+            let description = "name a study, or give a distribution";
+            violations.push(Violation::new("spec.start", description));
+            None
+        }
+    };
+    let retention = match spec.retention.map(|retention| retention.keep) {
+        None => None,
+        Some(Some(v1::retention::Keep::Every(every))) => Some(Retention::Every(every)),
+        Some(Some(v1::retention::Keep::Last(last))) => Some(Retention::Last(last)),
+        Some(None) => {
+            let description = "say which steps to keep, or leave it out to keep all";
+            violations.push(Violation::new("spec.retention", description));
             None
         }
     };
@@ -48,15 +84,56 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         algorithm,
         alpha: settings.alpha,
         delta_init: settings.delta_init,
-        delta_max: settings.delta_max,
+        // Infinity is what its absence stands for.
+        delta_max: settings.delta_max.filter(|delta| *delta != f64::INFINITY),
         lambda_x: settings.lambda_x,
         lambda_theta: settings.lambda_theta,
         steps_per_update: settings.steps_per_update,
         max_staleness: settings.max_staleness,
         seed: settings.seed,
-        max_steps: spec.stop.unwrap_or_default().max_steps,
+        max_steps: stop.max_steps,
+        max_duration,
+        convergence: stop.convergence,
+        target: stop.target.map(|v1::Target { metric, value, at_least }| Target {
+            metric,
+            value,
+            at_least,
+        }),
         lease,
+        start,
+        fixed: spec.fixed,
+        labels: spec.labels,
+        owner: spec.owner,
+        retention,
     })
+}
+
+/// The distribution in a request; `field` is where it stands in it.
+pub(super) fn marginals(
+    field: &str,
+    distribution: v1::Distribution,
+) -> Result<Vec<NamedMarginal>, Violation> {
+    use v1::marginal::Kind;
+    let marginals = distribution.marginals.into_iter().enumerate().map(|(i, marginal)| {
+        let refused = |what: &str| Violation::new(format!("{field}.marginals[{i}]"), what);
+        let finite = |number: &f64| number.is_finite();
+        let converted = match marginal.kind {
+            Some(Kind::Categorical(v1::CategoricalMarginal { probabilities }))
+                if probabilities.iter().all(finite) =>
+            {
+                asng::Marginal::Categorical(probabilities)
+            }
+            Some(Kind::Integer(v1::IntegerMarginal { mean, deviation }))
+                if finite(&mean) && finite(&deviation) =>
+            {
+                asng::Marginal::Integer { mean, deviation }
+            }
+            Some(_) => return Err(refused("has a number that is not finite")),
+            None => return Err(refused("say whether it is categorical or integer")),
+        };
+        Ok(NamedMarginal { name: marginal.name, marginal: converted })
+    });
+    marginals.collect()
 }
 
 /// The variables in a request; `field` is where they stand in it.
@@ -99,11 +176,11 @@ pub(super) fn study(study: &Study) -> v1::Study {
             pending: study.pending() as u64,
             outstanding: study.outstanding() as u64,
             stale: progress.stale,
-            duplicate: study.duplicates(),
+            duplicate: progress.duplicate,
             diverged: progress.diverged,
             expired: progress.expired,
             max_steps: study.spec().max_steps,
-            convergence: study.asng().map_or(0.0, asng::Asng::convergence),
+            convergence: study.convergence(),
         }),
         mode: study.mode().map(|mode| architecture(study, &mode)),
         incumbent: study.incumbent().map(|incumbent| v1::Incumbent {
@@ -119,16 +196,30 @@ pub(super) fn study(study: &Study) -> v1::Study {
         seed: study.seed(),
         state_time: timestamp(study.state_since()),
         study_id: study.id().to_string(),
-        ..Default::default()
+        stop_reason: stop_reason(study.state()).into(),
+        owner: study.owner().into(),
     }
+}
+
+/// Whether a study, as people see it, has ended.
+pub(super) fn has_ended(study: &v1::Study) -> bool {
+    use v1::StudyState::{Failed, Finished, Stopped};
+    matches!(study.state(), Finished | Stopped | Failed)
 }
 
 /// A study's distribution; none while its variables are not known.
 pub(super) fn distribution(study: &Study) -> Option<v1::GetDistributionResponse> {
     let asng = study.asng()?;
-    let names = study.variables()?.iter().map(|variable| variable.name.clone());
-    let marginals = names.zip(asng.marginals()).map(|(name, marginal)| {
-        use v1::marginal::Kind;
+    Some(v1::GetDistributionResponse {
+        generation: study.progress().generation,
+        marginals: marginal_messages(study.marginals()),
+        delta: asng.state().snr_factor,
+    })
+}
+
+pub(super) fn marginal_messages(marginals: Vec<NamedMarginal>) -> Vec<v1::Marginal> {
+    use v1::marginal::Kind;
+    let message = |NamedMarginal { name, marginal }| {
         let kind = match marginal {
             asng::Marginal::Categorical(probabilities) => {
                 Kind::Categorical(v1::CategoricalMarginal { probabilities })
@@ -138,12 +229,8 @@ pub(super) fn distribution(study: &Study) -> Option<v1::GetDistributionResponse>
             }
         };
         v1::Marginal { name, kind: Some(kind) }
-    });
-    Some(v1::GetDistributionResponse {
-        generation: study.progress().generation,
-        marginals: marginals.collect(),
-        delta: asng.state().snr_factor,
-    })
+    };
+    marginals.into_iter().map(message).collect()
 }
 
 /// What a trainer is told to do next. `about` is the study in question, if there is one.
@@ -169,9 +256,8 @@ pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse 
     v1::LeaseStepResponse { next: message }
 }
 
-/// A page token: where the page after `study` starts.
-pub(super) fn page_token(study: &Study) -> String {
-    let (created, id) = study.age();
+/// A page token: where the page after the study of this age starts.
+pub(super) fn page_token((created, id): (SystemTime, StudyId)) -> String {
     let since = created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{}-{id}", since.as_millis())
 }
@@ -185,11 +271,12 @@ pub(super) fn age(token: &str) -> Option<(SystemTime, StudyId)> {
 }
 
 /// The wire's word for an outcome.
-pub(super) fn outcome(outcome: Outcome) -> v1::ReportOutcome {
+pub(super) fn outcome(outcome: Option<Outcome>) -> v1::ReportOutcome {
     match outcome {
-        Outcome::Applied => v1::ReportOutcome::Applied,
-        Outcome::Pending => v1::ReportOutcome::Pending,
-        Outcome::Stale => v1::ReportOutcome::Stale,
+        None => v1::ReportOutcome::Unspecified,
+        Some(Outcome::Applied) => v1::ReportOutcome::Applied,
+        Some(Outcome::Pending) => v1::ReportOutcome::Pending,
+        Some(Outcome::Stale) => v1::ReportOutcome::Stale,
     }
 }
 
@@ -223,9 +310,22 @@ fn state(state: &State) -> v1::StudyState {
         State::Waiting => v1::StudyState::Waiting,
         State::Running => v1::StudyState::Running,
         State::Paused => v1::StudyState::Paused,
-        State::Finished => v1::StudyState::Finished,
+        State::Finished(_) => v1::StudyState::Finished,
         State::Stopped => v1::StudyState::Stopped,
         State::Failed(_) => v1::StudyState::Failed,
+    }
+}
+
+fn stop_reason(state: &State) -> v1::StopReason {
+    match state {
+        State::Waiting | State::Running | State::Paused | State::Failed(_) => {
+            v1::StopReason::Unspecified
+        }
+        State::Finished(StopRule::MaxSteps) => v1::StopReason::MaxSteps,
+        State::Finished(StopRule::MaxDuration) => v1::StopReason::MaxDuration,
+        State::Finished(StopRule::Convergence) => v1::StopReason::Convergence,
+        State::Finished(StopRule::Target) => v1::StopReason::Target,
+        State::Stopped => v1::StopReason::Request,
     }
 }
 
@@ -251,9 +351,38 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
             max_staleness: spec.max_staleness,
             seed: spec.seed,
         }),
-        stop: Some(v1::StopRules { max_steps: spec.max_steps, ..Default::default() }),
+        stop: Some(v1::StopRules {
+            max_steps: spec.max_steps,
+            max_duration: spec.max_duration.and_then(duration),
+            convergence: spec.convergence,
+            target: spec.target.clone().map(|Target { metric, value, at_least }| v1::Target {
+                metric,
+                value,
+                at_least,
+            }),
+        }),
         lease: spec.lease.and_then(duration),
-        ..Default::default()
+        start: spec.start.clone().map(|start| {
+            use v1::start::From;
+            let from = match start {
+                Start::Study(study) => From::Study(study),
+                Start::Distribution(marginals) => {
+                    From::Distribution(v1::Distribution { marginals: marginal_messages(marginals) })
+                }
+            };
+            v1::Start { from: Some(from) }
+        }),
+        fixed: spec.fixed.clone(),
+        labels: spec.labels.clone(),
+        owner: spec.owner.clone(),
+        retention: spec.retention.map(|retention| {
+            use v1::retention::Keep;
+            let keep = match retention {
+                Retention::Every(every) => Keep::Every(every),
+                Retention::Last(last) => Keep::Last(last),
+            };
+            v1::Retention { keep: Some(keep) }
+        }),
     }
 }
 

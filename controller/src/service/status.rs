@@ -1,6 +1,6 @@
 //! From errors to gRPC statuses: the one place that chooses codes and details.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -10,6 +10,9 @@ use crate::{
     studies::Error,
     study::{self, Violation},
 };
+
+/// Whose reasons those in google.rpc.ErrorInfo are.
+const DOMAIN: &str = "asng";
 
 /// The status that tells a caller of `error`, with what it can act on.
 pub(super) fn status(error: &Error) -> Status {
@@ -23,6 +26,16 @@ pub(super) fn status(error: &Error) -> Status {
             let details = ErrorDetails::with_resource_info("study", name, "", &message);
             Status::with_error_details(Code::AlreadyExists, message, details)
         }
+        Error::NotOwner { address, .. } => {
+            let metadata = HashMap::from([("address".to_owned(), address.clone())]);
+            let mut details = ErrorDetails::with_error_info("NOT_OWNER", DOMAIN, metadata);
+            if address.is_empty() {
+                details.set_retry_info(Some(Duration::from_secs(1)));
+            }
+            Status::with_error_details(Code::Unavailable, message, details)
+        }
+        Error::TooManyStudies(_) => quota("studies", message),
+        Error::OverBudget(_) => quota("disk", message),
         Error::Invalid(violations) => invalid(violations),
         Error::Refused { name, source } => match &**source {
             study::Error::Invalid(violations) => invalid(violations),
@@ -37,7 +50,9 @@ pub(super) fn status(error: &Error) -> Status {
                 Status::with_error_details(Code::NotFound, message, details)
             }
             study::Error::LeaseNotHeld(_) => precondition("LEASE_NOT_HELD", name, message),
-            study::Error::WrongState { .. } => precondition("STUDY_STATE", name, message),
+            study::Error::WrongState { .. } | study::Error::GoesOn(_) => {
+                precondition("STUDY_STATE", name, message)
+            }
             study::Error::DescribedDifferently => precondition("DESCRIPTION", name, message),
             study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
             study::Error::OtherSpace { .. } => precondition("SPACE", name, message),
@@ -68,6 +83,11 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
         .collect();
     let details = ErrorDetails::with_bad_request(violations);
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+fn quota(subject: &str, message: String) -> Status {
+    let details = ErrorDetails::with_quota_failure_violation(subject, &message);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 fn precondition(kind: &str, study: &str, message: String) -> Status {

@@ -116,6 +116,11 @@ struct Simulation {
     requests: u64,
 }
 
+fn load(directory: &std::path::Path) -> Shelf {
+    let store = Store::open(&Location::Directory(directory.into())).unwrap();
+    Shelf::load(store, Limits::default()).unwrap()
+}
+
 impl Simulation {
     fn new(spec: Spec) -> Simulation {
         let directory = tempfile::tempdir().unwrap();
@@ -123,8 +128,8 @@ impl Simulation {
         let asng = Asng::new(&shapes, spec.optimiser()).unwrap();
         let max_staleness = spec.max_staleness();
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
-        let mut shelf = Shelf::load(Store::open(directory.path()).unwrap()).unwrap();
-        shelf.create(STUDY, spec, now).unwrap();
+        let mut shelf = load(directory.path());
+        shelf.create(STUDY, spec, "", now).unwrap();
         shelf.commit().unwrap();
         let model = Model {
             asng,
@@ -143,13 +148,13 @@ impl Simulation {
     }
 
     fn study(&self) -> &Study {
-        self.shelf.as_ref().unwrap().get(STUDY).unwrap()
+        &self.shelf.as_ref().unwrap().studies[STUDY]
     }
 
     /// Ends the process without a word, and starts another.
     fn restart(&mut self) {
         self.shelf = None;
-        self.shelf = Some(Shelf::load(Store::open(self.directory.path()).unwrap()).unwrap());
+        self.shelf = Some(load(self.directory.path()));
         // Leases run anew from the clock that the loading read.
         self.now.monotonic = self.now.monotonic.max(Instant::now());
     }
@@ -205,17 +210,16 @@ impl Simulation {
             Release { held: number } => {
                 let Some(lease) = held(number) else { return };
                 let now = self.now;
-                self.shelf().change(STUDY, now, |study| study.release(lease, now)).unwrap();
+                self.shelf().change(STUDY, |study| study.release(lease, now)).unwrap();
             }
             Extend { held: number } => {
                 let Some(lease) = held(number) else { return };
                 let now = self.now;
                 // Either it is held, or it is not.
-                let _ = self.shelf().change(STUDY, now, |study| study.extend(lease, now));
+                let _ = self.shelf().change(STUDY, |study| study.extend(lease, now));
             }
             FreshStart { trainer } => {
-                let now = self.now;
-                self.shelf().forget_trainer(&format!("t{trainer}"), now).unwrap();
+                self.shelf().forget_trainer(&format!("t{trainer}")).unwrap();
             }
             Wait { seconds } => self.now.monotonic += Duration::from_secs(seconds),
             Jump { seconds } => self.now.wall = UNIX_EPOCH + Duration::from_secs(seconds),
@@ -227,7 +231,7 @@ impl Simulation {
                     study.stop(now);
                     Ok(())
                 };
-                self.shelf().change(STUDY, now, stop).unwrap();
+                self.shelf().change(STUDY, stop).unwrap();
                 self.model.update();
             }
             Restart => self.restart(),
@@ -238,7 +242,7 @@ impl Simulation {
     /// Makes a change that the study may refuse in its present state.
     fn try_change(&mut self, change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error>) {
         let now = self.now;
-        let _ = self.shelf().change(STUDY, now, |study| change(study, now));
+        let _ = self.shelf().change(STUDY, |study| change(study, now));
     }
 
     fn check(&self) {
@@ -251,7 +255,7 @@ impl Simulation {
         assert!(under_way <= spec.steps_per_update() as u64 * (1 + spec.max_staleness()), "rule 6");
         assert!(progress.applied + under_way <= spec.max_steps || study.state().has_ended());
         let finished = progress.applied == spec.max_steps;
-        assert_eq!(*study.state() == State::Finished, finished, "rule 7");
+        assert_eq!(matches!(study.state(), State::Finished(_)), finished, "rule 7");
         if study.state().has_ended() {
             assert_eq!((study.outstanding(), study.pending()), (0, 0));
         }
@@ -259,6 +263,38 @@ impl Simulation {
         assert_eq!(progress.stale, stale.count() as u64);
         let counted: BTreeSet<_> = model.sampled.keys().collect();
         assert_eq!(progress.sampled, counted.len() as u64, "every step sampled was handed out");
+    }
+}
+
+impl Simulation {
+    /// The history has every step that is not open, and theta follows from it.
+    fn check_history(&self) {
+        let study = self.study();
+        let reader = store::Reader::new(&Location::Directory(self.directory.path().into()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let page = runtime.block_on(reader.unwrap().history(study.id(), StepId(0), 1000)).unwrap();
+        let open = study.outstanding() + study.pending();
+        assert_eq!(page.steps.len() + open, self.model.sampled.len());
+        let mut batches: BTreeMap<u64, Vec<&Past>> = BTreeMap::new();
+        for past in &page.steps {
+            assert_eq!(self.model.sampled[&past.step.id].1, past.step.rank);
+            let outcome = self.model.acknowledged.get(&past.step.id);
+            let stale = past.report.as_ref().map(|report| report.update.is_none());
+            assert_eq!(stale, outcome.map(|outcome| *outcome == Outcome::Stale));
+            if let Some(update) = past.report.as_ref().and_then(|report| report.update) {
+                batches.entry(update).or_default().push(past);
+            }
+        }
+        let mut asng =
+            Asng::new(study.asng().unwrap().variables(), study.spec().optimiser()).unwrap();
+        for batch in batches.values() {
+            let ranked = batch.iter().map(|past| Ranked {
+                architectures: &past.step.rank,
+                losses: &past.report.as_ref().unwrap().losses,
+            });
+            asng.tell(&ranked.collect::<Vec<_>>()).unwrap();
+        }
+        assert_eq!(asng.state(), study.asng().unwrap().state(), "theta from the history");
     }
 }
 
@@ -271,19 +307,20 @@ impl Model {
             } else {
                 *first
             };
-            assert_eq!(receipt.outcome, now);
+            assert_eq!(receipt.outcome, Some(now));
             return;
         }
         assert!(!receipt.duplicate);
-        self.acknowledged.insert(step, receipt.outcome);
+        let outcome = receipt.outcome.unwrap();
+        self.acknowledged.insert(step, outcome);
         let staleness = self.generation - self.sampled[&step].0;
         let too_late = staleness > self.max_staleness;
-        assert_eq!(receipt.outcome == Outcome::Stale, too_late || ended, "rule 5");
-        if receipt.outcome == Outcome::Stale {
+        assert_eq!(outcome == Outcome::Stale, too_late || ended, "rule 5");
+        if outcome == Outcome::Stale {
             return;
         }
         self.pending.insert(step, losses);
-        if receipt.outcome == Outcome::Applied {
+        if outcome == Outcome::Applied {
             self.update();
         }
     }
@@ -311,5 +348,6 @@ proptest! {
             simulation.run(operation);
             simulation.check();
         }
+        simulation.check_history();
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Spec, Step, StepId, StudyId, Variable, Violation};
+use super::{NamedMarginal, Spec, Step, StepId, StudyId, Variable, Violation};
 use crate::asng::{self, Architecture};
 
 /// All of a study that a database keeps, but for its history.
@@ -18,12 +18,18 @@ pub struct Record {
     pub spec: Spec,
     /// In use.
     pub seed: u64,
+    /// Whose it is.
+    pub owner: String,
+    /// Where theta is to start, once the variables are known.
+    pub start: Vec<NamedMarginal>,
     /// When it was created.
     pub created: SystemTime,
     /// State.
     pub state: State,
     /// When it last changed.
     pub state_since: SystemTime,
+    /// When the variables became known.
+    pub started: Option<SystemTime>,
     /// The variables, once known.
     pub variables: Option<Vec<Variable>>,
     /// Theta and its companions, once the variables are known.
@@ -35,7 +41,7 @@ pub struct Record {
     /// Steps handed out, or to be handed out again.
     pub live: Vec<Step>,
     /// Reports that wait for their batch.
-    pub pending: BTreeMap<StepId, Pending>,
+    pub pending: Vec<Pending>,
 }
 
 /// Where a study is in its life.
@@ -49,7 +55,7 @@ pub enum State {
     /// Hands out nothing; reports count.
     Paused,
     /// A stop rule held.
-    Finished,
+    Finished(StopRule),
     /// Ended by a person.
     Stopped,
     /// A trainer rejected its settings.
@@ -59,7 +65,7 @@ pub enum State {
 impl State {
     /// Whether the study has ended for good.
     pub fn has_ended(&self) -> bool {
-        matches!(self, State::Finished | State::Stopped | State::Failed(_))
+        matches!(self, State::Finished(_) | State::Stopped | State::Failed(_))
     }
 
     /// One word for messages and logs.
@@ -68,11 +74,25 @@ impl State {
             State::Waiting => "WAITING",
             State::Running => "RUNNING",
             State::Paused => "PAUSED",
-            State::Finished => "FINISHED",
+            State::Finished(_) => "FINISHED",
             State::Stopped => "STOPPED",
             State::Failed(_) => "FAILED",
         }
     }
+}
+
+/// What a study can be finished by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopRule {
+    /// Reports applied.
+    MaxSteps,
+    /// Time since the variables became known.
+    MaxDuration,
+    /// Convergence of theta.
+    Convergence,
+    /// A figure of a report.
+    Target,
 }
 
 /// Counters that are stored with the study.
@@ -84,6 +104,8 @@ pub struct Progress {
     pub applied: u64,
     /// Reports that came too late.
     pub stale: u64,
+    /// Repeated reports of a step already reported.
+    pub duplicate: u64,
     /// Losses that were not finite, in reports that counted.
     pub diverged: u64,
     /// Leases that ran out.
@@ -106,8 +128,42 @@ pub struct Incumbent {
 /// A report that waits for its batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pending {
-    /// The step's ranked architectures.
-    pub architectures: Vec<Architecture>,
-    /// Their losses.
+    /// The step.
+    pub step: Step,
+    /// Who reported.
+    pub trainer: String,
+    /// Losses of the step's `rank` architectures.
     pub losses: Vec<f64>,
+    /// Further figures.
+    pub metrics: BTreeMap<String, f64>,
+    /// Generation of the study when it arrived, minus the step's.
+    pub staleness: u64,
+    /// When it arrived.
+    pub at: SystemTime,
+}
+
+/// A step of the past, as the history keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Past {
+    /// The step; nobody holds it.
+    pub step: Step,
+    /// Its report; none if it was closed unreported.
+    pub report: Option<PastReport>,
+}
+
+/// A report of the past.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PastReport {
+    /// Who reported.
+    pub trainer: String,
+    /// Losses of the step's `rank` architectures; NaN for whatever was not finite.
+    pub losses: Vec<f64>,
+    /// Further figures.
+    pub metrics: BTreeMap<String, f64>,
+    /// Generation of the study when it arrived, minus the step's.
+    pub staleness: u64,
+    /// When it arrived.
+    pub at: SystemTime,
+    /// The generation that its update made; none if it was stale.
+    pub update: Option<u64>,
 }

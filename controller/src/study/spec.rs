@@ -3,14 +3,14 @@
 //! A spec keeps "absent" apart from "set to the default", since a study may be created again only with the same words.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::asng;
+use crate::asng::{self, Marginal};
 
 const MAX_VARIABLES: usize = 4096;
 const MAX_CHOICES: usize = 4096;
@@ -21,6 +21,10 @@ const MAX_VALUES_PER_STEP: usize = 1 << 18;
 /// Bounds a study's state: probabilities and integers' parameters.
 const MAX_PARAMETERS: usize = 1 << 17;
 const MAX_STEPS: u64 = 1_000_000_000_000;
+const MAX_EVERY: u64 = 1_000_000_000;
+const MAX_LABELS: usize = 50;
+const DURATION_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 3600);
 const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
@@ -84,6 +88,65 @@ impl Variable {
             Kind::Integer { low, high } => asng::Variable::Integer { low, high },
         }
     }
+
+    /// The same, kept at `value`: a choice by its name, or a number. An error says what `value` may be.
+    fn shape_fixed_to(&self, value: &str) -> Result<asng::Variable, String> {
+        match self.kind {
+            Kind::Categorical { ref choices } => {
+                let choice = choices.iter().position(|choice| choice == value);
+                let choice = choice.ok_or_else(|| {
+                    format!("{value:?} is not among its choices: {}", choices.join(", "))
+                })?;
+                Ok(asng::Variable::Fixed { choices: choices.len(), choice })
+            }
+            Kind::Integer { low, high } => match value.parse() {
+                Ok(value) if (low..=high).contains(&value) => {
+                    Ok(asng::Variable::Integer { low: value, high: value })
+                }
+                _ => Err(format!("{value:?} is not a whole number from {low} to {high}")),
+            },
+        }
+    }
+}
+
+/// The distribution of a variable, by its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedMarginal {
+    /// The variable.
+    pub name: String,
+    /// Its distribution.
+    pub marginal: Marginal,
+}
+
+/// Where theta starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Where the study of this name is when this one is created.
+    Study(String),
+    /// Here.
+    Distribution(Vec<NamedMarginal>),
+}
+
+/// A figure that ends a study when a report reaches it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// A metric's name; "loss" stands for the smallest loss of a report.
+    pub metric: String,
+    /// The figure.
+    pub value: f64,
+    /// Whether it is reached from below.
+    pub at_least: bool,
+}
+
+/// How much of a history is kept, where it is not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retention {
+    /// Every k-th step.
+    Every(u64),
+    /// The newest steps, this many or a few more.
+    Last(u64),
 }
 
 /// What is to be searched, and how: the words of whoever created the study.
@@ -115,8 +178,24 @@ pub struct Spec {
     pub seed: Option<u64>,
     /// Reports after which the study is finished.
     pub max_steps: u64,
+    /// Time since the variables became known after which the study is finished.
+    pub max_duration: Option<Duration>,
+    /// Convergence of theta at which it is finished.
+    pub convergence: Option<f64>,
+    /// Figure at which it is finished.
+    pub target: Option<Target>,
     /// How long a trainer may keep a step without extending its lease.
     pub lease: Option<Duration>,
+    /// Where theta starts; in the middle when absent.
+    pub start: Option<Start>,
+    /// Variables that keep one value: by name, a choice's name or a number.
+    pub fixed: BTreeMap<String, String>,
+    /// For people and for access rules.
+    pub labels: BTreeMap<String, String>,
+    /// Whose it is; empty: its creator's.
+    pub owner: String,
+    /// How much of the history is kept; all when absent.
+    pub retention: Option<Retention>,
 }
 
 impl Spec {
@@ -199,13 +278,95 @@ impl Spec {
         if !(1..=MAX_STEPS).contains(&self.max_steps) {
             refuse("stop.max_steps", format!("{} is not in 1..={MAX_STEPS}", self.max_steps));
         }
+        if self.max_duration.is_some_and(|duration| !DURATION_RANGE.contains(&duration)) {
+            refuse("stop.max_duration", "must be from 1 s to 10 years".into());
+        }
+        if self.convergence.is_some_and(|convergence| !(convergence > 0.0 && convergence <= 1.0)) {
+            refuse("stop.convergence", "must be above 0 and up to 1".into());
+        }
+        if let Some(Target { metric, value, .. }) = &self.target {
+            if !is_label(metric) {
+                refuse("stop.target.metric", LABEL_RULE.into());
+            }
+            if !value.is_finite() {
+                refuse("stop.target.value", "must be a finite number".into());
+            }
+        }
         if !LEASE_RANGE.contains(&self.lease()) {
             refuse("lease", "must be from 1 s to 24 h".into());
         }
+        if let Some(Start::Distribution(marginals)) = &self.start
+            && marginals.len() > MAX_VARIABLES
+        {
+            refuse("start.distribution", format!("at most {MAX_VARIABLES} marginals"));
+        }
+        if self.fixed.len() > MAX_VARIABLES {
+            refuse("fixed", format!("at most {MAX_VARIABLES} variables"));
+        }
+        let fits = |(key, value): (&String, &String)| {
+            is_label(key) && key.chars().count() <= 100 && value.chars().count() <= 200
+        };
+        if self.labels.len() > MAX_LABELS || !self.labels.iter().all(fits) {
+            let rule = format!(
+                "up to {MAX_LABELS} labels, keys of 1 to 100 characters, values of up to 200"
+            );
+            refuse("labels", rule);
+        }
+        if !self.owner.is_empty() && !is_label(&self.owner) {
+            refuse("owner", LABEL_RULE.into());
+        }
+        match self.retention {
+            Some(Retention::Every(every)) if !(1..=MAX_EVERY).contains(&every) => {
+                refuse("retention.every", format!("must be in 1..={MAX_EVERY}"));
+            }
+            Some(Retention::Last(last)) if !(1..=MAX_STEPS).contains(&last) => {
+                refuse("retention.last", format!("must be in 1..={MAX_STEPS}"));
+            }
+            _ => {}
+        }
         if !self.variables.is_empty() {
             found.extend(self.variable_violations("spec.variables", &self.variables));
+            if found.is_empty()
+                && let Err(violations) = self.shapes(&self.variables)
+            {
+                found.extend(violations);
+            }
         }
         found
+    }
+
+    /// `variables`, which are sound, as the optimiser sees them: some of them fixed. Says what is wrong with `fixed`.
+    pub fn shapes(&self, variables: &[Variable]) -> Result<Vec<asng::Variable>, Vec<Violation>> {
+        let mut found = Vec::new();
+        let mut shapes: Vec<_> = variables.iter().map(Variable::shape).collect();
+        let places: HashMap<_, _> =
+            variables.iter().enumerate().map(|(i, variable)| (&variable.name, i)).collect();
+        for (name, value) in &self.fixed {
+            let fixed = match places.get(name) {
+                Some(&place) => variables[place].shape_fixed_to(value).map(|shape| (place, shape)),
+                None => Err("the study has no variable of this name".into()),
+            };
+            match fixed {
+                Ok((place, shape)) => shapes[place] = shape,
+                Err(description) => {
+                    found.push(Violation::new(format!("spec.fixed[{name:?}]"), description));
+                }
+            }
+        }
+        if found.is_empty() && shapes.iter().all(|shape| shape.parameters() == 0) {
+            found.push(Violation::new("spec.fixed", "leaves no variable free"));
+        }
+        if found.is_empty() { Ok(shapes) } else { Err(found) }
+    }
+
+    /// Whether a report with these figures reaches the target.
+    pub fn reaches_target(&self, losses: &[f64], metrics: &BTreeMap<String, f64>) -> bool {
+        let Some(Target { metric, value, at_least }) = &self.target else { return false };
+        let figure = match metric.as_str() {
+            "loss" => losses.iter().copied().filter(|loss| loss.is_finite()).reduce(f64::min),
+            metric => metrics.get(metric).copied(),
+        };
+        figure.is_some_and(|figure| if *at_least { figure >= *value } else { figure <= *value })
     }
 
     /// Everything that is wrong with `variables` as this study's space; `field` is where they were given.

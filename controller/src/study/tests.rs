@@ -20,7 +20,8 @@ impl Bench {
     fn new(spec: Spec) -> Bench {
         assert_eq!(spec.violations(), []);
         let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH };
-        Bench { study: Study::new(StudyId(7), "s", spec, 42, now), now }
+        let study = Study::new(StudyId(7), "s", spec, 42, "", Vec::new(), now).unwrap();
+        Bench { study, now }
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -59,6 +60,14 @@ impl Bench {
     }
 }
 
+/// What an event adds to the history.
+fn past(event: Event) -> Option<Past> {
+    match event {
+        Event::Passed(past) => Some(*past),
+        _ => None,
+    }
+}
+
 #[test]
 fn rule_1_the_same_seed_and_step_give_the_same_architectures() {
     let (mut one, mut two) = (Bench::new(spec()), Bench::new(spec()));
@@ -78,10 +87,10 @@ fn rule_1_the_same_seed_and_step_give_the_same_architectures() {
 fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
     let mut bench = Bench::new(spec());
     let step = bench.lease("a");
-    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Outcome::Applied);
+    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Some(Outcome::Applied));
     let theta = bench.theta();
     assert!(bench.study.is_closed(step.id));
-    let known = Closed { outcome: Some(Outcome::Applied), generation: 0, lambda_theta: 2 };
+    let known = Closed { outcome: Some(Outcome::Applied), generation: 0 };
     let report = Report {
         lease: bench.study.lease_id(&step),
         trainer: "b".into(),
@@ -89,9 +98,9 @@ fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
         metrics: BTreeMap::new(),
     };
     let again = bench.study.report(report, Some(known), bench.now).unwrap();
-    assert_eq!((again.duplicate, again.outcome), (true, Outcome::Applied));
+    assert_eq!((again.duplicate, again.outcome), (true, Some(Outcome::Applied)));
     assert_eq!(bench.theta(), theta);
-    assert_eq!((bench.study.progress.applied, bench.study.duplicates), (1, 1));
+    assert_eq!((bench.study.progress.applied, bench.study.progress.duplicate), (1, 1));
 }
 
 #[test]
@@ -127,7 +136,11 @@ fn rule_4_an_expired_step_goes_to_the_next_trainer_as_it_was() {
     let found = bench.lease("b");
     assert_eq!((found.id, &found.train, &found.rank), (lost.id, &lost.train, &lost.rank));
     assert_ne!(bench.study.lease_id(&found), bench.study.lease_id(&lost));
-    assert_eq!(bench.report(&lost, &[1.0, 2.0]).outcome, Outcome::Applied, "a may still be first");
+    assert_eq!(
+        bench.report(&lost, &[1.0, 2.0]).outcome,
+        Some(Outcome::Applied),
+        "a may still be first"
+    );
     assert_eq!(bench.study.progress.expired, 1);
 }
 
@@ -169,7 +182,7 @@ fn rule_5_a_report_staler_than_allowed_changes_nothing() {
     bench.report(&two, &[1.0, 2.0]);
     let theta = bench.theta();
     let receipt = bench.report(&slow, &[1.0, 2.0]);
-    assert_eq!((receipt.outcome, receipt.staleness), (Outcome::Stale, 2));
+    assert_eq!((receipt.outcome, receipt.staleness), (Some(Outcome::Stale), 2));
     assert_eq!((bench.theta(), bench.study.progress.stale), (theta, 1));
 }
 
@@ -184,7 +197,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
     bench.advance(61);
     assert_ne!(bench.lease("t").id, slow.id);
     assert!(bench.study.is_closed(slow.id));
-    let closed = Closed { outcome: None, generation: 0, lambda_theta: 2 };
+    let closed = Closed { outcome: None, generation: 0 };
     let report = Report {
         lease: bench.study.lease_id(&slow),
         trainer: "slow".into(),
@@ -192,7 +205,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
         metrics: BTreeMap::new(),
     };
     let receipt = bench.study.report(report, Some(closed), bench.now).unwrap();
-    assert_eq!((receipt.outcome, receipt.duplicate), (Outcome::Stale, false));
+    assert_eq!((receipt.outcome, receipt.duplicate), (Some(Outcome::Stale), false));
 }
 
 #[test]
@@ -205,10 +218,14 @@ fn rule_6_reports_wait_for_their_batch_and_their_order_leaves_no_trace() {
         let steps = [bench.lease("a"), bench.lease("b"), bench.lease("c")];
         assert!(matches!(bench.next("d", "x"), Next::NoWork(_)), "P (1 + max_staleness) are out");
         let outcomes = order.map(|i| bench.report(&steps[i], &losses[i]).outcome);
-        assert_eq!(outcomes, [Outcome::Pending, Outcome::Pending, Outcome::Applied]);
+        assert_eq!(outcomes, [Outcome::Pending, Outcome::Pending, Outcome::Applied].map(Some));
         assert_eq!((bench.study.progress.generation, bench.study.progress.applied), (1, 3));
-        let last = bench.study.take_events().pop().unwrap();
-        assert!(matches!(last, Event::Applied(earlier) if earlier.len() == 2));
+        let passed: Vec<_> = bench.study.take_events().into_iter().filter_map(past).collect();
+        assert_eq!(
+            passed.iter().map(|past| past.step.id).collect::<Vec<_>>(),
+            [1, 2, 3].map(StepId)
+        );
+        assert!(passed.iter().all(|past| past.report.as_ref().unwrap().update == Some(1)));
         thetas.push(bench.theta());
     }
     assert_eq!(thetas[0], thetas[1]);
@@ -220,7 +237,7 @@ fn rule_6_a_pending_report_sent_again_is_a_duplicate() {
     let step = bench.lease("a");
     bench.report(&step, &[1.0, 2.0]);
     let again = bench.report(&step, &[9.0, 9.0]);
-    assert_eq!((again.duplicate, again.outcome), (true, Outcome::Pending));
+    assert_eq!((again.duplicate, again.outcome), (true, Some(Outcome::Pending)));
     assert_eq!(bench.study.pending(), 1);
 }
 
@@ -230,8 +247,8 @@ fn rule_7_the_study_ends_exactly_at_max_steps_and_applies_a_last_partial_batch()
     let steps = [bench.lease("a"), bench.lease("b"), bench.lease("c")];
     assert!(matches!(bench.next("d", "x"), Next::NoWork(_)), "3 are outstanding");
     let outcomes = [0, 1, 2].map(|i| bench.report(&steps[i], &[1.0, 2.0]).outcome);
-    assert_eq!(outcomes, [Outcome::Pending, Outcome::Applied, Outcome::Applied]);
-    assert_eq!(*bench.study.state(), State::Finished);
+    assert_eq!(outcomes, [Outcome::Pending, Outcome::Applied, Outcome::Applied].map(Some));
+    assert_eq!(*bench.study.state(), State::Finished(StopRule::MaxSteps));
     assert_eq!((bench.study.progress.applied, bench.study.progress.generation), (3, 2));
     assert_eq!(bench.next("a", "y"), Next::Finished);
 }
@@ -243,7 +260,7 @@ fn rule_7_a_paused_study_takes_reports_and_hands_out_nothing() {
     bench.study.pause(bench.now).unwrap();
     bench.study.pause(bench.now).unwrap();
     assert!(matches!(bench.next("a", "x"), Next::NoWork(_)));
-    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Outcome::Applied);
+    assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Some(Outcome::Applied));
     bench.study.resume(bench.now).unwrap();
     assert!(matches!(bench.next("a", "x"), Next::Step(_)));
 }
@@ -258,6 +275,148 @@ fn rule_7_stopping_applies_what_is_pending_and_closes_the_rest() {
     assert!(bench.study.is_closed(open.id));
     assert_eq!(bench.next("a", "x"), Next::Finished);
     assert!(bench.study.resume(bench.now).is_err());
+}
+
+#[test]
+fn rule_7_a_study_whose_time_is_over_ends_at_once_and_late_reports_are_stale() {
+    let hour = Duration::from_secs(3600);
+    let mut bench =
+        Bench::new(Spec { max_duration: Some(hour), steps_per_update: Some(3), ..spec() });
+    let (reported, open) = (bench.lease("a"), bench.lease("b"));
+    bench.report(&reported, &[1.0, 2.0]);
+    bench.now.wall += hour - Duration::from_millis(1);
+    bench.study.tick(bench.now);
+    assert_eq!(*bench.study.state(), State::Running);
+    bench.now.wall += Duration::from_millis(1);
+    bench.study.take_events();
+    assert_eq!(bench.report(&open, &[1.0, 2.0]).outcome, Some(Outcome::Stale));
+    assert_eq!(*bench.study.state(), State::Finished(StopRule::MaxDuration));
+    assert_eq!((bench.study.progress.applied, bench.study.progress.stale), (1, 1));
+    let events = bench.study.take_events();
+    assert!(
+        events.iter().any(|event| matches!(event, Event::ReportedLate(id, _) if *id == open.id))
+    );
+}
+
+#[test]
+fn rule_7_a_study_ends_when_theta_has_converged() {
+    let mut bench = Bench::new(Spec { convergence: Some(0.5), max_steps: 10_000, ..spec() });
+    let mut steps = 0;
+    while !bench.study.state().has_ended() {
+        let step = bench.lease("a");
+        // The more zeros the better.
+        let loss = |a: &Architecture| bench.study.settle(a).iter().sum::<i64>() as f64;
+        let losses: Vec<_> = step.rank.iter().map(loss).collect();
+        bench.report(&step, &losses);
+        steps += 1;
+    }
+    assert_eq!(*bench.study.state(), State::Finished(StopRule::Convergence));
+    assert!(bench.study.convergence() >= 0.5 && steps < 10_000);
+}
+
+#[test]
+fn rule_7_a_study_ends_when_a_report_reaches_the_target() {
+    let target = |metric: &str, value, at_least| Target { metric: metric.into(), value, at_least };
+    for (target, missed, reached) in [
+        (target("loss", 0.5, false), [0.6, f64::NEG_INFINITY], [9.0, 0.5]),
+        (target("accuracy", 0.5, true), [0.4, 0.4], [0.5, 0.5]),
+    ] {
+        let mut bench =
+            Bench::new(Spec { target: Some(target), steps_per_update: Some(3), ..spec() });
+        let report = |bench: &mut Bench, losses: [f64; 2]| {
+            let step = bench.lease("a");
+            let report = Report {
+                lease: bench.study.lease_id(&step),
+                trainer: "a".into(),
+                losses: losses.to_vec(),
+                metrics: [("accuracy".into(), losses[0])].into(),
+            };
+            bench.study.report(report, None, bench.now).unwrap().outcome
+        };
+        assert_eq!(report(&mut bench, missed), Some(Outcome::Pending));
+        assert_eq!(*bench.study.state(), State::Running);
+        assert_eq!(report(&mut bench, reached), Some(Outcome::Applied));
+        assert_eq!(*bench.study.state(), State::Finished(StopRule::Target));
+        assert_eq!(bench.study.progress.applied, 2, "what was pending is applied");
+    }
+}
+
+#[test]
+fn a_fixed_variable_keeps_its_value_and_theta_can_start_elsewhere() {
+    let integer = Variable { name: "w".into(), kind: Kind::Integer { low: 1, high: 9 } };
+    let spec = Spec {
+        variables: spec().variables.into_iter().chain([integer]).collect(),
+        fixed: [("v1".into(), "c".into()), ("w".into(), "7".into())].into(),
+        ..spec()
+    };
+    let start = vec![NamedMarginal {
+        name: "v0".into(),
+        marginal: crate::asng::Marginal::Categorical(vec![0.0, 1.0, 0.0]),
+    }];
+    assert_eq!(spec.violations(), []);
+    let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH };
+    let study = Study::new(StudyId(7), "s", spec.clone(), 42, "", start.clone(), now).unwrap();
+    let mut bench = Bench { study, now };
+    let step = bench.lease("a");
+    for architecture in step.train.iter().chain(&step.rank) {
+        let values = bench.study.settle(architecture);
+        assert_eq!((values[1], values[4]), (2, 7));
+    }
+    let mode = bench.study.settle(&bench.study.mode().unwrap());
+    assert_eq!((mode[0], mode[1], mode[4]), (1, 2, 7));
+    bench.report(&step, &[1.0, 2.0]);
+    let restored = Study::restore(bench.study.record()).unwrap();
+    assert_eq!(restored.asng().unwrap().state(), bench.study.asng().unwrap().state());
+
+    let unknown = vec![NamedMarginal { name: "x".into(), ..start[0].clone() }];
+    let refused = Study::new(StudyId(7), "s", spec.clone(), 42, "", unknown, now).unwrap_err();
+    assert_eq!(refused[0].field, "spec.start[\"x\"]");
+    for (name, value) in [("v1", "d"), ("w", "10"), ("w", "x"), ("nobody", "a")] {
+        let spec = Spec { fixed: [(name.into(), value.into())].into(), ..spec.clone() };
+        assert_eq!(spec.violations()[0].field, format!("spec.fixed[{name:?}]"));
+    }
+}
+
+#[test]
+fn settings_that_do_not_go_with_a_description_fail_the_study_and_not_the_trainer() {
+    let waiting = Spec {
+        space: "toy".into(),
+        variables: Vec::new(),
+        fixed: [("nobody".into(), "a".into())].into(),
+        ..spec()
+    };
+    let mut bench = Bench::new(waiting);
+    bench.study.describe(spec().variables, bench.now).unwrap();
+    let State::Failed(violations) = bench.study.state() else { panic!("not failed") };
+    assert_eq!(violations[0].field, "spec.fixed[\"nobody\"]");
+}
+
+#[test]
+fn a_record_that_makes_no_sense_is_refused() {
+    let mut bench = Bench::new(Spec { steps_per_update: Some(3), ..spec() });
+    for trainer in ["a", "b"] {
+        let step = bench.lease(trainer);
+        bench.report(&step, &[1.0, 2.0]);
+    }
+    bench.lease("c");
+    let record = bench.study.record();
+    assert!(Study::restore(record.clone()).is_ok());
+    let spoil: [fn(&mut Record); 9] = [
+        |record| record.progress.generation = u64::MAX,
+        |record| record.progress.sampled = 1,
+        |record| record.progress.expired = u64::MAX,
+        |record| record.live[0].attempt = u32::MAX,
+        |record| record.live[0].rank.clear(),
+        |record| record.live[0].id = record.pending[0].step.id,
+        |record| record.pending[0].losses.clear(),
+        |record| record.state = State::Stopped,
+        |record| record.variables = None,
+    ];
+    for (i, spoil) in spoil.iter().enumerate() {
+        let mut record = record.clone();
+        spoil(&mut record);
+        assert!(Study::restore(record).is_err(), "{i}");
+    }
 }
 
 #[test]

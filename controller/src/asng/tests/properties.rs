@@ -12,6 +12,8 @@ fn any_variable() -> impl Strategy<Value = Variable> {
         Just(categorical(2)),
         (bound.clone(), bound).prop_map(|(a, b)| integer(a.min(b), a.max(b))),
         last_few.prop_map(|low| integer(low, INTEGER_LIMIT)),
+        (1..9_usize, 0..9_usize)
+            .prop_map(|(choices, choice)| Variable::Fixed { choices, choice: choice % choices }),
     ]
 }
 
@@ -75,6 +77,7 @@ proptest! {
                 let (low, high) = match variable {
                     Variable::Categorical { choices } => (0, choices as i64 - 1),
                     Variable::Integer { low, high } => (low, high),
+                    Variable::Fixed { choice, .. } => (choice as i64, choice as i64),
                 };
                 prop_assert!((low..=high).contains(&value));
             }

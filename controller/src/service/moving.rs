@@ -1,0 +1,252 @@
+//! The calls that stream: following a study, writing it out, and taking it in.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use asng_proto::v1::{self, study_part::Part};
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{
+    Api, archive, convert,
+    status::{invalid, status},
+};
+use crate::{
+    asng,
+    studies::Error,
+    study::{NAME_RULE, Past, Record, StepId, StudyId, Violation, is_label, is_name},
+};
+
+/// Least time between two messages about a study that is followed.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// Steps in a part of a study that is written out.
+const STEPS_PER_PART: usize = 500;
+
+type Messages<T> = ReceiverStream<Result<T, Status>>;
+
+/// Follows a study until it has ended or nobody listens.
+pub(super) async fn watch(
+    api: Api,
+    name: String,
+) -> Result<Messages<v1::WatchStudyResponse>, Status> {
+    let (sender, receiver) = mpsc::channel(1);
+    let (changed, study) = see(&api, &name).await?;
+    tokio::spawn(follow(api, name, changed, study, sender));
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// A study, and what tells of changes that come after.
+async fn see(api: &Api, name: &str) -> Result<(watch::Receiver<()>, v1::Study), Status> {
+    let name = name.to_owned();
+    api.run(move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?)))).await
+}
+
+async fn follow(
+    api: Api,
+    name: String,
+    mut changed: watch::Receiver<()>,
+    mut study: v1::Study,
+    sender: mpsc::Sender<Result<v1::WatchStudyResponse, Status>>,
+) {
+    let id = study.study_id.clone();
+    loop {
+        let ended = convert::has_ended(&study);
+        let response = v1::WatchStudyResponse { study: Some(study) };
+        if sender.send(Ok(response)).await.is_err() || ended {
+            return;
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        tokio::select! {
+            // An error means that the study is gone, which is seen below.
+            _ = changed.changed() => {}
+            () = sender.closed() => return,
+        }
+        study = match see(&api, &name).await {
+            Ok((_, study)) if study.study_id == id => study,
+            Ok(_) => {
+                let _ = sender.send(Err(status(&Error::UnknownStudy(name)))).await;
+                return;
+            }
+            Err(status) => {
+                let _ = sender.send(Err(status)).await;
+                return;
+            }
+        };
+    }
+}
+
+/// Writes a study out, as it is at this moment.
+pub(super) async fn export(
+    api: Api,
+    name: String,
+    fork: bool,
+) -> Result<Messages<v1::ExportStudyResponse>, Status> {
+    let (id, archive, open_steps) = api
+        .run(move |shelf, _| {
+            let study = shelf.get(&name)?;
+            if !fork {
+                let refused = |source| Error::Refused { name: name.clone(), source };
+                study.goes_on().map_err(|error| refused(error.into()))?;
+            }
+            Ok((study.id(), archive::archive(study, fork), archive::open_steps(study)))
+        })
+        .await?;
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        if let Err(Stopped::Failed(status)) =
+            write_parts(&api, id, archive, open_steps, &sender).await
+        {
+            let _ = sender.send(Err(status)).await;
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// Why writing out ended early.
+enum Stopped {
+    Failed(Status),
+    NobodyListens,
+}
+
+async fn write_parts(
+    api: &Api,
+    id: StudyId,
+    archive: v1::StudyArchive,
+    open_steps: Vec<v1::OpenStep>,
+    sender: &mpsc::Sender<Result<v1::ExportStudyResponse, Status>>,
+) -> Result<(), Stopped> {
+    let send = async |part| {
+        let part = Some(v1::StudyPart { part: Some(part) });
+        let sent = sender.send(Ok(v1::ExportStudyResponse { part })).await;
+        sent.map_err(|_| Stopped::NobodyListens)
+    };
+    let sampled = archive.sampled;
+    let open: BTreeSet<_> =
+        open_steps.iter().flat_map(|step| &step.report).map(|report| report.step_id).collect();
+    send(Part::Archive(archive)).await?;
+    for open_step in open_steps {
+        send(Part::OpenSteps(v1::OpenSteps { open_steps: vec![open_step] })).await?;
+    }
+    let (mut after, mut count) = (StepId(0), 0);
+    loop {
+        let page = api.history(id, after, STEPS_PER_PART).await.map_err(Stopped::Failed)?;
+        // The study may have gone on since the archive was made.
+        let of_archive =
+            |past: &&Past| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
+        let reports: Vec<_> = page.steps.iter().filter(of_archive).map(archive::report).collect();
+        count += reports.len() as u64;
+        if !reports.is_empty() {
+            send(Part::Reports(v1::ReportBatch { reports })).await?;
+        }
+        match page.steps.last() {
+            Some(last) if page.more && last.step.id.0 < sampled => after = last.step.id,
+            _ => break,
+        }
+    }
+    send(Part::End(v1::StudyEnd { reports: count })).await
+}
+
+/// Takes a study in.
+pub(super) async fn import(
+    api: Api,
+    mut requests: Streaming<v1::ImportStudyRequest>,
+) -> Result<v1::Study, Status> {
+    let first = requests.message().await?.unwrap_or_default();
+    let Some(Part::Archive(archive)) = first.part.and_then(|part| part.part) else {
+        return Err(refuse("part", "the first part is the archive"));
+    };
+    let fork = archive.fork;
+    let mut record = archive::record(archive).map_err(|found| invalid(&found))?;
+    if !first.name.is_empty() {
+        record.name = first.name;
+    }
+    if !is_name(&record.name) {
+        return Err(refuse("name", NAME_RULE));
+    }
+    if !record.owner.is_empty() && !is_label(&record.owner) {
+        return Err(refuse("part.archive.study.owner", "has up to 200 characters"));
+    }
+    if fork || is_known(&api, record.id).await? {
+        record.id = StudyId(rand::rng().next_u64());
+    }
+    let (name, id) = (record.name.clone(), record.id);
+    api.run(move |shelf, _| shelf.begin_import(&name, id)).await?;
+    let imported = match take_parts(&api, &mut requests, &mut record).await {
+        Ok(()) => api.run(move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await,
+        Err(status) => Err(status),
+    };
+    if imported.is_err() {
+        api.run(move |shelf, _| {
+            shelf.abandon_import(id);
+            Ok(())
+        })
+        .await?;
+    }
+    imported
+}
+
+/// Whether a study of this id is here, or something is left of one.
+async fn is_known(api: &Api, id: StudyId) -> Result<bool, Status> {
+    let here = api.run(move |shelf, _| Ok(shelf.all().any(|study| study.id() == id))).await?;
+    Ok(here || !api.history(id, StepId(0), 1).await?.steps.is_empty())
+}
+
+/// Takes the parts after the archive: open steps into `record`, the history into the database.
+async fn take_parts(
+    api: &Api,
+    requests: &mut Streaming<v1::ImportStudyRequest>,
+    record: &mut Record,
+) -> Result<(), Status> {
+    let variables = record.variables.as_deref();
+    let shapes = variables.map_or_else(|| Ok(Vec::new()), |known| record.spec.shapes(known));
+    let shapes: Vec<asng::Variable> = shapes.map_err(|found| invalid(&found))?;
+    let (mut last, mut count) = (StepId(0), 0);
+    let mut open = BTreeSet::new();
+    loop {
+        let request = requests.message().await?;
+        let part = request.and_then(|request| request.part).and_then(|part| part.part);
+        match part {
+            Some(Part::OpenSteps(v1::OpenSteps { open_steps })) if count == 0 => {
+                for step in open_steps {
+                    archive::add_open_step(record, &shapes, step)
+                        .ok_or_else(|| refuse("part.open_steps", "does not fit the variables"))?;
+                }
+                let pending = record.pending.iter().map(|pending| pending.step.id);
+                open = record.live.iter().map(|step| step.id).chain(pending).collect();
+            }
+            Some(Part::Reports(v1::ReportBatch { reports })) => {
+                let mut history = Vec::with_capacity(reports.len());
+                for report in reports {
+                    let past = archive::past(&shapes, report)
+                        .ok_or_else(|| refuse("part.reports", "does not fit the variables"))?;
+                    let step = past.step.id;
+                    if step <= last || step.0 > record.progress.sampled || open.contains(&step) {
+                        let what = format!("step {step} is out of order");
+                        return Err(refuse("part.reports", &what));
+                    }
+                    last = step;
+                    history.push(past);
+                }
+                count += history.len() as u64;
+                let id = record.id;
+                api.run(move |shelf, _| {
+                    shelf.import_history(id, &history);
+                    Ok(())
+                })
+                .await?;
+            }
+            Some(Part::End(v1::StudyEnd { reports })) if reports == count => return Ok(()),
+            Some(Part::End(v1::StudyEnd { reports })) => {
+                let what = format!("{count} reports arrived of {reports}");
+                return Err(refuse("part.end", &what));
+            }
+            Some(_) => return Err(refuse("part", "is out of order")),
+            None => return Err(refuse("part", "the study is cut short: its end is missing")),
+        }
+    }
+}
+
+fn refuse(field: &str, what: &str) -> Status {
+    invalid(&[Violation::new(field, what)])
+}

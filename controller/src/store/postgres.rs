@@ -1,0 +1,613 @@
+//! PostgreSQL: one database for several controllers.
+//!
+//! Each study has one owner at a time. A controller says every second that it lives; studies whose owner has not been
+//! heard of for [`LEASE`] go to whoever asks first, with a higher fence. Every transaction that writes to a study checks,
+//! and locks until it commits, that the fence is still the one under which this controller took the study: an
+//! owner that was paused and wakes up cannot write.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    Connection, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+};
+use tokio::runtime::Runtime;
+use tokio_stream::StreamExt;
+use tracing::{info, warn};
+
+use super::{
+    Changes, Error, POSTGRES_TIMEOUT, Page, Tick,
+    rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
+};
+use crate::study::{Closed, StepId, Study, StudyId};
+
+const VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("postgres.sql");
+/// A controller that has not been heard of for this long has lost its studies.
+const LEASE: Duration = Duration::from_secs(4);
+/// Serialises the making of tables ("asng" in ASCII).
+const MIGRATION_LOCK: i64 = 0x6173_6e67;
+const SWEEP: i64 = 5_000;
+
+/// The database, open for writing, with a runtime of its own: it is used on a thread that may wait.
+pub struct Postgres {
+    runtime: Runtime,
+    options: PgConnectOptions,
+    /// None after an error, until it is next needed.
+    connection: Option<PgConnection>,
+    id: i64,
+    address: String,
+    /// Studies that this controller owns, and under which fence.
+    fences: HashMap<i64, i64>,
+    sweeping: bool,
+}
+
+impl Postgres {
+    pub(super) fn open(url: &str, address: &str) -> Result<Postgres, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let mut postgres = Postgres {
+            runtime: runtime.map_err(sqlx::Error::Io)?,
+            options: PgConnectOptions::from_str(url)?.application_name("asng-controller"),
+            connection: None,
+            id: rand::random(),
+            address: address.into(),
+            fences: HashMap::new(),
+            sweeping: true,
+        };
+        let database = postgres.options.get_database().unwrap_or_default().to_owned();
+        let found = postgres.run(async |connection| make_tables(connection).await)?;
+        if found > VERSION {
+            return Err(Error::Newer { database, found, known: VERSION });
+        }
+        Ok(postgres)
+    }
+
+    /// Runs `work` on a connection that works, within a time. After an error the next one connects anew, since it is
+    /// not known what became of the connection.
+    fn run<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Postgres { runtime, options, connection, .. } = self;
+        runtime.block_on(async {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => in_time(PgConnection::connect_with(options)).await??,
+            };
+            let result = in_time(work(&mut open)).await?;
+            if !matches!(&result, Err(Error::Postgres(_))) {
+                *connection = Some(open);
+            }
+            result
+        })
+    }
+
+    pub(super) fn load(&mut self, now: Instant) -> Result<Vec<Study>, Error> {
+        self.fences.clear();
+        Ok(self.tick(now)?.gained)
+    }
+
+    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+        let id = self.id;
+        let created: Vec<i64> = changes
+            .studies
+            .iter()
+            .map(|row| row.id)
+            .filter(|study| !self.fences.contains_key(study))
+            .collect();
+        let mut owned: Vec<(i64, i64)> =
+            changes.touched().filter_map(|id| Some((id, *self.fences.get(&id)?))).collect();
+        owned.sort_unstable();
+        owned.dedup();
+        self.run(async move |connection| {
+            let mut transaction = connection.begin().await?;
+            let (ids, fences): (Vec<i64>, Vec<i64>) = owned.into_iter().unzip();
+            let held = sqlx::query(
+                "SELECT 1 FROM studies JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, fence)
+                     ON studies.id = held.id AND studies.fence = held.fence
+                 WHERE studies.controller = $3 FOR NO KEY UPDATE OF studies",
+            )
+            .bind(&ids)
+            .bind(&fences)
+            .bind(id)
+            .fetch_all(&mut *transaction)
+            .await?;
+            if held.len() < ids.len() {
+                return Err(Error::Fenced);
+            }
+            write(&mut transaction, changes, id).await?;
+            transaction.commit().await?;
+            Ok(())
+        })?;
+        self.fences.extend(created.into_iter().map(|study| (study, 1)));
+        for study in &changes.deleted {
+            self.fences.remove(study);
+            self.sweeping = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+        self.run(async move |connection| {
+            let row = sqlx::query(
+                "SELECT generation, trainer IS NOT NULL, generation_made FROM history
+                 WHERE study = $1 AND step = $2",
+            )
+            .bind(study.0.cast_signed())
+            .bind(step.0.cast_signed())
+            .fetch_optional(connection)
+            .await?;
+            let closed = row
+                .map(|row| Ok(rows::closed(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+                .transpose();
+            closed.map_err(Error::Postgres)
+        })
+    }
+
+    pub(super) fn owner(&mut self, name: &str) -> Result<Option<String>, Error> {
+        self.run(async move |connection| {
+            let address = sqlx::query_scalar(
+                "SELECT coalesce(controllers.address, '') FROM studies
+                 LEFT JOIN controllers ON controllers.id = studies.controller WHERE name = $1",
+            )
+            .bind(name)
+            .fetch_optional(connection)
+            .await?;
+            Ok(address)
+        })
+    }
+
+    pub(super) fn owner_of_work(&mut self, spaces: &[String]) -> Result<Option<String>, Error> {
+        let id = self.id;
+        self.run(async move |connection| {
+            let address = sqlx::query_scalar(
+                "SELECT address FROM studies JOIN states ON states.study = studies.id
+                     JOIN controllers ON controllers.id = studies.controller
+                 WHERE controller <> $1 AND space = ANY($2)
+                     AND state IN ('\"running\"', '\"waiting\"') ORDER BY created_ms LIMIT 1",
+            )
+            .bind(id)
+            .bind(spaces)
+            .fetch_optional(connection)
+            .await?;
+            Ok(address)
+        })
+    }
+
+    /// Says that this controller lives, takes studies that nobody owns, and compares what it owns with what it thinks.
+    pub(super) fn tick(&mut self, now: Instant) -> Result<Tick, Error> {
+        let (id, address, sweeping) = (self.id, self.address.clone(), self.sweeping);
+        let known = self.fences.clone();
+        let (owned, gained, removed) = self.run(async move |connection| {
+            sqlx::query(
+                "INSERT INTO controllers (id, address, heartbeat) VALUES ($1, $2, now())
+                 ON CONFLICT (id) DO UPDATE SET heartbeat = now()",
+            )
+            .bind(id)
+            .bind(address)
+            .execute(&mut *connection)
+            .await?;
+            sqlx::query("DELETE FROM controllers WHERE heartbeat < now() - interval '1 day'")
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query(
+                "UPDATE studies SET controller = $1, fence = fence + 1
+                 WHERE controller IS NULL OR controller NOT IN
+                     (SELECT id FROM controllers WHERE heartbeat > now() - $2 * interval '1 second')",
+            )
+            .bind(id)
+            .bind(LEASE.as_secs_f64())
+            .execute(&mut *connection)
+            .await?;
+            let owned: Vec<(i64, i64)> =
+                sqlx::query_as("SELECT id, fence FROM studies WHERE controller = $1")
+                    .bind(id)
+                    .fetch_all(&mut *connection)
+                    .await?;
+            let owned: HashMap<i64, i64> = owned.into_iter().collect();
+            let new: Vec<i64> = owned
+                .iter()
+                .filter(|(study, fence)| known.get(study) != Some(fence))
+                .map(|(study, _)| *study)
+                .collect();
+            let gained = if new.is_empty() {
+                Vec::new()
+            } else {
+                let sql = "SELECT * FROM studies JOIN states ON states.study = studies.id
+                           WHERE studies.id = ANY($1) ORDER BY created_ms, id";
+                let found = sqlx::query(sql).bind(&new).fetch_all(&mut *connection).await?;
+                let open = sqlx::query("SELECT * FROM open_steps WHERE study = ANY($1)")
+                    .bind(&new)
+                    .fetch_all(&mut *connection)
+                    .await?;
+                studies(&found, &open, now)?
+            };
+            let removed = if sweeping { sweep(connection).await? } else { 0 };
+            Ok((owned, gained, removed))
+        })?;
+        let lost: Vec<StudyId> = self
+            .fences
+            .keys()
+            .filter(|study| !owned.contains_key(study))
+            .map(|study| StudyId(study.cast_unsigned()))
+            .collect();
+        if !gained.is_empty() {
+            info!(studies = gained.len(), "studies taken over");
+        }
+        if !lost.is_empty() {
+            warn!(studies = lost.len(), "studies lost to another controller");
+        }
+        self.fences = owned;
+        self.sweeping = removed > 0;
+        Ok(Tick { gained, lost })
+    }
+
+    pub(super) fn leave(&mut self) -> Result<(), Error> {
+        let id = self.id;
+        self.run(async move |connection| {
+            sqlx::query("UPDATE studies SET controller = NULL WHERE controller = $1")
+                .bind(id)
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query("DELETE FROM controllers WHERE id = $1")
+                .bind(id)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+    }
+
+    pub(super) fn size(&mut self) -> Result<u64, Error> {
+        self.run(async |connection| {
+            let bytes: i64 = sqlx::query_scalar("SELECT pg_database_size(current_database())")
+                .fetch_one(connection)
+                .await?;
+            Ok(bytes.unsigned_abs())
+        })
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::time::timeout(POSTGRES_TIMEOUT, work).await.map_err(|_| Error::TimedOut)
+}
+
+/// Makes the tables if they are not there, and returns the version of those that are.
+async fn make_tables(connection: &mut PgConnection) -> Result<i64, Error> {
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(MIGRATION_LOCK)
+        .execute(&mut *transaction)
+        .await?;
+    let there: bool = sqlx::query_scalar("SELECT to_regclass('schema_version') IS NOT NULL")
+        .fetch_one(&mut *transaction)
+        .await?;
+    let version = if there {
+        sqlx::query_scalar("SELECT version FROM schema_version")
+            .fetch_one(&mut *transaction)
+            .await?
+    } else {
+        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO schema_version (version) VALUES ($1)")
+            .bind(VERSION)
+            .execute(&mut *transaction)
+            .await?;
+        VERSION
+    };
+    transaction.commit().await?;
+    Ok(version)
+}
+
+/// Removes a part of the history of studies that are not there, and says how much.
+async fn sweep(connection: &mut PgConnection) -> Result<u64, Error> {
+    sqlx::query(
+        "UPDATE absent SET importing = NULL WHERE importing NOT IN
+             (SELECT id FROM controllers WHERE heartbeat > now() - $1 * interval '1 second')",
+    )
+    .bind(LEASE.as_secs_f64())
+    .execute(&mut *connection)
+    .await?;
+    let removed = sqlx::query(
+        "DELETE FROM history WHERE (study, step) IN
+             (SELECT study, step FROM history WHERE study IN
+                 (SELECT study FROM absent WHERE importing IS NULL) LIMIT $1)",
+    )
+    .bind(SWEEP)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    if removed == 0 {
+        sqlx::query(
+            "DELETE FROM absent WHERE importing IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM history WHERE study = absent.study)",
+        )
+        .execute(connection)
+        .await?;
+    }
+    Ok(removed)
+}
+
+/// Values of one column of many rows: one statement writes them all.
+macro_rules! column {
+    ($rows:expr, $row:pat => $value:expr) => {
+        $rows.iter().map(|$row| $value).collect::<Vec<_>>()
+    };
+}
+
+async fn write(connection: &mut PgConnection, changes: &Changes, id: i64) -> Result<(), Error> {
+    if !changes.deleted.is_empty() {
+        for sql in [
+            "DELETE FROM studies WHERE id = ANY($1)",
+            "DELETE FROM states WHERE study = ANY($1)",
+            "DELETE FROM open_steps WHERE study = ANY($1)",
+            "INSERT INTO absent (study) SELECT unnest($1)
+             ON CONFLICT (study) DO UPDATE SET importing = NULL",
+        ] {
+            sqlx::query(sql).bind(&changes.deleted).execute(&mut *connection).await?;
+        }
+    }
+    for study in &changes.importing {
+        sqlx::query("INSERT INTO absent (study, importing) VALUES ($1, $2)")
+            .bind(study)
+            .bind(id)
+            .execute(&mut *connection)
+            .await?;
+    }
+    for study in &changes.imported {
+        sqlx::query("DELETE FROM absent WHERE study = $1")
+            .bind(study)
+            .execute(&mut *connection)
+            .await?;
+    }
+    for row in &changes.studies {
+        sqlx::query(
+            "INSERT INTO studies
+                 (id, name, owner, space, spec, seed, start, created_ms, variables, controller, fence)
+             VALUES ($1, $2, $3, $4::json ->> 'space', $4, $5, $6, $7, $8, $9, 1)
+             ON CONFLICT (id) DO UPDATE SET variables = excluded.variables",
+        )
+        .bind(row.id)
+        .bind(&row.name)
+        .bind(&row.owner)
+        .bind(&row.spec)
+        .bind(row.seed)
+        .bind(&row.start)
+        .bind(row.created_ms)
+        .bind(&row.variables)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    }
+    let states = &changes.states;
+    if !states.is_empty() {
+        sqlx::query(
+            "INSERT INTO states (study, state, state_ms, started_ms, theta, progress, incumbent)
+             SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[],
+                 $6::text[], $7::text[])
+             ON CONFLICT (study) DO UPDATE SET state = excluded.state, state_ms = excluded.state_ms,
+                 started_ms = excluded.started_ms, theta = excluded.theta, progress = excluded.progress,
+                 incumbent = excluded.incumbent",
+        )
+        .bind(column!(states, row => row.study))
+        .bind(column!(states, row => row.state.as_str()))
+        .bind(column!(states, row => row.state_ms))
+        .bind(column!(states, row => row.started_ms))
+        .bind(column!(states, row => row.theta.as_deref()))
+        .bind(column!(states, row => row.progress.as_str()))
+        .bind(column!(states, row => row.incumbent.as_deref()))
+        .execute(&mut *connection)
+        .await?;
+    }
+    if !changes.passed.is_empty() {
+        sqlx::query(
+            "DELETE FROM open_steps USING unnest($1::bigint[], $2::bigint[]) AS passed (study, step)
+             WHERE open_steps.study = passed.study AND open_steps.step = passed.step",
+        )
+        .bind(column!(changes.passed, key => key.0))
+        .bind(column!(changes.passed, key => key.1))
+        .execute(&mut *connection)
+        .await?;
+    }
+    let open = &changes.open;
+    if !open.is_empty() {
+        sqlx::query(
+            "INSERT INTO open_steps
+                 (study, step, generation, applied, train, rank, attempt, trainer, origin, report)
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+                 $7::bigint[], $8::text[], $9::text[], $10::text[])
+             ON CONFLICT (study, step) DO UPDATE SET attempt = excluded.attempt, trainer = excluded.trainer,
+                 origin = excluded.origin, report = excluded.report",
+        )
+        .bind(column!(open, row => row.step.study))
+        .bind(column!(open, row => row.step.step))
+        .bind(column!(open, row => row.step.generation))
+        .bind(column!(open, row => row.step.applied))
+        .bind(column!(open, row => row.step.train.as_str()))
+        .bind(column!(open, row => row.step.rank.as_str()))
+        .bind(column!(open, row => row.step.attempt))
+        .bind(column!(open, row => row.trainer.as_deref()))
+        .bind(column!(open, row => row.origin.as_deref()))
+        .bind(column!(open, row => row.report.as_deref()))
+        .execute(&mut *connection)
+        .await?;
+    }
+    let past = &changes.past;
+    if !past.is_empty() {
+        let report = |row: &PastRow, value: fn(&ReportRow) -> i64| row.report.as_ref().map(value);
+        fn text(row: &PastRow, value: fn(&ReportRow) -> &str) -> Option<&str> {
+            row.report.as_ref().map(value)
+        }
+        sqlx::query(
+            "INSERT INTO history
+                 (study, step, generation, applied, train, rank, attempt, trainer, losses, metrics, staleness,
+                  reported_ms, generation_made)
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+                 $7::bigint[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[])
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(column!(past, row => row.step.study))
+        .bind(column!(past, row => row.step.step))
+        .bind(column!(past, row => row.step.generation))
+        .bind(column!(past, row => row.step.applied))
+        .bind(column!(past, row => row.step.train.as_str()))
+        .bind(column!(past, row => row.step.rank.as_str()))
+        .bind(column!(past, row => row.step.attempt))
+        .bind(column!(past, row => text(row, |report| &report.trainer)))
+        .bind(column!(past, row => text(row, |report| &report.losses)))
+        .bind(column!(past, row => text(row, |report| &report.metrics)))
+        .bind(column!(past, row => report(row, |report| report.staleness)))
+        .bind(column!(past, row => report(row, |report| report.reported_ms)))
+        .bind(column!(past, row => row.report.as_ref().and_then(|report| report.generation_made)))
+        .execute(&mut *connection)
+        .await?;
+    }
+    for (study, step, report) in &changes.late {
+        sqlx::query(
+            "UPDATE history SET trainer = $3, losses = $4, metrics = $5, staleness = $6, reported_ms = $7
+             WHERE study = $1 AND step = $2",
+        )
+        .bind(study)
+        .bind(step)
+        .bind(&report.trainer)
+        .bind(&report.losses)
+        .bind(&report.metrics)
+        .bind(report.staleness)
+        .bind(report.reported_ms)
+        .execute(&mut *connection)
+        .await?;
+    }
+    for (study, step) in &changes.pruned {
+        sqlx::query("DELETE FROM history WHERE study = $1 AND step <= $2")
+            .bind(study)
+            .bind(step)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn studies(found: &[PgRow], open: &[PgRow], now: Instant) -> Result<Vec<Study>, Error> {
+    let mut open_steps: BTreeMap<i64, Vec<OpenRow>> = BTreeMap::new();
+    for row in open {
+        open_steps.entry(row.try_get("study")?).or_default().push(OpenRow {
+            step: step_row(row)?,
+            trainer: row.try_get("trainer")?,
+            origin: row.try_get("origin")?,
+            report: row.try_get("report")?,
+        });
+    }
+    let mut studies = Vec::new();
+    for row in found {
+        let study = StudyRow {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            owner: row.try_get("owner")?,
+            spec: row.try_get("spec")?,
+            seed: row.try_get("seed")?,
+            start: row.try_get("start")?,
+            created_ms: row.try_get("created_ms")?,
+            variables: row.try_get("variables")?,
+        };
+        let state = StateRow {
+            study: study.id,
+            state: row.try_get("state")?,
+            state_ms: row.try_get("state_ms")?,
+            started_ms: row.try_get("started_ms")?,
+            theta: row.try_get("theta")?,
+            progress: row.try_get("progress")?,
+            incumbent: row.try_get("incumbent")?,
+        };
+        let open = open_steps.remove(&study.id).unwrap_or_default();
+        studies.push(rows::study(study, state, open, now)?);
+    }
+    Ok(studies)
+}
+
+fn step_row(row: &PgRow) -> Result<StepRow, sqlx::Error> {
+    Ok(StepRow {
+        study: row.try_get("study")?,
+        step: row.try_get("step")?,
+        generation: row.try_get("generation")?,
+        applied: row.try_get("applied")?,
+        train: row.try_get("train")?,
+        rank: row.try_get("rank")?,
+        attempt: row.try_get("attempt")?,
+    })
+}
+
+fn past_row(row: &PgRow) -> Result<PastRow, sqlx::Error> {
+    let trainer: Option<String> = row.try_get("trainer")?;
+    let report = trainer.map(|trainer| {
+        Ok::<_, sqlx::Error>(ReportRow {
+            trainer,
+            losses: row.try_get("losses")?,
+            metrics: row.try_get("metrics")?,
+            staleness: row.try_get("staleness")?,
+            reported_ms: row.try_get("reported_ms")?,
+            generation_made: row.try_get("generation_made")?,
+        })
+    });
+    Ok(PastRow { step: step_row(row)?, report: report.transpose()? })
+}
+
+/// Reads through a few connections of its own.
+#[derive(Clone)]
+pub struct Reader {
+    pool: PgPool,
+}
+
+impl Reader {
+    pub(super) fn new(url: &str) -> Result<Reader, Error> {
+        let options = PgConnectOptions::from_str(url)?.application_name("asng-controller reader");
+        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(POSTGRES_TIMEOUT);
+        Ok(Reader { pool: pool.connect_lazy_with(options) })
+    }
+
+    pub(super) async fn history(
+        &self,
+        study: StudyId,
+        after: StepId,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        let mut page = Page::new(limit);
+        let mut rows = sqlx::query(
+            "SELECT * FROM history WHERE study = $1 AND step > $2 ORDER BY step LIMIT $3",
+        )
+        .bind(study.0.cast_signed())
+        .bind(after.0.cast_signed())
+        .bind(page.rows())
+        .fetch(&self.pool);
+        while let Some(row) = rows.next().await {
+            if !page.push(&past_row(&row?)?)? {
+                break;
+            }
+        }
+        drop(rows);
+        Ok(page)
+    }
+
+    pub(super) async fn studies(&self, name: Option<&str>) -> Result<Vec<Study>, Error> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            .execute(&mut *transaction)
+            .await?;
+        let sql = "SELECT * FROM studies JOIN states ON states.study = studies.id
+                   WHERE $1::text IS NULL OR name = $1 ORDER BY created_ms, id";
+        let found = sqlx::query(sql).bind(name).fetch_all(&mut *transaction).await?;
+        let ids: Vec<i64> = found.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+        let open = sqlx::query("SELECT * FROM open_steps WHERE study = ANY($1)")
+            .bind(ids)
+            .fetch_all(&mut *transaction)
+            .await?;
+        studies(&found, &open, Instant::now())
+    }
+
+    pub(super) async fn check(&self) -> Result<(), Error> {
+        sqlx::query("SELECT 1 FROM schema_version").execute(&self.pool).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! The rows of the database, the same in every kind of it, and how studies and steps become rows and come back.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::Error;
+use crate::{
+    asng,
+    study::{
+        Closed, Lease, Outcome, Past, PastReport, Pending, Record, Step, StepId, Study, StudyId,
+    },
+};
+
+pub(super) struct StudyRow {
+    pub(super) id: i64,
+    pub(super) name: String,
+    pub(super) owner: String,
+    pub(super) spec: String,
+    pub(super) seed: i64,
+    pub(super) start: String,
+    pub(super) created_ms: i64,
+    pub(super) variables: Option<String>,
+}
+
+pub(super) struct StateRow {
+    pub(super) study: i64,
+    pub(super) state: String,
+    pub(super) state_ms: i64,
+    pub(super) started_ms: Option<i64>,
+    pub(super) theta: Option<Vec<u8>>,
+    pub(super) progress: String,
+    pub(super) incumbent: Option<String>,
+}
+
+pub(super) struct StepRow {
+    pub(super) study: i64,
+    pub(super) step: i64,
+    pub(super) generation: i64,
+    pub(super) applied: i64,
+    pub(super) train: String,
+    pub(super) rank: String,
+    pub(super) attempt: i64,
+}
+
+pub(super) struct OpenRow {
+    pub(super) step: StepRow,
+    pub(super) trainer: Option<String>,
+    pub(super) origin: Option<String>,
+    pub(super) report: Option<String>,
+}
+
+pub(super) struct PastRow {
+    pub(super) step: StepRow,
+    pub(super) report: Option<ReportRow>,
+}
+
+pub(super) struct ReportRow {
+    pub(super) trainer: String,
+    pub(super) losses: String,
+    pub(super) metrics: String,
+    pub(super) staleness: i64,
+    pub(super) reported_ms: i64,
+    pub(super) generation_made: Option<i64>,
+}
+
+/// A report that waits for its batch, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Waiting {
+    trainer: String,
+    losses: Vec<Option<f64>>,
+    metrics: BTreeMap<String, Option<f64>>,
+    staleness: u64,
+    reported_ms: i64,
+}
+
+impl StudyRow {
+    pub(super) fn new(study: &Study) -> StudyRow {
+        StudyRow {
+            id: study.id().0.cast_signed(),
+            name: study.name().into(),
+            owner: study.owner().into(),
+            spec: json(study.spec()),
+            seed: study.seed().cast_signed(),
+            start: json(study.start()),
+            created_ms: to_ms(study.created()),
+            variables: study.variables().map(json),
+        }
+    }
+}
+
+impl StateRow {
+    pub(super) fn new(study: &Study) -> StateRow {
+        StateRow {
+            study: study.id().0.cast_signed(),
+            state: json(study.state()),
+            state_ms: to_ms(study.state_since()),
+            started_ms: study.started().map(to_ms),
+            theta: study.asng().map(|asng| asng.state().to_bytes()),
+            progress: json(study.progress()),
+            incumbent: study.incumbent().map(json),
+        }
+    }
+}
+
+impl StepRow {
+    fn new(study: StudyId, step: &Step) -> StepRow {
+        StepRow {
+            study: study.0.cast_signed(),
+            step: step.id.0.cast_signed(),
+            generation: step.generation.cast_signed(),
+            applied: step.applied.cast_signed(),
+            train: json(&step.train),
+            rank: json(&step.rank),
+            attempt: step.attempt.into(),
+        }
+    }
+
+    fn step(&self, lease: Option<Lease>) -> Result<Step, Error> {
+        Ok(Step {
+            id: StepId(self.step.cast_unsigned()),
+            generation: self.generation.cast_unsigned(),
+            applied: self.applied.cast_unsigned(),
+            train: parse(self.study, "train", &self.train)?,
+            rank: parse(self.study, "rank", &self.rank)?,
+            attempt: u32::try_from(self.attempt).unwrap_or(u32::MAX),
+            lease,
+        })
+    }
+}
+
+impl OpenRow {
+    pub(super) fn live(study: StudyId, step: &Step) -> OpenRow {
+        let lease = step.lease.as_ref();
+        OpenRow {
+            trainer: lease.map(|lease| lease.trainer.clone()),
+            origin: lease.map(|lease| json(&lease.origin)),
+            report: None,
+            step: StepRow::new(study, step),
+        }
+    }
+
+    pub(super) fn pending(study: StudyId, pending: &Pending) -> OpenRow {
+        let finite = |number: &f64| number.is_finite().then_some(*number);
+        let waiting = Waiting {
+            trainer: pending.trainer.clone(),
+            losses: pending.losses.iter().map(finite).collect(),
+            metrics: pending.metrics.iter().map(|(k, v)| (k.clone(), finite(v))).collect(),
+            staleness: pending.staleness,
+            reported_ms: to_ms(pending.at),
+        };
+        OpenRow {
+            trainer: None,
+            origin: None,
+            report: Some(json(&waiting)),
+            step: StepRow::new(study, &pending.step),
+        }
+    }
+}
+
+impl PastRow {
+    pub(super) fn new(study: StudyId, past: &Past) -> PastRow {
+        let report = past.report.as_ref().map(ReportRow::new);
+        PastRow { step: StepRow::new(study, &past.step), report }
+    }
+
+    pub(super) fn past(&self) -> Result<Past, Error> {
+        let report =
+            self.report.as_ref().map(|report| report.report(self.step.study)).transpose()?;
+        Ok(Past { step: self.step.step(None)?, report })
+    }
+}
+
+impl ReportRow {
+    pub(super) fn new(report: &PastReport) -> ReportRow {
+        ReportRow {
+            trainer: report.trainer.clone(),
+            losses: json(&report.losses),
+            metrics: json(&report.metrics),
+            staleness: report.staleness.cast_signed(),
+            reported_ms: to_ms(report.at),
+            generation_made: report.update.map(u64::cast_signed),
+        }
+    }
+
+    fn report(&self, study: i64) -> Result<PastReport, Error> {
+        let losses: Vec<Option<f64>> = parse(study, "losses", &self.losses)?;
+        let metrics: BTreeMap<String, Option<f64>> = parse(study, "metrics", &self.metrics)?;
+        Ok(PastReport {
+            trainer: self.trainer.clone(),
+            losses: losses.into_iter().map(or_nan).collect(),
+            metrics: metrics.into_iter().map(|(name, value)| (name, or_nan(value))).collect(),
+            staleness: self.staleness.cast_unsigned(),
+            at: from_ms(self.reported_ms),
+            update: self.generation_made.map(i64::cast_unsigned),
+        })
+    }
+}
+
+/// What became of a step, as its row in the history says.
+pub(super) fn closed(generation: i64, reported: bool, generation_made: Option<i64>) -> Closed {
+    let outcome = if generation_made.is_some() { Outcome::Applied } else { Outcome::Stale };
+    Closed { outcome: reported.then_some(outcome), generation: generation.cast_unsigned() }
+}
+
+/// Puts a study together. Its leases run their full time from `now`.
+pub(super) fn study(
+    row: StudyRow,
+    state: StateRow,
+    open: Vec<OpenRow>,
+    now: Instant,
+) -> Result<Study, Error> {
+    let id = row.id;
+    let damaged = |what: String| Error::Damaged { study: id, what };
+    let mut record = Record {
+        id: StudyId(id.cast_unsigned()),
+        name: row.name,
+        owner: row.owner,
+        spec: parse(id, "spec", &row.spec)?,
+        seed: row.seed.cast_unsigned(),
+        start: parse(id, "start", &row.start)?,
+        created: from_ms(row.created_ms),
+        state: parse(id, "state", &state.state)?,
+        state_since: from_ms(state.state_ms),
+        started: state.started_ms.map(from_ms),
+        variables: row.variables.map(|text| parse(id, "variables", &text)).transpose()?,
+        asng: state
+            .theta
+            .map(|bytes| asng::State::from_bytes(&bytes))
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))?,
+        progress: parse(id, "progress", &state.progress)?,
+        incumbent: state.incumbent.map(|text| parse(id, "incumbent", &text)).transpose()?,
+        live: Vec::new(),
+        pending: Vec::new(),
+    };
+    let until = now + record.spec.lease();
+    for row in open {
+        if let Some(report) = &row.report {
+            let waiting: Waiting = parse(id, "report", report)?;
+            record.pending.push(Pending {
+                step: row.step.step(None)?,
+                trainer: waiting.trainer,
+                losses: waiting.losses.into_iter().map(or_nan).collect(),
+                metrics: waiting.metrics.into_iter().map(|(k, v)| (k, or_nan(v))).collect(),
+                staleness: waiting.staleness,
+                at: from_ms(waiting.reported_ms),
+            });
+            continue;
+        }
+        let origin = row.origin.as_deref().map(|text| parse(id, "origin", text)).transpose()?;
+        let lease =
+            row.trainer.zip(origin).map(|(trainer, origin)| Lease { trainer, origin, until });
+        record.live.push(row.step.step(lease)?);
+    }
+    Study::restore(record).map_err(damaged)
+}
+
+fn or_nan(number: Option<f64>) -> f64 {
+    number.unwrap_or(f64::NAN)
+}
+
+/// JSON for people who look into the database. Numbers keep all their bits; one that is not finite becomes null.
+fn json(value: &(impl Serialize + ?Sized)) -> String {
+    // Unwrap safety: the types stored here have text keys and no failing serializers.
+    serde_json::to_string(value).unwrap()
+}
+
+fn parse<T: DeserializeOwned>(study: i64, column: &str, text: &str) -> Result<T, Error> {
+    serde_json::from_str(text)
+        .map_err(|error| Error::Damaged { study, what: format!("{column}: {error}") })
+}
+
+/// Unix time in milliseconds; a clock set before 1970 counts as 1970.
+fn to_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn from_ms(ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}

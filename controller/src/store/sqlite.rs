@@ -1,0 +1,398 @@
+//! SQLite: one file in the state directory, for one controller, kept apart from others by a lock file.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params};
+
+use super::{
+    Changes, Error, Page,
+    rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
+};
+use crate::study::{Closed, StepId, Study, StudyId};
+
+/// Version of the schema, in SQLite's `user_version`.
+const VERSION: i64 = 2;
+const SCHEMA: &str = include_str!("sqlite.sql");
+/// Name of the database in the state directory.
+const FILE: &str = "asng.db";
+/// Steps of deleted studies that are removed at a time.
+const SWEEP: i64 = 5_000;
+
+/// The database, open for writing.
+pub struct Sqlite {
+    connection: Connection,
+    /// Whether there may be deleted studies whose history is still there.
+    sweeping: bool,
+    _lock: File,
+}
+
+impl Sqlite {
+    pub(super) fn open(directory: &Path) -> Result<Sqlite, Error> {
+        let failed = |source| Error::Directory { directory: directory.into(), source };
+        fs::create_dir_all(directory).map_err(failed)?;
+        let lock = File::create(directory.join("lock")).map_err(failed)?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => Error::InUse(directory.into()),
+            fs::TryLockError::Error(source) => failed(source),
+        })?;
+        let file = directory.join(FILE);
+        let connection = Connection::open(&file)?;
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let database = file.display().to_string();
+        match found {
+            0 | VERSION => {}
+            1 => return Err(Error::Older(database)),
+            _ => return Err(Error::Newer { database, found, known: VERSION }),
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.set_prepared_statement_cache_capacity(32);
+        if found == 0 {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?;
+        }
+        connection.execute("UPDATE absent SET importing = NULL", [])?;
+        Ok(Sqlite { connection, sweeping: true, _lock: lock })
+    }
+
+    pub(super) fn load(&self, now: Instant) -> Result<Vec<Study>, Error> {
+        let mut open = self.connection.prepare("SELECT * FROM open_steps WHERE study = ?1")?;
+        let mut statement = self.connection.prepare(
+            "SELECT * FROM studies JOIN states ON states.study = studies.id ORDER BY created_ms, id",
+        )?;
+        let mut found = statement.query([])?;
+        let mut studies = Vec::new();
+        while let Some(row) = found.next()? {
+            let study = StudyRow {
+                id: row.get("id")?,
+                name: row.get("name")?,
+                owner: row.get("owner")?,
+                spec: row.get("spec")?,
+                seed: row.get("seed")?,
+                start: row.get("start")?,
+                created_ms: row.get("created_ms")?,
+                variables: row.get("variables")?,
+            };
+            let state = StateRow {
+                study: study.id,
+                state: row.get("state")?,
+                state_ms: row.get("state_ms")?,
+                started_ms: row.get("started_ms")?,
+                theta: row.get("theta")?,
+                progress: row.get("progress")?,
+                incumbent: row.get("incumbent")?,
+            };
+            let open: Result<Vec<_>, _> = open.query_map([study.id], open_row)?.collect();
+            studies.push(rows::study(study, state, open?, now)?);
+        }
+        Ok(studies)
+    }
+
+    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+        // Dropped on an error, it rolls back.
+        let transaction = self.connection.transaction()?;
+        write(&transaction, changes)?;
+        transaction.commit()?;
+        self.sweeping |= !changes.deleted.is_empty();
+        Ok(())
+    }
+
+    pub(super) fn closed(&self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT generation, trainer IS NOT NULL, generation_made FROM history
+             WHERE study = ?1 AND step = ?2",
+        )?;
+        let row = statement.query_row([study.0.cast_signed(), step.0.cast_signed()], |row| {
+            Ok(rows::closed(row.get(0)?, row.get(1)?, row.get(2)?))
+        });
+        Ok(row.optional()?)
+    }
+
+    /// Removes a part of the history of deleted studies.
+    pub(super) fn tick(&mut self) -> Result<(), Error> {
+        if !self.sweeping {
+            return Ok(());
+        }
+        let transaction = self.connection.transaction()?;
+        let removed = transaction
+            .prepare_cached(
+                "DELETE FROM history WHERE (study, step) IN
+                     (SELECT study, step FROM history WHERE study IN
+                         (SELECT study FROM absent WHERE importing IS NULL) LIMIT ?1)",
+            )?
+            .execute([SWEEP])?;
+        if removed == 0 {
+            transaction.execute("DELETE FROM absent WHERE importing IS NULL", [])?;
+        }
+        transaction.commit()?;
+        self.sweeping = removed > 0;
+        Ok(())
+    }
+
+    pub(super) fn size(&self) -> Result<u64, Error> {
+        let pragma = |name| self.connection.pragma_query_value(None, name, |row| row.get(0));
+        let (pages, unused, bytes): (i64, i64, i64) =
+            (pragma("page_count")?, pragma("freelist_count")?, pragma("page_size")?);
+        Ok(((pages - unused) * bytes).unsigned_abs())
+    }
+}
+
+fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
+    for id in &changes.deleted {
+        for sql in [
+            "DELETE FROM studies WHERE id = ?1",
+            "DELETE FROM states WHERE study = ?1",
+            "DELETE FROM open_steps WHERE study = ?1",
+            "INSERT OR REPLACE INTO absent (study, importing) VALUES (?1, NULL)",
+        ] {
+            connection.prepare_cached(sql)?.execute([id])?;
+        }
+    }
+    for id in &changes.importing {
+        connection
+            .prepare_cached("INSERT OR REPLACE INTO absent (study, importing) VALUES (?1, 1)")?
+            .execute([id])?;
+    }
+    for id in &changes.imported {
+        connection.prepare_cached("DELETE FROM absent WHERE study = ?1")?.execute([id])?;
+    }
+    for row in &changes.studies {
+        connection
+            .prepare_cached(
+                "INSERT INTO studies (id, name, owner, spec, seed, start, created_ms, variables)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (id) DO UPDATE SET variables = excluded.variables",
+            )?
+            .execute(params![
+                row.id,
+                row.name,
+                row.owner,
+                row.spec,
+                row.seed,
+                row.start,
+                row.created_ms,
+                row.variables
+            ])?;
+    }
+    for row in &changes.states {
+        connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO states
+                     (study, state, state_ms, started_ms, theta, progress, incumbent)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                row.study,
+                row.state,
+                row.state_ms,
+                row.started_ms,
+                row.theta,
+                row.progress,
+                row.incumbent
+            ])?;
+    }
+    for key in &changes.passed {
+        connection
+            .prepare_cached("DELETE FROM open_steps WHERE study = ?1 AND step = ?2")?
+            .execute(*key)?;
+    }
+    for OpenRow { step, trainer, origin, report } in &changes.open {
+        let mut statement = connection.prepare_cached(
+            "INSERT OR REPLACE INTO open_steps
+                 (study, step, generation, applied, train, rank, attempt, trainer, origin, report)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
+        bind_step(&mut statement, step)?;
+        statement.raw_bind_parameter(8, trainer)?;
+        statement.raw_bind_parameter(9, origin)?;
+        statement.raw_bind_parameter(10, report)?;
+        statement.raw_execute()?;
+    }
+    for PastRow { step, report } in &changes.past {
+        let mut statement = connection.prepare_cached(
+            "INSERT OR REPLACE INTO history
+                 (study, step, generation, applied, train, rank, attempt,
+                  trainer, losses, metrics, staleness, reported_ms, generation_made)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )?;
+        bind_step(&mut statement, step)?;
+        let report = report.as_ref();
+        statement.raw_bind_parameter(8, report.map(|report| &report.trainer))?;
+        statement.raw_bind_parameter(9, report.map(|report| &report.losses))?;
+        statement.raw_bind_parameter(10, report.map(|report| &report.metrics))?;
+        statement.raw_bind_parameter(11, report.map(|report| report.staleness))?;
+        statement.raw_bind_parameter(12, report.map(|report| report.reported_ms))?;
+        statement.raw_bind_parameter(13, report.and_then(|report| report.generation_made))?;
+        statement.raw_execute()?;
+    }
+    for (study, step, report) in &changes.late {
+        connection
+            .prepare_cached(
+                "UPDATE history SET trainer = ?3, losses = ?4, metrics = ?5, staleness = ?6, reported_ms = ?7
+                 WHERE study = ?1 AND step = ?2",
+            )?
+            .execute(params![
+                study,
+                step,
+                report.trainer,
+                report.losses,
+                report.metrics,
+                report.staleness,
+                report.reported_ms
+            ])?;
+    }
+    for key in &changes.pruned {
+        connection
+            .prepare_cached("DELETE FROM history WHERE study = ?1 AND step <= ?2")?
+            .execute(*key)?;
+    }
+    Ok(())
+}
+
+fn bind_step(statement: &mut Statement<'_>, row: &StepRow) -> rusqlite::Result<()> {
+    statement.raw_bind_parameter(1, row.study)?;
+    statement.raw_bind_parameter(2, row.step)?;
+    statement.raw_bind_parameter(3, row.generation)?;
+    statement.raw_bind_parameter(4, row.applied)?;
+    statement.raw_bind_parameter(5, &row.train)?;
+    statement.raw_bind_parameter(6, &row.rank)?;
+    statement.raw_bind_parameter(7, row.attempt)
+}
+
+fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
+    Ok(StepRow {
+        study: row.get("study")?,
+        step: row.get("step")?,
+        generation: row.get("generation")?,
+        applied: row.get("applied")?,
+        train: row.get("train")?,
+        rank: row.get("rank")?,
+        attempt: row.get("attempt")?,
+    })
+}
+
+fn open_row(row: &Row<'_>) -> rusqlite::Result<OpenRow> {
+    Ok(OpenRow {
+        step: step_row(row)?,
+        trainer: row.get("trainer")?,
+        origin: row.get("origin")?,
+        report: row.get("report")?,
+    })
+}
+
+fn past_row(row: &Row<'_>) -> rusqlite::Result<PastRow> {
+    let trainer: Option<String> = row.get("trainer")?;
+    let report = trainer.map(|trainer| {
+        Ok::<_, rusqlite::Error>(ReportRow {
+            trainer,
+            losses: row.get("losses")?,
+            metrics: row.get("metrics")?,
+            staleness: row.get("staleness")?,
+            reported_ms: row.get("reported_ms")?,
+            generation_made: row.get("generation_made")?,
+        })
+    });
+    Ok(PastRow { step: step_row(row)?, report: report.transpose()? })
+}
+
+/// Reads the file through connections of its own.
+#[derive(Clone)]
+pub struct Reader {
+    file: PathBuf,
+}
+
+impl Reader {
+    pub(super) fn new(directory: &Path) -> Reader {
+        Reader { file: directory.join(FILE) }
+    }
+
+    pub(super) async fn history(
+        &self,
+        study: StudyId,
+        after: StepId,
+        limit: usize,
+    ) -> Result<Page, Error> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare(
+                "SELECT * FROM history WHERE study = ?1 AND step > ?2 ORDER BY step LIMIT ?3",
+            )?;
+            let mut page = Page::new(limit);
+            let key = (study.0.cast_signed(), after.0.cast_signed(), page.rows());
+            for row in statement.query_map(key, past_row)? {
+                if !page.push(&row?)? {
+                    break;
+                }
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    pub(super) async fn check(&self) -> Result<(), Error> {
+        self.read(|connection| {
+            Ok(connection.query_row("SELECT count(*) FROM absent", [], |_| Ok(()))?)
+        })
+        .await
+    }
+
+    /// Runs `work` on a connection, on a thread that may wait for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let file = self.file.clone();
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let read =
+            tokio::task::spawn_blocking(move || work(&Connection::open_with_flags(file, flags)?));
+        match read.await {
+            Ok(result) => result,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Sqlite {
+    /// Makes the disk full: the database file may not grow beyond its present size.
+    pub(crate) fn fill_disk(&self) {
+        let pages: i64 =
+            self.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        self.connection.pragma_update(None, "max_page_count", pages).unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_kept_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Sqlite::open(directory.path()).unwrap();
+        assert!(matches!(Sqlite::open(directory.path()), Err(Error::InUse(_))));
+        drop(first);
+        Sqlite::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_database_of_a_newer_release_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(directory.path()).unwrap();
+        store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        drop(store);
+        let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
+        assert!(error.to_string().contains("schema version 3, this release knows 2"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), [7; 4096]).unwrap();
+        assert!(matches!(Sqlite::open(directory.path()), Err(Error::Sqlite(_))));
+    }
+}
