@@ -16,6 +16,11 @@ pub mod store;
 pub mod studies;
 pub mod study;
 
+#[cfg(test)]
+#[path = "../../tests/src/postgres.rs"]
+#[allow(unreachable_pub)]
+mod postgres;
+
 use std::{future::Future, time::Duration};
 
 use asng_proto::v1::{

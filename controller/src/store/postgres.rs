@@ -100,10 +100,11 @@ impl Postgres {
             .map(|row| row.id)
             .filter(|study| !self.fences.contains_key(study))
             .collect();
-        let mut owned: Vec<(i64, i64)> =
-            changes.touched().filter_map(|id| Some((id, *self.fences.get(&id)?))).collect();
-        owned.sort_unstable();
-        owned.dedup();
+        let mut owned = BTreeMap::new();
+        for study in changes.touched().filter(|study| !created.contains(study)) {
+            owned.insert(study, *self.fences.get(&study).ok_or(Error::Fenced)?);
+        }
+        let created = &created;
         self.run(async move |connection| {
             let mut transaction = connection.begin().await?;
             let (ids, fences): (Vec<i64>, Vec<i64>) = owned.into_iter().unzip();
@@ -120,11 +121,11 @@ impl Postgres {
             if held.len() < ids.len() {
                 return Err(Error::Fenced);
             }
-            write(&mut transaction, changes, id).await?;
+            write(&mut transaction, changes, &created, id).await?;
             transaction.commit().await?;
             Ok(())
         })?;
-        self.fences.extend(created.into_iter().map(|study| (study, 1)));
+        self.fences.extend(created.iter().map(|study| (*study, 1)));
         for study in &changes.deleted {
             self.fences.remove(study);
             self.sweeping = true;
@@ -338,7 +339,12 @@ macro_rules! column {
     };
 }
 
-async fn write(connection: &mut PgConnection, changes: &Changes, id: i64) -> Result<(), Error> {
+async fn write(
+    connection: &mut PgConnection,
+    changes: &Changes,
+    created: &[i64],
+    id: i64,
+) -> Result<(), Error> {
     if !changes.deleted.is_empty() {
         for sql in [
             "DELETE FROM studies WHERE id = ANY($1)",
@@ -364,11 +370,18 @@ async fn write(connection: &mut PgConnection, changes: &Changes, id: i64) -> Res
             .await?;
     }
     for row in &changes.studies {
+        if !created.contains(&row.id) {
+            sqlx::query("UPDATE studies SET variables = $2 WHERE id = $1")
+                .bind(row.id)
+                .bind(&row.variables)
+                .execute(&mut *connection)
+                .await?;
+            continue;
+        }
         sqlx::query(
             "INSERT INTO studies
                  (id, name, owner, space, spec, seed, start, created_ms, variables, controller, fence)
-             VALUES ($1, $2, $3, $4::json ->> 'space', $4, $5, $6, $7, $8, $9, 1)
-             ON CONFLICT (id) DO UPDATE SET variables = excluded.variables",
+             VALUES ($1, $2, $3, $4::json ->> 'space', $4, $5, $6, $7, $8, $9, 1)",
         )
         .bind(row.id)
         .bind(&row.name)
@@ -609,5 +622,52 @@ impl Reader {
     pub(super) async fn check(&self) -> Result<(), Error> {
         sqlx::query("SELECT 1 FROM schema_version").execute(&self.pool).await?;
         Ok(())
+    }
+}
+
+/// Lets every controller on this database count as gone.
+#[cfg(test)]
+pub(crate) fn forget_controllers(url: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        // The tables may not be there yet.
+        let _ = sqlx::query("DELETE FROM controllers").execute(&mut connection).await;
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::changes, *};
+
+    #[test]
+    fn a_study_has_one_owner_and_one_that_lost_it_cannot_write() {
+        let Some(server) = crate::postgres::Postgres::start() else { return };
+        let url = server.url("fencing");
+        let open = |address| {
+            let mut store = Postgres::open(&url, address).unwrap();
+            let loaded = store.load(Instant::now()).unwrap();
+            (store, loaded.len())
+        };
+        let (mut first, loaded) = open("http://first");
+        assert_eq!(loaded, 0);
+        first.commit(&changes("s", 7)).unwrap();
+        let (mut second, loaded) = open("http://second");
+        assert_eq!(loaded, 0, "the first lives");
+        assert_eq!(second.owner("s").unwrap().as_deref(), Some("http://first"));
+        assert!(second.commit(&changes("s", 8)).is_err(), "the name is taken");
+        assert!(second.commit(&changes("s", 7)).is_err(), "it is not the second's");
+
+        // The first is paused, as far as the second can see.
+        forget_controllers(&url);
+        let gained = second.tick(Instant::now()).unwrap().gained;
+        assert_eq!(gained.iter().map(Study::name).collect::<Vec<_>>(), ["s"]);
+        assert!(matches!(first.commit(&changes("s", 7)), Err(Error::Fenced)));
+        let tick = first.tick(Instant::now()).unwrap();
+        assert_eq!((tick.gained.len(), tick.lost), (0, vec![StudyId(7)]));
+        second.commit(&changes("s", 7)).unwrap();
+
+        second.leave().unwrap();
+        assert_eq!(first.tick(Instant::now()).unwrap().gained.len(), 1, "at once");
     }
 }

@@ -106,7 +106,7 @@ struct Model {
 }
 
 struct Simulation {
-    directory: tempfile::TempDir,
+    location: Location,
     /// None only while it is started again.
     shelf: Option<Shelf>,
     now: Now,
@@ -116,19 +116,22 @@ struct Simulation {
     requests: u64,
 }
 
-fn load(directory: &std::path::Path) -> Shelf {
-    let store = Store::open(&Location::Directory(directory.into())).unwrap();
-    Shelf::load(store, Limits::default()).unwrap()
+/// Starts a controller on what another has left that ended without a word.
+fn load(location: &Location) -> Shelf {
+    if let Location::Postgres { url, .. } = location {
+        // Otherwise it would have to wait until that one counts as gone.
+        crate::store::forget_controllers(url);
+    }
+    Shelf::load(Store::open(location).unwrap(), Limits::default()).unwrap()
 }
 
 impl Simulation {
-    fn new(spec: Spec) -> Simulation {
-        let directory = tempfile::tempdir().unwrap();
+    fn new(location: Location, spec: Spec) -> Simulation {
         let shapes: Vec<_> = spec.variables.iter().map(Variable::shape).collect();
         let asng = Asng::new(&shapes, spec.optimiser()).unwrap();
         let max_staleness = spec.max_staleness();
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
-        let mut shelf = load(directory.path());
+        let mut shelf = load(&location);
         shelf.create(STUDY, spec, "", now).unwrap();
         shelf.commit().unwrap();
         let model = Model {
@@ -140,7 +143,7 @@ impl Simulation {
             pending: BTreeMap::new(),
             applied: 0,
         };
-        Simulation { directory, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
+        Simulation { location, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
     }
 
     fn shelf(&mut self) -> &mut Shelf {
@@ -154,7 +157,7 @@ impl Simulation {
     /// Ends the process without a word, and starts another.
     fn restart(&mut self) {
         self.shelf = None;
-        self.shelf = Some(load(self.directory.path()));
+        self.shelf = Some(load(&self.location));
         // Leases run anew from the clock that the loading read.
         self.now.monotonic = self.now.monotonic.max(Instant::now());
     }
@@ -270,9 +273,11 @@ impl Simulation {
     /// The history has every step that is not open, and theta follows from it.
     fn check_history(&self) {
         let study = self.study();
-        let reader = store::Reader::new(&Location::Directory(self.directory.path().into()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let page = runtime.block_on(reader.unwrap().history(study.id(), StepId(0), 1000)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let page = runtime.block_on(async {
+            let reader = store::Reader::new(&self.location).unwrap();
+            reader.history(study.id(), StepId(0), 1000).await.unwrap()
+        });
         let open = study.outstanding() + study.pending();
         assert_eq!(page.steps.len() + open, self.model.sampled.len());
         let mut batches: BTreeMap<u64, Vec<&Past>> = BTreeMap::new();
@@ -340,14 +345,41 @@ impl Model {
     }
 }
 
+fn keeps_the_rules(location: Location, spec: Spec, operations: Vec<Operation>) {
+    let mut simulation = Simulation::new(location, spec);
+    for operation in operations {
+        simulation.run(operation);
+        simulation.check();
+    }
+    simulation.check_history();
+}
+
 proptest! {
     #[test]
     fn every_list_of_operations_keeps_the_rules(spec in specs(), operations in operations()) {
-        let mut simulation = Simulation::new(spec);
-        for operation in operations {
-            simulation.run(operation);
-            simulation.check();
-        }
-        simulation.check_history();
+        let directory = tempfile::tempdir().unwrap();
+        keeps_the_rules(Location::Directory(directory.path().into()), spec, operations);
     }
+}
+
+/// The same, a twentieth as often, over PostgreSQL.
+#[test]
+fn every_list_of_operations_keeps_the_rules_in_postgres() {
+    let Some(postgres) = crate::postgres::Postgres::start() else { return };
+    let url = postgres.url("simulation");
+    let config = ProptestConfig::default();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: config.cases / 20,
+        ..config
+    });
+    let lists = (specs(), operations());
+    let checked = runner.run(&lists, |(spec, operations)| {
+        let location = Location::Postgres { url: url.clone(), advertise: "http://here".into() };
+        keeps_the_rules(location.clone(), spec, operations);
+        let mut shelf = load(&location);
+        shelf.delete(STUDY).unwrap();
+        shelf.commit().unwrap();
+        Ok(())
+    });
+    checked.unwrap();
 }
