@@ -50,7 +50,7 @@ fn assert_bad(network: &Proxy) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_one_trainer_a_bad_network_leaves_no_trace_in_theta() {
-    const STEPS: u64 = 400;
+    const STEPS: u64 = 200;
     let theta_through = async |disturbed: bool| {
         let directory = tempfile::tempdir().unwrap();
         let controller = Controller::start(directory.path());
@@ -72,7 +72,7 @@ async fn with_one_trainer_a_bad_network_leaves_no_trace_in_theta() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_network_loses_and_doubles_no_report_of_many_trainers() {
-    const STEPS: u64 = 2000;
+    const STEPS: u64 = 1000;
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(directory.path());
     create(&controller, STEPS, 1_000_000).await;
