@@ -26,10 +26,17 @@ pub use self::{
 
 /// Path of the workspace's binary `name` of package `package`, built if need be.
 pub fn binary(package: &str, name: &str) -> PathBuf {
-    let build = escargot::CargoBuild::new()
+    let mut build = escargot::CargoBuild::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .package(package)
         .bin(name);
+    // Cargo sets these for the program it runs; inherited, they would make build scripts that watch them run again.
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            build = build.env_remove(&variable);
+        }
+    }
     let release = cfg!(not(debug_assertions));
     let build = if release { build.release() } else { build };
     build.run().unwrap_or_else(|error| panic!("cannot build {name}: {error}")).path().into()
@@ -341,7 +348,7 @@ pub async fn train(
         }
         match next {
             Some(Next::Finished(v1::StudyFinished { study: Some(study) })) => return study,
-            Some(Next::NoWork(_)) => tokio::task::yield_now().await,
+            Some(Next::NoWork(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
             other => panic!("unexpected: {other:?}"),
         }
     }

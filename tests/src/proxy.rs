@@ -22,7 +22,7 @@ use tokio::{
 use tonic::transport::Channel;
 
 /// Bytes that pass in one direction before a connection ends, at most: a few dozen reports.
-const MOST_BYTES: usize = 20_000;
+const MOST_BYTES: usize = 8000;
 /// How long a connection outlives its end for the client, at most.
 const AFTERLIFE: Duration = Duration::from_millis(100);
 

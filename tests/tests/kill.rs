@@ -154,8 +154,8 @@ fn recomputed(history: &[v1::Report]) -> Vec<u64> {
     variables.push(Variable::Integer { low: 8, high: 64 });
     let draw = |draw: &v1::Draw| {
         let value = |(value, variable): (&f64, &Variable)| match variable {
-            Variable::Categorical { .. } => Value::Choice(*value as u32),
             Variable::Integer { .. } => Value::Real(*value),
+            _ => Value::Choice(*value as u32),
         };
         Architecture(draw.values.iter().zip(&variables).map(value).collect())
     };

@@ -50,7 +50,7 @@ fn assert_bad(network: &Proxy) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_one_trainer_a_bad_network_leaves_no_trace_in_theta() {
-    const STEPS: u64 = 200;
+    const STEPS: u64 = 300;
     let theta_through = async |disturbed: bool| {
         let directory = tempfile::tempdir().unwrap();
         let controller = Controller::start(directory.path());
