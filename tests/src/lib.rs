@@ -5,13 +5,13 @@ mod postgres;
 mod proxy;
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
+    sync::{Arc, Mutex, OnceLock},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use asng_proto::v1::{
@@ -48,11 +48,18 @@ pub fn asngctl() -> PathBuf {
     PATH.get_or_init(|| binary("asng-controller", "asngctl")).clone()
 }
 
+/// Path of `asng-controller`.
+pub fn asng_controller() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| binary("asng-controller", "asng-controller")).clone()
+}
+
 /// A controller in a process of its own; killed when dropped.
 pub struct Controller {
     child: Child,
     state_dir: PathBuf,
-    store: Option<String>,
+    arguments: Vec<String>,
+    log: Arc<Mutex<String>>,
     /// Where it listens, the same after a restart.
     pub address: SocketAddr,
 }
@@ -60,15 +67,28 @@ pub struct Controller {
 impl Controller {
     /// Starts one on any free port and waits until it listens.
     pub fn start(state_dir: &Path) -> Controller {
-        Controller::start_on(state_dir, None)
+        Controller::start_with(state_dir, &[])
     }
 
-    /// The same, with the database `store` instead of a file in the state directory.
-    pub fn start_on(state_dir: &Path, store: Option<&str>) -> Controller {
-        let store = store.map(String::from);
-        let command = command_on(state_dir, "127.0.0.1:0".parse().unwrap(), store.as_deref());
-        let (child, address) = serve(command);
-        Controller { child, state_dir: state_dir.into(), store, address }
+    /// Starts one with further arguments.
+    pub fn start_with(state_dir: &Path, arguments: &[&str]) -> Controller {
+        let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+        let log = Arc::default();
+        let (child, address) = spawn(state_dir, "127.0.0.1:0".parse().unwrap(), &arguments, &log);
+        Controller { child, state_dir: state_dir.into(), arguments, log, address }
+    }
+
+    /// Waits until its log holds `text`, and returns the log.
+    pub fn log_with(&self, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let log = self.log.lock().unwrap().clone();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{text:?} is not in its log");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Kills it with SIGKILL, as the kernel or a power cut would.
@@ -79,8 +99,22 @@ impl Controller {
 
     /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
     pub fn restart(&mut self) {
-        let command = command_on(&self.state_dir, self.address, self.store.as_deref());
-        (self.child, _) = serve(command);
+        (self.child, _) = spawn(&self.state_dir, self.address, &self.arguments, &self.log);
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    pub fn terminate(&mut self) -> ExitStatus {
+        terminate(&mut self.child)
+    }
+
+    /// Sends it a signal, given by its name such as "HUP".
+    pub fn signal(&self, signal: &str) {
+        send(signal, &self.child);
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Its resident memory in bytes, as the kernel counts it.
@@ -89,11 +123,6 @@ impl Controller {
         let status = std::fs::read_to_string(path).expect("the controller runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    }
-
-    /// Asks it to end with SIGTERM and waits until it has.
-    pub fn terminate(&mut self) -> ExitStatus {
-        terminate(&mut self.child)
     }
 
     /// Its URL.
@@ -127,39 +156,37 @@ impl Drop for Controller {
 
 /// The daemon's command line.
 pub fn controller_command(state_dir: &Path, listen: SocketAddr) -> Command {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let path = PATH.get_or_init(|| binary("asng-controller", "asng-controller"));
-    let mut command = Command::new(path);
+    let mut command = Command::new(asng_controller());
     command.args(["--listen", &listen.to_string(), "--state-dir"]).arg(state_dir);
     command
 }
 
-fn command_on(state_dir: &Path, listen: SocketAddr, store: Option<&str>) -> Command {
+fn spawn(
+    state_dir: &Path,
+    listen: SocketAddr,
+    arguments: &[String],
+    log: &Arc<Mutex<String>>,
+) -> (Child, SocketAddr) {
     let mut command = controller_command(state_dir, listen);
-    if let Some(store) = store {
-        command.args(["--store", store]);
-    }
-    command
-}
-
-/// Starts a server and waits until its log says at which `address=` it listens.
-pub fn serve(mut command: Command) -> (Child, SocketAddr) {
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("a server");
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut seen = String::new();
+    let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().expect("controller");
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let log = log.clone();
+    let mut next = move || {
+        let mut line = String::new();
+        let read = lines.read_line(&mut line).unwrap();
+        log.lock().unwrap().push_str(&line);
+        // A failing test's harness shows it.
+        eprint!("{line}");
+        (read > 0).then_some(line)
+    };
     let address = loop {
-        let start = seen.len();
-        assert!(log.read_line(&mut seen).unwrap() > 0, "the server did not start:\n{seen}");
-        if let Some((_, rest)) = seen[start..].split_once("address=") {
+        let line = next().expect("the controller has started");
+        if let Some((_, rest)) = line.split_once("address=") {
             break rest.split_whitespace().next().unwrap().parse().unwrap();
         }
     };
-    // Keeps the pipe empty; a failing test's harness shows the rest of the log.
-    thread::spawn(move || {
-        let mut rest = String::new();
-        let _ = log.read_to_string(&mut rest);
-        eprint!("{rest}");
-    });
+    // Keeps the pipe empty.
+    thread::spawn(move || while next().is_some() {});
     (child, address)
 }
 
@@ -196,9 +223,14 @@ pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
 
 /// Asks a process to end with SIGTERM and waits until it has.
 pub fn terminate(child: &mut Child) -> ExitStatus {
-    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
+    send("TERM", child);
     child.wait().unwrap()
+}
+
+fn send(signal: &str, child: &Child) {
+    let process = child.id().to_string();
+    let status = Command::new("kill").args(["-s", signal, &process]).status().unwrap();
+    assert!(status.success());
 }
 
 /// A space of `variables` categoricals with five choices each.

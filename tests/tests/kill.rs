@@ -116,7 +116,7 @@ async fn the_history_explains_theta_after_kills_on_postgresql() {
     let Some(postgres) = Postgres::start() else { return };
     let directory = tempfile::tempdir().unwrap();
     let store = postgres.url("asng");
-    history_explains_theta(Controller::start_on(directory.path(), Some(&store))).await;
+    history_explains_theta(Controller::start_with(directory.path(), &["--store", &store])).await;
 }
 
 /// Kills a search by many trainers, `ASNG_KILLS` times, and computes theta again from its history.
@@ -159,20 +159,22 @@ fn recomputed(history: &[v1::Report]) -> Vec<u64> {
         };
         Architecture(draw.values.iter().zip(&variables).map(value).collect())
     };
-    let mut updates: BTreeMap<u64, Vec<(Vec<Architecture>, &[f64])>> = BTreeMap::new();
+    let mut updates: BTreeMap<u64, Vec<&v1::Report>> = BTreeMap::new();
     for report in history {
         assert_eq!(report.outcome(), ReportOutcome::Applied, "step {}", report.step_id);
-        let rank = report.rank.iter().map(draw).collect();
-        updates.entry(report.update).or_default().push((rank, &report.losses));
+        updates.entry(report.update).or_default().push(report);
     }
     let mut asng = Asng::new(&variables, Settings::default()).unwrap();
     let mut generations = 0;
     for (generation, (update, steps)) in (1..).zip(updates) {
         assert_eq!(update, generation, "no update is missing");
-        let ranked = steps
+        let architectures: Vec<Vec<_>> =
+            steps.iter().map(|step| step.rank.iter().map(draw).collect()).collect();
+        let ranked: Vec<_> = architectures
             .iter()
-            .map(|(architectures, losses)| Ranked { architectures, losses })
-            .collect::<Vec<_>>();
+            .zip(steps)
+            .map(|(architectures, step)| Ranked { architectures, losses: &step.losses })
+            .collect();
         asng.tell(&ranked).unwrap();
         generations = generation;
     }

@@ -17,11 +17,11 @@ use tonic::{
 /// What it answers.
 struct Echo(v1::ReportStepResponse);
 
-/// Serves until killed, on a free port that it writes to standard error as the controller does.
+/// Serves until killed, on a free port that it prints.
 pub(crate) async fn serve(reply: &Path) -> anyhow::Result<()> {
     let reply = v1::ReportStepResponse::decode(std::fs::read(reply)?.as_slice())?;
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    eprintln!("address={}", listener.local_addr()?);
+    println!("{}", listener.local_addr()?);
     // As the controller does.
     let keepalive = Some(Duration::from_secs(20));
     Server::builder()

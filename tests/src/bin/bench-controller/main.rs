@@ -7,16 +7,17 @@
 
 use std::{
     env,
+    io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use asng_controller::asng::{Asng, Ranked, Settings, Variable};
 use asng_proto::v1::{ListStudiesRequest, study_service_client::StudyServiceClient};
-use asng_tests::{Controller, serve};
+use asng_tests::Controller;
 use clap::{Parser, Subcommand};
 use prost::Message;
 use rand::SeedableRng;
@@ -89,9 +90,11 @@ impl Drop for Echo {
 
 fn start_echo(reply: &Path) -> anyhow::Result<(Echo, SocketAddr)> {
     let mut command = Command::new(env::current_exe()?);
-    command.arg("echo").arg(reply);
-    let (child, address) = serve(command);
-    Ok((Echo(child), address))
+    let mut child = command.arg("echo").arg(reply).stdout(Stdio::piped()).spawn()?;
+    let mut address = String::new();
+    // Unwrap safety: it is piped.
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut address)?;
+    Ok((Echo(child), address.trim().parse().context("the echo server's address")?))
 }
 
 async fn bench(scale: &Scale) -> anyhow::Result<()> {
