@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
+mod postgres;
+mod proxy;
+
 use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
@@ -16,13 +19,24 @@ use asng_proto::v1::{
 };
 use tonic::{Code, Status, transport::Channel};
 
+pub use self::{
+    postgres::Postgres,
+    proxy::{FAULTS, Proxy},
+};
+
 /// Path of the workspace's binary `name` of package `package`, built if need be.
 pub fn binary(package: &str, name: &str) -> PathBuf {
-    let build = escargot::CargoBuild::new()
+    let mut build = escargot::CargoBuild::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .package(package)
-        .bin(name)
-        .current_target();
+        .bin(name);
+    // Cargo sets these for the program it runs; inherited, they would make build scripts that watch them run again.
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            build = build.env_remove(&variable);
+        }
+    }
     let release = cfg!(not(debug_assertions));
     let build = if release { build.release() } else { build };
     build.run().unwrap_or_else(|error| panic!("cannot build {name}: {error}")).path().into()
@@ -107,6 +121,14 @@ impl Controller {
         self.child.wait().unwrap()
     }
 
+    /// Its resident memory in bytes, as the kernel counts it.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the controller runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    }
+
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -159,7 +181,7 @@ fn spawn(
         let read = lines.read_line(&mut line).unwrap();
         log.lock().unwrap().push_str(&line);
         // A failing test's harness shows it.
-        print!("{line}");
+        eprint!("{line}");
         (read > 0).then_some(line)
     };
     let (address, http) = loop {
@@ -314,12 +336,17 @@ pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
     }
 }
 
-/// Calls until the answer is not "the connection broke" or "the controller is going away".
+/// Calls until the answer is not "the connection broke", in any of the words for it, or "the controller is going away".
 pub async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut() -> F) -> T {
     loop {
         match call().await {
             Ok(answer) => return answer,
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+                ) =>
+            {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err(status) => panic!("{status}"),
@@ -363,7 +390,7 @@ pub async fn train(
         }
         match next {
             Some(Next::Finished(v1::StudyFinished { study: Some(study) })) => return study,
-            Some(Next::NoWork(_)) => tokio::task::yield_now().await,
+            Some(Next::NoWork(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
             other => panic!("unexpected: {other:?}"),
         }
     }

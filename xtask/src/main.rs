@@ -1,4 +1,4 @@
-//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test`.
+//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench`.
 //!
 //! This crate must build on a machine that has nothing but Rust, so it depends on no other member of
 //! the workspace.
@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod demo;
 mod process;
 mod setup;
@@ -35,6 +36,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Tests everything: lints, unit tests, end-to-end tests with the real programs, documentation.
     Test(test::Arguments),
+    /// Measures speed, memory and growth, in a release build.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Setup { parts } => setup::command(&root, &parts),
         Command::Demo(arguments) => demo::demo(&root, &arguments),
         Command::Test(arguments) => test::test(&root, &arguments),
+        Command::Bench(what) => bench::bench(&root, &what),
     }
 }
 
