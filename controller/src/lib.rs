@@ -149,7 +149,7 @@ pub async fn run(
             // An error means that `stop` is gone, which is a reason to stop as well.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
-    tokio::pin!(server);
+    let mut server = Box::pin(server);
 
     tokio::select! {
         result = &mut server => return Ok(result?),
@@ -166,11 +166,12 @@ pub async fn run(
     health.set_not_serving::<StudyServiceServer<Api>>().await;
     health.set_not_serving::<SearchServiceServer<Api>>().await;
     stop.send_replace(true);
-    match timeout(grace, server).await {
+    match timeout(grace, &mut server).await {
         Ok(result) => info!(clean = result.is_ok(), "no request is running any more"),
         Err(_) => warn!(?grace, "requests are still running"),
     }
     // With the last handle gone, the thread stores what is left to store and lets go of the database.
+    drop(server);
     match timeout(grace, ended).await {
         Ok(Ok(Ok(()))) => info!("shut down"),
         Ok(Ok(Err(error))) => return Err(error.into()),

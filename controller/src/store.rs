@@ -229,7 +229,7 @@ pub enum Store {
     /// A file.
     Sqlite(sqlite::Sqlite),
     /// A server.
-    Postgres(postgres::Postgres),
+    Postgres(Box<postgres::Postgres>),
 }
 
 impl Store {
@@ -239,7 +239,7 @@ impl Store {
         Ok(match location {
             Location::Directory(directory) => Store::Sqlite(sqlite::Sqlite::open(directory)?),
             Location::Postgres { url, advertise } => {
-                Store::Postgres(postgres::Postgres::open(url, advertise)?)
+                Store::Postgres(Box::new(postgres::Postgres::open(url, advertise)?))
             }
         })
     }

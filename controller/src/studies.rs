@@ -388,6 +388,7 @@ impl Shelf {
     /// Why there is no study called `name` here.
     fn missing(&mut self, name: &str) -> Error {
         if self.studies.contains_key(name) {
+            // It is out of scope.
             return Error::UnknownStudy(name.into());
         }
         match self.store.owner(name) {
@@ -693,7 +694,7 @@ fn log(study: &str, event: &Event) {
         Event::Passed(past) => match &past.report {
             None => info!(study, step = %past.step.id, "step closed unreported"),
             Some(report) => {
-                debug!(study, step = %past.step.id, update = report.update, "step done")
+                debug!(study, step = %past.step.id, update = report.update, "step done");
             }
         },
         Event::ReportedLate(step, report) => {

@@ -192,7 +192,8 @@ pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(PATH.get_or_init(|| binary("asng-trainer", "asng-trainer")));
     command
-        .args(["--controller", &controller.url(), "--device", "cpu", "--threads", "1"])
+        .env("ASNG_CONTROLLER", controller.url())
+        .args(["--device", "cpu", "--threads", "1"])
         .args(["--data", concat!(env!("CARGO_MANIFEST_DIR"), "/../data/cifar-10-batches-bin")])
         .arg("--work-dir")
         .arg(work_dir);

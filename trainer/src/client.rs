@@ -13,17 +13,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use asng_client::{Connection, Options, explain, insist};
 use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
     search_service_client::SearchServiceClient,
 };
 use serde::Serialize;
 use tokio::time::{interval_at, sleep, timeout};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
-    controller::{self, insist},
     engine::{self, Engine},
     space::enas_micro::{self, Settings},
     study,
@@ -37,8 +37,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 /// What a person decides about the loop.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The controller's URL.
-    pub controller: String,
+    /// How the controller is reached.
+    pub controller: Options,
     /// The study to work on until it ends; without one, any study of a space that this trainer serves, for ever.
     pub study: Option<String>,
     /// Directory of the trainer's files; one trainer at a time.
@@ -55,22 +55,22 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let _lock = lock(&config.work_dir)?;
     let trainer_id = trainer_id(&config.work_dir)?;
-    let channel = controller::connect(&config.controller)?;
-    info!(trainer_id, controller = config.controller, "trainer starts");
+    let connection = config.controller.connect()?;
+    info!(trainer_id, controller = connection.url(), "trainer starts");
     tokio::pin!(stop);
     let engine = tokio::select! {
         engine = Engine::start(engine) => engine?,
         () = &mut stop => return Ok(()),
     };
     let mut trainer = Trainer {
-        search: SearchServiceClient::new(channel.clone()),
+        search: SearchServiceClient::new(connection.clone()),
         run: rand::random(),
         requests: 0,
         hand: Hand::Empty,
         open: None,
         config,
         trainer_id,
-        channel,
+        connection,
         engine,
     };
     let result = tokio::select! {
@@ -89,8 +89,8 @@ pub async fn serve(
 struct Trainer {
     config: Config,
     trainer_id: String,
-    channel: Channel,
-    search: SearchServiceClient<Channel>,
+    connection: Connection,
+    search: SearchServiceClient<Connection>,
     engine: Engine,
     /// Makes the request ids of this process its own.
     run: u64,
@@ -180,7 +180,7 @@ impl Trainer {
                 self.close().await?;
                 Ok(None)
             }
-            Err(status) => bail!("the controller gives no step: {}", status.message()),
+            Err(status) => bail!("the controller gives no step: {}", self.explain(&status)),
         }
     }
 
@@ -213,7 +213,7 @@ impl Trainer {
                 self.close().await?;
                 return Ok(None);
             }
-            Err(status) => bail!("the controller refuses a report: {}", status.message()),
+            Err(status) => bail!("the controller refuses a report: {}", self.explain(&status)),
         };
         debug!(outcome = answer.outcome().as_str_name(), losses = ?request.losses, "step reported");
         let next = answer.next.and_then(|next| next.next);
@@ -291,6 +291,11 @@ impl Trainer {
         .await
         {
             Ok(_) => info!(study = request.study, rejected, "study described"),
+            Err(status)
+                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
+            {
+                bail!("the controller takes no description: {}", self.explain(&status))
+            }
             Err(status) => {
                 // Another trainer was faster, or a person has stopped or deleted the study.
                 warn!(study = request.study, message = status.message(), "description refused");
@@ -306,7 +311,7 @@ impl Trainer {
             return Ok(());
         }
         self.close().await?;
-        let study = controller::study(&self.channel, &step.study).await?;
+        let study = study::get(&self.connection, &step.study).await?;
         let settings = study::settings(&study)?;
         let directory = study::directory(&self.config.work_dir, &study);
         let continued = self.engine.open(settings, directory.clone()).await?;
@@ -351,6 +356,10 @@ impl Trainer {
         fs::write(&file, summary).with_context(|| format!("cannot write {}", file.display()))?;
         info!(study = open.name, steps = open.summary.steps, "weights saved");
         Ok(())
+    }
+
+    fn explain(&self, status: &Status) -> String {
+        explain(status, &self.connection.url())
     }
 
     /// Gives back what is in hand, if the controller can be reached in a short time.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
+use asng_client::Options;
 use clap::Args;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +11,6 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::{
-    controller,
     data::{Cifar10, Images, Preprocess, cifar10},
     engine::WEIGHTS_FILE,
     space::enas_micro::{Architecture, Settings},
@@ -69,12 +69,12 @@ struct Random {
 /// Evaluates and prints.
 pub async fn run(
     arguments: Arguments,
-    url: &str,
+    controller: &Options,
     work_dir: PathBuf,
     data: PathBuf,
     device: Device,
 ) -> anyhow::Result<()> {
-    let study = controller::study(&controller::connect(url)?, &arguments.study).await?;
+    let study = study::get(&controller.connect()?, &arguments.study).await?;
     let settings = study::settings(&study)?;
     let architecture = arguments.architecture.of(&study, &settings)?;
     let weights = study::directory(&work_dir, &study).join(WEIGHTS_FILE);

@@ -8,14 +8,12 @@
 //! | [`data`] | images, minibatches, augmentation |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`client`] | the loop: lease, have it computed, report |
-//! | [`controller`] | the connection, and how to insist on an answer |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
 pub mod client;
-pub mod controller;
 pub mod data;
 pub mod engine;
 pub mod evaluate;

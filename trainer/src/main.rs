@@ -2,6 +2,7 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
+use asng_client::Options;
 use asng_trainer::{client, engine, evaluate, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
@@ -21,9 +22,8 @@ struct Arguments {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// URL of the controller
-    #[arg(long, global = true, env = "ASNG_CONTROLLER", default_value = "http://127.0.0.1:50051")]
-    controller: String,
+    #[command(flatten)]
+    controller: Options,
     /// Directory of the trainer's files: its id, and each study's weights. One running trainer for each directory
     #[arg(
         long,

@@ -8,13 +8,13 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use asng_client::Options;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::{
-    controller,
     data::{Augment, Batches, Cifar10, Preprocess, cifar10},
     engine::{WEIGHTS_FILE, cosine},
     evaluate::{mean, test_batches},
@@ -120,14 +120,14 @@ impl Progress {
 /// Trains, writes and prints.
 pub async fn run(
     arguments: Arguments,
-    url: &str,
+    controller: &Options,
     data: PathBuf,
     device: Device,
 ) -> anyhow::Result<()> {
     let architecture = match (&arguments.architecture, &arguments.study) {
         (Choice::File(path), _) => study::read_architecture(path)?,
         (choice, Some(study)) => {
-            let study = controller::study(&controller::connect(url)?, study).await?;
+            let study = study::get(&controller.connect()?, study).await?;
             choice.of(&study, &study::settings(&study)?)?
         }
         (_, None) => bail!("name the --study whose architecture is meant"),

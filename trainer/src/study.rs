@@ -8,9 +8,23 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_proto::v1;
+use asng_client::{Connection, explain, insist};
+use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 
 use crate::space::enas_micro::{self, Architecture, Description, Settings};
+
+/// Asks for the study `name`, until a controller answers.
+pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Study> {
+    let request = v1::GetStudyRequest { name: name.into() };
+    let answer = insist(&request, |request| {
+        let mut studies = StudyServiceClient::new(connection.clone());
+        async move { studies.get_study(request).await }
+    });
+    match answer.await {
+        Ok(answer) => answer.study.context("the controller sent no study"),
+        Err(status) => bail!("{}", explain(&status, &connection.url())),
+    }
+}
 
 /// The settings of a study of this trainer's space.
 pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {

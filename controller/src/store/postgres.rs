@@ -121,7 +121,7 @@ impl Postgres {
             if held.len() < ids.len() {
                 return Err(Error::Fenced);
             }
-            write(&mut transaction, changes, &created, id).await?;
+            write(&mut transaction, changes, created, id).await?;
             transaction.commit().await?;
             Ok(())
         })?;

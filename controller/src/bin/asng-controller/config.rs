@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
-use crate::{certs, token};
+use crate::{backup, certs, token};
 
 /// Owns the studies of a neural architecture search: hands out steps to trainers, takes their reports, moves the
 /// distributions.
@@ -64,6 +64,10 @@ pub(crate) enum Command {
     Certs(certs::Options),
     /// Make a token and its entry for the file of tokens.
     Token(token::Options),
+    /// Copy the studies of a state directory to a file, while the controller runs.
+    Backup(backup::BackupOptions),
+    /// Bring the studies of such a file back.
+    Restore(backup::RestoreOptions),
 }
 
 /// Each can be given by a flag, by its environment variable, or in the file.
@@ -78,6 +82,13 @@ pub(crate) struct Options {
     /// Directory of the database, made if it is not there; one controller at a time.
     #[arg(long, env = "ASNG_STATE_DIR", value_name = "DIR", default_value = "asng-state")]
     state_dir: PathBuf,
+    /// PostgreSQL to keep the studies in instead, shared by several controllers: postgres://USER:PASSWORD@HOST/DATABASE.
+    #[arg(long, env = "ASNG_STORE", value_name = "URL")]
+    store: Option<String>,
+    /// URL under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
+    /// --listen].
+    #[arg(long, env = "ASNG_ADVERTISE", value_name = "URL", requires = "store")]
+    advertise: Option<String>,
     /// What to log, as in RUST_LOG: a level, or "asng_controller=debug,h2=warn".
     #[arg(long, env = "ASNG_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log: EnvFilter,
@@ -106,7 +117,7 @@ pub(crate) struct Options {
 
     /// Largest request, in bytes.
     #[arg(long, env = "ASNG_MAX_MESSAGE_SIZE", value_name = "BYTES", help_heading = LIMITS)]
-    #[arg(default_value_t = 4 << 20)]
+    #[arg(default_value_t = 16 << 20)]
     max_message_size: usize,
     /// Connections open at a time; further ones are closed.
     #[arg(long, env = "ASNG_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS)]
@@ -124,6 +135,10 @@ pub(crate) struct Options {
     #[arg(long, env = "ASNG_MAX_STUDIES", value_name = "N", help_heading = LIMITS)]
     #[arg(default_value_t = 10_000)]
     max_studies: usize,
+    /// Bytes the database may take: near it there are warnings, beyond it no study is created and no step handed out,
+    /// but reports still count [default: any number].
+    #[arg(long, env = "ASNG_DISK_BUDGET", value_name = "BYTES", help_heading = LIMITS)]
+    disk_budget: Option<u64>,
     /// Requests a second of each client (the name of its token, or else its address) [default: any number].
     #[arg(long, env = "ASNG_RATE_LIMIT", value_name = "N", help_heading = LIMITS)]
     rate_limit: Option<NonZeroU32>,
@@ -152,6 +167,15 @@ impl Options {
             ),
             Some(_) => None,
         };
+        let location = match self.store {
+            None => Location::Directory(self.state_dir),
+            Some(url) => {
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                let listen = || format!("{scheme}://{}", self.listen);
+                let advertise = self.advertise.unwrap_or_else(listen);
+                Location::Postgres { url, advertise }
+            }
+        };
         if let Some(danger) = open_to_all {
             if !self.insecure {
                 bail!("serving other machines, on {}, {danger}; or say --insecure", self.listen);
@@ -159,8 +183,8 @@ impl Options {
             warn!("insecure: serving other machines, on {}, {danger}", self.listen);
         }
         Ok(Config {
-            location: Location::Directory(self.state_dir),
-            studies: studies::Limits { studies: self.max_studies, ..Default::default() },
+            location,
+            studies: studies::Limits { studies: self.max_studies, disk: self.disk_budget },
             tls: match tls {
                 Some(files) => Some(tls::read(files).await?),
                 None => None,

@@ -1,5 +1,6 @@
 //! The controller's daemon: configuration, logs, signals, exit code; and what makes its certificates and tokens.
 
+mod backup;
 mod certs;
 mod config;
 mod token;
@@ -31,6 +32,8 @@ async fn main() -> ExitCode {
         Some(Command::Serve(options)) => return serve(*options, &in_effect).await,
         Some(Command::Certs(options)) => certs::make(&options),
         Some(Command::Token(options)) => token::make(&options),
+        Some(Command::Backup(options)) => backup::back_up(&options),
+        Some(Command::Restore(options)) => backup::restore(&options),
     };
     match made {
         Ok(()) => ExitCode::SUCCESS,

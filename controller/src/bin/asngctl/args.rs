@@ -1,50 +1,31 @@
 //! What can be typed, and the study spec that it means. Ranges are stated here for people and checked by the
 //! controller, which says what is wrong with which field.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
 
 use anyhow::ensure;
-use asng_proto::v1::{Algorithm, AlgorithmSettings, StopRules, StudySpec};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use tonic::transport::Endpoint;
-
-use crate::{client, variables};
-
-/// Defaults of the contract, for the fields a spec leaves out.
-pub(crate) const DEFAULTS: AlgorithmSettings = AlgorithmSettings {
-    algorithm: Algorithm::Asng as i32,
-    alpha: Some(1.5),
-    delta_init: Some(1.0),
-    delta_max: None,
-    lambda_x: Some(2),
-    lambda_theta: Some(2),
-    steps_per_update: Some(1),
-    max_staleness: Some(64),
-    seed: None,
+use asng_client::Options;
+use asng_proto::v1::{
+    Algorithm, Distribution, Retention, Start, StudySpec, Target, retention::Keep, start::From,
 };
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
-/// Default of the contract for a lease that a spec leaves out.
-pub(crate) const DEFAULT_LEASE: prost_types::Duration =
-    prost_types::Duration { seconds: 60, nanos: 0 };
+use crate::{start, variables};
 
 /// Creates, shows, watches and ends the studies of an ASNG controller.
 #[derive(Debug, Parser)]
 #[command(name = "asngctl", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
-    /// The controller to talk to.
-    #[arg(long, global = true, help_heading = EVERYWHERE)]
-    #[arg(env = "ASNG_CONTROLLER", value_name = "URL")]
-    #[arg(default_value = "http://127.0.0.1:50051", value_parser = client::endpoint)]
-    pub(crate) controller: Endpoint,
+    #[command(flatten)]
+    pub(crate) options: Options,
     /// How results are printed.
-    #[arg(long, global = true, help_heading = EVERYWHERE)]
+    #[arg(long, global = true, help_heading = "Options of every command")]
     #[arg(value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Output,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
-
-const EVERYWHERE: &str = "Options of every command";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,6 +33,7 @@ Examples:
   asngctl study watch cifar
   asngctl study list --output json
   ASNG_CONTROLLER=http://gpu-box:50051 asngctl study show cifar
+  asngctl doctor --controller https://asng.lab --tls-ca ca.pem --token-file token
 
 Exit status: 0 when all went well, 1 on an error or a FAILED study, 2 when the command line is wrong, 130 after Ctrl-C.";
 
@@ -71,15 +53,30 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: StudyCommand,
     },
+    /// Check each controller address, one thing after the other, and say what to do about what fails.
+    #[command(after_help = "Exit status: 0 when nothing failed, 1 otherwise.")]
+    Doctor,
+    /// Print a script that makes a shell complete asngctl's command lines.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
+
+const COMPLETIONS_HELP: &str = "\
+For bash: source <(asngctl completions bash), in ~/.bashrc to keep it.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StudyCommand {
     /// Create a study; the same name and spec again return the study that exists.
     #[command(after_help = CREATE_EXAMPLES)]
-    Create(CreateArgs),
-    /// List all studies, oldest first.
-    List,
+    Create(Box<CreateArgs>),
+    /// Create a study with the spec of another, but for what is given here; its seed is drawn anew.
+    #[command(after_help = CLONE_EXAMPLE)]
+    Clone(Box<CloneArgs>),
+    /// List studies, oldest first.
+    List(ListArgs),
     /// Show all of a study: state, spec, progress, mode and incumbent.
     Show(StudyName),
     /// Follow a study until it ends, through restarts of the controller; then print its mode.
@@ -95,6 +92,14 @@ pub(crate) enum StudyCommand {
     Delete(DeleteArgs),
     /// Print the distribution that architectures are sampled from now.
     Distribution(StudyName),
+    /// Print the history: every step of the past with its architectures and losses.
+    #[command(after_help = HISTORY_HELP)]
+    History(HistoryArgs),
+    /// Write all of a study to a file, to be kept or to be imported elsewhere.
+    #[command(after_help = EXPORT_HELP)]
+    Export(ExportArgs),
+    /// Create a study from a file that `export` wrote.
+    Import(ImportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -128,21 +133,134 @@ pub(crate) struct DeleteArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only studies of this owner.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) owner: Option<String>,
+    /// Only studies with this label; repeatable.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+const HISTORY_HELP: &str = "\
+As CSV there is a line for each architecture: those of `use` train only trained the weights, those of rank \
+have a loss. Metrics are a JSON object in one column, variables are the last columns. As JSON there is a line \
+for each step, with the names of the contract. A step that was closed unreported has the outcome UNSPECIFIED.";
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Name of the study.
+    pub(crate) name: String,
+    /// How it is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    /// File to write, replaced when all is there [default: stdout].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Format {
+    /// A line for each architecture.
+    #[default]
+    Csv,
+    /// A line for each step.
+    Json,
+}
+
+const EXPORT_HELP: &str = "\
+A study that is WAITING or RUNNING would go on while its copy does too: pause it first, or make a --fork.";
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Name of the study.
+    pub(crate) name: String,
+    /// File to write, replaced when all is there [default: NAME.asng].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// The copy is to become another study, and this one may go on.
+    #[arg(long)]
+    pub(crate) fork: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Name of the imported study [default: the one it had].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// Name: 1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit.
     pub(crate) name: String,
     /// Name of a space that trainers know, such as enas-micro; may be left out with --variables.
     #[arg(long, required_unless_present = "variables")]
     space: Option<String>,
-    /// Setting of the space and its training, understood by the trainer; repeatable, up to 100.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
-    settings: Vec<(String, String)>,
     /// JSON array of variables, 1 to 4096; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
     /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it.
     #[arg(long, value_name = "N")]
     max_steps: u64,
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+const CLONE_EXAMPLE: &str = "\
+Example: the same search with another setting
+  asngctl study clone cifar cifar-12 --set cells=12";
+
+#[derive(Debug, Args)]
+pub(crate) struct CloneArgs {
+    /// Name of the study whose spec is taken.
+    pub(crate) source: String,
+    /// Name of the new study.
+    pub(crate) name: String,
+    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it.
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u64>,
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Wait until a trainer has described the space, or rejected the settings (exit status 1).
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// What may be typed of a spec, new or cloned.
+#[derive(Debug, Args)]
+struct SpecArgs {
+    /// Setting of the space and its training, understood by the trainer; repeatable, up to 100.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
+    settings: Vec<(String, String)>,
+    /// Keep a variable at one value, a choice or a number, out of the search; repeatable.
+    #[arg(long = "fix", value_name = "NAME=VALUE", value_parser = pair)]
+    fixed: Vec<(String, String)>,
+    /// Finish after this time since the variables became known, such as 12h, 1s to 10 years.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_duration: Option<Duration>,
+    /// Finish when the distribution has converged this far, above 0 and up to 1.
+    #[arg(long, value_name = "X")]
+    converged_at: Option<f64>,
+    /// Finish when a report has a metric this good; "loss" is the smallest loss of the report.
+    #[arg(long, value_name = "METRIC<=X | METRIC>=X", value_parser = target)]
+    target: Option<Target>,
+    /// Start from the distribution that this study has now.
+    #[arg(long, value_name = "STUDY", conflicts_with = "start_distribution")]
+    start_from: Option<String>,
+    /// Start from a distribution in JSON, as `study distribution --output json` prints it.
+    #[arg(long, value_name = "FILE")]
+    start_distribution: Option<PathBuf>,
     /// How the distribution moves: asng, or as baselines sng (constant step) and random [default: asng].
     #[arg(long, value_parser = algorithm)]
     algorithm: Option<Algorithm>,
@@ -173,48 +291,115 @@ pub(crate) struct CreateArgs {
     /// How long a trainer may keep a step without a sign of life, such as 90s, 1s to 24h [default: 60s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     lease: Option<Duration>,
-    /// Wait until a trainer has described the space, or rejected the settings (exit status 1).
-    #[arg(long)]
-    pub(crate) wait: bool,
+    /// Label for people and access rules; repeatable, up to 50.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Whose study it is [default: the name of the token in use].
+    #[arg(long, value_name = "NAME")]
+    owner: Option<String>,
+    /// Keep only every K-th step in the history, by its number [default: all].
+    #[arg(long, value_name = "K", conflicts_with = "keep_last")]
+    keep_every: Option<u64>,
+    /// Keep only about the newest N steps in the history [default: all].
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u64>,
 }
 
 impl CreateArgs {
-    /// The spec that was typed. Reads the variables file.
+    /// The spec that was typed. Reads the files.
     pub(crate) fn into_spec(self) -> anyhow::Result<StudySpec> {
-        let mut settings = BTreeMap::new();
-        for (key, value) in self.settings {
-            ensure!(settings.insert(key.clone(), value).is_none(), "--set {key} is given twice");
-        }
         let variables = self.variables.as_deref().map(variables::read).transpose()?;
-        let algorithm = AlgorithmSettings {
-            algorithm: self.algorithm.unwrap_or_default().into(),
-            alpha: self.alpha,
-            delta_init: self.delta_init,
-            delta_max: self.delta_max,
-            lambda_x: self.lambda_x,
-            lambda_theta: self.lambda_theta,
-            steps_per_update: self.steps_per_update,
-            max_staleness: self.max_staleness,
-            seed: self.seed,
-        };
-        Ok(StudySpec {
+        let mut spec = StudySpec {
             space: self.space.unwrap_or_default(),
-            settings,
             variables: variables.unwrap_or_default(),
-            algorithm: Some(algorithm),
-            stop: Some(StopRules { max_steps: self.max_steps, ..Default::default() }),
-            lease: self.lease.map(prost_types::Duration::try_from).transpose()?,
             ..Default::default()
-        })
+        };
+        spec.stop.get_or_insert_default().max_steps = self.max_steps;
+        self.spec.change(&mut spec)?;
+        Ok(spec)
     }
 }
 
+impl CloneArgs {
+    /// The spec of the source, changed as was typed. Reads the files.
+    pub(crate) fn into_spec(self, mut spec: StudySpec) -> anyhow::Result<StudySpec> {
+        let stop = spec.stop.get_or_insert_default();
+        stop.max_steps = self.max_steps.unwrap_or(stop.max_steps);
+        self.spec.change(&mut spec)?;
+        Ok(spec)
+    }
+}
+
+impl SpecArgs {
+    fn change(self, spec: &mut StudySpec) -> anyhow::Result<()> {
+        insert(&mut spec.settings, self.settings, "--set")?;
+        insert(&mut spec.fixed, self.fixed, "--fix")?;
+        insert(&mut spec.labels, self.labels, "--label")?;
+
+        let algorithm = spec.algorithm.get_or_insert_default();
+        algorithm.algorithm = self.algorithm.map_or(algorithm.algorithm, Into::into);
+        algorithm.alpha = self.alpha.or(algorithm.alpha);
+        algorithm.delta_init = self.delta_init.or(algorithm.delta_init);
+        algorithm.delta_max = self.delta_max.or(algorithm.delta_max);
+        algorithm.lambda_x = self.lambda_x.or(algorithm.lambda_x);
+        algorithm.lambda_theta = self.lambda_theta.or(algorithm.lambda_theta);
+        algorithm.steps_per_update = self.steps_per_update.or(algorithm.steps_per_update);
+        algorithm.max_staleness = self.max_staleness.or(algorithm.max_staleness);
+        // A clone with the seed of its source would repeat it.
+        algorithm.seed = self.seed;
+
+        let stop = spec.stop.get_or_insert_default();
+        let max_duration = self.max_duration.map(prost_types::Duration::try_from).transpose()?;
+        stop.max_duration = max_duration.or(stop.max_duration);
+        stop.convergence = self.converged_at.or(stop.convergence);
+        stop.target = self.target.or(stop.target.take());
+
+        let lease = self.lease.map(prost_types::Duration::try_from).transpose()?;
+        spec.lease = lease.or(spec.lease);
+        spec.owner = self.owner.unwrap_or(mem::take(&mut spec.owner));
+        let keep = self.keep_every.map(Keep::Every).or(self.keep_last.map(Keep::Last));
+        if let Some(keep) = keep {
+            spec.retention = Some(Retention { keep: Some(keep) });
+        }
+        let marginals = self.start_distribution.as_deref().map(start::read).transpose()?;
+        let distribution = |marginals| From::Distribution(Distribution { marginals });
+        if let Some(from) = self.start_from.map(From::Study).or(marginals.map(distribution)) {
+            spec.start = Some(Start { from: Some(from) });
+        }
+        Ok(())
+    }
+}
+
+fn insert(
+    map: &mut BTreeMap<String, String>,
+    pairs: Vec<(String, String)>,
+    flag: &str,
+) -> anyhow::Result<()> {
+    let mut typed = BTreeMap::new();
+    for (key, value) in pairs {
+        ensure!(typed.insert(key.clone(), value).is_none(), "{flag} {key} is given twice");
+    }
+    map.extend(typed);
+    Ok(())
+}
+
 /// Parses `key=value`; the value may be empty and may hold further `=`.
-fn setting(text: &str) -> Result<(String, String), &'static str> {
+fn pair(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE"),
     }
+}
+
+/// Parses `metric<=x` or `metric>=x`.
+fn target(text: &str) -> Result<Target, &'static str> {
+    let (metric, value, at_least) = text
+        .split_once("<=")
+        .map(|(metric, value)| (metric, value, false))
+        .or_else(|| text.split_once(">=").map(|(metric, value)| (metric, value, true)))
+        .ok_or("expected METRIC<=X or METRIC>=X, in quotes")?;
+    let value = value.trim().parse().map_err(|_| "X must be a number")?;
+    Ok(Target { metric: metric.trim().into(), value, at_least })
 }
 
 fn algorithm(name: &str) -> Result<Algorithm, &'static str> {
@@ -228,15 +413,29 @@ fn algorithm(name: &str) -> Result<Algorithm, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use asng_proto::v1::{AlgorithmSettings, StopRules};
     use clap::CommandFactory;
 
     use super::*;
 
+    fn parse(arguments: &[&str]) -> Result<StudyCommand, clap::Error> {
+        let line = ["asngctl", "study"].iter().chain(arguments);
+        let Command::Study { command } = Cli::try_parse_from(line)?.command else {
+            unreachable!("study was parsed")
+        };
+        Ok(command)
+    }
+
     fn create(arguments: &[&str]) -> anyhow::Result<StudySpec> {
-        let line = ["asngctl", "study", "create", "a", "--max-steps", "9"].iter().chain(arguments);
-        let Command::Study { command } = Cli::try_parse_from(line)?.command;
+        let command = parse(&[&["create", "a", "--max-steps", "9"], arguments].concat())?;
         let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
         args.into_spec()
+    }
+
+    fn clone(spec: StudySpec, arguments: &[&str]) -> anyhow::Result<StudySpec> {
+        let command = parse(&[&["clone", "a", "b"], arguments].concat())?;
+        let StudyCommand::Clone(args) = command else { unreachable!("clone was parsed") };
+        args.into_spec(spec)
     }
 
     #[test]
@@ -245,19 +444,32 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_split_at_its_first_equals_sign() {
-        assert_eq!(setting("cells=8"), Ok(("cells".into(), "8".into())));
-        assert_eq!(setting("url=a=b"), Ok(("url".into(), "a=b".into())));
-        assert_eq!(setting("note="), Ok(("note".into(), String::new())));
-        assert!(setting("cells").is_err());
-        assert!(setting("=8").is_err());
+    fn a_pair_is_split_at_its_first_equals_sign() {
+        assert_eq!(pair("cells=8"), Ok(("cells".into(), "8".into())));
+        assert_eq!(pair("url=a=b"), Ok(("url".into(), "a=b".into())));
+        assert_eq!(pair("note="), Ok(("note".into(), String::new())));
+        assert!(pair("cells").is_err());
+        assert!(pair("=8").is_err());
+    }
+
+    #[test]
+    fn a_target_is_reached_from_above_or_below() {
+        let expected =
+            |metric: &str, value, at_least| Target { metric: metric.into(), value, at_least };
+        assert_eq!(target("loss<=0.5"), Ok(expected("loss", 0.5, false)));
+        assert_eq!(target("accuracy >= 9e-1"), Ok(expected("accuracy", 0.9, true)));
+        for text in ["loss", "loss=1", "loss<1", "loss<=", "loss<=x"] {
+            assert!(target(text).is_err(), "{text}");
+        }
     }
 
     #[test]
     fn what_is_not_typed_is_not_submitted() {
         let spec = create(&["--space", "toy"]).unwrap();
-        assert_eq!(spec.algorithm, Some(AlgorithmSettings::default()));
-        assert_eq!((spec.lease, spec.variables.len()), (None, 0));
+        let stop = Some(StopRules { max_steps: 9, ..Default::default() });
+        let algorithm = Some(AlgorithmSettings::default());
+        let expected = StudySpec { space: "toy".into(), stop, algorithm, ..Default::default() };
+        assert_eq!(spec, expected);
     }
 
     #[test]
@@ -268,11 +480,47 @@ mod tests {
         assert_eq!((algorithm.algorithm(), algorithm.alpha), (Algorithm::Sng, Some(2.0)));
         assert_eq!(spec.lease.unwrap().seconds, 121);
         assert_eq!(spec.settings["k"], "1");
+
+        let flags =
+            ["--max-duration=1h", "--converged-at=0.9", "--target=loss<=0", "--fix=op=conv3"];
+        let more = ["--space=toy", "--label=team=vision", "--owner=lab", "--keep-last=5"];
+        let spec = create(&[&flags[..], &more, &["--start-from=b"]].concat()).unwrap();
+        let stop = spec.stop.unwrap();
+        assert_eq!((stop.max_duration.unwrap().seconds, stop.convergence), (3600, Some(0.9)));
+        assert_eq!(stop.target.unwrap().metric, "loss");
+        assert_eq!(
+            (&*spec.fixed["op"], &*spec.labels["team"], &*spec.owner),
+            ("conv3", "vision", "lab")
+        );
+        assert_eq!(spec.retention.unwrap().keep, Some(Keep::Last(5)));
+        assert_eq!(spec.start.unwrap().from, Some(From::Study("b".into())));
     }
 
     #[test]
-    fn a_setting_given_twice_and_a_missing_space_are_errors() {
-        assert!(create(&["--space=toy", "--set=k=1", "--set=k=2"]).is_err());
-        assert!(create(&[]).is_err());
+    fn a_clone_has_the_spec_of_its_source_but_for_what_is_typed() {
+        let flags = ["--space=toy", "--set=k=1", "--set=l=2", "--alpha=2", "--label=a=b"];
+        let more = ["--seed=7", "--lease=9s", "--owner=lab", "--keep-every=3", "--converged-at=1"];
+        let source = create(&[flags, more].concat()).unwrap();
+        let mut expected = source.clone();
+        expected.algorithm.as_mut().unwrap().seed = None;
+        assert_eq!(clone(source.clone(), &[]).unwrap(), expected);
+
+        let changed = clone(source, &["--set=k=3", "--max-steps=8", "--seed=1"]).unwrap();
+        expected.settings.insert("k".into(), "3".into());
+        expected.stop.as_mut().unwrap().max_steps = 8;
+        expected.algorithm.as_mut().unwrap().seed = Some(1);
+        assert_eq!(changed, expected);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_an_error() {
+        for flags in [
+            &[][..],
+            &["--space=toy", "--set=k=1", "--set=k=2"],
+            &["--space=toy", "--keep-every=1", "--keep-last=1"],
+            &["--space=toy", "--start-from=a", "--start-distribution=f"],
+        ] {
+            assert!(create(flags).is_err(), "{flags:?}");
+        }
     }
 }

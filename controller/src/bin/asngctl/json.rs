@@ -1,15 +1,13 @@
 //! The stable output for programs: names as in the contract, enums without their prefix, times in RFC 3339.
 
 use asng_proto::v1::{
-    Architecture, FieldViolation, GetDistributionResponse, Incumbent, Progress, Study, StudySpec,
-    Variable, marginal, variable::Kind,
+    Architecture, FieldViolation, GetDistributionResponse, Incumbent, Marginal, Progress,
+    Retention, Start, StopRules, Study, StudySpec, Target, Variable, marginal, retention::Keep,
+    start::From, variable::Kind,
 };
 use serde_json::{Map, Value, json};
 
-use crate::{
-    args::{DEFAULT_LEASE, DEFAULTS},
-    names,
-};
+use crate::names;
 
 /// A study. Its spec carries the defaults in force for what was left out.
 pub(crate) fn study(study: &Study) -> Value {
@@ -23,6 +21,8 @@ pub(crate) fn study(study: &Study) -> Value {
         "progress": progress(&study.progress.unwrap_or_default()),
         "mode": study.mode.as_ref().map(|a| architecture(a, variables)),
         "incumbent": study.incumbent.as_ref().map(|i| incumbent(i, variables)),
+        "stop_reason": names::stop_reason(study),
+        "owner": study.owner,
         "failure": study.failure.iter().map(violation).collect::<Value>(),
         "create_time": time(study.create_time),
         "seed": study.seed,
@@ -33,8 +33,12 @@ pub(crate) fn study(study: &Study) -> Value {
 
 /// A distribution; `variables` are those of its study, for the names.
 pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) -> Value {
-    let mut marginals = Vec::new();
-    for (i, marginal) in d.marginals.iter().enumerate() {
+    let marginals = marginals(&d.marginals, variables);
+    json!({ "generation": d.generation, "delta": d.delta, "marginals": marginals })
+}
+
+fn marginals(marginals: &[Marginal], variables: &[Variable]) -> Value {
+    let marginal = |(i, marginal): (usize, &Marginal)| {
         let mut object = variables.get(i).map_or_else(|| json!({}), variable);
         object["name"] = json!(marginal.name);
         match &marginal.kind {
@@ -47,31 +51,65 @@ pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) 
             }
             None => {}
         }
-        marginals.push(object);
-    }
-    json!({ "generation": d.generation, "delta": d.delta, "marginals": marginals })
+        object
+    };
+    marginals.iter().enumerate().map(marginal).collect()
 }
 
 fn spec(spec: &StudySpec) -> Value {
     let algorithm = spec.algorithm.unwrap_or_default();
+    let defaults = names::defaults();
     json!({
         "space": spec.space,
         "settings": spec.settings,
         "variables": spec.variables.iter().map(variable).collect::<Value>(),
         "algorithm": {
             "algorithm": names::algorithm(&algorithm),
-            "alpha": algorithm.alpha.or(DEFAULTS.alpha),
-            "delta_init": algorithm.delta_init.or(DEFAULTS.delta_init),
-            "delta_max": algorithm.delta_max.or(DEFAULTS.delta_max),
-            "lambda_x": algorithm.lambda_x.or(DEFAULTS.lambda_x),
-            "lambda_theta": algorithm.lambda_theta.or(DEFAULTS.lambda_theta),
-            "steps_per_update": algorithm.steps_per_update.or(DEFAULTS.steps_per_update),
-            "max_staleness": algorithm.max_staleness.or(DEFAULTS.max_staleness),
+            "alpha": algorithm.alpha.or(defaults.alpha),
+            "delta_init": algorithm.delta_init.or(defaults.delta_init),
+            "delta_max": algorithm.delta_max.or(defaults.delta_max),
+            "lambda_x": algorithm.lambda_x.or(defaults.lambda_x),
+            "lambda_theta": algorithm.lambda_theta.or(defaults.lambda_theta),
+            "steps_per_update": algorithm.steps_per_update.or(defaults.steps_per_update),
+            "max_staleness": algorithm.max_staleness.or(defaults.max_staleness),
             "seed": algorithm.seed,
         },
-        "stop": { "max_steps": spec.stop.as_ref().map_or(0, |stop| stop.max_steps) },
-        "lease": spec.lease.unwrap_or(DEFAULT_LEASE).to_string(),
+        "stop": stop(&spec.stop.clone().unwrap_or_default()),
+        "lease": spec.lease.unwrap_or_else(names::default_lease).to_string(),
+        "start": spec.start.as_ref().map(start),
+        "fixed": spec.fixed,
+        "labels": spec.labels,
+        "owner": spec.owner,
+        "retention": spec.retention.as_ref().map(retention),
     })
+}
+
+fn stop(stop: &StopRules) -> Value {
+    let target = |Target { metric, value, at_least }: &Target| json!({ "metric": metric, "value": value, "at_least": at_least });
+    json!({
+        "max_steps": stop.max_steps,
+        "max_duration": stop.max_duration.map(|duration| duration.to_string()),
+        "convergence": stop.convergence,
+        "target": stop.target.as_ref().map(target),
+    })
+}
+
+fn start(start: &Start) -> Value {
+    match &start.from {
+        Some(From::Study(name)) => json!({ "study": name }),
+        Some(From::Distribution(d)) => {
+            json!({ "distribution": { "marginals": marginals(&d.marginals, &[]) } })
+        }
+        None => json!({}),
+    }
+}
+
+fn retention(retention: &Retention) -> Value {
+    match retention.keep {
+        Some(Keep::Every(steps)) => json!({ "every": steps }),
+        Some(Keep::Last(steps)) => json!({ "last": steps }),
+        None => json!({}),
+    }
 }
 
 fn progress(progress: &Progress) -> Value {
@@ -99,7 +137,7 @@ fn variable(variable: &Variable) -> Value {
 }
 
 /// `choices` is null where the variables are not known, as in a list.
-fn architecture(architecture: &Architecture, variables: &[Variable]) -> Value {
+pub(crate) fn architecture(architecture: &Architecture, variables: &[Variable]) -> Value {
     let named = variables.iter().zip(&architecture.values).map(|(variable, &value)| {
         let value = match variable.kind {
             Some(Kind::Integer(_)) => json!(value),

@@ -1,13 +1,20 @@
-//! `asngctl`, the command line for people: creates, shows, watches and ends the studies of a controller over gRPC. It
-//! knows the contract and nothing of the controller's insides.
+//! `asngctl`, the command line for people: creates, shows, watches and ends the studies of controllers over gRPC. It
+//! knows the contract, and of the controller's insides only which defaults a spec has.
 //!
-//! [`args`] is what can be typed, [`client`] the connection and its errors, [`text`] and [`mod@json`] the two outputs,
-//! [`watch`] the live line; [`variables`] reads a file, [`names`] has words for the contract's values.
+//! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
+//! live line, [`history`] the past; [`archive`] keeps studies in files, [`mod@file`] makes files appear when complete;
+//! [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
+//! what is wrong.
 
+mod archive;
 mod args;
 mod client;
+mod doctor;
+mod file;
+mod history;
 mod json;
 mod names;
+mod start;
 mod text;
 mod variables;
 mod watch;
@@ -24,28 +31,48 @@ use asng_proto::v1::{
     CreateStudyRequest, DeleteStudyRequest, GetDistributionRequest, ListStudiesRequest,
     PauseStudyRequest, ResumeStudyRequest, StopStudyRequest, Study, StudyState,
 };
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap_complete::Shell;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Cli, Command, DeleteArgs, Output, StudyCommand, StudyName},
+    args::{Cli, Command, DeleteArgs, ListArgs, Output, StudyCommand, StudyName},
     client::{Controller, received},
     watch::Screen,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Cli { controller, output, command: Command::Study { command } } = Cli::parse();
-    let url = client::url(&controller);
-    match run(client::connect(&controller), &url, output, command).await {
+    let Cli { options, output, command } = Cli::parse();
+    let result = match command {
+        Command::Study { command } => {
+            let connection = options.connect().unwrap_or_else(|error| {
+                Cli::command().error(ErrorKind::ValueValidation, format!("{error:#}")).exit()
+            });
+            let url = connection.url();
+            let done = run(client::connect(connection), &url, output, command).await;
+            done.map_err(|error| client::explained(error, &url))
+        }
+        Command::Doctor => doctor::examine(&options, output).await,
+        Command::Completions { shell } => completions(shell).map_err(Into::into),
+    };
+    match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell when stderr is closed too.
-            let _ = writeln!(io::stderr(), "error: {}", client::explain(&error, &url));
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn completions(shell: Shell) -> io::Result<ExitCode> {
+    // Straight to stdout it would panic when nobody reads it.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "asngctl", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whether whoever read our output has seen enough, as `head` does.
@@ -62,27 +89,21 @@ async fn run(
     let say = |study: &Study| print(output, || text::sentence(study, url), || json::study(study));
     match command {
         StudyCommand::Create(args) => {
-            let (name, wait) = (args.name.clone(), args.wait);
-            let request = CreateStudyRequest { name: name.clone(), spec: Some(args.into_spec()?) };
-            let mut study = received(controller.create_study(request).await?.into_inner().study)?;
-            if wait && study.state() == StudyState::Waiting {
-                let screen = match output {
-                    Output::Table => {
-                        say(&study)?;
-                        Screen::new(output)
-                    }
-                    Output::Json => Screen::Quiet,
-                };
-                let described = |state| state != StudyState::Waiting;
-                let followed = watch::follow(&mut controller, &name, screen, described);
-                let Some(described) = followed.await? else { return Ok(INTERRUPTED.into()) };
-                study = described;
-            }
-            say(&study)?;
-            ensure_not_failed(&study)?;
+            let (name, wait) = (args.name.clone(), args.wait.wait);
+            let request = CreateStudyRequest { name, spec: Some(args.into_spec()?) };
+            return create(controller, request, wait, output, say).await;
         }
-        StudyCommand::List => {
-            let studies = list(&mut controller).await?;
+        StudyCommand::Clone(args) => {
+            let (name, wait) = (args.name.clone(), args.wait.wait);
+            let source = client::study(&mut controller, &args.source).await?;
+            let spec = args.into_spec(source.spec.unwrap_or_default())?;
+            let request = CreateStudyRequest { name, spec: Some(spec) };
+            return create(controller, request, wait, output, say).await;
+        }
+        StudyCommand::List(ListArgs { owner, labels }) => {
+            let (owner, labels) = (owner.unwrap_or_default(), labels.into_iter().collect());
+            let request = ListStudiesRequest { owner, labels, ..Default::default() };
+            let studies = list(&mut controller, request).await?;
             let all = || studies.iter().map(json::study).collect();
             print(output, || text::list(&studies, SystemTime::now()), all)?;
         }
@@ -126,6 +147,17 @@ async fn run(
             let text = || text::distribution(&distribution, variables);
             print(output, text, || json::distribution(&distribution, variables))?;
         }
+        StudyCommand::History(args) => history::write(&mut controller, args).await?,
+        StudyCommand::Export(args) => {
+            let name = args.name.clone();
+            let archive::Exported { file, reports } =
+                archive::export(&mut controller, args).await?;
+            let file = file.display().to_string();
+            let text = || format!("study `{name}` with {reports} steps of history is in {file}");
+            let json = || json!({ "exported": name, "file": file, "reports": reports });
+            print(output, text, json)?;
+        }
+        StudyCommand::Import(args) => say(&archive::import(&mut controller, args).await?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -133,9 +165,39 @@ async fn run(
 /// What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
-async fn list(controller: &mut Controller) -> anyhow::Result<Vec<Study>> {
+/// Creates a study, follows it until it is described if that is asked for, and prints it.
+async fn create(
+    mut controller: Controller,
+    request: CreateStudyRequest,
+    wait: bool,
+    output: Output,
+    say: impl Fn(&Study) -> io::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let name = request.name.clone();
+    let mut study = received(controller.create_study(request).await?.into_inner().study)?;
+    if wait && study.state() == StudyState::Waiting {
+        let screen = match output {
+            Output::Table => {
+                say(&study)?;
+                Screen::new(output)
+            }
+            Output::Json => Screen::Quiet,
+        };
+        let described = |state| state != StudyState::Waiting;
+        let followed = watch::follow(&mut controller, &name, screen, described);
+        let Some(described) = followed.await? else { return Ok(INTERRUPTED.into()) };
+        study = described;
+    }
+    say(&study)?;
+    ensure_not_failed(&study)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(
+    controller: &mut Controller,
+    mut request: ListStudiesRequest,
+) -> anyhow::Result<Vec<Study>> {
     let mut studies = Vec::new();
-    let mut request = ListStudiesRequest::default();
     loop {
         let page = controller.list_studies(request.clone()).await?.into_inner();
         studies.extend(page.studies);

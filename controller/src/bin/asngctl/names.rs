@@ -1,12 +1,47 @@
-//! Words for the contract's values.
+//! Words for the contract's values, and the values that stand for what a spec leaves out.
 
-use asng_proto::v1::{Algorithm, AlgorithmSettings, Study, StudyState, Variable, variable::Kind};
+use asng_controller::study::Spec;
+use asng_proto::v1::{
+    Algorithm, AlgorithmSettings, Architecture, Draw, Report, Study, StudyState, Variable,
+    variable::Kind,
+};
 
-use crate::args::DEFAULTS;
+/// The settings in force where a spec leaves them out.
+pub(crate) fn defaults() -> AlgorithmSettings {
+    let spec = Spec::default();
+    let optimiser = spec.optimiser();
+    AlgorithmSettings {
+        algorithm: Algorithm::Asng.into(),
+        alpha: Some(optimiser.alpha),
+        delta_init: Some(optimiser.delta_init),
+        delta_max: Some(optimiser.delta_max).filter(|delta| delta.is_finite()),
+        lambda_x: Some(spec.lambda_x() as u32),
+        lambda_theta: Some(spec.lambda_theta() as u32),
+        steps_per_update: Some(spec.steps_per_update() as u32),
+        max_staleness: Some(spec.max_staleness() as u32),
+        seed: None,
+    }
+}
+
+/// The lease in force where a spec leaves it out.
+pub(crate) fn default_lease() -> prost_types::Duration {
+    // Unwrap safety: a minute is in range.
+    Spec::default().lease().try_into().unwrap()
+}
 
 /// The state as it is written in the contract, without its prefix.
 pub(crate) fn state(study: &Study) -> &'static str {
     study.state().as_str_name().trim_start_matches("STUDY_STATE_")
+}
+
+/// Why a study has ended as it is written in the contract, without its prefix.
+pub(crate) fn stop_reason(study: &Study) -> &'static str {
+    study.stop_reason().as_str_name().trim_start_matches("STOP_REASON_")
+}
+
+/// The outcome as it is written in the contract, without its prefix.
+pub(crate) fn outcome(report: &Report) -> &'static str {
+    report.outcome().as_str_name().trim_start_matches("REPORT_OUTCOME_")
 }
 
 /// Whether a study in this state stays in it.
@@ -17,7 +52,7 @@ pub(crate) fn has_ended(state: StudyState) -> bool {
 /// The algorithm in force, without its prefix.
 pub(crate) fn algorithm(settings: &AlgorithmSettings) -> &'static str {
     let algorithm = match settings.algorithm() {
-        Algorithm::Unspecified => DEFAULTS.algorithm(),
+        Algorithm::Unspecified => defaults().algorithm(),
         algorithm => algorithm,
     };
     algorithm.as_str_name().trim_start_matches("ALGORITHM_")
@@ -31,6 +66,15 @@ pub(crate) fn choice(variable: &Variable, value: i64) -> String {
         _ => None,
     }
     .unwrap_or_else(|| value.to_string())
+}
+
+/// The architecture that a trainer gets for a draw.
+pub(crate) fn architecture(draw: &Draw, variables: &[Variable]) -> Architecture {
+    let value = |(&value, variable): (&f64, &Variable)| match &variable.kind {
+        Some(Kind::Integer(i)) => value.max(i.low as f64).min(i.high as f64).round() as i64,
+        _ => value as i64,
+    };
+    Architecture { values: draw.values.iter().zip(variables).map(value).collect() }
 }
 
 #[cfg(test)]

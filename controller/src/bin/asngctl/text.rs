@@ -1,18 +1,18 @@
 //! The output for people: sentences, sections and tables. Takes `now`, reads no clock.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use asng_proto::v1::{
-    Algorithm, FieldViolation, GetDistributionResponse, Progress, Study, StudyState, Variable,
-    marginal,
+    Algorithm, FieldViolation, GetDistributionResponse, Progress, StopReason, StopRules, Study,
+    StudySpec, StudyState, Variable, marginal, retention::Keep, start::From,
 };
 use comfy_table::{ContentArrangement, Table, presets};
 use prost_types::Timestamp;
 
-use crate::{
-    args::{DEFAULT_LEASE, DEFAULTS},
-    names,
-};
+use crate::names;
 
 /// Where a study is, and what to do about it when it waits.
 pub(crate) fn sentence(study: &Study, url: &str) -> String {
@@ -49,15 +49,28 @@ pub(crate) fn ending(study: &Study) -> String {
     };
     let Progress { applied, max_steps, .. } = study.progress.unwrap_or_default();
     let mut text = format!("study `{}` {how} after {applied} of {max_steps} steps", study.name);
+    if let Some(reason) = early_end(study) {
+        text += &format!(": {reason}");
+    }
     if study.mode.is_some() {
         text += &format!("\n\n{}", architectures(study));
     }
     text
 }
 
+/// Which stop rule ended a study before its steps did.
+fn early_end(study: &Study) -> Option<&'static str> {
+    match study.stop_reason() {
+        StopReason::MaxDuration => Some("its time was over"),
+        StopReason::Convergence => Some("it has converged"),
+        StopReason::Target => Some("its target was reached"),
+        StopReason::Unspecified | StopReason::MaxSteps | StopReason::Request => None,
+    }
+}
+
 /// A line for each study.
 pub(crate) fn list(studies: &[Study], now: SystemTime) -> String {
-    let header = ["NAME", "STATE", "SPACE", "STEPS", "CONVERGENCE", "BEST-LOSS", "AGE"];
+    let header = ["NAME", "STATE", "SPACE", "OWNER", "STEPS", "CONVERGENCE", "BEST-LOSS", "AGE"];
     let mut table = table(header);
     for study in studies {
         let progress = study.progress.unwrap_or_default();
@@ -65,6 +78,7 @@ pub(crate) fn list(studies: &[Study], now: SystemTime) -> String {
             study.name.clone(),
             names::state(study).to_owned(),
             or_dash(study.spec.as_ref().map(|spec| spec.space.clone())),
+            or_dash(Some(study.owner.clone())),
             format!("{}/{}", progress.applied, progress.max_steps),
             format!("{:.3}", progress.convergence),
             or_dash(study.incumbent.as_ref().map(|i| number(i.loss))),
@@ -104,7 +118,11 @@ fn about(study: &Study, url: &str, now: SystemTime) -> Vec<Row> {
         row("since", ago(study.state_time)),
         row("created", ago(study.create_time)),
         row("id", &study.study_id),
+        row("owner", or_dash(Some(study.owner.clone()))),
     ];
+    if study.stop_reason() != StopReason::Unspecified {
+        rows.push(row("stop reason", names::stop_reason(study)));
+    }
     match study.state() {
         StudyState::Waiting => rows.push(row("waits for", what_it_waits_for(study, url))),
         StudyState::Failed => {
@@ -122,27 +140,68 @@ fn spec(study: &Study) -> Vec<Row> {
     let algorithm = names::algorithm(&a).to_lowercase();
     let typed = (a.algorithm() != Algorithm::Unspecified).then(|| algorithm.clone());
     let drawn = if a.seed.is_none() { " (drawn)" } else { "" };
-    let settings: Vec<_> = spec.settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let pairs = |map: &BTreeMap<String, String>| {
+        let pairs: Vec<_> = map.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        or_dash(Some(pairs.join("\n")))
+    };
+    let defaults = names::defaults();
     let variables = match study.variables.len() {
         0 => "not known yet".to_owned(),
         n if spec.variables.is_empty() => format!("{n}, described by a trainer"),
         n => format!("{n}, submitted"),
     };
     vec![
-        row("space", or_dash(Some(spec.space))),
-        row("settings", or_dash(Some(settings.join("\n")))),
+        row("space", or_dash(Some(spec.space.clone()))),
+        row("settings", pairs(&spec.settings)),
         row("variables", variables),
+        row("fixed", pairs(&spec.fixed)),
+        row("labels", pairs(&spec.labels)),
+        row("start", start(&spec)),
+        row("stop", spec.stop.as_ref().map(stop).unwrap_or_default()),
         row("algorithm", or_default(typed, Some(algorithm))),
-        row("alpha", or_default(a.alpha, DEFAULTS.alpha)),
-        row("delta_init", or_default(a.delta_init, DEFAULTS.delta_init)),
-        row("delta_max", or_default(a.delta_max, DEFAULTS.delta_max)),
-        row("lambda_x", or_default(a.lambda_x, DEFAULTS.lambda_x)),
-        row("lambda_theta", or_default(a.lambda_theta, DEFAULTS.lambda_theta)),
-        row("steps_per_update", or_default(a.steps_per_update, DEFAULTS.steps_per_update)),
-        row("max_staleness", or_default(a.max_staleness, DEFAULTS.max_staleness)),
+        row("alpha", or_default(a.alpha, defaults.alpha)),
+        row("delta_init", or_default(a.delta_init, defaults.delta_init)),
+        row("delta_max", or_default(a.delta_max, defaults.delta_max)),
+        row("lambda_x", or_default(a.lambda_x, defaults.lambda_x)),
+        row("lambda_theta", or_default(a.lambda_theta, defaults.lambda_theta)),
+        row("steps_per_update", or_default(a.steps_per_update, defaults.steps_per_update)),
+        row("max_staleness", or_default(a.max_staleness, defaults.max_staleness)),
         row("seed", format!("{}{drawn}", study.seed)),
-        row("lease", or_default(spec.lease, Some(DEFAULT_LEASE))),
+        row("lease", or_default(spec.lease, Some(names::default_lease()))),
+        row("history", history(&spec)),
     ]
+}
+
+fn start(spec: &StudySpec) -> String {
+    match spec.start.as_ref().and_then(|start| start.from.as_ref()) {
+        Some(From::Study(name)) => format!("where study `{name}` was"),
+        Some(From::Distribution(d)) => {
+            format!("from a distribution of {} variables", d.marginals.len())
+        }
+        None => "in the middle (default)".to_owned(),
+    }
+}
+
+/// The stop rules, a line for each.
+fn stop(stop: &StopRules) -> String {
+    let mut rules = vec![format!("after {} steps", stop.max_steps)];
+    if let Some(duration) = stop.max_duration.and_then(|d| Duration::try_from(d).ok()) {
+        rules.push(format!("after {}", humantime::format_duration(duration)));
+    }
+    rules.extend(stop.convergence.map(|convergence| format!("at convergence {convergence}")));
+    rules.extend(stop.target.as_ref().map(|target| {
+        let relation = if target.at_least { ">=" } else { "<=" };
+        format!("at {} {relation} {}", target.metric, target.value)
+    }));
+    rules.join("\n")
+}
+
+fn history(spec: &StudySpec) -> String {
+    match spec.retention.and_then(|retention| retention.keep) {
+        Some(Keep::Every(steps)) => format!("keeps every step divisible by {steps}"),
+        Some(Keep::Last(steps)) => format!("keeps the newest {steps} steps"),
+        None => "keeps all steps (default)".to_owned(),
+    }
 }
 
 fn or_default<T: ToString>(value: Option<T>, default: Option<T>) -> String {
@@ -259,8 +318,7 @@ fn render(mut table: Table) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use asng_proto::v1::{
-        Architecture, CategoricalMarginal, Incumbent, IntegerMarginal, Marginal, StopRules,
-        StudySpec,
+        Architecture, CategoricalMarginal, Incumbent, IntegerMarginal, Marginal, Target,
     };
 
     use super::*;
@@ -272,7 +330,12 @@ pub(crate) mod tests {
             name: "a".into(),
             spec: Some(StudySpec {
                 space: "toy".into(),
-                stop: Some(StopRules { max_steps: 200, ..Default::default() }),
+                stop: Some(StopRules {
+                    max_steps: 200,
+                    target: Some(Target { metric: "loss".into(), value: 0.25, at_least: false }),
+                    ..StopRules::default()
+                }),
+                fixed: [("depth".to_string(), "3".to_string())].into(),
                 ..StudySpec::default()
             }),
             state: StudyState::Running.into(),
@@ -282,6 +345,7 @@ pub(crate) mod tests {
             incumbent: Some(Incumbent { architecture: Some(best), loss: 0.5, step_id: 7 }),
             create_time: Some(Timestamp::default()),
             seed: 3,
+            owner: "lab".into(),
             ..Study::default()
         }
     }
@@ -295,10 +359,13 @@ pub(crate) mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(3 * 3600 + 62);
         let text = list(&[a_study(), Study::default()], now);
         assert!(
-            has_line(&text, &["a", "RUNNING", "toy", "50/200", "0.000", "0.5000", "3h", "1m"]),
+            has_line(
+                &text,
+                &["a", "RUNNING", "toy", "lab", "50/200", "0.000", "0.5000", "3h", "1m"]
+            ),
             "{text}"
         );
-        assert!(has_line(&text, &["UNSPECIFIED", "-", "0/0", "0.000", "-", "-"]), "{text}");
+        assert!(has_line(&text, &["UNSPECIFIED", "-", "-", "0/0", "0.000", "-", "-"]), "{text}");
     }
 
     #[test]
@@ -308,6 +375,10 @@ pub(crate) mod tests {
         assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");
         assert!(has_line(&text, &["applied", "50", "of", "200", "(25.0", "%)"]), "{text}");
         assert!(has_line(&text, &["op", "conv3", "conv5"]), "{text}");
+        assert!(has_line(&text, &["owner", "lab"]), "{text}");
+        assert!(has_line(&text, &["fixed", "depth=3"]), "{text}");
+        assert!(has_line(&text, &["stop", "after", "200", "steps"]), "{text}");
+        assert!(has_line(&text, &["at", "loss", "<=", "0.25"]), "{text}");
         assert!(has_line(&text, &["width", "36", "64"]), "{text}");
     }
 
@@ -330,6 +401,17 @@ pub(crate) mod tests {
         assert!(failure(&study).ends_with("\n  settings.cells: is 0"));
         let text = show(&study, "http://a", SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["settings.cells:", "is", "0"]), "{text}");
+    }
+
+    #[test]
+    fn an_early_end_has_a_reason() {
+        let ended = |reason: StopReason| {
+            let state = StudyState::Finished.into();
+            ending(&Study { state, stop_reason: reason.into(), mode: None, ..a_study() })
+        };
+        let text = "study `a` is finished after 50 of 200 steps";
+        assert_eq!(ended(StopReason::MaxSteps), text);
+        assert_eq!(ended(StopReason::Target), format!("{text}: its target was reached"));
     }
 
     #[test]

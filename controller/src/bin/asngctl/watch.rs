@@ -1,5 +1,5 @@
-//! Follows a study by asking for it every second, through restarts of the controller. [`Rate`] and [`Screen`] take the
-//! time as an argument; the clock is read in [`poll`] alone.
+//! Follows a study through restarts of the controller. [`Rate`] and [`Screen`] take the time as an argument; the clock is
+//! read in [`show`] alone.
 
 use std::{
     collections::VecDeque,
@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use asng_proto::v1::{Progress, Study, StudyState};
+use asng_client::is_transient;
+use asng_proto::v1::{Progress, Study, StudyState, WatchStudyRequest, WatchStudyResponse};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
 
 use crate::{
     args::Output,
@@ -17,7 +20,8 @@ use crate::{
     json, names, print_line, text,
 };
 
-const POLL: Duration = Duration::from_secs(1);
+/// What is shown is brought up to date after this time even when nothing has changed: speed falls, time passes.
+const TICK: Duration = Duration::from_secs(1);
 /// A controller that does not answer is asked again after 1, 2, 4 and then every 8 seconds.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// Least time between two lines about progress.
@@ -32,23 +36,27 @@ pub(crate) async fn follow(
     screen: Screen,
     until: impl Fn(StudyState) -> bool,
 ) -> anyhow::Result<Option<Study>> {
+    let feed = Feed { controller, name, stream: None };
     tokio::select! {
-        study = poll(controller, name, screen, until) => study.map(Some),
+        study = show(feed, screen, until) => study.map(Some),
         signal = tokio::signal::ctrl_c() => Ok(signal.map(|()| None)?),
     }
 }
 
-async fn poll(
-    controller: &mut Controller,
-    name: &str,
+async fn show(
+    mut feed: Feed<'_>,
     mut screen: Screen,
     until: impl Fn(StudyState) -> bool,
 ) -> anyhow::Result<Study> {
     let mut rate = Rate::default();
     // A first request that fails is more likely a wrong URL than an outage: no retry.
-    let study = client::study(controller, name).await?;
+    let study = loop {
+        if let Some(study) = feed.next().await? {
+            break study;
+        }
+    };
     let mut view = View { study, rate: None, outage: false };
-    let mut backoff = POLL;
+    let mut backoff = TICK;
     loop {
         if !view.outage {
             rate.record(Instant::now(), view.progress().applied);
@@ -59,15 +67,46 @@ async fn poll(
         if until(view.study.state()) {
             return Ok(view.study);
         }
-        tokio::time::sleep(backoff).await;
-        match client::study(controller, name).await {
-            Ok(study) => (view.study, view.outage, backoff) = (study, false, POLL),
-            Err(status) if client::is_transient(&status) => {
-                backoff = if view.outage { (2 * backoff).min(MAX_BACKOFF) } else { POLL };
+        if view.outage {
+            tokio::time::sleep(backoff).await;
+        }
+        match feed.next().await {
+            Ok(Some(study)) => (view.study, view.outage, backoff) = (study, false, TICK),
+            Ok(None) => {}
+            Err(status) if is_transient(&status) => {
+                backoff = if view.outage { (2 * backoff).min(MAX_BACKOFF) } else { TICK };
                 view.outage = true;
             }
             Err(status) => return Err(status.into()),
         }
+    }
+}
+
+/// A study's changes, over a stream that is opened when there is none.
+struct Feed<'a> {
+    controller: &'a mut Controller,
+    name: &'a str,
+    stream: Option<Streaming<WatchStudyResponse>>,
+}
+
+impl Feed<'_> {
+    /// The study when it has changed, or `None` when a tick has passed without.
+    async fn next(&mut self) -> Result<Option<Study>, Status> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => {
+                let request = WatchStudyRequest { name: self.name.into() };
+                self.controller.watch_study(request).await?.into_inner()
+            }
+        };
+        let news = match timeout(TICK, stream.message()).await {
+            Ok(Ok(Some(reply))) => Some(client::received(reply.study)?),
+            Ok(Ok(None)) => return Err(Status::unavailable("the controller ended the stream")),
+            Ok(Err(status)) => return Err(status),
+            Err(_) => None,
+        };
+        self.stream = Some(stream);
+        Ok(news)
     }
 }
 

@@ -1,0 +1,197 @@
+//! Errors in a person's words.
+
+use std::{error::Error, io};
+
+use tokio_rustls::rustls::{CertificateError, Error as TlsError};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
+use tonic_types::StatusExt;
+
+use crate::connection::{REQUEST_TIMEOUT, caused_by, owner};
+
+const TOKEN: &str = "--token-file FILE, ASNG_TOKEN_FILE or ASNG_TOKEN";
+const CLIENT_CERTIFICATE: &str = "if it asks for a client certificate: --tls-cert FILE and --tls-key FILE, signed by an \
+                                  authority that it knows";
+
+/// A call's failure as a sentence, and below it a line for each detail and what to do. `url` is
+/// [`Connection::url`](crate::Connection::url).
+pub fn explain(status: &Status, url: &str) -> String {
+    if let Some(error) = tls_error(status) {
+        return format!("no TLS connection to {url}: {error}\n  {}", tls_advice(error));
+    }
+    if caused_by::<ConnectError>(status) {
+        return format!(
+            "no controller answers at {url}: {}\n  start one with `asng-controller`, or name \
+             another with --controller URL or ASNG_CONTROLLER",
+            innermost(status)
+        );
+    }
+    if caused_by::<TimeoutExpired>(status) {
+        return format!("the controller at {url} did not answer within {REQUEST_TIMEOUT:?}");
+    }
+    // What a controller sends has no source; what happened to the connection has.
+    if status.source().is_some() {
+        let cause = innermost(status).to_string();
+        // Of an alert after the handshake only the text has come this far.
+        let advice = if cause.contains("received fatal alert") {
+            CLIENT_CERTIFICATE
+        } else if url.contains("http://") {
+            "if it serves TLS, write https://"
+        } else {
+            "its log may say why"
+        };
+        return format!("the connection to {url} failed: {cause}\n  {advice}");
+    }
+    let mut text = match status.message() {
+        "" => status.code().to_string(),
+        message => message.to_owned(),
+    };
+    for line in field_lines(status).into_iter().chain(advice(status)) {
+        // The message often says what the first of them says.
+        if !text.contains(&line) {
+            text += &format!("\n  {line}");
+        }
+    }
+    text
+}
+
+/// A handshake's failure, with what to do.
+pub(crate) fn tls_explained(error: io::Error) -> anyhow::Error {
+    match tls_error(&error) {
+        Some(error) => anyhow::anyhow!("{error}\n  {}", tls_advice(error)),
+        None => error.into(),
+    }
+}
+
+/// What is wrong with what.
+fn field_lines(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let line = |subject: &str, description: &str| format!("{subject}: {description}");
+    let fields = details.bad_request().map(|all| &all.field_violations[..]).unwrap_or_default();
+    let mut lines: Vec<_> = fields.iter().map(|v| line(&v.field, &v.description)).collect();
+    let mut others = Vec::new();
+    if let Some(failure) = details.precondition_failure() {
+        others.extend(failure.violations.iter().map(|v| (v.subject.clone(), &v.description)));
+    }
+    if let Some(failure) = details.quota_failure() {
+        others.extend(failure.violations.iter().map(|v| (v.subject.clone(), &v.description)));
+    }
+    if let Some(info) = details.resource_info() {
+        let resource = format!("{} {}", info.resource_type, info.resource_name);
+        others.push((resource, &info.description));
+    }
+    // Here the message does without the subject.
+    others.retain(|(_, description)| !status.message().contains(&**description));
+    lines.extend(others.iter().map(|(subject, description)| line(subject, description)));
+    lines
+}
+
+/// What to do.
+fn advice(status: &Status) -> Option<String> {
+    if let Some(owner) = owner(status) {
+        return Some(format!("its owner is {owner}: try again, or give --controller that address"));
+    }
+    match status.code() {
+        Code::Unauthenticated => Some(format!("give a token that the controller knows: {TOKEN}")),
+        Code::PermissionDenied => Some(format!("give a token that may do this: {TOKEN}")),
+        _ => {
+            let pause = status.get_details_retry_info()?.retry_delay?;
+            Some(format!("try again in {pause:?}"))
+        }
+    }
+}
+
+/// What the peers disagree on, if the connection failed for that.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a TlsError> {
+    // An I/O error's own source leaves out the error that it holds.
+    let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let found = held.and_then(|held| held.downcast_ref().or_else(|| tls_error(held)));
+    found.or_else(|| error.downcast_ref()).or_else(|| error.source().and_then(tls_error))
+}
+
+fn tls_advice(error: &TlsError) -> &'static str {
+    match error {
+        // The latter when two authorities have the same name.
+        TlsError::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => "name the authority that signed its certificate with --tls-ca FILE",
+        TlsError::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is for another name: use that one, or give it a certificate for this",
+        TlsError::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "give the controller a new certificate",
+        TlsError::InvalidMessage(_) => "if it serves without TLS, write http://",
+        TlsError::AlertReceived(_) => CLIENT_CERTIFICATE,
+        _ => "--tls-ca, --tls-cert and --tls-key must fit its certificates",
+    }
+}
+
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    error.source().map_or(error, innermost)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn explained(code: Code, message: &str, details: ErrorDetails) -> String {
+        explain(&Status::with_error_details(code, message, details), "http://a")
+    }
+
+    #[test]
+    fn a_bad_request_lists_its_fields_once() {
+        let explained = |message| {
+            let mut details = ErrorDetails::with_bad_request_violation("name", "is odd");
+            details.add_bad_request_violation("spec.stop.max_steps", "is 0");
+            explained(Code::InvalidArgument, message, details)
+        };
+        let text = "bad spec\n  name: is odd\n  spec.stop.max_steps: is 0";
+        assert_eq!(explained("bad spec"), text);
+        let text = "name: is odd (and 1 more)\n  spec.stop.max_steps: is 0";
+        assert_eq!(explained("name: is odd (and 1 more)"), text);
+    }
+
+    #[test]
+    fn a_status_without_a_message_is_named_by_its_code() {
+        let text = explain(&Status::new(Code::NotFound, ""), "http://a");
+        assert_eq!(text, Code::NotFound.to_string());
+    }
+
+    #[test]
+    fn details_are_told_unless_the_message_says_the_same() {
+        let state = |description: &str| {
+            ErrorDetails::with_precondition_failure_violation("STUDY_STATE", "a", description)
+        };
+        let code = Code::FailedPrecondition;
+        assert_eq!(
+            explained(code, "study \"a\" has ended", state("has ended")),
+            "study \"a\" has ended"
+        );
+        assert_eq!(explained(code, "no", state("has ended")), "no\n  a: has ended");
+        let missing = ErrorDetails::with_resource_info("study", "a", "", "not here");
+        assert_eq!(explained(Code::NotFound, "unknown", missing), "unknown\n  study a: not here");
+        let mut full = ErrorDetails::with_quota_failure_violation("studies", "10000 at most");
+        full.set_retry_info(Some(std::time::Duration::from_secs(5)));
+        let text = "full\n  studies: 10000 at most\n  try again in 5s";
+        assert_eq!(explained(Code::ResourceExhausted, "full", full), text);
+    }
+
+    #[test]
+    fn who_is_not_let_in_learns_which_option_to_set() {
+        for code in [Code::Unauthenticated, Code::PermissionDenied] {
+            let text = explain(&Status::new(code, "no"), "http://a");
+            assert!(text.starts_with("no\n  give a token"), "{text}");
+            assert!(text.contains("--token-file FILE"), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_owner_is_named() {
+        let address = [("address".to_string(), "http://b:1".to_string())];
+        let details = ErrorDetails::with_error_info("NOT_OWNER", "asng", address);
+        let text = explained(Code::Unavailable, "not mine", details);
+        assert!(text.starts_with("not mine\n  its owner is http://b:1"), "{text}");
+    }
+}

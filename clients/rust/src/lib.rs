@@ -1,0 +1,34 @@
+//! How Rust programs reach the controllers of ASNG-NAS: one connection that finds the controller to ask, proves who it is,
+//! and lives through failures.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | [`Options`] | what a person sets: addresses, TLS, token |
+//! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
+//! | [`insist`] | calls until there is an answer |
+//! | [`explain`] | an error in a person's words, with what to do |
+//!
+//! ```no_run
+//! # async fn example(options: asng_client::Options) -> anyhow::Result<()> {
+//! use asng_proto::v1::{ListStudiesRequest, study_service_client::StudyServiceClient};
+//!
+//! let mut studies = StudyServiceClient::new(options.connect()?);
+//! let page = studies.list_studies(ListStudiesRequest::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod certificate;
+mod connection;
+mod explain;
+mod insist;
+mod options;
+mod token;
+mod trace;
+
+pub use self::{
+    connection::{Connection, REQUEST_TIMEOUT},
+    explain::explain,
+    insist::{insist, is_transient},
+    options::Options,
+};

@@ -1,0 +1,150 @@
+//! `asngctl` against the real controller: watching through an outage, the history, studies in files, failover.
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use asng_tests::{Controller, asngctl, create_request, train};
+use serde_json::Value;
+
+fn command(controllers: &str, line: &str) -> Command {
+    let mut command = Command::new(asngctl());
+    command.args(["--controller", controllers]).args(line.split_whitespace());
+    command
+}
+
+/// A port that was free a moment ago, where nobody listens.
+fn dead() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+fn text(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(output: Output) -> Value {
+    serde_json::from_str(&text(output)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_study_is_watched_through_a_restart_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    controller.studies().create_study(create_request("s", 40)).await.unwrap();
+    let mut watch = command(&controller.url(), "study watch s --output json");
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+    let mut line = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(line()["progress"]["applied"], 0);
+    controller.kill();
+    while line()["outage"] != true {}
+    controller.restart();
+    train(controller.search(), "s", "t", |_, _| ()).await;
+    while line()["state"] != "FINISHED" {}
+    assert!(watch.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_is_written_and_a_study_moves_in_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("a"));
+    controller.studies().create_study(create_request("s", 9)).await.unwrap();
+    train(controller.search(), "s", "t", |_, _| ()).await;
+    // The first address is of no use.
+    let controllers = format!("{},{}", dead(), controller.url());
+    let run = |line: &str| command(&controllers, line).current_dir(&directory).output().unwrap();
+
+    let history = text(run("study history s"));
+    let rows: Vec<Vec<&str>> = history.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 1 + 9 * 4, "two to train and two to rank in each step");
+    assert_eq!((rows[0][0], rows[0][10], rows[0][21]), ("step", "loss", "width"));
+    assert_eq!((rows[36][0], rows[36][2], rows[36][5]), ("9", "APPLIED", "t"));
+    assert!(text(run("study history s --format json --out h.json")).is_empty());
+    let lines = std::fs::read_to_string(directory.path().join("h.json")).unwrap();
+    assert_eq!(lines.lines().count(), 9);
+
+    text(run("study export s"));
+    let other = Controller::start(&directory.path().join("b"));
+    let elsewhere = |line: &str| {
+        let controllers = format!("{},{}", dead(), other.url());
+        command(&controllers, line).current_dir(&directory).output().unwrap()
+    };
+    text(elsewhere("study import s.asng --name t"));
+    assert_eq!(text(elsewhere("study history t")), history);
+    let again = elsewhere("study import s.asng --name t");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("exists"), "{again:?}");
+    cut(&directory.path().join("s.asng"));
+    let half = elsewhere("study import s.asng --name half");
+    assert!(String::from_utf8_lossy(&half.stderr).contains("ends within a part"), "{half:?}");
+    assert_eq!(json(elsewhere("study list --output json")).as_array().unwrap().len(), 1);
+}
+
+/// Takes the last byte off a file.
+fn cut(file: &Path) {
+    let content = std::fs::read(file).unwrap();
+    std::fs::write(file, &content[..content.len() - 1]).unwrap();
+}
+
+#[test]
+fn a_clone_starts_where_its_source_is_and_is_found_by_its_labels() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let variables = directory.path().join("variables.json");
+    std::fs::write(
+        &variables,
+        r#"[{"name": "op", "choices": ["a", "b"]}, {"name": "w", "low": 1, "high": 9}]"#,
+    )
+    .unwrap();
+    let run = |line: &str| {
+        let line = format!("{line} --output json");
+        json(command(&controller.url(), &line).current_dir(&directory).output().unwrap())
+    };
+    let flags = "--max-steps 9 --fix op=b --label team=x --owner lab --target loss<=0.5 --keep-last 4 --seed 3";
+    run(&format!("study create s --variables {} {flags}", variables.display()));
+    let copy = run("study clone s copy --max-steps 8 --start-from s --label team=y");
+    let spec = &copy["spec"];
+    assert_eq!(
+        (&spec["stop"]["max_steps"], &spec["stop"]["target"]["metric"]),
+        (&8.into(), &"loss".into())
+    );
+    assert_eq!((&spec["start"]["study"], &spec["fixed"]["op"]), (&"s".into(), &"b".into()));
+    assert_eq!((&spec["algorithm"]["seed"], &spec["retention"]["last"]), (&Value::Null, &4.into()));
+    assert_eq!(copy["owner"], "lab");
+    let listed = |flags: &str| {
+        let studies = run(&format!("study list {flags}"));
+        let names = studies.as_array().unwrap().iter().map(|study| study["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(listed("--owner lab"), ["s", "copy"]);
+    assert_eq!(listed("--owner lab --label team=y"), ["copy"]);
+    assert!(listed("--owner other").is_empty());
+
+    let distribution = run("study distribution s").to_string();
+    std::fs::write(directory.path().join("d.json"), distribution).unwrap();
+    run("study clone s third --start-distribution d.json");
+    assert_eq!(run("study distribution third"), run("study distribution s"));
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_where() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let healthy = text(command(&controller.url(), "doctor").output().unwrap());
+    for check in ["connection", "health", "access", "reflection"] {
+        assert!(
+            healthy.lines().any(|line| line.contains(check) && line.contains(" ok ")),
+            "{healthy}"
+        );
+    }
+    let controllers = format!("{},{}", controller.url(), dead());
+    let output = command(&controllers, "doctor --output json").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["check"], &last["ok"]), (&"connection".into(), &false.into()));
+    assert!(last["detail"].as_str().unwrap().contains("is the controller running"), "{last}");
+}
