@@ -255,7 +255,7 @@ async fn a_bound_token_sees_and_touches_its_own_studies_only() {
     let file = directory.path().join("tokens.toml");
     let owner = "owner = \"lab\"";
     let bound = format!("{owner}\nlabels = {{ team = \"vision\" }}");
-    let entries = [trainers_entry.trim(), owner, &leads_entry.trim(), &bound, &admins_entry];
+    let entries = [trainers_entry.trim(), owner, leads_entry.trim(), &bound, &admins_entry];
     fs::write(&file, entries.join("\n")).unwrap();
     let state = directory.path().join("state");
     let arguments = ["--token-file", file.to_str().unwrap()];
