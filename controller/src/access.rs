@@ -217,7 +217,8 @@ impl Tokens {
         let text = str::from_utf8(content).map_err(|_| fault("is not UTF-8 text".into()))?;
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let start = error.span().map_or(0, |span| span.start);
-            fault(format!("is not TOML from line {} on", 1 + text[..start].matches('\n').count()))
+            let before = text.get(..start).unwrap_or_default();
+            fault(format!("is not TOML from line {} on", 1 + before.matches('\n').count()))
         })?;
         let unknown = table.keys().find(|key| *key != "token");
         let entries = match table.get("token") {

@@ -508,3 +508,82 @@ fn check_lease(lease_id: &str, step_id: u64, violations: &mut Vec<Violation>) ->
     }
     lease
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt;
+    use tonic::Code;
+    use tonic_types::StatusExt;
+    use v1::lease_step_response::Next as Answer;
+
+    use super::*;
+    use crate::{store::Location, studies::Limits};
+
+    fn by_anybody<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(Identity::anybody());
+        request
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_ends_takes_reports_and_hands_out_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::Directory(directory.path().into());
+        let (studies, _ended) = Studies::start(location.clone(), Limits::default()).await.unwrap();
+        let (close, closing) = watch::channel(false);
+        let api = Api { studies, reader: Reader::new(&location).unwrap(), closing };
+        let choices = vec!["a".into(), "b".into()];
+        let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
+        let spec = v1::StudySpec {
+            variables: vec![v1::Variable { name: "v".into(), kind: Some(kind) }],
+            stop: Some(v1::StopRules { max_steps: 10, ..Default::default() }),
+            ..Default::default()
+        };
+        let create = v1::CreateStudyRequest { name: "s".into(), spec: Some(spec) };
+        api.create_study(by_anybody(create)).await.unwrap();
+        let lease = v1::LeaseStepRequest {
+            study: "s".into(),
+            trainer_id: "t".into(),
+            ..Default::default()
+        };
+        let leased = api.lease_step(by_anybody(lease.clone())).await.unwrap().into_inner();
+        let Some(Answer::Step(step)) = leased.next else { panic!("{leased:?}") };
+        let watch = by_anybody(v1::WatchStudyRequest { name: "s".into() });
+        let mut watched = api.watch_study(watch).await.unwrap().into_inner();
+
+        close.send_replace(true);
+        let status = api.lease_step(by_anybody(lease)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.get_details_retry_info().is_some());
+        let report = v1::ReportStepRequest {
+            study: "s".into(),
+            step_id: step.step_id,
+            lease_id: step.lease_id,
+            trainer_id: "t".into(),
+            losses: vec![1.0, 2.0],
+            lease_next: true,
+            ..Default::default()
+        };
+        let answer = api.report_step(by_anybody(report)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome(), v1::ReportOutcome::Applied);
+        assert!(matches!(answer.next.unwrap().next, Some(Answer::NoWork(_))));
+        let status = loop {
+            if let Err(status) = watched.next().await.unwrap() {
+                break status;
+            }
+        };
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(watched.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_did_not_pass_the_gate_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::Directory(directory.path().into());
+        let (studies, _ended) = Studies::start(location.clone(), Limits::default()).await.unwrap();
+        let (_close, closing) = watch::channel(false);
+        let api = Api { studies, reader: Reader::new(&location).unwrap(), closing };
+        let list = Request::new(v1::ListStudiesRequest::default());
+        assert_eq!(api.list_studies(list).await.unwrap_err().code(), Code::Internal);
+    }
+}

@@ -247,6 +247,99 @@ async fn a_token_allows_what_its_role_does() {
 }
 
 #[tokio::test]
+async fn a_bound_token_sees_and_touches_its_own_studies_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let (trainer, trainers_entry) = new_token("lab-trainers", "trainer");
+    let (lead, leads_entry) = new_token("lab-lead", "admin");
+    let (admin, admins_entry) = new_token("root", "admin");
+    let file = directory.path().join("tokens.toml");
+    let owner = "owner = \"lab\"";
+    let bound = format!("{owner}\nlabels = {{ team = \"vision\" }}");
+    let entries = [trainers_entry.trim(), owner, leads_entry.trim(), &bound, &admins_entry];
+    fs::write(&file, entries.join("\n")).unwrap();
+    let state = directory.path().join("state");
+    let arguments = ["--token-file", file.to_str().unwrap()];
+    let controller = Controller::start_with(&state, &arguments);
+    let (mut studies, mut search) = (controller.studies(), controller.search());
+    let create = |name: &str, owner: &str, labels: &[(&str, &str)]| {
+        let mut request = create_request(name, 10);
+        let spec = request.spec.as_mut().unwrap();
+        (spec.space, spec.owner) = ("toy".into(), owner.into());
+        spec.labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        request
+    };
+
+    // Of a bound token, a study is its owner's, and has to have its labels.
+    let vision = [("team", "vision")];
+    let mut made = async |token: &str, request| {
+        let created = studies.create_study(bearing(token, request)).await?;
+        Ok::<_, Status>(created.into_inner().study.unwrap().owner)
+    };
+    assert_eq!(made(&admin, create("other", "", &[])).await.unwrap(), "root");
+    assert_eq!(made(&lead, create("lab1", "", &vision)).await.unwrap(), "lab");
+    assert_eq!(made(&admin, create("lab2", "lab", &[])).await.unwrap(), "lab");
+    for request in [create("x", "", &[]), create("x", "someone", &vision)] {
+        let message =
+            "this token is for studies of owner \"lab\", label \"team\" = \"vision\" only";
+        let status = made(&lead, request).await.unwrap_err();
+        assert_eq!(told(&status), (Code::PermissionDenied, "SCOPE".into(), message.into()));
+    }
+    // That a name is taken cannot be hidden, what has taken it can.
+    let status = made(&lead, create("other", "", &vision)).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+
+    for (token, seen) in [
+        (&admin, &["other", "lab1", "lab2"][..]),
+        (&trainer, &["lab1", "lab2"]),
+        (&lead, &["lab1"]),
+    ] {
+        let list = bearing(token, v1::ListStudiesRequest::default());
+        let list = studies.list_studies(list).await.unwrap().into_inner().studies;
+        assert_eq!(list.iter().map(|study| &*study.name).collect::<Vec<_>>(), seen);
+    }
+    let name = || "other".to_string();
+    let unknown = "there is no study \"other\"";
+    let hidden = [
+        studies.get_study(bearing(&trainer, v1::GetStudyRequest { name: name() })).await.err(),
+        studies.watch_study(bearing(&trainer, v1::WatchStudyRequest { name: name() })).await.err(),
+        studies.delete_study(bearing(&lead, v1::DeleteStudyRequest { name: name() })).await.err(),
+        studies.pause_study(bearing(&lead, v1::PauseStudyRequest { name: name() })).await.err(),
+    ];
+    for status in hidden {
+        let status = status.unwrap();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, unknown));
+    }
+
+    // Any study of a space is any that it sees, though the other is older.
+    let any = v1::LeaseStepRequest {
+        study: String::new(),
+        spaces: vec!["toy".into()],
+        ..lease_request()
+    };
+    let answer = search.lease_step(bearing(&trainer, any)).await.unwrap().into_inner();
+    let Some(v1::lease_step_response::Next::Step(step)) = answer.next else { panic!("{answer:?}") };
+    assert_eq!(step.study, "lab1");
+    // A start in its name elsewhere is none of its business.
+    let elsewhere = v1::LeaseStepRequest { study: name(), ..lease_request() };
+    search.lease_step(bearing(&admin, elsewhere)).await.unwrap();
+    let restart = v1::LeaseStepRequest {
+        study: "lab2".into(),
+        fresh_start: true,
+        request_id: "2".into(),
+        ..lease_request()
+    };
+    search.lease_step(bearing(&trainer, restart)).await.unwrap();
+    let other = v1::LeaseStepRequest { study: name(), request_id: "3".into(), ..lease_request() };
+    let answer = search.lease_step(bearing(&admin, other)).await.unwrap().into_inner();
+    let Some(v1::lease_step_response::Next::Step(step)) = answer.next else { panic!("{answer:?}") };
+    assert_eq!(step.step_id, 2, "its first step was not put back");
+    let mut report = asng_tests::report(&step, "t");
+    report.lease_next = false;
+    let status = search.report_step(bearing(&trainer, report)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, unknown));
+}
+
+#[tokio::test]
 async fn tokens_can_be_changed_while_the_controller_runs() {
     let directory = tempfile::tempdir().unwrap();
     let (file, [viewer, ..]) = token_file(directory.path());
