@@ -2,51 +2,63 @@
 
 mod archive;
 mod convert;
+mod gate;
 mod moving;
 mod status;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
 };
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::status::{invalid, status};
+pub(crate) use self::gate::Gate;
+use self::status::{denied, invalid, status};
 use crate::{
+    access::Identity,
     store::{Page, Reader},
     studies::{Error, Shelf, Studies},
-    study::{self, LeaseId, Now, Origin, Report, StepId, Study, StudyId, Violation, is_label},
+    study::{
+        self, LeaseId, Next, Now, Origin, Report, StepId, Study, StudyId, Violation, is_label,
+    },
 };
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 const MAX_METRICS: usize = 50;
+/// When to ask again if the controller is shutting down: it, or another one, may be there by then.
+const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
-/// Both services, on the same studies.
+/// Both services, on the same studies, behind the [`Gate`].
 #[derive(Clone)]
-pub struct Api {
-    studies: Studies,
-    reader: Reader,
+pub(crate) struct Api {
+    /// The studies.
+    pub(crate) studies: Studies,
+    /// Their history, and those of other controllers on the same database.
+    pub(crate) reader: Reader,
+    /// Becomes true when the controller is shutting down: no more work is handed out.
+    pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Api {
-    /// Serves `studies`, and their history through `reader`.
-    pub fn new(studies: Studies, reader: Reader) -> Api {
-        Api { studies, reader }
-    }
-
+    /// Runs `operation` on the studies that `caller` may see.
     async fn run<T: Send + 'static>(
         &self,
+        caller: &Identity,
         operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
+        let scope = caller.scope();
+        let operation = move |shelf: &mut Shelf, now| shelf.within(scope, |s| operation(s, now));
         self.studies.run(operation).await.map_err(|error| status(&error))
     }
 
     /// Reads from the study `name`, whichever controller owns it.
     async fn read<T: Send + 'static>(
         &self,
+        caller: &Identity,
         name: String,
         read: impl Fn(&Study) -> Result<T, study::Error> + Clone + Send + 'static,
     ) -> Result<T, Status> {
@@ -54,24 +66,28 @@ impl Api {
             name: name.into(),
             source: source.into(),
         };
+        let scope = caller.scope();
         let own = self
             .studies
             .run({
-                let (name, read) = (name.clone(), read.clone());
-                move |shelf, _| read(shelf.get(&name)?).map_err(|source| refused(&name, source))
+                let (scope, name, read) = (scope.clone(), name.clone(), read.clone());
+                move |shelf, _| {
+                    shelf.within(scope, |shelf| {
+                        read(shelf.get(&name)?).map_err(|source| refused(&name, source))
+                    })
+                }
             })
             .await;
         let result = match own {
-            Err(Error::NotOwner { .. }) => {
-                let found = self.reader.studies(Some(&name)).await;
-                match found.map_err(|error| Error::Storage(error.into())) {
-                    Ok(studies) => match studies.first() {
-                        Some(study) => read(study).map_err(|source| refused(&name, source)),
-                        None => Err(Error::UnknownStudy(name)),
-                    },
-                    Err(error) => Err(error),
-                }
-            }
+            Err(Error::NotOwner { .. }) => match self.reader.studies(Some(&name)).await {
+                Ok(studies) => match studies.first() {
+                    Some(study) if scope.holds(study.owner(), &study.spec().labels) => {
+                        read(study).map_err(|source| refused(&name, source))
+                    }
+                    _ => Err(Error::UnknownStudy(name)),
+                },
+                Err(error) => Err(Error::Storage(error.into())),
+            },
             own => own,
         };
         result.map_err(|error| status(&error))
@@ -85,10 +101,11 @@ impl Api {
     /// Changes the study `name` and returns it as it is then.
     async fn change(
         &self,
+        caller: &Identity,
         name: String,
         change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
     ) -> Result<Option<v1::Study>, Status> {
-        self.run(move |shelf, now| {
+        self.run(caller, move |shelf, now| {
             shelf.change(&name, |study| change(study, now))?;
             Ok(Some(convert::study(shelf.get(&name)?)))
         })
@@ -102,10 +119,14 @@ impl StudyService for Api {
         &self,
         request: Request<v1::CreateStudyRequest>,
     ) -> Result<Response<v1::CreateStudyResponse>, Status> {
-        let v1::CreateStudyRequest { name, spec } = request.into_inner();
+        let (caller, v1::CreateStudyRequest { name, spec }) = open(request)?;
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
+        let owner = if spec.owner.is_empty() { caller.owner() } else { &spec.owner }.to_owned();
+        caller.check_new(&owner, &spec.labels).map_err(|refused| denied(&refused))?;
         let study = self
-            .run(move |shelf, now| Ok(Some(convert::study(shelf.create(&name, spec, "", now)?))))
+            .run(&caller, move |shelf, now| {
+                Ok(Some(convert::study(shelf.create(&name, spec, &owner, now)?)))
+            })
             .await?;
         Ok(Response::new(v1::CreateStudyResponse { study }))
     }
@@ -114,8 +135,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetStudyRequest>,
     ) -> Result<Response<v1::GetStudyResponse>, Status> {
-        let name = request.into_inner().name;
-        let study = self.read(name, |study| Ok(Some(convert::study(study)))).await?;
+        let (caller, v1::GetStudyRequest { name }) = open(request)?;
+        let study = self.read(&caller, name, |study| Ok(Some(convert::study(study)))).await?;
         Ok(Response::new(v1::GetStudyResponse { study }))
     }
 
@@ -123,14 +144,17 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let v1::ListStudiesRequest { page_size, page_token, owner, labels } = request.into_inner();
+        let (caller, request) = open(request)?;
+        let v1::ListStudiesRequest { page_size, page_token, owner, labels } = request;
         let size = page_length(page_size);
         let after = match page_token.as_str() {
             "" => None,
             token => Some(convert::age(token).ok_or_else(|| foreign_token("ListStudies"))?),
         };
+        let scope = caller.scope();
         let listed = move |study: &Study| {
             Some(study.age()) > after
+                && scope.holds(study.owner(), &study.spec().labels)
                 && (owner.is_empty() || owner == study.owner())
                 && labels.iter().all(|(key, value)| study.spec().labels.get(key) == Some(value))
         };
@@ -141,7 +165,7 @@ impl StudyService for Api {
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
         let mut studies = self
-            .run(move |shelf, _| {
+            .run(&caller, move |shelf, _| {
                 let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
                 let mut all: Vec<_> = shelf.all().chain(foreign).filter(|s| listed(s)).collect();
@@ -162,7 +186,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::PauseStudyRequest>,
     ) -> Result<Response<v1::PauseStudyResponse>, Status> {
-        let study = self.change(request.into_inner().name, Study::pause).await?;
+        let (caller, request) = open(request)?;
+        let study = self.change(&caller, request.name, Study::pause).await?;
         Ok(Response::new(v1::PauseStudyResponse { study }))
     }
 
@@ -170,7 +195,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ResumeStudyRequest>,
     ) -> Result<Response<v1::ResumeStudyResponse>, Status> {
-        let study = self.change(request.into_inner().name, Study::resume).await?;
+        let (caller, request) = open(request)?;
+        let study = self.change(&caller, request.name, Study::resume).await?;
         Ok(Response::new(v1::ResumeStudyResponse { study }))
     }
 
@@ -178,11 +204,12 @@ impl StudyService for Api {
         &self,
         request: Request<v1::StopStudyRequest>,
     ) -> Result<Response<v1::StopStudyResponse>, Status> {
+        let (caller, request) = open(request)?;
         let stop = |study: &mut Study, now| {
             study.stop(now);
             Ok(())
         };
-        let study = self.change(request.into_inner().name, stop).await?;
+        let study = self.change(&caller, request.name, stop).await?;
         Ok(Response::new(v1::StopStudyResponse { study }))
     }
 
@@ -190,8 +217,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::DeleteStudyRequest>,
     ) -> Result<Response<v1::DeleteStudyResponse>, Status> {
-        let name = request.into_inner().name;
-        self.run(move |shelf, _| shelf.delete(&name)).await?;
+        let (caller, v1::DeleteStudyRequest { name }) = open(request)?;
+        self.run(&caller, move |shelf, _| shelf.delete(&name)).await?;
         Ok(Response::new(v1::DeleteStudyResponse {}))
     }
 
@@ -199,9 +226,11 @@ impl StudyService for Api {
         &self,
         request: Request<v1::GetDistributionRequest>,
     ) -> Result<Response<v1::GetDistributionResponse>, Status> {
-        let name = request.into_inner().name;
+        let (caller, v1::GetDistributionRequest { name }) = open(request)?;
         let response = self
-            .read(name, |study| convert::distribution(study).ok_or(study::Error::NotDescribed))
+            .read(&caller, name, |study| {
+                convert::distribution(study).ok_or(study::Error::NotDescribed)
+            })
             .await?;
         Ok(Response::new(response))
     }
@@ -212,20 +241,21 @@ impl StudyService for Api {
         &self,
         request: Request<v1::WatchStudyRequest>,
     ) -> Result<Response<Self::WatchStudyStream>, Status> {
-        let name = request.into_inner().name;
-        Ok(Response::new(moving::watch(self.clone(), name).await?))
+        let (caller, v1::WatchStudyRequest { name }) = open(request)?;
+        Ok(Response::new(moving::watch(self.clone(), caller, name).await?))
     }
 
     async fn list_reports(
         &self,
         request: Request<v1::ListReportsRequest>,
     ) -> Result<Response<v1::ListReportsResponse>, Status> {
-        let v1::ListReportsRequest { study, page_size, page_token } = request.into_inner();
+        let (caller, request) = open(request)?;
+        let v1::ListReportsRequest { study, page_size, page_token } = request;
         let after = match page_token.as_str() {
             "" => 0,
             token => token.parse().map_err(|_| foreign_token("ListReports"))?,
         };
-        let id = self.read(study, |study| Ok(study.id())).await?;
+        let id = self.read(&caller, study, |study| Ok(study.id())).await?;
         let page = self.history(id, StepId(after), page_length(page_size)).await?;
         let last = page.steps.last().filter(|_| page.more);
         Ok(Response::new(v1::ListReportsResponse {
@@ -240,8 +270,8 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ExportStudyRequest>,
     ) -> Result<Response<Self::ExportStudyStream>, Status> {
-        let v1::ExportStudyRequest { name, fork } = request.into_inner();
-        Ok(Response::new(moving::export(self.clone(), name, fork).await?))
+        let (caller, v1::ExportStudyRequest { name, fork }) = open(request)?;
+        Ok(Response::new(moving::export(self.clone(), caller, name, fork).await?))
     }
 
     async fn import_study(
@@ -249,7 +279,8 @@ impl StudyService for Api {
         request: Request<Streaming<v1::ImportStudyRequest>>,
     ) -> Result<Response<v1::ImportStudyResponse>, Status> {
         // In a task of its own, which cleans up also when the caller is gone.
-        let import = tokio::spawn(moving::import(self.clone(), request.into_inner()));
+        let (caller, parts) = open(request)?;
+        let import = tokio::spawn(moving::import(self.clone(), caller, parts));
         let study = import.await.map_err(|_| Status::internal("the import has failed"))??;
         Ok(Response::new(v1::ImportStudyResponse { study: Some(study) }))
     }
@@ -261,8 +292,8 @@ impl SearchService for Api {
         &self,
         request: Request<v1::LeaseStepRequest>,
     ) -> Result<Response<v1::LeaseStepResponse>, Status> {
-        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } =
-            request.into_inner();
+        let (caller, request) = open(request)?;
+        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if request_id.chars().count() > 100 {
@@ -277,8 +308,11 @@ impl SearchService for Api {
         if !violations.is_empty() {
             return Err(invalid(&violations));
         }
+        if *self.closing.borrow() {
+            return Err(status(&Error::ShuttingDown));
+        }
         let response = self
-            .run(move |shelf, now| {
+            .run(&caller, move |shelf, now| {
                 if fresh_start {
                     shelf.forget_trainer(&trainer_id)?;
                 }
@@ -296,7 +330,7 @@ impl SearchService for Api {
         request: Request<v1::DescribeSpaceRequest>,
     ) -> Result<Response<v1::DescribeSpaceResponse>, Status> {
         use v1::describe_space_request::Answer;
-        let v1::DescribeSpaceRequest { study, trainer_id, answer } = request.into_inner();
+        let (caller, v1::DescribeSpaceRequest { study, trainer_id, answer }) = open(request)?;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if answer.is_none() {
@@ -313,7 +347,7 @@ impl SearchService for Api {
             Some(Answer::Description(description)) => {
                 let variables = convert::variables("description.variables", description.variables)
                     .map_err(|found| invalid(&found))?;
-                self.change(study, |study, now| study.describe(variables, now)).await?
+                self.change(&caller, study, |study, now| study.describe(variables, now)).await?
             }
             Some(Answer::Rejection(rejection)) => {
                 let reasons = rejection
@@ -321,7 +355,7 @@ impl SearchService for Api {
                     .into_iter()
                     .map(|reason| Violation::new(reason.field, reason.description))
                     .collect();
-                self.change(study, |study, now| study.reject(reasons, now)).await?
+                self.change(&caller, study, |study, now| study.reject(reasons, now)).await?
             }
             None => None,
         };
@@ -332,6 +366,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReportStepRequest>,
     ) -> Result<Response<v1::ReportStepResponse>, Status> {
+        let (caller, request) = open(request)?;
         let v1::ReportStepRequest {
             study,
             step_id,
@@ -340,7 +375,7 @@ impl SearchService for Api {
             losses,
             metrics,
             lease_next,
-        } = request.into_inner();
+        } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if metrics.len() > MAX_METRICS || !metrics.keys().all(|name| is_label(name)) {
@@ -351,11 +386,14 @@ impl SearchService for Api {
         let Some(lease) = lease.filter(|_| violations.is_empty()) else {
             return Err(invalid(&violations));
         };
+        let closing = *self.closing.borrow();
         let response = self
-            .run(move |shelf, now| {
+            .run(&caller, move |shelf, now| {
                 let report = Report { lease, trainer: trainer_id.clone(), losses, metrics };
                 let receipt = shelf.report(&study, report, now)?;
-                let next = if lease_next {
+                let next = if lease_next && closing {
+                    Some(convert::next(&Next::NoWork(RETRY_WHEN_CLOSING), None))
+                } else if lease_next {
                     // The study knows this trainer's space already.
                     let spaces = [shelf.get(&study)?.spec().space.clone()];
                     let origin = Origin::Report(lease);
@@ -385,13 +423,13 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ExtendLeaseRequest>,
     ) -> Result<Response<v1::ExtendLeaseResponse>, Status> {
-        let v1::ExtendLeaseRequest { study, step_id, lease_id } = request.into_inner();
+        let (caller, v1::ExtendLeaseRequest { study, step_id, lease_id }) = open(request)?;
         let mut violations = Vec::new();
         let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
             return Err(invalid(&violations));
         };
         let lease = self
-            .run(move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
+            .run(&caller, move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
             .await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
@@ -400,7 +438,7 @@ impl SearchService for Api {
         &self,
         request: Request<v1::ReleaseStepRequest>,
     ) -> Result<Response<v1::ReleaseStepResponse>, Status> {
-        let v1::ReleaseStepRequest { study, step_id, lease_id, reason } = request.into_inner();
+        let (caller, v1::ReleaseStepRequest { study, step_id, lease_id, reason }) = open(request)?;
         let mut violations = Vec::new();
         if reason.chars().count() > 1000 {
             violations.push(Violation::new("reason", "has up to 1000 characters"));
@@ -410,9 +448,19 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        self.run(move |shelf, now| shelf.change(&study, |study| study.release(lease, now))).await?;
+        self.run(&caller, move |shelf, now| {
+            shelf.change(&study, |study| study.release(lease, now))
+        })
+        .await?;
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
+}
+
+/// A request and its sender.
+fn open<T>(mut request: Request<T>) -> Result<(Identity, T), Status> {
+    let caller = request.extensions_mut().remove::<Identity>();
+    let caller = caller.ok_or_else(|| Status::internal("this request did not pass the gate"))?;
+    Ok((caller, request.into_inner()))
 }
 
 fn page_length(page_size: u32) -> usize {

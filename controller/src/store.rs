@@ -16,6 +16,7 @@ use std::{
 };
 
 use self::rows::{OpenRow, PastRow, ReportRow, StateRow, StudyRow};
+pub use self::sqlite::{back_up, restore};
 use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId};
 
 /// Why the database cannot be used. Nothing that was not committed is stored.
@@ -35,6 +36,17 @@ pub enum Error {
         .0.display()
     )]
     InUse(PathBuf),
+    /// It has a database already.
+    #[error("state directory {} has a database already; move that away, or name another", .0.display())]
+    Occupied(PathBuf),
+    /// A check of the whole file found a fault.
+    #[error("{} is damaged: {found}", .file.display())]
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// What SQLite says.
+        found: String,
+    },
     /// A later release wrote it.
     #[error(
         "database {database} has schema version {found}, this release knows {known}; use the release that wrote it, or a newer one"
@@ -217,7 +229,7 @@ pub enum Store {
     /// A file.
     Sqlite(sqlite::Sqlite),
     /// A server.
-    Postgres(postgres::Postgres),
+    Postgres(Box<postgres::Postgres>),
 }
 
 impl Store {
@@ -227,7 +239,7 @@ impl Store {
         Ok(match location {
             Location::Directory(directory) => Store::Sqlite(sqlite::Sqlite::open(directory)?),
             Location::Postgres { url, advertise } => {
-                Store::Postgres(postgres::Postgres::open(url, advertise)?)
+                Store::Postgres(Box::new(postgres::Postgres::open(url, advertise)?))
             }
         })
     }
@@ -390,3 +402,31 @@ const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lets every controller on a database count as gone.
 #[cfg(test)]
 pub(crate) use self::postgres::forget_controllers;
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::study::{Kind, Now, Spec, Variable};
+
+    /// The changes that a new study makes.
+    pub(super) fn changes(name: &str, id: u64) -> Changes {
+        let choices = ["a", "b"].map(String::from).to_vec();
+        let variables = vec![Variable { name: "v".into(), kind: Kind::Categorical { choices } }];
+        let spec = Spec { variables, max_steps: 10, ..Spec::default() };
+        let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH };
+        let study = Study::new(StudyId(id), name, spec, 1, "", Vec::new(), now).unwrap();
+        let mut changes = Changes::default();
+        changes.study(&study);
+        changes.state(&study);
+        changes
+    }
+
+    #[test]
+    fn a_location_is_shown_without_its_password() {
+        let url = "postgres://user:secret@db:5433/asng".to_owned();
+        let location = Location::Postgres { url, advertise: String::new() };
+        assert_eq!(location.to_string(), "postgres://db:5433/asng");
+    }
+}

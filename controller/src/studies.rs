@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    access::Scope,
     store::{self, Changes, Location, Store},
     study::{
         self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
@@ -151,6 +152,10 @@ impl Studies {
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move |shelf: &mut Shelf, now| {
+            // Whoever has gone away while this waited, or no longer waits, does not count on it.
+            if reply.is_closed() {
+                return Box::new(drop) as Answer;
+            }
             let result = operation(shelf, now);
             // A caller that has gone away needs no answer.
             let answer =
@@ -184,6 +189,8 @@ pub struct Shelf {
     store: Store,
     limits: Limits,
     studies: BTreeMap<String, Study>,
+    /// Studies outside it do not exist for the operation that runs.
+    scope: Scope,
     /// What the next commit makes durable, apart from what is noted in `changed`.
     changes: Changes,
     /// Studies whose state has to be saved with the next commit, and their steps that changed.
@@ -213,6 +220,7 @@ impl Shelf {
             store,
             limits,
             studies: studies.into_iter().map(|study| (study.name().into(), study)).collect(),
+            scope: Scope::default(),
             changes: Changes::default(),
             changed: BTreeMap::new(),
             happened: Vec::new(),
@@ -349,14 +357,27 @@ impl Shelf {
         self.size
     }
 
+    /// Runs `operation`, for which only the studies within `scope` exist.
+    pub fn within<T>(&mut self, scope: Scope, operation: impl FnOnce(&mut Shelf) -> T) -> T {
+        let before = mem::replace(&mut self.scope, scope);
+        let result = operation(self);
+        self.scope = before;
+        result
+    }
+
+    fn sees(&self, study: &Study) -> bool {
+        self.scope.holds(study.owner(), &study.spec().labels)
+    }
+
     /// All studies that are here.
     pub fn all(&self) -> impl Iterator<Item = &Study> {
-        self.studies.values()
+        self.studies.values().filter(|study| self.sees(study))
     }
 
     /// The study called `name`.
     pub fn get(&mut self, name: &str) -> Result<&Study, Error> {
-        if !self.studies.contains_key(name) {
+        // Looked up twice, since the borrow checker does not let go of the first result otherwise.
+        if !self.studies.get(name).is_some_and(|study| self.sees(study)) {
             return Err(self.missing(name));
         }
         Ok(&self.studies[name])
@@ -364,6 +385,10 @@ impl Shelf {
 
     /// Why there is no study called `name` here.
     fn missing(&mut self, name: &str) -> Error {
+        if self.studies.contains_key(name) {
+            // It is out of scope.
+            return Error::UnknownStudy(name.into());
+        }
         match self.store.owner(name) {
             Ok(None) => Error::UnknownStudy(name.into()),
             Ok(Some(address)) => Error::NotOwner { name: name.into(), address },
@@ -386,7 +411,7 @@ impl Shelf {
         now: Now,
     ) -> Result<&Study, Error> {
         if let Some(study) = self.studies.get(name) {
-            return if *study.spec() == spec {
+            return if *study.spec() == spec && self.sees(study) {
                 self.get(name)
             } else {
                 Err(Error::Exists(name.into()))
@@ -505,7 +530,9 @@ impl Shelf {
         name: &str,
         change: impl FnOnce(&mut Study) -> Result<T, study::Error>,
     ) -> Result<T, Error> {
-        let Some(study) = self.studies.get_mut(name) else { return Err(self.missing(name)) };
+        self.get(name)?;
+        // Unwrap safety: `get` has just found it.
+        let study = self.studies.get_mut(name).unwrap();
         let result = change(study);
         let events = study.take_events();
         if !events.is_empty() {
@@ -581,7 +608,7 @@ impl Shelf {
             .studies
             .values()
             .filter(|study| matches!(study.state(), State::Waiting | State::Running))
-            .filter(|study| spaces.contains(&study.spec().space))
+            .filter(|study| spaces.contains(&study.spec().space) && self.sees(study))
             .map(|study| (*study.state() == State::Running, study.age(), study.name().to_string()))
             .collect();
         candidates.sort();
@@ -603,7 +630,7 @@ impl Shelf {
 
     /// Puts back every step that `trainer` held before it was started again.
     pub fn forget_trainer(&mut self, trainer: &str) -> Result<(), Error> {
-        let names: Vec<_> = self.studies.keys().cloned().collect();
+        let names: Vec<_> = self.all().map(|study| study.name().to_owned()).collect();
         for name in names {
             self.change(&name, |study| {
                 study.forget_trainer(trainer);
@@ -653,7 +680,7 @@ fn log(study: &str, event: &Event) {
         Event::Passed(past) => match &past.report {
             None => info!(study, step = %past.step.id, "step closed unreported"),
             Some(report) => {
-                debug!(study, step = %past.step.id, update = report.update, "step done")
+                debug!(study, step = %past.step.id, update = report.update, "step done");
             }
         },
         Event::ReportedLate(step, report) => {
@@ -749,6 +776,35 @@ mod tests {
         let after = start(directory.path()).await;
         let after = after.run(|shelf, _| Ok(description(shelf.get("s")?))).await.unwrap();
         assert_eq!(before, after, "memory had gone back to what was stored");
+    }
+
+    #[tokio::test]
+    async fn an_operation_whose_caller_has_gone_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let studies = start(directory.path()).await;
+        let (started, has_started) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let handle = studies.clone();
+        let busy = tokio::spawn(async move {
+            let wait = move |_: &mut Shelf, _| {
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                Ok(())
+            };
+            handle.run(wait).await
+        });
+        has_started.await.unwrap();
+        tokio::select! {
+            biased;
+            result = studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)) => {
+                panic!("{result:?}")
+            }
+            () = std::future::ready(()) => {}
+        }
+        release.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        let result = studies.run(|shelf, _| shelf.get("s").map(drop)).await;
+        assert!(matches!(result, Err(Error::UnknownStudy(_))), "{result:?}");
     }
 
     #[tokio::test]

@@ -10,11 +10,12 @@ use tonic::{Status, Streaming};
 
 use super::{
     Api, archive, convert,
-    status::{invalid, status},
+    status::{denied, invalid, status},
 };
 use crate::{
+    access::Identity,
     asng,
-    studies::Error,
+    studies::{Error, Shelf},
     study::{NAME_RULE, Past, Record, StepId, StudyId, Violation, is_label, is_name},
 };
 
@@ -28,28 +29,35 @@ type Messages<T> = ReceiverStream<Result<T, Status>>;
 /// Follows a study until it has ended or nobody listens.
 pub(super) async fn watch(
     api: Api,
+    caller: Identity,
     name: String,
 ) -> Result<Messages<v1::WatchStudyResponse>, Status> {
     let (sender, receiver) = mpsc::channel(1);
-    let (changed, study) = see(&api, &name).await?;
-    tokio::spawn(follow(api, name, changed, study, sender));
+    let (changed, study) = see(&api, &caller, &name).await?;
+    tokio::spawn(follow(api, caller, name, changed, study, sender));
     Ok(ReceiverStream::new(receiver))
 }
 
 /// A study, and what tells of changes that come after.
-async fn see(api: &Api, name: &str) -> Result<(watch::Receiver<()>, v1::Study), Status> {
+async fn see(
+    api: &Api,
+    caller: &Identity,
+    name: &str,
+) -> Result<(watch::Receiver<()>, v1::Study), Status> {
     let name = name.to_owned();
-    api.run(move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?)))).await
+    api.run(caller, move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?))))
+        .await
 }
 
 async fn follow(
     api: Api,
+    caller: Identity,
     name: String,
     mut changed: watch::Receiver<()>,
     mut study: v1::Study,
     sender: mpsc::Sender<Result<v1::WatchStudyResponse, Status>>,
 ) {
-    let id = study.study_id.clone();
+    let (id, mut closing) = (study.study_id.clone(), api.closing.clone());
     loop {
         let ended = convert::has_ended(&study);
         let response = v1::WatchStudyResponse { study: Some(study) };
@@ -61,8 +69,13 @@ async fn follow(
             // An error means that the study is gone, which is seen below.
             _ = changed.changed() => {}
             () = sender.closed() => return,
+            // It changes once.
+            _ = closing.changed() => {
+                let _ = sender.send(Err(status(&Error::ShuttingDown))).await;
+                return;
+            }
         }
-        study = match see(&api, &name).await {
+        study = match see(&api, &caller, &name).await {
             Ok((_, study)) if study.study_id == id => study,
             Ok(_) => {
                 let _ = sender.send(Err(status(&Error::UnknownStudy(name)))).await;
@@ -79,11 +92,12 @@ async fn follow(
 /// Writes a study out, as it is at this moment.
 pub(super) async fn export(
     api: Api,
+    caller: Identity,
     name: String,
     fork: bool,
 ) -> Result<Messages<v1::ExportStudyResponse>, Status> {
     let (id, archive, open_steps) = api
-        .run(move |shelf, _| {
+        .run(&caller, move |shelf, _| {
             let study = shelf.get(&name)?;
             if !fork {
                 let refused = |source| Error::Refused { name: name.clone(), source };
@@ -150,6 +164,7 @@ async fn write_parts(
 /// Takes a study in.
 pub(super) async fn import(
     api: Api,
+    caller: Identity,
     mut requests: Streaming<v1::ImportStudyRequest>,
 ) -> Result<v1::Study, Status> {
     let first = requests.message().await?.unwrap_or_default();
@@ -167,17 +182,23 @@ pub(super) async fn import(
     if !record.owner.is_empty() && !is_label(&record.owner) {
         return Err(refuse("part.archive.study.owner", "has up to 200 characters"));
     }
+    if record.owner.is_empty() {
+        record.owner = caller.owner().into();
+    }
+    caller.check_new(&record.owner, &record.spec.labels).map_err(|refused| denied(&refused))?;
     if fork || is_known(&api, record.id).await? {
         record.id = StudyId(rand::rng().next_u64());
     }
     let (name, id) = (record.name.clone(), record.id);
-    api.run(move |shelf, _| shelf.begin_import(&name, id)).await?;
-    let imported = match take_parts(&api, &mut requests, &mut record).await {
-        Ok(()) => api.run(move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await,
+    api.run(&caller, move |shelf, _| shelf.begin_import(&name, id)).await?;
+    let imported = match take_parts(&api, &caller, &mut requests, &mut record).await {
+        Ok(()) => {
+            api.run(&caller, move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await
+        }
         Err(status) => Err(status),
     };
     if imported.is_err() {
-        api.run(move |shelf, _| {
+        api.run(&caller, move |shelf, _| {
             shelf.abandon_import(id);
             Ok(())
         })
@@ -188,13 +209,16 @@ pub(super) async fn import(
 
 /// Whether a study of this id is here, or something is left of one.
 async fn is_known(api: &Api, id: StudyId) -> Result<bool, Status> {
-    let here = api.run(move |shelf, _| Ok(shelf.all().any(|study| study.id() == id))).await?;
+    let anybody = Identity::anybody();
+    let known = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));
+    let here = api.run(&anybody, known).await?;
     Ok(here || !api.history(id, StepId(0), 1).await?.steps.is_empty())
 }
 
 /// Takes the parts after the archive: open steps into `record`, the history into the database.
 async fn take_parts(
     api: &Api,
+    caller: &Identity,
     requests: &mut Streaming<v1::ImportStudyRequest>,
     record: &mut Record,
 ) -> Result<(), Status> {
@@ -230,7 +254,7 @@ async fn take_parts(
                 }
                 count += history.len() as u64;
                 let id = record.id;
-                api.run(move |shelf, _| {
+                api.run(caller, move |shelf, _| {
                     shelf.import_history(id, &history);
                     Ok(())
                 })

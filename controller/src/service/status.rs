@@ -7,6 +7,8 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
 
 use crate::{
+    access::Denied,
+    limits::Client,
     studies::Error,
     study::{self, Violation},
 };
@@ -88,6 +90,34 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 fn quota(subject: &str, message: String) -> Status {
     let details = ErrorDetails::with_quota_failure_violation(subject, &message);
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// UNAUTHENTICATED or PERMISSION_DENIED.
+pub(super) fn denied(denied: &Denied) -> Status {
+    let (code, reason) = match denied {
+        Denied::NoToken => (Code::Unauthenticated, "TOKEN_MISSING"),
+        Denied::Malformed => (Code::Unauthenticated, "TOKEN_MALFORMED"),
+        Denied::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
+        Denied::Role { .. } => (Code::PermissionDenied, "ROLE"),
+        Denied::Scope { .. } => (Code::PermissionDenied, "SCOPE"),
+    };
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, denied.to_string(), details)
+}
+
+/// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
+pub(super) fn too_many_requests(client: &Client, wait: Duration) -> Status {
+    let message = format!("too many requests of {client}: send this one again in {wait:.1?}");
+    let mut details = ErrorDetails::with_retry_info(Some(wait));
+    details.add_quota_failure_violation(client.to_string(), "requests a second");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// DEADLINE_EXCEEDED, by the controller's own limit.
+pub(super) fn took_too_long(limit: Duration) -> Status {
+    let message = format!("not answered within the controller's limit of {limit:?}");
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+    Status::with_error_details(Code::DeadlineExceeded, message, details)
 }
 
 fn precondition(kind: &str, study: &str, message: String) -> Status {

@@ -121,7 +121,7 @@ impl Postgres {
             if held.len() < ids.len() {
                 return Err(Error::Fenced);
             }
-            write(&mut transaction, changes, &created, id).await?;
+            write(&mut transaction, changes, created, id).await?;
             transaction.commit().await?;
             Ok(())
         })?;
@@ -638,20 +638,7 @@ pub(crate) fn forget_controllers(url: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::study::{Kind, Now, Spec, Variable};
-
-    fn changes(name: &str, id: u64) -> Changes {
-        let choices = ["a", "b"].map(String::from).to_vec();
-        let variables = vec![Variable { name: "v".into(), kind: Kind::Categorical { choices } }];
-        let spec = Spec { variables, max_steps: 10, ..Spec::default() };
-        let now = Now { monotonic: Instant::now(), wall: std::time::SystemTime::UNIX_EPOCH };
-        let study = Study::new(StudyId(id), name, spec, 1, "", Vec::new(), now).unwrap();
-        let mut changes = Changes::default();
-        changes.study(&study);
-        changes.state(&study);
-        changes
-    }
+    use super::{super::tests::changes, *};
 
     #[test]
     fn a_study_has_one_owner_and_one_that_lost_it_cannot_write() {

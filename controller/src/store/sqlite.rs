@@ -30,24 +30,77 @@ pub struct Sqlite {
     _lock: File,
 }
 
+/// Copies the database of a state directory to `file`, while a controller may be using it, and reads the copy again.
+/// Returns how many studies are in it.
+pub fn back_up(directory: &Path, file: &Path) -> Result<usize, Error> {
+    let failed = |source| Error::Directory { directory: file.into(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = Connection::open_with_flags(directory.join(FILE), flags)?;
+    let part = file.with_added_extension("part");
+    // Left from a backup that was cut short.
+    let _ = fs::remove_file(&part);
+    source.execute("VACUUM INTO ?1", [part.to_string_lossy()])?;
+    let studies = verify(&part)?;
+    File::open(&part).and_then(|copy| copy.sync_all()).map_err(failed)?;
+    fs::rename(&part, file).map_err(failed)?;
+    Ok(studies)
+}
+
+/// Makes a backup the database of a state directory that has none. Returns how many studies are in it.
+pub fn restore(file: &Path, directory: &Path) -> Result<usize, Error> {
+    let failed = |source| Error::Directory { directory: directory.into(), source };
+    let _lock = lock(directory)?;
+    let database = directory.join(FILE);
+    if database.exists() {
+        return Err(Error::Occupied(directory.into()));
+    }
+    let studies = verify(file)?;
+    let part = database.with_added_extension("part");
+    fs::copy(file, &part).map_err(failed)?;
+    File::open(&part).and_then(|copy| copy.sync_all()).map_err(failed)?;
+    fs::rename(&part, &database).map_err(failed)?;
+    Ok(studies)
+}
+
+/// Reads all of a database that nobody is using, and counts its studies.
+fn verify(file: &Path) -> Result<usize, Error> {
+    let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    check_version(&connection, file)?;
+    let found: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    if found != "ok" {
+        return Err(Error::Corrupt { file: file.into(), found });
+    }
+    Ok(load(&connection, Instant::now())?.len())
+}
+
+fn lock(directory: &Path) -> Result<File, Error> {
+    let failed = |source| Error::Directory { directory: directory.into(), source };
+    fs::create_dir_all(directory).map_err(failed)?;
+    let lock = File::create(directory.join("lock")).map_err(failed)?;
+    lock.try_lock().map_err(|error| match error {
+        fs::TryLockError::WouldBlock => Error::InUse(directory.into()),
+        fs::TryLockError::Error(source) => failed(source),
+    })?;
+    Ok(lock)
+}
+
+/// Returns the version of the schema; 0 in a new database.
+fn check_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let database = file.display().to_string();
+    match found {
+        0 | VERSION => Ok(found),
+        1 => Err(Error::Older(database)),
+        _ => Err(Error::Newer { database, found, known: VERSION }),
+    }
+}
+
 impl Sqlite {
     pub(super) fn open(directory: &Path) -> Result<Sqlite, Error> {
-        let failed = |source| Error::Directory { directory: directory.into(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
-        let lock = File::create(directory.join("lock")).map_err(failed)?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => Error::InUse(directory.into()),
-            fs::TryLockError::Error(source) => failed(source),
-        })?;
+        let lock = lock(directory)?;
         let file = directory.join(FILE);
         let connection = Connection::open(&file)?;
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let database = file.display().to_string();
-        match found {
-            0 | VERSION => {}
-            1 => return Err(Error::Older(database)),
-            _ => return Err(Error::Newer { database, found, known: VERSION }),
-        }
+        let found = check_version(&connection, &file)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.set_prepared_statement_cache_capacity(32);
@@ -61,36 +114,7 @@ impl Sqlite {
     }
 
     pub(super) fn load(&self, now: Instant) -> Result<Vec<Study>, Error> {
-        let mut open = self.connection.prepare("SELECT * FROM open_steps WHERE study = ?1")?;
-        let mut statement = self.connection.prepare(
-            "SELECT * FROM studies JOIN states ON states.study = studies.id ORDER BY created_ms, id",
-        )?;
-        let mut found = statement.query([])?;
-        let mut studies = Vec::new();
-        while let Some(row) = found.next()? {
-            let study = StudyRow {
-                id: row.get("id")?,
-                name: row.get("name")?,
-                owner: row.get("owner")?,
-                spec: row.get("spec")?,
-                seed: row.get("seed")?,
-                start: row.get("start")?,
-                created_ms: row.get("created_ms")?,
-                variables: row.get("variables")?,
-            };
-            let state = StateRow {
-                study: study.id,
-                state: row.get("state")?,
-                state_ms: row.get("state_ms")?,
-                started_ms: row.get("started_ms")?,
-                theta: row.get("theta")?,
-                progress: row.get("progress")?,
-                incumbent: row.get("incumbent")?,
-            };
-            let open: Result<Vec<_>, _> = open.query_map([study.id], open_row)?.collect();
-            studies.push(rows::study(study, state, open?, now)?);
-        }
-        Ok(studies)
+        load(&self.connection, now)
     }
 
     pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
@@ -140,6 +164,39 @@ impl Sqlite {
             (pragma("page_count")?, pragma("freelist_count")?, pragma("page_size")?);
         Ok(((pages - unused) * bytes).unsigned_abs())
     }
+}
+
+fn load(connection: &Connection, now: Instant) -> Result<Vec<Study>, Error> {
+    let mut open = connection.prepare("SELECT * FROM open_steps WHERE study = ?1")?;
+    let mut statement = connection.prepare(
+        "SELECT * FROM studies JOIN states ON states.study = studies.id ORDER BY created_ms, id",
+    )?;
+    let mut found = statement.query([])?;
+    let mut studies = Vec::new();
+    while let Some(row) = found.next()? {
+        let study = StudyRow {
+            id: row.get("id")?,
+            name: row.get("name")?,
+            owner: row.get("owner")?,
+            spec: row.get("spec")?,
+            seed: row.get("seed")?,
+            start: row.get("start")?,
+            created_ms: row.get("created_ms")?,
+            variables: row.get("variables")?,
+        };
+        let state = StateRow {
+            study: study.id,
+            state: row.get("state")?,
+            state_ms: row.get("state_ms")?,
+            started_ms: row.get("started_ms")?,
+            theta: row.get("theta")?,
+            progress: row.get("progress")?,
+            incumbent: row.get("incumbent")?,
+        };
+        let open: Result<Vec<_>, _> = open.query_map([study.id], open_row)?.collect();
+        studies.push(rows::study(study, state, open?, now)?);
+    }
+    Ok(studies)
 }
 
 fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
@@ -387,6 +444,29 @@ mod tests {
         drop(store);
         let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
         assert!(error.to_string().contains("schema version 3, this release knows 2"), "{error}");
+    }
+
+    #[test]
+    fn a_backup_is_made_while_the_database_is_in_use_and_can_be_restored() {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, restored) = (directory.path().join("state"), directory.path().join("restored"));
+        let backup = directory.path().join("backup.db");
+        let mut in_use = Sqlite::open(&state).unwrap();
+        in_use.commit(&crate::store::tests::changes("s", 7)).unwrap();
+        assert_eq!(back_up(&state, &backup).unwrap(), 1);
+        in_use.commit(&crate::store::tests::changes("later", 8)).unwrap();
+        assert_eq!(restore(&backup, &restored).unwrap(), 1);
+        let studies = Sqlite::open(&restored).unwrap().load(Instant::now()).unwrap();
+        assert_eq!(studies.iter().map(Study::name).collect::<Vec<_>>(), ["s"]);
+        assert!(matches!(restore(&backup, &state), Err(Error::InUse(_))));
+        drop(in_use);
+        assert!(matches!(restore(&backup, &state), Err(Error::Occupied(_))));
+
+        let mut bytes = fs::read(&backup).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..].fill(7);
+        fs::write(&backup, bytes).unwrap();
+        assert!(restore(&backup, &directory.path().join("other")).is_err(), "damaged");
     }
 
     #[test]

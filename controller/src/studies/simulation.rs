@@ -122,7 +122,15 @@ fn load(location: &Location) -> Shelf {
         // Otherwise it would have to wait until that one counts as gone.
         crate::store::forget_controllers(url);
     }
-    Shelf::load(Store::open(location).unwrap(), Limits::default()).unwrap()
+    let store = loop {
+        match Store::open(location) {
+            Ok(store) => break store,
+            // A child that another test is starting has the lock's file open until it runs its own program.
+            Err(store::Error::InUse(_)) => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    Shelf::load(store, Limits::default()).unwrap()
 }
 
 impl Simulation {

@@ -1,0 +1,378 @@
+//! What `serve` is told: by flags, else the environment, else a TOML file, else defaults. An option is declared once, in
+//! [`Options`]; the file's values are installed as its defaults, so they are checked as those of flags are.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::bail;
+use asng_controller::{
+    Config, access,
+    limits::Limits,
+    store::Location,
+    studies,
+    tls::{self, Files},
+};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::ErrorKind, parser::ValueSource,
+};
+use tokio::sync::Notify;
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+use crate::{backup, certs, token};
+
+/// Owns the studies of a neural architecture search: hands out steps to trainers, takes their reports, moves the
+/// distributions.
+#[derive(Parser)]
+#[command(name = "asng-controller", version, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: Options,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  On this machine alone:
+    asng-controller --state-dir ./asng-state
+    asngctl study create first --space enas-micro --max-steps 1000
+  For others, under mutual TLS:
+    asng-controller certs --out ./certs --host controller.example.org
+    asng-controller --listen 0.0.0.0:50051 --tls-cert certs/server.pem --tls-key certs/server-key.pem \\
+      --tls-client-ca certs/ca.pem
+
+Everything is kept in the state directory; a report that was acknowledged survives a crash at any moment. SIGTERM ends \
+it after the requests that run, a second one at once; SIGHUP reads certificates and tokens again, as do their changes.
+
+Exit status: 0 when it was asked to end, 1 on an error, 2 when the command line or configuration is wrong.";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Serve studies; also without this word.
+    Serve(Box<Options>),
+    /// Make a private certificate authority, and certificates of the controller and its clients.
+    Certs(certs::Options),
+    /// Make a token and its entry for the file of tokens.
+    Token(token::Options),
+    /// Copy the studies of a state directory to a file, while the controller runs.
+    Backup(backup::BackupOptions),
+    /// Bring the studies of such a file back.
+    Restore(backup::RestoreOptions),
+}
+
+/// Each can be given by a flag, by its environment variable, or in the file.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// TOML file of options, named as the flags: `state-dir = "/var/lib/asng"`. Flags and environment variables win.
+    #[arg(long, env = "ASNG_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to serve gRPC on. Port 0 takes any free port and logs it.
+    #[arg(long, env = "ASNG_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub(crate) listen: SocketAddr,
+    /// Directory of the database, made if it is not there; one controller at a time.
+    #[arg(long, env = "ASNG_STATE_DIR", value_name = "DIR", default_value = "asng-state")]
+    state_dir: PathBuf,
+    /// PostgreSQL to keep the studies in instead, shared by several controllers: postgres://USER:PASSWORD@HOST/DATABASE.
+    #[arg(long, env = "ASNG_STORE", value_name = "URL")]
+    store: Option<String>,
+    /// URL under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
+    /// --listen].
+    #[arg(long, env = "ASNG_ADVERTISE", value_name = "URL", requires = "store")]
+    advertise: Option<String>,
+    /// What to log, as in RUST_LOG: a level, or "asng_controller=debug,h2=warn".
+    #[arg(long, env = "ASNG_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log: EnvFilter,
+    /// How long requests that run may take to end once the controller is asked to.
+    #[arg(long, env = "ASNG_GRACE", value_name = "DURATION", default_value = "10s")]
+    #[arg(value_parser = humantime::parse_duration)]
+    grace: Duration,
+
+    /// PEM file of the controller's certificate; read again when it changes, as are the other files here.
+    #[arg(long, env = "ASNG_TLS_CERT", value_name = "FILE", help_heading = ACCESS)]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    #[arg(long, env = "ASNG_TLS_KEY", value_name = "FILE", help_heading = ACCESS)]
+    tls_key: Option<PathBuf>,
+    /// PEM file of the authority of the clients' certificates, which they must then have: mutual TLS.
+    #[arg(long, env = "ASNG_TLS_CLIENT_CA", value_name = "FILE", help_heading = ACCESS)]
+    tls_client_ca: Option<PathBuf>,
+    /// TOML file of the tokens, one of which every client must then have; `token` makes its entries.
+    #[arg(long, env = "ASNG_TOKEN_FILE", value_name = "FILE", help_heading = ACCESS)]
+    token_file: Option<PathBuf>,
+    /// Serve other machines also in plain text, or without knowing who they are.
+    #[arg(long, env = "ASNG_INSECURE", help_heading = ACCESS, action = ArgAction::Set)]
+    #[arg(value_name = "BOOL", default_value = "false", default_missing_value = "true")]
+    #[arg(num_args = 0..=1, require_equals = true)]
+    insecure: bool,
+
+    /// Largest request, in bytes.
+    #[arg(long, env = "ASNG_MAX_MESSAGE_SIZE", value_name = "BYTES", help_heading = LIMITS)]
+    #[arg(default_value_t = 16 << 20)]
+    max_message_size: usize,
+    /// Connections open at a time; further ones are closed.
+    #[arg(long, env = "ASNG_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS)]
+    #[arg(default_value_t = 4096)]
+    max_connections: usize,
+    /// Requests that run at a time on one connection; further ones wait.
+    #[arg(long, env = "ASNG_MAX_STREAMS", value_name = "N", help_heading = LIMITS)]
+    #[arg(default_value_t = 1000)]
+    max_streams: u32,
+    /// How long a request may take until its answer begins.
+    #[arg(long, env = "ASNG_REQUEST_TIMEOUT", value_name = "DURATION", help_heading = LIMITS)]
+    #[arg(default_value = "60s", value_parser = humantime::parse_duration)]
+    request_timeout: Duration,
+    /// Studies that may exist.
+    #[arg(long, env = "ASNG_MAX_STUDIES", value_name = "N", help_heading = LIMITS)]
+    #[arg(default_value_t = 10_000)]
+    max_studies: usize,
+    /// Bytes the database may take: near it there are warnings, beyond it no study is created and no step handed out,
+    /// but reports still count [default: any number].
+    #[arg(long, env = "ASNG_DISK_BUDGET", value_name = "BYTES", help_heading = LIMITS)]
+    disk_budget: Option<u64>,
+    /// Requests a second of each client (the name of its token, or else its address) [default: any number].
+    #[arg(long, env = "ASNG_RATE_LIMIT", value_name = "N", help_heading = LIMITS)]
+    rate_limit: Option<NonZeroU32>,
+}
+
+const ACCESS: &str = "Who may connect";
+const LIMITS: &str = "Limits";
+
+impl Options {
+    /// Reads the files that the options name, and refuses what would be open to the world by oversight.
+    pub(crate) async fn config(self, reload: Arc<Notify>) -> anyhow::Result<Config> {
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(cert), Some(key)) => Some(Files { cert, key, client_ca: self.tls_client_ca }),
+            (None, None) if self.tls_client_ca.is_none() => None,
+            _ => bail!("TLS needs both --tls-cert and --tls-key"),
+        };
+        let open_to_all = match &tls {
+            _ if self.listen.ip().to_canonical().is_loopback() => None,
+            None => Some(
+                "would be in plain text. For TLS give --tls-cert and --tls-key, which \
+                 `asng-controller certs --host NAME` makes",
+            ),
+            Some(Files { client_ca: None, .. }) if self.token_file.is_none() => Some(
+                "would let anybody do anything. Give --tls-client-ca, which `asng-controller \
+                 certs --host NAME` makes, or --token-file",
+            ),
+            Some(_) => None,
+        };
+        let location = match self.store {
+            None => Location::Directory(self.state_dir),
+            Some(url) => {
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                let listen = || format!("{scheme}://{}", self.listen);
+                let advertise = self.advertise.unwrap_or_else(listen);
+                Location::Postgres { url, advertise }
+            }
+        };
+        if let Some(danger) = open_to_all {
+            if !self.insecure {
+                bail!("serving other machines, on {}, {danger}; or say --insecure", self.listen);
+            }
+            warn!("insecure: serving other machines, on {}, {danger}", self.listen);
+        }
+        Ok(Config {
+            location,
+            tls: match tls {
+                Some(files) => Some(tls::read(files).await?),
+                None => None,
+            },
+            tokens: match self.token_file {
+                Some(file) => Some(access::read(file).await?),
+                None => None,
+            },
+            limits: Limits {
+                max_message_size: self.max_message_size,
+                max_connections: self.max_connections,
+                max_streams: self.max_streams,
+                request_timeout: self.request_timeout,
+                studies: studies::Limits { studies: self.max_studies, disk: self.disk_budget },
+                rate_limit: self.rate_limit,
+            },
+            grace: self.grace,
+            reload,
+        })
+    }
+}
+
+/// The command line, with what it leaves open from the environment and the file; and every option of `serve` in effect,
+/// in words. Ends the program when something is wrong.
+pub(crate) fn parse() -> (Cli, String) {
+    let mut command = Cli::command();
+    let mut matches = command.clone().get_matches();
+    if let Some(file) = serve_matches(&matches).get_one::<PathBuf>("config").cloned() {
+        command = match with_file(command, &file) {
+            Ok(command) => command,
+            Err(error) => {
+                refuse(ErrorKind::ValueValidation, format!("{}: {error}", file.display()))
+            }
+        };
+        // Without the file all was well.
+        matches = command.clone().try_get_matches().unwrap_or_else(|error| {
+            let error = error.to_string();
+            let text = error.trim_start_matches("error: ").lines().next().unwrap_or_default();
+            refuse(ErrorKind::ValueValidation, format!("{}: {text}", file.display()))
+        });
+    }
+    let in_effect = in_effect(&command, serve_matches(&matches));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (cli, in_effect)
+}
+
+/// Ends the program as for a wrong command line.
+pub(crate) fn refuse(kind: ErrorKind, message: String) -> ! {
+    Cli::command().error(kind, message).exit()
+}
+
+fn serve_matches(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand_matches("serve").unwrap_or(matches)
+}
+
+/// Options of `serve` that a file can hold.
+fn is_option(arg: &Arg) -> bool {
+    arg.get_long().is_some_and(|long| !matches!(long, "config" | "help" | "version"))
+}
+
+/// Installs the values of a file as defaults.
+fn with_file(command: clap::Command, file: &Path) -> Result<clap::Command, String> {
+    let text = fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    let known: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| is_option(arg))
+        .filter_map(Arg::get_long)
+        .map(String::from)
+        .collect();
+    let mut values = std::collections::BTreeMap::new();
+    for (key, value) in table {
+        if !known.contains(&key) {
+            let near = |option: &&String| strsim::jaro_winkler(option, &key);
+            let nearest = known.iter().max_by(|a, b| near(a).total_cmp(&near(b)));
+            let nearest = nearest.map_or("", |nearest| nearest);
+            return Err(format!("there is no option `{key}`; the nearest is `{nearest}`"));
+        }
+        let value = match value {
+            toml::Value::String(value) => value,
+            toml::Value::Integer(value) => value.to_string(),
+            toml::Value::Boolean(value) => value.to_string(),
+            _ => return Err(format!("`{key}` is a text, a whole number, true or false")),
+        };
+        values.insert(key, value);
+    }
+    let install = |arg: Arg| match arg.get_long().and_then(|long| values.get(long)) {
+        Some(value) => arg.default_value(value.clone()),
+        None => arg,
+    };
+    Ok(command.mut_args(install).mut_subcommand("serve", |serve| serve.mut_args(install)))
+}
+
+/// The options in effect and where each comes from, passwords masked.
+fn in_effect(command: &clap::Command, matches: &ArgMatches) -> String {
+    let mut parts = Vec::new();
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        let (Some(long), Ok(Some(values))) = (arg.get_long(), matches.try_get_raw(id)) else {
+            continue;
+        };
+        let values: Vec<_> = values.map(|value| masked(&value.to_string_lossy())).collect();
+        let source = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => " (flag)",
+            Some(ValueSource::EnvVariable) => " (environment)",
+            _ => "",
+        };
+        parts.push(format!("{long}={}{source}", values.join(" ")));
+    }
+    parts.join(", ")
+}
+
+/// A value without the password that it may hold as a URL.
+fn masked(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else { return value.into() };
+    let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let user = match user.split_once(':') {
+        Some((user, _)) => format!("{user}:***@"),
+        None if user.is_empty() => String::new(),
+        None => format!("{user}@"),
+    };
+    let host = match host.split_once("password=") {
+        Some((before, after)) => {
+            let after =
+                after.split_once('&').map_or(String::new(), |(_, after)| format!("&{after}"));
+            format!("{before}password=***{after}")
+        }
+        None => host.into(),
+    };
+    format!("{scheme}://{user}{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The options of a command line and a file, without the environment of whoever runs the tests.
+    fn options(arguments: &[&str], file: &str) -> Result<String, String> {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), file).unwrap();
+        let command = with_file(Cli::command().mut_args(|arg| arg.env(None)), path.path())?;
+        let arguments = ["asng-controller"].iter().chain(arguments);
+        let matches = command.clone().try_get_matches_from(arguments);
+        let matches = matches.map_err(|error| error.to_string())?;
+        Ok(in_effect(&command, serve_matches(&matches)))
+    }
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_a_default() {
+        let file = "grace = \"3s\"\nmax-studies = 5\ninsecure = true";
+        for serve in [&[][..], &["serve"]] {
+            let flags = [serve, &["--max-studies", "7", "--insecure=false"]].concat();
+            let effect = options(&flags, file).unwrap();
+            for expected in ["grace=3s,", "max-studies=7 (flag)", "insecure=false (flag)"] {
+                assert!(effect.contains(expected), "{effect}");
+            }
+            assert!(effect.contains("listen=127.0.0.1:50051,"), "{effect}");
+        }
+        assert!(options(&["--insecure"], "").unwrap().contains("insecure=true (flag)"));
+    }
+
+    #[test]
+    fn what_a_file_cannot_hold_is_refused_with_a_sentence() {
+        let refused = |file| options(&[], file).unwrap_err();
+        assert_eq!(
+            refused("state_dir = \"x\""),
+            "there is no option `state_dir`; the nearest is `state-dir`"
+        );
+        assert!(refused("config = \"x\"").starts_with("there is no option `config`"));
+        assert_eq!(refused("grace = []"), "`grace` is a text, a whole number, true or false");
+        assert!(refused("grace = 3").contains("invalid value '3' for '--grace <DURATION>'"));
+        assert!(refused("grace =").contains("TOML parse error at line 1"));
+    }
+
+    #[test]
+    fn passwords_are_masked() {
+        for (value, expected) in [
+            ("asng-state", "asng-state"),
+            ("http://host:1/path", "http://host:1/path"),
+            ("postgres://me@host/db", "postgres://me@host/db"),
+            ("postgres://me:se:cr@et@host/db", "postgres://me:***@host/db"),
+            ("postgres://h/db?password=x&a=b", "postgres://h/db?password=***&a=b"),
+            ("postgres://h/db?a=b&password=x", "postgres://h/db?a=b&password=***"),
+        ] {
+            assert_eq!(masked(value), expected);
+        }
+    }
+}

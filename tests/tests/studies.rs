@@ -1,0 +1,197 @@
+//! What a study can be asked to be: where it starts, what stays fixed, when it ends, what it keeps, whose it is.
+
+use std::collections::BTreeMap;
+
+use asng_proto::v1::{self, marginal::Kind, start::From, variable};
+use asng_tests::{Controller, applied, create_request, study_when, train};
+use tonic::Code;
+
+/// A study of `name` whose spec is changed by `change`.
+async fn create(
+    controller: &Controller,
+    name: &str,
+    change: impl FnOnce(&mut v1::StudySpec),
+) -> Result<v1::Study, tonic::Status> {
+    let mut request = create_request(name, 100);
+    change(request.spec.as_mut().unwrap());
+    let answer = controller.studies().create_study(request).await?;
+    Ok(answer.into_inner().study.unwrap())
+}
+
+async fn distribution(controller: &Controller, name: &str) -> Vec<v1::Marginal> {
+    let request = v1::GetDistributionRequest { name: name.into() };
+    controller.studies().get_distribution(request).await.unwrap().into_inner().marginals
+}
+
+async fn history(controller: &Controller, study: &str) -> Vec<v1::Report> {
+    let request =
+        v1::ListReportsRequest { study: study.into(), page_size: 1000, ..Default::default() };
+    controller.studies().list_reports(request).await.unwrap().into_inner().reports
+}
+
+#[tokio::test]
+async fn theta_starts_where_another_study_ended_or_where_a_table_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    create(&controller, "source", |_| {}).await.unwrap();
+    train(controller.search(), "source", "t", |_, _| {}).await;
+    let learnt = distribution(&controller, "source").await;
+    let from = |from| Some(v1::Start { from: Some(from) });
+    create(&controller, "next", |spec| spec.start = from(From::Study("source".into())))
+        .await
+        .unwrap();
+    let started = distribution(&controller, "next").await;
+    for (started, learnt) in started.iter().zip(&learnt) {
+        match (started.kind.as_ref().unwrap(), learnt.kind.as_ref().unwrap()) {
+            (Kind::Categorical(a), Kind::Categorical(b)) => {
+                let pairs = a.probabilities.iter().zip(&b.probabilities);
+                assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-12), "{pairs:?}");
+            }
+            (a, b) => assert_eq!(a, b),
+        }
+    }
+    // The source may go; what was taken from it stays.
+    let request = v1::DeleteStudyRequest { name: "source".into() };
+    controller.studies().delete_study(request).await.unwrap();
+    create(&controller, "next", |spec| spec.start = from(From::Study("source".into())))
+        .await
+        .expect("the same words, the same study");
+    let gone = create(&controller, "other", |spec| spec.start = from(From::Study("source".into())));
+    assert!(gone.await.unwrap_err().message().contains("there is no study \"source\""));
+
+    let table = v1::Distribution { marginals: vec![learnt[0].clone()] };
+    create(&controller, "table", |spec| spec.start = from(From::Distribution(table.clone())))
+        .await
+        .unwrap();
+    let wrong = v1::Marginal { name: "nobody".into(), ..learnt[0].clone() };
+    let wrong = v1::Distribution { marginals: vec![wrong] };
+    let refused = create(&controller, "wrong", |spec| spec.start = from(From::Distribution(wrong)));
+    let refused = refused.await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("spec.start[\"nobody\"]"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_fixed_variable_keeps_its_value_in_every_step() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let fixed: BTreeMap<_, _> = [("v3".into(), "c4".into()), ("width".into(), "17".into())].into();
+    let study = create(&controller, "fixed", |spec| spec.fixed = fixed).await.unwrap();
+    assert!(matches!(study.variables[3].kind, Some(variable::Kind::Categorical(_))));
+    let finished = train(controller.search(), "fixed", "t", |step, _| {
+        for architecture in step.train.iter().chain(&step.rank) {
+            assert_eq!((architecture.values[3], architecture.values[10]), (4, 17));
+        }
+    })
+    .await;
+    assert_eq!(finished.mode.unwrap().values[3], 4);
+    let all = (0..10).map(|i| (format!("v{i}"), "c0".into()));
+    let all: BTreeMap<_, _> = all.chain([("width".into(), "8".into())]).collect();
+    let refused = create(&controller, "all", |spec| spec.fixed = all).await.unwrap_err();
+    assert!(refused.message().contains("leaves no variable free"), "{refused}");
+}
+
+#[tokio::test]
+async fn any_stop_rule_ends_a_study_and_says_which() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    create(&controller, "steps", |_| {}).await.unwrap();
+    create(&controller, "target", |spec| {
+        let target = v1::Target { metric: "steps".into(), value: 20.0, at_least: true };
+        spec.stop.as_mut().unwrap().target = Some(target);
+    })
+    .await
+    .unwrap();
+    create(&controller, "convergence", |spec| spec.stop.as_mut().unwrap().convergence = Some(0.2))
+        .await
+        .unwrap();
+    for (name, reason, least, most) in [
+        ("steps", v1::StopReason::MaxSteps, 100, 100),
+        ("target", v1::StopReason::Target, 20, 20),
+        ("convergence", v1::StopReason::Convergence, 1, 100),
+    ] {
+        let study = train(controller.search(), name, "t", |_, _| {}).await;
+        assert_eq!(study.stop_reason(), reason, "{name}");
+        assert!((least..=most).contains(&applied(&study)), "{name}: {}", applied(&study));
+    }
+    // Nobody works on this one: time alone ends it.
+    create(&controller, "time", |spec| {
+        let second = prost_types::Duration { seconds: 1, nanos: 0 };
+        spec.stop.as_mut().unwrap().max_duration = Some(second);
+    })
+    .await
+    .unwrap();
+    let ended = |study: &v1::Study| study.state() == v1::StudyState::Finished;
+    let study = study_when(&controller, "time", ended).await;
+    assert_eq!(study.stop_reason(), v1::StopReason::MaxDuration);
+    let request = v1::StopStudyRequest { name: "time".into() };
+    let stopped = controller.studies().stop_study(request).await.unwrap().into_inner().study;
+    assert_eq!(stopped.unwrap().stop_reason(), v1::StopReason::MaxDuration, "it had ended");
+}
+
+#[tokio::test]
+async fn a_history_keeps_what_it_was_asked_to_and_late_reports_are_duplicates_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let keep = |keep| Some(v1::Retention { keep: Some(keep) });
+    create(&controller, "every", |spec| spec.retention = keep(v1::retention::Keep::Every(10)))
+        .await
+        .unwrap();
+    create(&controller, "last", |spec| {
+        spec.stop.as_mut().unwrap().max_steps = 500;
+        spec.retention = keep(v1::retention::Keep::Last(50));
+    })
+    .await
+    .unwrap();
+    let mut first = None;
+    for name in ["every", "last"] {
+        train(controller.search(), name, "t", |step, _| {
+            if name == "every" && step.step_id == 1 {
+                first = Some(step.clone());
+            }
+        })
+        .await;
+    }
+    let steps: Vec<_> = history(&controller, "every").await.iter().map(|r| r.step_id).collect();
+    assert_eq!(steps, (10..=100).step_by(10).collect::<Vec<_>>());
+    let steps: Vec<_> = history(&controller, "last").await.iter().map(|r| r.step_id).collect();
+    assert_eq!(*steps.last().unwrap(), 500);
+    assert!((50..=200).contains(&steps.len()), "{}", steps.len());
+
+    let before = controller.studies();
+    let get = || v1::GetStudyRequest { name: "every".into() };
+    let study = before.clone().get_study(get()).await.unwrap().into_inner().study.unwrap();
+    let request = asng_tests::report(&first.unwrap(), "late");
+    let answer = controller.search().report_step(request).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), v1::ReportOutcome::Duplicate);
+    assert_eq!(answer.first_outcome(), v1::ReportOutcome::Unspecified);
+    let after = before.clone().get_study(get()).await.unwrap().into_inner().study.unwrap();
+    assert_eq!(after.progress.unwrap().duplicate, study.progress.unwrap().duplicate + 1);
+    assert_eq!((after.mode, after.state), (study.mode, study.state));
+}
+
+#[tokio::test]
+async fn studies_are_listed_by_owner_and_labels() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    for (name, owner, team) in
+        [("a", "ann", "vision"), ("b", "bob", "vision"), ("c", "ann", "text")]
+    {
+        let study = create(&controller, name, |spec| {
+            spec.owner = owner.into();
+            spec.labels = [("team".into(), team.into())].into();
+        });
+        assert_eq!(study.await.unwrap().owner, owner);
+    }
+    let list = async |owner: &str, labels: &[(&str, &str)]| -> Vec<String> {
+        let labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let request = v1::ListStudiesRequest { owner: owner.into(), labels, ..Default::default() };
+        let answer = controller.studies().list_studies(request).await.unwrap();
+        answer.into_inner().studies.into_iter().map(|study| study.name).collect()
+    };
+    assert_eq!(list("", &[]).await, ["a", "b", "c"]);
+    assert_eq!(list("ann", &[]).await, ["a", "c"]);
+    assert_eq!(list("", &[("team", "vision")]).await, ["a", "b"]);
+    assert_eq!(list("ann", &[("team", "vision")]).await, ["a"]);
+    assert!(list("", &[("team", "vision"), ("x", "")]).await.is_empty());
+}
