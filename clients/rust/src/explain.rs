@@ -30,16 +30,13 @@ pub fn explain(status: &Status, url: &str) -> String {
     }
     // What a controller sends has no source; what happened to the connection has.
     if status.source().is_some() {
-        let cause = innermost(status).to_string();
-        // Of an alert after the handshake only the text has come this far.
-        let advice = if cause.contains("received fatal alert") {
-            CLIENT_CERTIFICATE
-        } else if url.contains("http://") {
+        // Of a refused client certificate often no more is seen than that the connection ended.
+        let advice = if url.contains("http://") {
             "if it serves TLS, write https://"
         } else {
-            "its log may say why"
+            CLIENT_CERTIFICATE
         };
-        return format!("the connection to {url} failed: {cause}\n  {advice}");
+        return format!("the connection to {url} failed: {}\n  {advice}", innermost(status));
     }
     let mut text = match status.message() {
         "" => status.code().to_string(),
