@@ -93,7 +93,8 @@ pub enum Location {
     Postgres {
         /// URL of the database, with user and password.
         url: String,
-        /// URL under which clients reach this controller.
+        /// URL under which clients reach this controller. A controller that starts takes over from an earlier one of the
+        /// same URL at once.
         advertise: String,
     },
 }

@@ -17,7 +17,7 @@ use std::{
 use asng_proto::v1::{
     self, search_service_client::SearchServiceClient, study_service_client::StudyServiceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 
 pub use self::{
     postgres::Postgres,
@@ -356,12 +356,15 @@ pub async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnM
 
 /// Runs the study `name` to its end as trainer `trainer_id`, whatever happens to the controller, and calls
 /// `acknowledged` with each report's answer.
-pub async fn train(
-    search: SearchServiceClient<Channel>,
+pub async fn train<C>(
+    search: SearchServiceClient<C>,
     name: &str,
     trainer_id: &str,
     mut acknowledged: impl FnMut(&v1::Step, &v1::ReportStepResponse),
-) -> v1::Study {
+) -> v1::Study
+where
+    C: GrpcService<Body, ResponseBody = Body> + Clone,
+{
     use v1::lease_step_response::Next;
     for request in 0.. {
         let request = v1::LeaseStepRequest {

@@ -1,15 +1,22 @@
-//! A trainer that is given several controllers finds the one that owns its study by itself.
+//! Several controllers, one database: each study has one owner at a time, another takes over when that one is gone, one
+//! that was paused cannot write, and trainers find the owner by themselves.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future::{Ready, ready},
+    path::Path,
     task::{Context, Poll},
 };
 
-use asng_proto::v1::StudyState;
-use asng_tests::{Controller, Trainer, applied, study_when, tiny_search, trainer_command};
+use asng_client::Options;
+use asng_proto::v1::{self, ReportOutcome, StudyState, search_service_client::SearchServiceClient};
+use asng_tests::{
+    Controller, Postgres, Trainer, applied, create_request, insist, report, study_when, theta,
+    tiny_search, train, trainer_command,
+};
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status, body::Body, server::NamedService, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -66,4 +73,130 @@ async fn a_trainer_passes_a_dead_controller_and_follows_another_to_the_owner() {
     let study = study_when(&owner, "tiny", |study| study.state() == StudyState::Finished).await;
     assert_eq!(applied(&study), 2);
     assert!(trainer.0.wait().unwrap().success());
+}
+
+const STEPS: u64 = 400;
+
+/// A controller on the database at `store`.
+fn controller(directory: &Path, store: &str) -> Controller {
+    Controller::start_with(directory, &["--store", store])
+}
+
+/// Searches the study `s` to its end through a connection that knows both controllers, and takes note of each step when
+/// its report is acknowledged.
+async fn search(controllers: [&Controller; 2], acknowledged: watch::Sender<u64>) -> v1::Study {
+    let controller = controllers.map(Controller::url).to_vec();
+    let connection = Options { controller, ..Options::default() }.connect().unwrap();
+    let mut counted = BTreeSet::new();
+    let study = train(SearchServiceClient::new(connection), "s", "only", |step, answer| {
+        let outcome = answer.outcome();
+        assert!(matches!(outcome, ReportOutcome::Applied | ReportOutcome::Duplicate));
+        assert!(counted.insert(step.step_id), "step {} twice", step.step_id);
+        acknowledged.send_replace(step.step_id);
+    })
+    .await;
+    assert_eq!(counted.len() as u64, STEPS, "every step was acknowledged once");
+    study
+}
+
+/// Theta at the end of the same search, undisturbed.
+async fn undisturbed() -> Vec<u64> {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    controller.studies().create_study(create_request("s", STEPS)).await.unwrap();
+    train(controller.search(), "s", "only", |_, _| {}).await;
+    theta(&mut controller.studies(), "s").await
+}
+
+/// The address that an answer names as the owner's.
+fn owner(status: &Status) -> String {
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let info = status.get_details_error_info().expect("ErrorInfo");
+    assert_eq!(info.reason, "NOT_OWNER");
+    info.metadata["address"].clone()
+}
+
+#[tokio::test]
+async fn any_controller_serves_reads_and_names_the_owner_for_the_rest() {
+    let Some(postgres) = Postgres::start() else { return };
+    let (store, directory) = (postgres.url("reads"), tempfile::tempdir().unwrap());
+    let mut first = controller(directory.path(), &store);
+    let second = controller(directory.path(), &store);
+    first.studies().create_study(create_request("s", STEPS)).await.unwrap();
+    let request = v1::GetStudyRequest { name: "s".into() };
+    let there = first.studies().get_study(request.clone()).await.unwrap().into_inner();
+    let here = second.studies().get_study(request).await.unwrap().into_inner();
+    assert_eq!(here, there);
+    assert_eq!(theta(&mut second.studies(), "s").await, theta(&mut first.studies(), "s").await);
+    let listed = second.studies().list_studies(v1::ListStudiesRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().studies.len(), 1);
+
+    let request = v1::PauseStudyRequest { name: "s".into() };
+    let refused = second.studies().pause_study(request.clone()).await.unwrap_err();
+    assert_eq!(owner(&refused), first.url());
+    let taken = second.studies().create_study(create_request("s", STEPS)).await.unwrap_err();
+    assert_eq!(owner(&taken), first.url(), "a name is one study's on all of them");
+
+    // One that ends by itself lets the other take over at once.
+    assert!(first.terminate().success());
+    insist(|| {
+        let (mut studies, request) = (second.studies(), request.clone());
+        async move { studies.pause_study(request).await }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_the_owner_is_killed_the_other_takes_over_and_nothing_is_lost() {
+    let Some(postgres) = Postgres::start() else { return };
+    let (store, directory) = (postgres.url("killed"), tempfile::tempdir().unwrap());
+    let first = controller(directory.path(), &store);
+    let second = controller(directory.path(), &store);
+    first.studies().create_study(create_request("s", STEPS)).await.unwrap();
+    let (sender, mut acknowledged) = watch::channel(0);
+    let kill = async {
+        acknowledged.wait_for(|step| *step == STEPS / 2).await.unwrap();
+        first.signal("KILL");
+    };
+    let (study, ()) = tokio::join!(search([&first, &second], sender), kill);
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, STEPS));
+    assert_eq!(theta(&mut second.studies(), "s").await, undisturbed().await);
+}
+
+#[tokio::test]
+async fn an_owner_that_was_paused_and_wakes_up_cannot_write() {
+    let Some(postgres) = Postgres::start() else { return };
+    let (store, directory) = (postgres.url("paused"), tempfile::tempdir().unwrap());
+    let first = controller(directory.path(), &store);
+    let second = controller(directory.path(), &store);
+    first.studies().create_study(create_request("s", STEPS)).await.unwrap();
+    let lease = v1::LeaseStepRequest {
+        study: "s".into(),
+        trainer_id: "stray".into(),
+        request_id: "r".into(),
+        ..Default::default()
+    };
+    let next = first.search().lease_step(lease).await.unwrap().into_inner().next;
+    let Some(v1::lease_step_response::Next::Step(stray)) = next else { panic!("{next:?}") };
+
+    first.signal("STOP");
+    let (sender, mut acknowledged) = watch::channel(0);
+    let wake = async {
+        // The other owns the study, and has gone on with it.
+        acknowledged.wait_for(|step| *step == STEPS / 2).await.unwrap();
+        first.signal("CONT");
+        let mut search = first.search();
+        let refused = search.report_step(report(&stray, "stray")).await.unwrap_err();
+        assert_eq!(owner(&refused), second.url());
+        // The report is welcome where the study is now.
+        let request = v1::ReportStepRequest { lease_next: false, ..report(&stray, "stray") };
+        let answer = second.search().report_step(request).await.unwrap();
+        let outcome = answer.into_inner().outcome();
+        assert_eq!(outcome, ReportOutcome::Stale, "it is {} steps late", STEPS / 2);
+    };
+    let (study, ()) = tokio::join!(search([&second, &first], sender), wake);
+    assert_eq!((study.state(), applied(&study)), (StudyState::Finished, STEPS));
+    let request = v1::GetStudyRequest { name: "s".into() };
+    let read = first.studies().get_study(request).await.unwrap().into_inner().study.unwrap();
+    assert_eq!(read.mode, study.mode, "it reads what the other wrote");
 }

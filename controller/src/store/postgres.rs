@@ -64,6 +64,14 @@ impl Postgres {
         if found > VERSION {
             return Err(Error::Newer { database, found, known: VERSION });
         }
+        // There is one process at an address: an earlier one there has ended, and need not be waited for.
+        postgres.run(async |connection| {
+            sqlx::query("DELETE FROM controllers WHERE address = $1")
+                .bind(address)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })?;
         Ok(postgres)
     }
 

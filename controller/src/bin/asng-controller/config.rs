@@ -172,10 +172,10 @@ impl Options {
         let location = match self.store {
             None => Location::Directory(self.state_dir),
             Some(url) => {
-                let scheme = if tls.is_some() { "https" } else { "http" };
-                let listen = || format!("{scheme}://{}", self.listen);
-                let advertise = self.advertise.unwrap_or_else(listen);
-                Location::Postgres { url, advertise }
+                if self.advertise.is_none() && self.listen.ip().is_unspecified() {
+                    bail!("--store needs --advertise URL: clients cannot reach {}", self.listen);
+                }
+                Location::Postgres { url, advertise: self.advertise.unwrap_or_default() }
             }
         };
         if let Some(danger) = open_to_all {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context;
-use asng_controller::{Config, web};
+use asng_controller::{Config, store::Location, web};
 use clap::error::ErrorKind;
 use tokio::{
     net::TcpListener,
@@ -67,7 +67,7 @@ async fn serve(options: Options, in_effect: &str) -> ExitCode {
 async fn run(
     listen: SocketAddr,
     web: web::Options,
-    config: Config,
+    mut config: Config,
     reload: Arc<Notify>,
 ) -> anyhow::Result<()> {
     let mut end = End::new()?;
@@ -81,10 +81,15 @@ async fn run(
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let http = web.listen().await?;
-    let tls = config.tls.is_some();
+    let (tls, address) = (config.tls.is_some(), listener.local_addr()?);
+    if let Location::Postgres { advertise, .. } = &mut config.location
+        && advertise.is_empty()
+    {
+        *advertise = format!("{}://{address}", if tls { "https" } else { "http" });
+    }
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
     info!(
-        address = %listener.local_addr()?,
+        %address,
         tls,
         http = http_address.map(tracing::field::display),
         store = %config.location,
