@@ -21,7 +21,11 @@ fn refusal(arguments: &[&str]) -> String {
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("controller.toml");
-    fs::write(&file, "listen = \"256.0.0.1:1\"\ngrace = \"1s\"\nmax-studies = 1\n").unwrap();
+    fs::write(
+        &file,
+        "listen = \"256.0.0.1:1\"\ngrace = \"1s\"\nmax-studies = 1\nmax-streams = 4\n",
+    )
+    .unwrap();
     let mut command = Command::new(asng_controller());
     command.arg("--state-dir").arg(&file).args(["--listen", "127.0.0.1:0", "--max-studies", "3"]);
     command.env("ASNG_CONFIG", &file).env("ASNG_MAX_STUDIES", "2").env("ASNG_MAX_STREAMS", "5");
