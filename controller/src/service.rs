@@ -119,6 +119,7 @@ impl Caller {
     }
 
     async fn history(&self, study: StudyId, after: StepId, limit: usize) -> Result<Page, Status> {
+        self.run(|shelf, _| shelf.settle()).await?;
         let page = self.api.reader.history(study, after, limit).await;
         page.map_err(|error| status(&Error::Storage(error.into())))
     }

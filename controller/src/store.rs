@@ -4,6 +4,7 @@
 //! before it has returned. The cost of a commit does not depend on how much is stored: a study's state is one small
 //! row, and its history is only appended to. A store belongs to one thread; a [`Reader`] reads beside it.
 
+mod journal;
 mod postgres;
 mod rows;
 mod sqlite;
@@ -14,6 +15,8 @@ use std::{
     str::FromStr,
     time::{Duration, Instant},
 };
+
+use serde::{Deserialize, Serialize};
 
 use self::rows::{OpenRow, PastRow, ReportRow, StateRow, StudyRow};
 pub use self::sqlite::{back_up, restore};
@@ -120,13 +123,18 @@ impl fmt::Display for Location {
 }
 
 /// What a commit makes durable.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Changes {
+    #[serde(skip)]
     deleted: Vec<i64>,
     /// Studies whose history is being imported.
+    #[serde(skip)]
     importing: Vec<i64>,
     /// Studies whose import is complete.
+    #[serde(skip)]
     imported: Vec<i64>,
+    #[serde(skip)]
     studies: Vec<StudyRow>,
     states: Vec<StateRow>,
     /// Open steps that are open no longer.
@@ -135,6 +143,7 @@ pub struct Changes {
     past: Vec<PastRow>,
     late: Vec<(i64, i64, ReportRow)>,
     /// Studies, and the newest step whose history is dropped with all before it.
+    #[serde(skip)]
     pruned: Vec<(i64, i64)>,
 }
 
@@ -229,7 +238,7 @@ pub struct Tick {
 /// The database of one controller.
 pub enum Store {
     /// A file.
-    Sqlite(sqlite::Sqlite),
+    Sqlite(Box<sqlite::Sqlite>),
     /// A server.
     Postgres(Box<postgres::Postgres>),
 }
@@ -239,7 +248,9 @@ impl Store {
     /// on a thread of an asynchronous runtime.
     pub fn open(location: &Location) -> Result<Store, Error> {
         Ok(match location {
-            Location::Directory(directory) => Store::Sqlite(sqlite::Sqlite::open(directory)?),
+            Location::Directory(directory) => {
+                Store::Sqlite(Box::new(sqlite::Sqlite::open(directory)?))
+            }
             Location::Postgres { url, advertise } => {
                 Store::Postgres(Box::new(postgres::Postgres::open(url, advertise)?))
             }
@@ -255,13 +266,21 @@ impl Store {
     }
 
     /// Makes all of `changes` durable, or none.
-    pub fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+    pub fn commit(&mut self, changes: Changes) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
         }
         match self {
             Store::Sqlite(sqlite) => sqlite.commit(changes),
-            Store::Postgres(postgres) => postgres.commit(changes),
+            Store::Postgres(postgres) => postgres.commit(&changes),
+        }
+    }
+
+    /// Lets a [`Reader`] see all that is committed.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.settle(),
+            Store::Postgres(_) => Ok(()),
         }
     }
 
@@ -314,7 +333,7 @@ impl Store {
     }
 }
 
-/// Reads what is durable, beside the thread that owns the [`Store`]; cheap to clone.
+/// Reads what is durable and settled, beside the thread that owns the [`Store`]; cheap to clone.
 #[derive(Clone)]
 pub enum Reader {
     /// A file.

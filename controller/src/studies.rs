@@ -290,7 +290,7 @@ impl Shelf {
             }
         }
         let changes = mem::take(&mut self.changes);
-        self.store.commit(&changes).map_err(|error| Error::Storage(Arc::new(error)))?;
+        self.store.commit(changes).map_err(|error| Error::Storage(Arc::new(error)))?;
         for (study, event) in self.happened.drain(..) {
             log(&study, &event);
         }
@@ -391,6 +391,11 @@ impl Shelf {
 
     fn sees(&self, study: &Study) -> bool {
         self.scope.holds(study.owner(), &study.spec().labels)
+    }
+
+    /// Lets readers of the database see all that is committed.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        self.store.settle().map_err(|error| Error::Storage(Arc::new(error)))
     }
 
     /// All studies that are here.

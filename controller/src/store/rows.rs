@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
 use crate::{
-    asng,
+    asng::{self, Asng, Ranked},
     study::{
-        Closed, Lease, Outcome, Past, PastReport, Pending, Record, Step, StepId, Study, StudyId,
+        Closed, Lease, Outcome, Past, PastReport, Pending, Progress, Record, Spec, Step, StepId,
+        Study, StudyId, Variable,
     },
 };
 
+#[derive(Clone)]
 pub(super) struct StudyRow {
     pub(super) id: i64,
     pub(super) name: String,
@@ -26,16 +28,20 @@ pub(super) struct StudyRow {
     pub(super) variables: Option<String>,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StateRow {
     pub(super) study: i64,
     pub(super) state: String,
     pub(super) state_ms: i64,
     pub(super) started_ms: Option<i64>,
+    /// Not in the journal.
+    #[serde(skip)]
     pub(super) theta: Option<Vec<u8>>,
     pub(super) progress: String,
     pub(super) incumbent: Option<String>,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StepRow {
     pub(super) study: i64,
     pub(super) step: i64,
@@ -46,6 +52,7 @@ pub(super) struct StepRow {
     pub(super) attempt: i64,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct OpenRow {
     pub(super) step: StepRow,
     pub(super) trainer: Option<String>,
@@ -53,11 +60,13 @@ pub(super) struct OpenRow {
     pub(super) report: Option<String>,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct PastRow {
     pub(super) step: StepRow,
     pub(super) report: Option<ReportRow>,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct ReportRow {
     pub(super) trainer: String,
     pub(super) losses: String,
@@ -107,6 +116,10 @@ impl StateRow {
 }
 
 impl StepRow {
+    pub(super) fn key(&self) -> (i64, i64) {
+        (self.study, self.step)
+    }
+
     fn new(study: StudyId, step: &Step) -> StepRow {
         StepRow {
             study: study.0.cast_signed(),
@@ -257,6 +270,41 @@ pub(super) fn study(
         record.live.push(row.step.step(lease)?);
     }
     Study::restore(record).map_err(damaged)
+}
+
+/// The theta to which the reports of `past` lead that entered later updates than `state` knows of.
+pub(super) fn replay<'a>(
+    row: &StudyRow,
+    state: &StateRow,
+    past: impl Iterator<Item = &'a PastRow>,
+) -> Result<Option<Vec<u8>>, Error> {
+    let damaged = |what: String| Error::Damaged { study: row.id, what };
+    let (Some(variables), Some(theta)) = (&row.variables, &state.theta) else { return Ok(None) };
+    let spec: Spec = parse(row.id, "spec", &row.spec)?;
+    let variables: Vec<Variable> = parse(row.id, "variables", variables)?;
+    let known: Progress = parse(row.id, "progress", &state.progress)?;
+    let shapes = spec.shapes(&variables).map_err(|found| damaged(found[0].to_string()))?;
+    let asng = asng::State::from_bytes(theta)
+        .and_then(|state| Asng::from_state(&shapes, spec.optimiser(), state));
+    let mut asng = asng.map_err(|error| damaged(error.to_string()))?;
+    let mut batches: BTreeMap<u64, Vec<Past>> = BTreeMap::new();
+    for row in past {
+        let past = row.past()?;
+        if let Some(update) = past.report.as_ref().and_then(|report| report.update)
+            && update > known.generation
+        {
+            batches.entry(update).or_default().push(past);
+        }
+    }
+    for batch in batches.values() {
+        let ranked = batch.iter().flat_map(|Past { step, report }| {
+            let losses = report.iter().map(|report| &report.losses);
+            losses.map(|losses| Ranked { architectures: &step.rank, losses })
+        });
+        let told = asng.tell(&ranked.collect::<Vec<_>>());
+        told.map_err(|error| damaged(error.to_string()))?;
+    }
+    Ok(Some(asng.state().to_bytes()))
 }
 
 fn or_nan(number: Option<f64>) -> f64 {

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params}
 
 use super::{
     Changes, Error, Page,
+    journal::{self, Journal},
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
 use crate::study::{Closed, StepId, Study, StudyId};
@@ -25,6 +26,7 @@ const SWEEP: i64 = 5_000;
 /// The database, open for writing.
 pub struct Sqlite {
     connection: Connection,
+    journal: Journal,
     /// Whether there may be deleted studies whose history is still there.
     sweeping: bool,
     _lock: File,
@@ -70,7 +72,7 @@ fn verify(file: &Path) -> Result<usize, Error> {
     if found != "ok" {
         return Err(Error::Corrupt { file: file.into(), found });
     }
-    Ok(load(&connection, Instant::now())?.len())
+    Ok(load(&connection, &read_journal(&connection)?, Instant::now())?.len())
 }
 
 fn lock(directory: &Path) -> Result<File, Error> {
@@ -110,35 +112,63 @@ impl Sqlite {
             ))?;
         }
         connection.execute("UPDATE absent SET importing = NULL", [])?;
-        Ok(Sqlite { connection, sweeping: true, _lock: lock })
+        let journal = read_journal(&connection)?;
+        Ok(Sqlite { connection, journal, sweeping: true, _lock: lock })
     }
 
     pub(super) fn load(&self, now: Instant) -> Result<Vec<Study>, Error> {
-        load(&self.connection, now)
+        load(&self.connection, &self.journal, now)
     }
 
-    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+    pub(super) fn commit(&mut self, changes: Changes) -> Result<(), Error> {
+        self.sweeping |= !changes.deleted.is_empty();
+        let entry = if self.journal.is_full() { None } else { journal::entry(&changes) };
+        let Some(entry) = entry else { return self.write(&changes) };
+        self.connection
+            .prepare_cached("INSERT INTO journal (entry) VALUES (?1)")?
+            .execute([entry])?;
+        self.journal.add(changes);
+        Ok(())
+    }
+
+    /// Writes what is in the journal to the tables.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        if self.journal.is_empty() { Ok(()) } else { self.write(&Changes::default()) }
+    }
+
+    /// Writes what is in the journal to the tables, and then `changes`.
+    fn write(&mut self, changes: &Changes) -> Result<(), Error> {
         // Dropped on an error, it rolls back.
         let transaction = self.connection.transaction()?;
+        if !self.journal.is_empty() {
+            write(&transaction, &self.journal.changes())?;
+            transaction.execute("DELETE FROM journal", [])?;
+        }
         write(&transaction, changes)?;
         transaction.commit()?;
-        self.sweeping |= !changes.deleted.is_empty();
+        self.journal = Journal::default();
         Ok(())
     }
 
     pub(super) fn closed(&self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+        let key = (study.0.cast_signed(), step.0.cast_signed());
+        if let Some(closed) = self.journal.closed(key) {
+            return Ok(Some(closed));
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT generation, trainer IS NOT NULL, generation_made FROM history
              WHERE study = ?1 AND step = ?2",
         )?;
-        let row = statement.query_row([study.0.cast_signed(), step.0.cast_signed()], |row| {
-            Ok(rows::closed(row.get(0)?, row.get(1)?, row.get(2)?))
+        let late = self.journal.is_late(key);
+        let row = statement.query_row([key.0, key.1], |row| {
+            Ok(rows::closed(row.get(0)?, late || row.get(1)?, row.get(2)?))
         });
         Ok(row.optional()?)
     }
 
-    /// Removes a part of the history of deleted studies.
+    /// Settles, and removes a part of the history of studies that are not there.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
+        self.settle()?;
         if !self.sweeping {
             return Ok(());
         }
@@ -166,37 +196,38 @@ impl Sqlite {
     }
 }
 
-fn load(connection: &Connection, now: Instant) -> Result<Vec<Study>, Error> {
+fn load(connection: &Connection, journal: &Journal, now: Instant) -> Result<Vec<Study>, Error> {
     let mut open = connection.prepare("SELECT * FROM open_steps WHERE study = ?1")?;
     let mut statement = connection.prepare(
         "SELECT * FROM studies JOIN states ON states.study = studies.id ORDER BY created_ms, id",
     )?;
-    let mut found = statement.query([])?;
     let mut studies = Vec::new();
-    while let Some(row) = found.next()? {
-        let study = StudyRow {
-            id: row.get("id")?,
-            name: row.get("name")?,
-            owner: row.get("owner")?,
-            spec: row.get("spec")?,
-            seed: row.get("seed")?,
-            start: row.get("start")?,
-            created_ms: row.get("created_ms")?,
-            variables: row.get("variables")?,
-        };
-        let state = StateRow {
-            study: study.id,
-            state: row.get("state")?,
-            state_ms: row.get("state_ms")?,
-            started_ms: row.get("started_ms")?,
-            theta: row.get("theta")?,
-            progress: row.get("progress")?,
-            incumbent: row.get("incumbent")?,
-        };
+    for found in statement.query_map([], study_row)? {
+        let (study, state) = found?;
         let open: Result<Vec<_>, _> = open.query_map([study.id], open_row)?.collect();
-        studies.push(rows::study(study, state, open?, now)?);
+        let (state, open) = journal.overlay(study.id, state, open?);
+        studies.push(rows::study(study, state, open, now)?);
     }
     Ok(studies)
+}
+
+/// Reads the journal that another process has left.
+fn read_journal(connection: &Connection) -> Result<Journal, Error> {
+    let mut journal = Journal::default();
+    let mut entries = connection.prepare("SELECT entry FROM journal ORDER BY id")?;
+    for entry in entries.query_map([], |row| row.get::<_, String>(0))? {
+        let damaged = |error| Error::Damaged { study: 0, what: format!("journal: {error}") };
+        journal.read(&entry?).map_err(damaged)?;
+    }
+    let mut one = connection.prepare(
+        "SELECT * FROM studies JOIN states ON states.study = studies.id WHERE studies.id = ?1",
+    )?;
+    for study in journal.studies() {
+        if let Some((study, state)) = one.query_row([study], study_row).optional()? {
+            journal.find_theta(&study, &state)?;
+        }
+    }
+    Ok(journal)
 }
 
 fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
@@ -321,6 +352,29 @@ fn bind_step(statement: &mut Statement<'_>, row: &StepRow) -> rusqlite::Result<(
     statement.raw_bind_parameter(7, row.attempt)
 }
 
+fn study_row(row: &Row<'_>) -> rusqlite::Result<(StudyRow, StateRow)> {
+    let study = StudyRow {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        owner: row.get("owner")?,
+        spec: row.get("spec")?,
+        seed: row.get("seed")?,
+        start: row.get("start")?,
+        created_ms: row.get("created_ms")?,
+        variables: row.get("variables")?,
+    };
+    let state = StateRow {
+        study: study.id,
+        state: row.get("state")?,
+        state_ms: row.get("state_ms")?,
+        started_ms: row.get("started_ms")?,
+        theta: row.get("theta")?,
+        progress: row.get("progress")?,
+        incumbent: row.get("incumbent")?,
+    };
+    Ok((study, state))
+}
+
 fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
     Ok(StepRow {
         study: row.get("study")?,
@@ -425,7 +479,7 @@ impl Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tests::changes, *};
 
     #[test]
     fn a_second_process_is_kept_out() {
@@ -452,9 +506,9 @@ mod tests {
         let (state, restored) = (directory.path().join("state"), directory.path().join("restored"));
         let backup = directory.path().join("backup.db");
         let mut in_use = Sqlite::open(&state).unwrap();
-        in_use.commit(&crate::store::tests::changes("s", 7)).unwrap();
+        in_use.commit(changes("s", 7)).unwrap();
         assert_eq!(back_up(&state, &backup).unwrap(), 1);
-        in_use.commit(&crate::store::tests::changes("later", 8)).unwrap();
+        in_use.commit(changes("later", 8)).unwrap();
         assert_eq!(restore(&backup, &restored).unwrap(), 1);
         let studies = Sqlite::open(&restored).unwrap().load(Instant::now()).unwrap();
         assert_eq!(studies.iter().map(Study::name).collect::<Vec<_>>(), ["s"]);

@@ -59,3 +59,9 @@ CREATE TABLE absent (
     study       INTEGER PRIMARY KEY,
     importing   INTEGER                     -- null: to be removed
 ) STRICT;
+
+-- What has been committed and is not in the other tables yet: a row for each commit.
+CREATE TABLE journal (
+    id          INTEGER PRIMARY KEY,
+    entry       TEXT    NOT NULL            -- JSON
+) STRICT;

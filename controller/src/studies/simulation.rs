@@ -49,6 +49,8 @@ enum Operation {
     Pause,
     Resume,
     Stop,
+    /// A second has passed.
+    Tick,
     /// The controller is started again.
     Restart,
 }
@@ -69,6 +71,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => Just(Pause),
         2 => Just(Resume),
         1 => prop::bool::weighted(0.1).prop_map(|stop| if stop { Stop } else { Resume }),
+        1 => Just(Tick),
         1 => Just(Restart),
     ];
     prop::collection::vec(operation, 1..60)
@@ -245,6 +248,10 @@ impl Simulation {
                 self.shelf().change(STUDY, stop).unwrap();
                 self.model.update();
             }
+            Tick => {
+                let now = self.now;
+                self.shelf().tick(now);
+            }
             Restart => self.restart(),
         }
         self.shelf().commit().unwrap();
@@ -279,7 +286,8 @@ impl Simulation {
 
 impl Simulation {
     /// The history has every step that is not open, and theta follows from it.
-    fn check_history(&self) {
+    fn check_history(&mut self) {
+        self.shelf().settle().unwrap();
         let study = self.study();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let page = runtime.block_on(async {

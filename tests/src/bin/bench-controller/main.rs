@@ -228,12 +228,14 @@ impl Comparison {
         let mut compared = Compared::default();
         for round in 1..=scale.rounds {
             progress(&format!("{what}, round {round} of {}", scale.rounds));
-            for (load, phases) in [
-                (&mut self.echo, &mut compared.echo),
-                (&mut self.one, &mut compared.one),
-                (&mut self.many, &mut compared.many),
+            for (name, load, phases) in [
+                ("echo", &mut self.echo, &mut compared.echo),
+                ("one study", &mut self.one, &mut compared.one),
+                ("many studies", &mut self.many, &mut compared.many),
             ] {
-                phases.0.push(load.run(scale.phase).await?);
+                let phase = load.run(scale.phase).await?;
+                progress(&format!("  {name}: {:.0} reports/s", phase.per_second()));
+                phases.0.push(phase);
             }
         }
         Ok(compared)
