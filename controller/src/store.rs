@@ -200,6 +200,12 @@ impl Changes {
         self.late.push((study.0.cast_signed(), step.0.cast_signed(), row));
     }
 
+    /// What became of a step, if it is here that it went into the history.
+    pub fn closed(&self, study: StudyId, step: StepId) -> Option<Closed> {
+        let key = (study.0.cast_signed(), step.0.cast_signed());
+        self.past.iter().rev().find(|row| row.step.key() == key).map(PastRow::closed)
+    }
+
     /// The history of this step and all before it is dropped.
     pub fn prune(&mut self, study: StudyId, step: StepId) {
         self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));

@@ -1,9 +1,9 @@
 //! All studies of a controller, and the one thread that owns them and the database.
 //!
-//! An operation is a closure that the thread runs on [`Shelf`]. Operations that have queued while the last commit ran
-//! share the next one, and each is answered only after the commit that made it durable: so what was acknowledged, or
-//! even read, survives a crash. When a commit fails, every operation of its batch fails, and the studies are read back
-//! from the database, as after a restart.
+//! An operation is a closure that the thread runs on [`Shelf`]. Operations that have queued while another batch ran share
+//! a commit, which a second thread makes while the next batch runs; each is answered only after its commit: so what was
+//! acknowledged, or even read, survives a crash. When a commit fails, every operation of its batch fails, and of those that
+//! had already built on it, and the studies are read back from the database, as after a restart.
 
 #[cfg(test)]
 mod simulation;
@@ -11,7 +11,11 @@ mod simulation;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc as sync,
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -85,6 +89,9 @@ pub enum Error {
     /// The database did not take it.
     #[error("the controller's database does not work: {0}")]
     Storage(Arc<store::Error>),
+    /// The thread that writes has panicked: a fault of this program.
+    #[error("the thread that writes to the database has died")]
+    Died,
     /// The operating system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(Arc<std::io::Error>),
@@ -132,7 +139,7 @@ impl Studies {
         let own = move || {
             let shelf = Store::open(&location).and_then(|store| Shelf::load(store, limits));
             match shelf {
-                Ok(mut shelf) => {
+                Ok(shelf) => {
                     info!(studies = shelf.studies.len(), %location, "studies loaded");
                     let _ = ready.send(Ok(()));
                     let _ = end.send(shelf.serve(queue));
@@ -204,7 +211,8 @@ async fn tick(jobs: mpsc::WeakSender<Job>) {
 
 /// The studies in memory, with their database. Lives on the thread that [`Studies::start`] makes.
 pub struct Shelf {
-    store: Store,
+    /// Locked by the writer while it commits.
+    store: Arc<Mutex<Store>>,
     limits: Limits,
     studies: BTreeMap<String, Study>,
     /// Studies outside it do not exist for the operation that runs.
@@ -213,13 +221,88 @@ pub struct Shelf {
     changes: Changes,
     /// Studies whose state has to be saved with the next commit, and their steps that changed.
     changed: BTreeMap<String, Changed>,
-    /// What happened since the last commit, to be logged after the next.
+    /// What happened since the last batch, to be logged after the commit of this one.
     happened: Vec<(String, Event)>,
     /// Wake those who follow a study.
     watchers: HashMap<StudyId, watch::Sender<()>>,
     ticks: u64,
     last_tick: Instant,
     size: u64,
+}
+
+/// What a number of operations did, on its way into the database.
+struct Batch {
+    changes: Changes,
+    happened: Vec<(String, Event)>,
+    watchers: Vec<watch::Sender<()>>,
+    answers: Vec<Answer>,
+}
+
+impl Batch {
+    /// Makes it durable, and tells those who wait for it.
+    fn commit(self, store: &Mutex<Store>) -> Result<(), Error> {
+        let started = Instant::now();
+        let stores = !self.changes.is_empty();
+        let committed = lock(store).commit(self.changes).map_err(storage);
+        match &committed {
+            Ok(()) if stores => metrics::committed(started.elapsed(), self.answers.len()),
+            Ok(()) => {}
+            Err(_) => metrics::commit_failed(),
+        }
+        if committed.is_ok() {
+            for (study, event) in &self.happened {
+                log(study, event);
+            }
+            for watcher in self.watchers {
+                watcher.send_replace(());
+            }
+        }
+        for answer in self.answers {
+            answer(committed.clone());
+        }
+        committed
+    }
+
+    /// Tells those who wait for it that it cannot be.
+    fn fail(self, error: &Error) {
+        for answer in self.answers {
+            answer(Err(error.clone()));
+        }
+    }
+}
+
+/// What the writer is given.
+enum Work {
+    Commit(Box<Batch>),
+    /// Memory has gone back to what is stored, and what follows builds on that.
+    GoOn,
+}
+
+/// Commits batches in their order. After one has failed, those that follow fail as well until memory has gone back.
+fn write(store: &Mutex<Store>, work: &sync::Receiver<Work>, failed: &AtomicBool) {
+    let mut fault: Option<Error> = None;
+    while let Ok(work) = work.recv() {
+        match (work, &fault) {
+            (Work::GoOn, _) => fault = None,
+            (Work::Commit(batch), Some(error)) => batch.fail(error),
+            (Work::Commit(batch), None) => {
+                if let Err(error) = batch.commit(store) {
+                    error!(%error, "commit failed; going back to what is stored");
+                    failed.store(true, Ordering::SeqCst);
+                    fault = Some(error);
+                }
+            }
+        }
+    }
+}
+
+fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+    // A panic in the writer ends the controller anyway.
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn storage(error: store::Error) -> Error {
+    Error::Storage(Arc::new(error))
 }
 
 /// What changed of a study.
@@ -235,7 +318,7 @@ impl Shelf {
         let studies = store.load(Instant::now())?;
         Ok(Shelf {
             size: store.size()?,
-            store,
+            store: Arc::new(Mutex::new(store)),
             limits,
             studies: studies.into_iter().map(|study| (study.name().into(), study)).collect(),
             scope: Scope::default(),
@@ -248,61 +331,56 @@ impl Shelf {
         })
     }
 
-    fn serve(&mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
+    fn serve(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
+        // A batch waits until the one before it is written, and what comes meanwhile shares the next.
+        let (writer, work) = sync::sync_channel(0);
+        let failed = Arc::new(AtomicBool::new(false));
+        let writing = {
+            let (store, failed) = (self.store.clone(), failed.clone());
+            let write = move || write(&store, &work, &failed);
+            let thread = thread::Builder::new().name("commits".into()).spawn(write);
+            thread.map_err(|source| Error::Thread(Arc::new(source)))?
+        };
         while let Some(job) = jobs.blocking_recv() {
+            if failed.swap(false, Ordering::SeqCst) {
+                self.go_back()?;
+                writer.send(Work::GoOn).map_err(|_| Error::Died)?;
+            }
             // After a pause of the whole process, others may own the studies.
             if self.last_tick.elapsed() > 2 * TICK {
                 self.tick(now());
             }
-            let mut answers = vec![job(self, now())];
+            let mut answers = vec![job(&mut self, now())];
             while answers.len() < BATCH
                 && let Ok(job) = jobs.try_recv()
             {
-                answers.push(job(self, now()));
+                answers.push(job(&mut self, now()));
             }
-            let stores = !self.changed.is_empty() || !self.changes.is_empty();
-            let started = Instant::now();
-            let committed = self.commit();
-            if stores && committed.is_ok() {
-                metrics::committed(started.elapsed(), answers.len());
-            }
-            for answer in answers {
-                answer(committed.clone());
-            }
-            if let Err(error) = committed {
-                error!(%error, "commit failed; going back to what is stored");
-                metrics::commit_failed();
-                self.go_back()?;
-            }
+            let batch = Box::new(self.batch(answers));
+            writer.send(Work::Commit(batch)).map_err(|_| Error::Died)?;
         }
-        self.store.leave().map_err(|error| Error::Storage(Arc::new(error)))
+        drop(writer);
+        writing.join().map_err(|_| Error::Died)?;
+        lock(&self.store).leave().map_err(storage)
     }
 
-    fn commit(&mut self) -> Result<(), Error> {
-        for (name, changed) in &self.changed {
-            let Some(study) = self.studies.get(name) else { continue };
+    /// Takes what the operations did that are to be answered by `answers`.
+    fn batch(&mut self, answers: Vec<Answer>) -> Batch {
+        self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
+        let mut watchers = Vec::new();
+        for (name, changed) in mem::take(&mut self.changed) {
+            let Some(study) = self.studies.get(&name) else { continue };
             if changed.described {
                 self.changes.study(study);
             }
             self.changes.state(study);
-            for step in &changed.steps {
-                self.changes.step(study, *step);
+            for step in changed.steps {
+                self.changes.step(study, step);
             }
+            watchers.extend(self.watchers.get(&study.id()).cloned());
         }
-        let changes = mem::take(&mut self.changes);
-        self.store.commit(changes).map_err(|error| Error::Storage(Arc::new(error)))?;
-        for (study, event) in self.happened.drain(..) {
-            log(&study, &event);
-        }
-        self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
-        for name in mem::take(&mut self.changed).into_keys() {
-            if let Some(study) = self.studies.get(&name)
-                && let Some(watcher) = self.watchers.get(&study.id())
-            {
-                watcher.send_replace(());
-            }
-        }
-        Ok(())
+        let (changes, happened) = (mem::take(&mut self.changes), mem::take(&mut self.happened));
+        Batch { changes, happened, watchers, answers }
     }
 
     fn go_back(&mut self) -> Result<(), Error> {
@@ -311,13 +389,13 @@ impl Shelf {
         self.happened.clear();
         // Where the database is elsewhere, it may take a while until it can be reached again.
         let studies = loop {
-            match self.store.load(Instant::now()) {
+            match lock(&self.store).load(Instant::now()) {
                 Ok(studies) => break studies,
                 Err(error @ (store::Error::Postgres(_) | store::Error::TimedOut)) => {
                     warn!(%error, "waiting for the database");
                     thread::sleep(TICK);
                 }
-                Err(error) => return Err(Error::Storage(Arc::new(error))),
+                Err(error) => return Err(storage(error)),
             }
         };
         self.studies = studies.into_iter().map(|study| (study.name().into(), study)).collect();
@@ -327,7 +405,8 @@ impl Shelf {
     /// Does what time asks for.
     fn tick(&mut self, now: Now) {
         self.last_tick = Instant::now();
-        match self.store.tick(now.monotonic) {
+        let tick = lock(&self.store).tick(now.monotonic);
+        match tick {
             Ok(store::Tick { gained, lost }) => {
                 self.studies.retain(|_, study| !lost.contains(&study.id()));
                 self.watchers.retain(|study, _| !lost.contains(study));
@@ -358,7 +437,8 @@ impl Shelf {
     }
 
     fn look_at_size(&mut self) {
-        match self.store.size() {
+        let size = lock(&self.store).size();
+        match size {
             Ok(size) => self.size = size,
             Err(error) => warn!(%error, "cannot tell the database's size"),
         }
@@ -395,7 +475,7 @@ impl Shelf {
 
     /// Lets readers of the database see all that is committed.
     pub fn settle(&mut self) -> Result<(), Error> {
-        self.store.settle().map_err(|error| Error::Storage(Arc::new(error)))
+        lock(&self.store).settle().map_err(storage)
     }
 
     /// All studies that are here.
@@ -417,7 +497,7 @@ impl Shelf {
             // It is out of scope.
             return Error::UnknownStudy(name.into());
         }
-        match self.store.owner(name) {
+        match lock(&self.store).owner(name) {
             Ok(None) => Error::UnknownStudy(name.into()),
             Ok(Some(address)) => Error::NotOwner { name: name.into(), address },
             Err(error) => Error::Storage(Arc::new(error)),
@@ -660,8 +740,7 @@ impl Shelf {
             }
         }
         if retry_after == study::RETRY_WHEN_IDLE
-            && let Some(address) =
-                self.store.owner_of_work(spaces).map_err(|error| Error::Storage(Arc::new(error)))?
+            && let Some(address) = lock(&self.store).owner_of_work(spaces).map_err(storage)?
         {
             return Err(Error::NotOwner { name: String::new(), address });
         }
@@ -686,7 +765,11 @@ impl Shelf {
         let step = report.lease.step;
         let id = study.id();
         let closed = if study.is_closed(step) {
-            self.store.closed(id, step).map_err(|error| Error::Storage(Arc::new(error)))?
+            // It may have passed within this very batch.
+            match self.changes.closed(id, step) {
+                None => lock(&self.store).closed(id, step).map_err(storage)?,
+                closed => closed,
+            }
         } else {
             None
         };
@@ -793,7 +876,7 @@ mod tests {
         search(&studies).await.unwrap();
         studies
             .run(|shelf, _| {
-                match &shelf.store {
+                match &*lock(&shelf.store) {
                     Store::Sqlite(sqlite) => sqlite.fill_disk(),
                     Store::Postgres(_) => unreachable!("a directory was opened"),
                 }

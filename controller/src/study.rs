@@ -50,7 +50,8 @@ pub struct Now {
 /// The part of a study that exists once its variables are known.
 #[derive(Clone, Debug)]
 struct Search {
-    variables: Vec<Variable>,
+    /// Empty where the spec has them.
+    described: Vec<Variable>,
     asng: Asng,
 }
 
@@ -233,11 +234,14 @@ impl Study {
     pub fn restore(record: Record) -> Result<Study, String> {
         let search = match (record.variables, record.asng) {
             (Some(variables), Some(state)) => {
+                if ![&[][..], &variables].contains(&record.spec.variables.as_slice()) {
+                    return Err("its variables are not those of its spec".into());
+                }
                 let shapes =
                     record.spec.shapes(&variables).map_err(|found| found[0].to_string())?;
                 let asng = Asng::from_state(&shapes, record.spec.optimiser(), state)
                     .map_err(|error| error.to_string())?;
-                Some(Search { variables, asng })
+                Some(Search { described: record.spec.unless_given(variables), asng })
             }
             _ => None,
         };
@@ -633,7 +637,7 @@ impl Study {
     pub fn describe(&mut self, variables: Vec<Variable>, now: Now) -> Result<(), Error> {
         match (&self.state, &self.search) {
             (State::Failed(_), _) => Err(self.wrong_state("describe")),
-            (_, Some(search)) if search.variables == variables => Ok(()),
+            (_, Some(_)) if self.variables() == Some(&variables) => Ok(()),
             (_, Some(_)) => Err(Error::DescribedDifferently),
             (State::Waiting, None) => {
                 let violations = self.spec.variable_violations("description.variables", &variables);
@@ -668,7 +672,7 @@ impl Study {
         if !violations.is_empty() {
             return Err(violations);
         }
-        self.search = Some(Search { variables, asng });
+        self.search = Some(Search { described: self.spec.unless_given(variables), asng });
         self.started = Some(now.wall);
         self.events.push(Event::Described);
         self.change_state(State::Running, now);
@@ -745,7 +749,9 @@ impl Study {
 
     /// The distribution, variable by variable; empty while the variables are not known.
     pub fn marginals(&self) -> Vec<NamedMarginal> {
-        let Some(Search { variables, asng }) = &self.search else { return Vec::new() };
+        let (Some(asng), Some(variables)) = (self.asng(), self.variables()) else {
+            return Vec::new();
+        };
         let names = variables.iter().map(|variable| variable.name.clone());
         let named = names.zip(asng.marginals());
         named.map(|(name, marginal)| NamedMarginal { name, marginal }).collect()
@@ -758,7 +764,9 @@ impl Study {
 
     /// The variables, once they are known.
     pub fn variables(&self) -> Option<&[Variable]> {
-        self.search.as_ref().map(|search| search.variables.as_slice())
+        let search = self.search.as_ref()?;
+        let given = &self.spec.variables;
+        Some(if given.is_empty() { &search.described } else { given })
     }
 
     /// Convergence of theta, from 0 to 1; 0 while the variables are not known.

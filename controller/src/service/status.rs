@@ -60,7 +60,7 @@ pub(super) fn status(error: &Error) -> Status {
             study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
             study::Error::OtherSpace { .. } => precondition("SPACE", name, message),
         },
-        Error::Storage(_) | Error::Thread(_) => {
+        Error::Storage(_) | Error::Thread(_) | Error::Died => {
             error!(%error, "request failed");
             let retry = ErrorDetails::with_retry_info(Some(Duration::from_secs(5)));
             let message = "the controller cannot store this now; its log says why";

@@ -13,7 +13,7 @@ use super::{
 use crate::study::Closed;
 
 /// Steps after which what has gathered goes to the tables.
-const FULL: usize = 1024;
+const FULL: usize = 2048;
 
 /// Study and step.
 type Key = (i64, i64);
@@ -28,19 +28,29 @@ pub(super) struct Journal {
     late: BTreeMap<Key, ReportRow>,
 }
 
-/// The row of the journal that holds `changes`; none if these must go to the tables.
-pub(super) fn entry(changes: &Changes) -> Option<String> {
-    let Changes { deleted, importing, imported, studies, pruned, .. } = changes;
-    let plain = deleted.is_empty()
-        && importing.is_empty()
-        && imported.is_empty()
-        && studies.is_empty()
-        && pruned.is_empty();
-    // Unwrap safety: rows are texts and numbers.
-    plain.then(|| serde_json::to_string(changes).unwrap())
-}
-
 impl Journal {
+    /// The row of the journal that holds `changes`; none if these must go to the tables. The architectures of a step whose
+    /// opening is here as well are taken out of `changes`, and come back by [`add`](Journal::add).
+    pub(super) fn entry(&self, changes: &mut Changes) -> Option<String> {
+        let Changes { deleted, importing, imported, studies, pruned, .. } = &*changes;
+        let plain = deleted.is_empty()
+            && importing.is_empty()
+            && imported.is_empty()
+            && studies.is_empty()
+            && pruned.is_empty();
+        if !plain || self.is_full() {
+            return None;
+        }
+        for PastRow { step, .. } in &mut changes.past {
+            if self.open.contains_key(&step.key()) {
+                step.train.clear();
+                step.rank.clear();
+            }
+        }
+        // Unwrap safety: rows are texts and numbers.
+        Some(serde_json::to_string(changes).unwrap())
+    }
+
     /// Reads a row of the journal, as when the controller starts.
     pub(super) fn read(&mut self, text: &str) -> Result<(), serde_json::Error> {
         self.add(serde_json::from_str(text)?);
@@ -51,12 +61,20 @@ impl Journal {
     pub(super) fn add(&mut self, changes: Changes) {
         let Changes { states, passed, open, past, late, .. } = changes;
         self.states.extend(states.into_iter().map(|row| (row.study, row)));
+        for mut row in past {
+            let key = row.step.key();
+            if row.step.rank.is_empty()
+                && let Some(open) = self.open.remove(&key)
+            {
+                (row.step.train, row.step.rank) = (open.step.train, open.step.rank);
+            }
+            self.past.insert(key, row);
+        }
         for key in passed {
             self.open.remove(&key);
             self.passed.insert(key);
         }
         self.open.extend(open.into_iter().map(|row| (row.step.key(), row)));
-        self.past.extend(past.into_iter().map(|row| (row.step.key(), row)));
         for (study, step, report) in late {
             match self.past.get_mut(&(study, step)) {
                 Some(past) => past.report = Some(report),
@@ -68,7 +86,7 @@ impl Journal {
     }
 
     /// Whether it is time to let go.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.past.len() + self.open.len() >= FULL
     }
 
@@ -77,13 +95,13 @@ impl Journal {
     }
 
     /// What has gathered, as it has to be written to the tables.
-    pub(super) fn changes(&self) -> Changes {
-        let late = self.late.iter().map(|((study, step), row)| (*study, *step, row.clone()));
+    pub(super) fn into_changes(self) -> Changes {
+        let late = self.late.into_iter().map(|((study, step), row)| (study, step, row));
         Changes {
-            states: self.states.values().cloned().collect(),
-            passed: self.passed.iter().copied().collect(),
-            open: self.open.values().cloned().collect(),
-            past: self.past.values().cloned().collect(),
+            states: self.states.into_values().collect(),
+            passed: self.passed.into_iter().collect(),
+            open: self.open.into_values().collect(),
+            past: self.past.into_values().collect(),
             late: late.collect(),
             ..Changes::default()
         }
@@ -91,12 +109,7 @@ impl Journal {
 
     /// What became of a step, if that is here.
     pub(super) fn closed(&self, key: Key) -> Option<Closed> {
-        let reported = |report: &ReportRow| report.generation_made;
-        if let Some(PastRow { step, report }) = self.past.get(&key) {
-            let made = report.as_ref().and_then(reported);
-            return Some(rows::closed(step.generation, report.is_some(), made));
-        }
-        None
+        self.past.get(&key).map(PastRow::closed)
     }
 
     /// Whether a step that the tables have as closed was reported after all.

@@ -180,6 +180,12 @@ impl PastRow {
         PastRow { step: StepRow::new(study, &past.step), report }
     }
 
+    /// What became of it.
+    pub(super) fn closed(&self) -> Closed {
+        let made = self.report.as_ref().and_then(|report| report.generation_made);
+        closed(self.step.generation, self.report.is_some(), made)
+    }
+
     pub(super) fn past(&self) -> Result<Past, Error> {
         let report =
             self.report.as_ref().map(|report| report.report(self.step.study)).transpose()?;

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    mem,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -10,7 +11,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params}
 
 use super::{
     Changes, Error, Page,
-    journal::{self, Journal},
+    journal::Journal,
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
 use crate::study::{Closed, StepId, Study, StudyId};
@@ -20,6 +21,8 @@ const VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("sqlite.sql");
 /// Name of the database in the state directory.
 const FILE: &str = "asng.db";
+/// Pages of the write-ahead log after which it goes into the database: many commits write the same pages.
+const CHECKPOINT_PAGES: i64 = 4096;
 /// Steps of deleted studies that are removed at a time.
 const SWEEP: i64 = 5_000;
 
@@ -105,6 +108,7 @@ impl Sqlite {
         let found = check_version(&connection, &file)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.set_prepared_statement_cache_capacity(32);
         if found == 0 {
             connection.execute_batch(&format!(
@@ -120,10 +124,9 @@ impl Sqlite {
         load(&self.connection, &self.journal, now)
     }
 
-    pub(super) fn commit(&mut self, changes: Changes) -> Result<(), Error> {
+    pub(super) fn commit(&mut self, mut changes: Changes) -> Result<(), Error> {
         self.sweeping |= !changes.deleted.is_empty();
-        let entry = if self.journal.is_full() { None } else { journal::entry(&changes) };
-        let Some(entry) = entry else { return self.write(&changes) };
+        let Some(entry) = self.journal.entry(&mut changes) else { return self.write(&changes) };
         self.connection
             .prepare_cached("INSERT INTO journal (entry) VALUES (?1)")?
             .execute([entry])?;
@@ -138,16 +141,23 @@ impl Sqlite {
 
     /// Writes what is in the journal to the tables, and then `changes`.
     fn write(&mut self, changes: &Changes) -> Result<(), Error> {
+        let journal = mem::take(&mut self.journal);
+        let written = self.write_both(journal, changes);
+        if written.is_err() {
+            self.journal = read_journal(&self.connection)?;
+        }
+        written
+    }
+
+    fn write_both(&mut self, journal: Journal, changes: &Changes) -> Result<(), Error> {
         // Dropped on an error, it rolls back.
         let transaction = self.connection.transaction()?;
-        if !self.journal.is_empty() {
-            write(&transaction, &self.journal.changes())?;
+        if !journal.is_empty() {
+            write(&transaction, &journal.into_changes())?;
             transaction.execute("DELETE FROM journal", [])?;
         }
         write(&transaction, changes)?;
-        transaction.commit()?;
-        self.journal = Journal::default();
-        Ok(())
+        Ok(transaction.commit()?)
     }
 
     pub(super) fn closed(&self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {

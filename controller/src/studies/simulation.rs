@@ -136,6 +136,10 @@ fn load(location: &Location) -> Shelf {
     Shelf::load(store, Limits::default()).unwrap()
 }
 
+fn commit(shelf: &mut Shelf) {
+    shelf.batch(Vec::new()).commit(&shelf.store).unwrap();
+}
+
 impl Simulation {
     fn new(location: Location, spec: Spec) -> Simulation {
         let shapes: Vec<_> = spec.variables.iter().map(Variable::shape).collect();
@@ -144,7 +148,7 @@ impl Simulation {
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
         let mut shelf = load(&location);
         shelf.create(STUDY, spec, "", now).unwrap();
-        shelf.commit().unwrap();
+        commit(&mut shelf);
         let model = Model {
             asng,
             max_staleness,
@@ -254,7 +258,7 @@ impl Simulation {
             }
             Restart => self.restart(),
         }
-        self.shelf().commit().unwrap();
+        commit(self.shelf());
     }
 
     /// Makes a change that the study may refuse in its present state.
@@ -394,7 +398,7 @@ fn every_list_of_operations_keeps_the_rules_in_postgres() {
         keeps_the_rules(location.clone(), spec, operations);
         let mut shelf = load(&location);
         shelf.delete(STUDY).unwrap();
-        shelf.commit().unwrap();
+        commit(&mut shelf);
         Ok(())
     });
     checked.unwrap();

@@ -335,6 +335,11 @@ impl Spec {
         found
     }
 
+    /// `variables`, or none if they are those that were given: they need not be kept twice.
+    pub(super) fn unless_given(&self, variables: Vec<Variable>) -> Vec<Variable> {
+        if self.variables.is_empty() { variables } else { Vec::new() }
+    }
+
     /// `variables`, which are sound, as the optimiser sees them: some of them fixed. Says what is wrong with `fixed`.
     pub fn shapes(&self, variables: &[Variable]) -> Result<Vec<asng::Variable>, Vec<Violation>> {
         let mut found = Vec::new();
