@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
+pub mod hostile;
 mod postgres;
 mod proxy;
 

@@ -84,7 +84,7 @@ fn nobody_is_served_in_plain_text_or_unknown_by_oversight() {
     assert!(!directory.path().join("state").exists());
 
     let mut insecure = Command::new(asng_controller());
-    insecure.args(["--state-dir", &cert, "--listen", everywhere, "--insecure"]);
+    insecure.args(["--state-dir", &cert, "--listen", everywhere, "--insecure", "--http", "off"]);
     // It ends at once, since the certificate is no directory.
     let log = String::from_utf8(insecure.output().unwrap().stderr).unwrap();
     assert!(log.contains("insecure: serving other machines") && log.contains("address=0.0.0.0:"));

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 mod cifar10;
 mod fetch;
 mod libtorch;
+mod postgresql;
 
 /// Where CIFAR-10 lies, under the workspace's directory.
 pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
@@ -26,6 +27,8 @@ pub(crate) enum Part {
     Libtorch,
     /// The images that the trainer's first space is searched on
     Cifar10,
+    /// The database server that the tests of several controllers start; only where it is named here
+    Postgresql,
 }
 
 const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
@@ -35,7 +38,7 @@ pub(crate) fn setup(root: &Path) -> Result<()> {
     ensure(root, &ALL).map(|_| ())
 }
 
-/// The subcommand: the same for some parts (none named: all), and says what there is.
+/// The subcommand: the same for some parts (none named: what it takes to run the programs), and says what there is.
 pub(crate) fn command(root: &Path, parts: &[Part]) -> Result<()> {
     let parts = if parts.is_empty() { &ALL } else { parts };
     for found in ensure(root, parts)? {
@@ -49,6 +52,7 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
     let _lock = lock(root)?;
     let ensure = |part: &Part| match part {
         Part::Libtorch => libtorch::ensure(root).map_err(name_full_disk).context("no libtorch"),
+        Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
         Part::Cifar10 => cifar10::ensure(root).map_err(name_full_disk).context("no CIFAR-10"),
     };
     parts.iter().map(ensure).collect()

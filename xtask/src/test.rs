@@ -13,7 +13,7 @@ use crate::{
 /// How much to test.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Try 10,000 random lists of operations instead of 256, and run the demo as well
+    /// Many more random lists of operations, kills and hostile requests; and run the demo as well
     #[arg(long)]
     full: bool,
 }
@@ -26,9 +26,10 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
     let mut tests = cargo(root, ["test", "--locked", "--workspace"]);
-    if arguments.full {
-        tests.env("PROPTEST_CASES", "10000");
-    }
+    let [lists, kills, requests] =
+        if arguments.full { ["10000", "200", "1000000"] } else { ["500", "20", "30000"] };
+    tests.env("PROPTEST_CASES", lists);
+    tests.env("ASNG_KILLS", kills).env("ASNG_HOSTILE_REQUESTS", requests);
     run(&mut tests)?;
     run(cargo(root, ["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;

@@ -15,6 +15,8 @@ use crate::{
 
 /// Version of the archive.
 const FORMAT: u32 = 1;
+/// The last second of the year 9999, after which the wire has no times.
+const MAX_SECONDS: u64 = 253_402_300_799;
 
 /// A step of the past.
 pub(super) fn report(past: &Past) -> v1::Report {
@@ -260,9 +262,8 @@ fn draw(shapes: &[asng::Variable], draw: v1::Draw) -> Option<Architecture> {
 
 /// A time that was written out, to the millisecond; the beginning of 1970 if it is missing or odd.
 fn time(timestamp: Option<prost_types::Timestamp>) -> SystemTime {
-    let since = timestamp
-        .and_then(|timestamp| SystemTime::try_from(timestamp).ok())
-        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_millis(since.as_millis() as u64)
+    let prost_types::Timestamp { seconds, nanos } = timestamp.unwrap_or_default();
+    let seconds = u64::try_from(seconds).unwrap_or(0).min(MAX_SECONDS);
+    let millis = u64::try_from(nanos / 1_000_000).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + millis)
 }

@@ -35,13 +35,12 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         }
     };
     let mut length = |field: &str, duration: Option<prost_types::Duration>| {
-        duration.and_then(|duration| match Duration::try_from(duration) {
-            Ok(duration) => Some(duration),
-            Err(error) => {
-                violations.push(Violation::new(format!("spec.{field}"), error.to_string()));
-                None
-            }
-        })
+        let length = length_of(duration?);
+        if length.is_none() {
+            let what = "seconds are not below 0, nanos are between 0 and 999999999";
+            violations.push(Violation::new(format!("spec.{field}"), what));
+        }
+        length
     };
     let stop = spec.stop.unwrap_or_default();
     let lease = length("lease", spec.lease);
@@ -278,6 +277,12 @@ pub(super) fn outcome(outcome: Option<Outcome>) -> v1::ReportOutcome {
         Some(Outcome::Pending) => v1::ReportOutcome::Pending,
         Some(Outcome::Stale) => v1::ReportOutcome::Stale,
     }
+}
+
+/// A length of time that arrived; none if it is malformed. (The conversion of `prost_types` overflows for some.)
+fn length_of(prost_types::Duration { seconds, nanos }: prost_types::Duration) -> Option<Duration> {
+    let (seconds, nanos) = (u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
 }
 
 /// A length of time, as far as the wire can say it.

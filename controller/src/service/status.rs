@@ -15,12 +15,17 @@ use crate::{
 
 /// Whose reasons those in google.rpc.ErrorInfo are.
 const DOMAIN: &str = "asng";
+/// Bytes of a text in a status.
+const MAX_TEXT: usize = 250;
+/// Violations that a status lists.
+const MAX_VIOLATIONS: usize = 16;
 
 /// The status that tells a caller of `error`, with what it can act on.
 pub(super) fn status(error: &Error) -> Status {
-    let message = error.to_string();
+    let message = short(&error.to_string());
     match error {
         Error::UnknownStudy(name) => {
+            let name = short(name);
             let details = ErrorDetails::with_resource_info("study", name, "", &message);
             Status::with_error_details(Code::NotFound, message, details)
         }
@@ -73,19 +78,28 @@ pub(super) fn status(error: &Error) -> Status {
     }
 }
 
-/// INVALID_ARGUMENT that lists every violation.
+/// INVALID_ARGUMENT that lists the violations, unless they are too many for a client to read.
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     let message = match violations {
         [] => "invalid request".into(),
-        [only] => only.to_string(),
-        [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+        [only] => short(&only.to_string()),
+        [first, rest @ ..] => format!("{} (and {} more)", short(&first.to_string()), rest.len()),
     };
     let violations: Vec<_> = violations
         .iter()
-        .map(|violation| FieldViolation::new(&violation.field, &violation.description))
+        .take(MAX_VIOLATIONS)
+        .map(|fault| FieldViolation::new(short(&fault.field), short(&fault.description)))
         .collect();
     let details = ErrorDetails::with_bad_request(violations);
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// The beginning of a text that may quote what a client sent: a status travels in headers, which must stay small.
+fn short(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.into();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT)])
 }
 
 /// UNAUTHENTICATED or PERMISSION_DENIED.
