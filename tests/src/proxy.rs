@@ -45,7 +45,7 @@ pub enum Fault {
 pub const FAULTS: [Fault; 5] =
     [Fault::Refused, Fault::Cut, Fault::Stalled, Fault::Abandoned, Fault::Replayed];
 
-/// A TCP proxy all of whose connections end in a [`Fault`], one after the other. After how many bytes in which direction,
+/// A TCP proxy all of whose connections end in a `Fault`, one after the other. After how many bytes in which direction,
 /// and how slow they are until then, follows from a seed and the number of the connection. Gone when dropped.
 pub struct Proxy {
     /// Where it listens.
