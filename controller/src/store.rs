@@ -2,19 +2,14 @@
 //!
 //! [`Changes`] gathers what happened; [`Store::commit`] makes it durable, all or nothing, and nothing may be acknowledged
 //! before it has returned. The cost of a commit does not depend on how much is stored: a study's state is one small
-//! row, and its history is only appended to. A store belongs to one thread; a [`Reader`] reads beside it.
+//! row, and its history is only appended to. A store is used by one thread at a time; a [`Reader`] reads beside it.
 
 mod journal;
 mod postgres;
 mod rows;
 mod sqlite;
 
-use std::{
-    fmt,
-    path::PathBuf,
-    str::FromStr,
-    time::{Duration, Instant},
-};
+use std::{fmt, path::PathBuf, str::FromStr, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +129,9 @@ pub struct Changes {
     /// Studies whose import is complete.
     #[serde(skip)]
     imported: Vec<i64>,
+    /// Studies whose import ended early.
+    #[serde(skip)]
+    abandoned: Vec<i64>,
     #[serde(skip)]
     studies: Vec<StudyRow>,
     states: Vec<StateRow>,
@@ -153,6 +151,7 @@ impl Changes {
         let id = study.0.cast_signed();
         self.past.retain(|past| past.step.study != id);
         self.late.retain(|(study, ..)| *study != id);
+        self.pruned.retain(|(study, _)| *study != id);
         self.deleted.push(id);
     }
 
@@ -165,6 +164,11 @@ impl Changes {
     /// The history of an imported study is complete; the study itself is in the same commit.
     pub fn end_import(&mut self, study: StudyId) {
         self.imported.push(study.0.cast_signed());
+    }
+
+    /// The history of a study that was to be imported is removed.
+    pub fn abandon_import(&mut self, study: StudyId) {
+        self.abandoned.push(study.0.cast_signed());
     }
 
     /// A study is new, or its variables became known.
@@ -216,6 +220,7 @@ impl Changes {
         self.deleted.is_empty()
             && self.importing.is_empty()
             && self.imported.is_empty()
+            && self.abandoned.is_empty()
             && self.studies.is_empty()
             && self.states.is_empty()
             && self.passed.is_empty()
@@ -225,10 +230,16 @@ impl Changes {
             && self.pruned.is_empty()
     }
 
-    /// The studies that are written to, which must be this controller's.
+    /// The studies that are written to, but for those that are being imported: they must be this controller's.
     fn touched(&self) -> impl Iterator<Item = i64> {
+        let ids = self.deleted.iter().chain(&self.imported).copied();
+        let rows = self.studies.iter().map(|row| row.id);
         let states = self.states.iter().map(|row| row.study);
-        states.chain(self.studies.iter().map(|row| row.id)).chain(self.deleted.iter().copied())
+        let open = self.open.iter().map(|row| row.step.study);
+        let past = self.past.iter().map(|row| row.step.study);
+        let late = self.late.iter().map(|(study, ..)| *study);
+        let keys = self.passed.iter().chain(&self.pruned).map(|(study, _)| *study);
+        ids.chain(rows).chain(states).chain(open).chain(past).chain(late).chain(keys)
     }
 }
 
@@ -339,7 +350,7 @@ impl Store {
     }
 }
 
-/// Reads what is durable and settled, beside the thread that owns the [`Store`]; cheap to clone.
+/// Reads what is durable and settled, beside the [`Store`]; cheap to clone.
 #[derive(Clone)]
 pub enum Reader {
     /// A file.
@@ -422,9 +433,6 @@ impl Page {
         Ok(!self.more)
     }
 }
-
-/// How long PostgreSQL may take for anything.
-const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Lets every controller on a database count as gone.
 #[cfg(test)]

@@ -5,28 +5,24 @@
 //! acknowledged, or even read, survives a crash. When a commit fails, every operation of its batch fails, and of those that
 //! had already built on it, and the studies are read back from the database, as after a restart.
 
+mod commits;
 #[cfg(test)]
 mod simulation;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc as sync,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{Span, debug, debug_span, error, info, warn};
+use tracing::{Span, debug_span, error, info, warn};
 
 use crate::{
     access::Scope,
-    metrics,
     store::{self, Changes, Location, Store},
     study::{
         self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
@@ -53,8 +49,8 @@ pub enum Error {
     /// No study has this name.
     #[error("there is no study {0:?}")]
     UnknownStudy(String),
-    /// A study of this name exists, with another spec.
-    #[error("study {0:?} exists, with another spec")]
+    /// A study of this name exists, and is another.
+    #[error("study {0:?} exists, and is another: with another spec, or imported before")]
     Exists(String),
     /// Another controller owns the study.
     #[error("study {name:?} is with another controller, {address:?}")]
@@ -230,72 +226,6 @@ pub struct Shelf {
     size: u64,
 }
 
-/// What a number of operations did, on its way into the database.
-struct Batch {
-    changes: Changes,
-    happened: Vec<(String, Event)>,
-    watchers: Vec<watch::Sender<()>>,
-    answers: Vec<Answer>,
-}
-
-impl Batch {
-    /// Makes it durable, and tells those who wait for it.
-    fn commit(self, store: &Mutex<Store>) -> Result<(), Error> {
-        let started = Instant::now();
-        let stores = !self.changes.is_empty();
-        let committed = lock(store).commit(self.changes).map_err(storage);
-        match &committed {
-            Ok(()) if stores => metrics::committed(started.elapsed(), self.answers.len()),
-            Ok(()) => {}
-            Err(_) => metrics::commit_failed(),
-        }
-        if committed.is_ok() {
-            for (study, event) in &self.happened {
-                log(study, event);
-            }
-            for watcher in self.watchers {
-                watcher.send_replace(());
-            }
-        }
-        for answer in self.answers {
-            answer(committed.clone());
-        }
-        committed
-    }
-
-    /// Tells those who wait for it that it cannot be.
-    fn fail(self, error: &Error) {
-        for answer in self.answers {
-            answer(Err(error.clone()));
-        }
-    }
-}
-
-/// What the writer is given.
-enum Work {
-    Commit(Box<Batch>),
-    /// Memory has gone back to what is stored, and what follows builds on that.
-    GoOn,
-}
-
-/// Commits batches in their order. After one has failed, those that follow fail as well until memory has gone back.
-fn write(store: &Mutex<Store>, work: &sync::Receiver<Work>, failed: &AtomicBool) {
-    let mut fault: Option<Error> = None;
-    while let Ok(work) = work.recv() {
-        match (work, &fault) {
-            (Work::GoOn, _) => fault = None,
-            (Work::Commit(batch), Some(error)) => batch.fail(error),
-            (Work::Commit(batch), None) => {
-                if let Err(error) = batch.commit(store) {
-                    error!(%error, "commit failed; going back to what is stored");
-                    failed.store(true, Ordering::SeqCst);
-                    fault = Some(error);
-                }
-            }
-        }
-    }
-}
-
 fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
     // A panic in the writer ends the controller anyway.
     store.lock().unwrap_or_else(PoisonError::into_inner)
@@ -329,77 +259,6 @@ impl Shelf {
             ticks: 0,
             last_tick: Instant::now(),
         })
-    }
-
-    fn serve(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
-        // A batch waits until the one before it is written, and what comes meanwhile shares the next.
-        let (writer, work) = sync::sync_channel(0);
-        let failed = Arc::new(AtomicBool::new(false));
-        let writing = {
-            let (store, failed) = (self.store.clone(), failed.clone());
-            let write = move || write(&store, &work, &failed);
-            let thread = thread::Builder::new().name("commits".into()).spawn(write);
-            thread.map_err(|source| Error::Thread(Arc::new(source)))?
-        };
-        while let Some(job) = jobs.blocking_recv() {
-            if failed.swap(false, Ordering::SeqCst) {
-                self.go_back()?;
-                writer.send(Work::GoOn).map_err(|_| Error::Died)?;
-            }
-            // After a pause of the whole process, others may own the studies.
-            if self.last_tick.elapsed() > 2 * TICK {
-                self.tick(now());
-            }
-            let mut answers = vec![job(&mut self, now())];
-            while answers.len() < BATCH
-                && let Ok(job) = jobs.try_recv()
-            {
-                answers.push(job(&mut self, now()));
-            }
-            let batch = Box::new(self.batch(answers));
-            writer.send(Work::Commit(batch)).map_err(|_| Error::Died)?;
-        }
-        drop(writer);
-        writing.join().map_err(|_| Error::Died)?;
-        lock(&self.store).leave().map_err(storage)
-    }
-
-    /// Takes what the operations did that are to be answered by `answers`.
-    fn batch(&mut self, answers: Vec<Answer>) -> Batch {
-        self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
-        let mut watchers = Vec::new();
-        for (name, changed) in mem::take(&mut self.changed) {
-            let Some(study) = self.studies.get(&name) else { continue };
-            if changed.described {
-                self.changes.study(study);
-            }
-            self.changes.state(study);
-            for step in changed.steps {
-                self.changes.step(study, step);
-            }
-            watchers.extend(self.watchers.get(&study.id()).cloned());
-        }
-        let (changes, happened) = (mem::take(&mut self.changes), mem::take(&mut self.happened));
-        Batch { changes, happened, watchers, answers }
-    }
-
-    fn go_back(&mut self) -> Result<(), Error> {
-        self.changes = Changes::default();
-        self.changed.clear();
-        self.happened.clear();
-        // Where the database is elsewhere, it may take a while until it can be reached again.
-        let studies = loop {
-            match lock(&self.store).load(Instant::now()) {
-                Ok(studies) => break studies,
-                Err(error @ (store::Error::Postgres(_) | store::Error::TimedOut)) => {
-                    warn!(%error, "waiting for the database");
-                    thread::sleep(TICK);
-                }
-                Err(error) => return Err(storage(error)),
-            }
-        };
-        self.studies = studies.into_iter().map(|study| (study.name().into(), study)).collect();
-        Ok(())
     }
 
     /// Does what time asks for.
@@ -620,7 +479,7 @@ impl Shelf {
 
     /// Forgets a study that was to be imported.
     pub fn abandon_import(&mut self, id: StudyId) {
-        self.changes.delete(id);
+        self.changes.abandon_import(id);
     }
 
     /// Puts an imported study on the shelf, its history being stored.
@@ -715,7 +574,9 @@ impl Shelf {
         origin: &Origin,
         now: Now,
     ) -> Result<(Next, Option<String>), Error> {
-        if self.over_budget().is_some() {
+        // A study that has ended says so all the same.
+        if self.over_budget().is_some() && (name.is_empty() || !self.get(name)?.state().has_ended())
+        {
             return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
         }
         if !name.is_empty() {
@@ -782,34 +643,6 @@ fn now() -> Now {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let millis = Duration::from_millis(since.as_millis() as u64);
     Now { monotonic: Instant::now(), wall: UNIX_EPOCH + millis }
-}
-
-fn log(study: &str, event: &Event) {
-    match event {
-        Event::Created => info!(study, "study created"),
-        Event::Deleted => info!(study, "study deleted"),
-        Event::Described => info!(study, "variables are known"),
-        Event::StateChanged(State::Finished(rule)) => {
-            info!(study, state = "FINISHED", ?rule, "state changed");
-        }
-        Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
-        Event::Sampled(step) => debug!(study, step = step.0, "step handed out"),
-        Event::LeasedAgain(step) => info!(study, step = step.0, "step handed out again"),
-        Event::Expired(step) => warn!(study, step = step.0, "lease ran out"),
-        Event::Released(step) => info!(study, step = step.0, "step given back"),
-        Event::Reported { step, trainer, outcome, staleness } => {
-            debug!(study, step = step.0, trainer, ?outcome, staleness, "step reported");
-        }
-        Event::Passed(past) => match &past.report {
-            None => info!(study, step = past.step.id.0, "step closed unreported"),
-            Some(report) => {
-                debug!(study, step = past.step.id.0, update = report.update, "step done");
-            }
-        },
-        Event::ReportedLate(step, report) => {
-            debug!(study, step = step.0, trainer = report.trainer, "closed step reported late");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -928,6 +761,47 @@ mod tests {
         busy.await.unwrap().unwrap();
         let result = studies.run(|shelf, _| shelf.get("s").map(drop)).await;
         assert!(matches!(result, Err(Error::UnknownStudy(_))), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn over_the_disk_budget_nothing_is_begun_but_reports_count_and_ends_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::Directory(directory.path().into());
+        let studies = start(directory.path()).await;
+        let lease = |shelf: &mut Shelf, name: &str, request: &str, now| {
+            let origin = Origin::Request(request.into());
+            Ok(shelf.lease(name, &[], "t", &origin, now)?.0)
+        };
+        let lease_id = studies
+            .run(move |shelf, now| {
+                shelf.create("s", spec(), "", now)?;
+                shelf.create("ended", spec(), "", now)?;
+                shelf.change("ended", |study| {
+                    study.stop(now);
+                    Ok(())
+                })?;
+                let Next::Step(id) = lease(shelf, "s", "1", now)? else { panic!("no step") };
+                let study = shelf.get("s")?;
+                Ok(study.lease_id(study.step(id).unwrap()))
+            })
+            .await
+            .unwrap();
+        drop(studies);
+        let store = loop {
+            match Store::open(&location) {
+                Err(store::Error::InUse(_)) => tokio::task::yield_now().await,
+                store => break store.unwrap(),
+            }
+        };
+        let mut shelf = Shelf::load(store, Limits { disk: Some(1), ..Limits::default() }).unwrap();
+        let now = now();
+        assert!(matches!(shelf.create("new", spec(), "", now), Err(Error::OverBudget(1))));
+        assert!(matches!(lease(&mut shelf, "s", "2", now), Ok(Next::NoWork(_))));
+        assert!(matches!(lease(&mut shelf, "ended", "2", now), Ok(Next::Finished)));
+        let (losses, metrics) = (vec![1.0, 2.0], BTreeMap::new());
+        let report = Report { lease: lease_id, trainer: "t".into(), losses, metrics };
+        let receipt = shelf.report("s", report, now).unwrap();
+        assert_eq!(receipt.outcome, Some(Outcome::Applied));
     }
 
     #[tokio::test]

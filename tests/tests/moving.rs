@@ -1,7 +1,7 @@
 //! A study can be followed, written out, and taken in elsewhere, where it goes on as if nothing had happened.
 
 use asng_proto::v1::{self, study_part::Part};
-use asng_tests::{Controller, applied, create_request, report, study_when, theta, train};
+use asng_tests::{Controller, Postgres, applied, create_request, report, study_when, theta, train};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
@@ -147,7 +147,18 @@ async fn a_study_that_goes_on_is_exported_only_as_a_fork() {
 #[tokio::test]
 async fn of_a_study_that_is_cut_short_or_spoilt_nothing_is_kept() {
     let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(directory.path());
+    keeps_nothing_spoilt(Controller::start(directory.path())).await;
+}
+
+#[tokio::test]
+async fn of_a_study_that_is_cut_short_or_spoilt_nothing_is_kept_in_postgresql() {
+    let Some(postgres) = Postgres::start() else { return };
+    let (store, directory) = (postgres.url("moving"), tempfile::tempdir().unwrap());
+    let arguments = ["--store", &store];
+    keeps_nothing_spoilt(Controller::start_with(directory.path(), &arguments)).await;
+}
+
+async fn keeps_nothing_spoilt(controller: Controller) {
     half_done(&controller).await;
     let parts = export(&controller, "moved", false).await.unwrap();
     let last = parts.len() - 1;
@@ -179,8 +190,11 @@ async fn of_a_study_that_is_cut_short_or_spoilt_nothing_is_kept() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains(expected), "{refused} lacks {expected:?}");
     }
+    let whole = import(&controller, "whole", parts.clone()).await.unwrap();
+    assert_eq!(export(&controller, "whole", false).await.unwrap()[1..], parts[1..]);
+    assert_eq!(whole.state(), v1::StudyState::Paused);
     let studies = controller.studies().list_studies(v1::ListStudiesRequest::default()).await;
-    assert_eq!(studies.unwrap().into_inner().studies.len(), 1);
+    assert_eq!(studies.unwrap().into_inner().studies.len(), 2);
 }
 
 #[tokio::test]

@@ -32,10 +32,11 @@ impl Journal {
     /// The row of the journal that holds `changes`; none if these must go to the tables. The architectures of a step whose
     /// opening is here as well are taken out of `changes`, and come back by [`add`](Journal::add).
     pub(super) fn entry(&self, changes: &mut Changes) -> Option<String> {
-        let Changes { deleted, importing, imported, studies, pruned, .. } = &*changes;
+        let Changes { deleted, importing, imported, abandoned, studies, pruned, .. } = &*changes;
         let plain = deleted.is_empty()
             && importing.is_empty()
             && imported.is_empty()
+            && abandoned.is_empty()
             && studies.is_empty()
             && pruned.is_empty();
         if !plain || self.is_full() {

@@ -6,7 +6,7 @@
 //! owner that was paused and wakes up cannot write.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     str::FromStr,
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use tokio_stream::StreamExt;
 use tracing::{info, warn};
 
 use super::{
-    Changes, Error, POSTGRES_TIMEOUT, Page, Tick,
+    Changes, Error, Page, Tick,
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
 use crate::study::{Closed, StepId, Study, StudyId};
@@ -33,6 +33,8 @@ const LEASE: Duration = Duration::from_secs(4);
 /// Serialises the making of tables ("asng" in ASCII).
 const MIGRATION_LOCK: i64 = 0x6173_6e67;
 const SWEEP: i64 = 5_000;
+/// How long PostgreSQL may take for anything.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The database, open for writing, with a runtime of its own: it is used on a thread that may wait.
 pub struct Postgres {
@@ -44,6 +46,8 @@ pub struct Postgres {
     address: String,
     /// Studies that this controller owns, and under which fence.
     fences: HashMap<i64, i64>,
+    /// Studies whose history it is importing.
+    importing: HashSet<i64>,
     sweeping: bool,
 }
 
@@ -57,6 +61,7 @@ impl Postgres {
             id: rand::random(),
             address: address.into(),
             fences: HashMap::new(),
+            importing: HashSet::new(),
             sweeping: true,
         };
         let database = postgres.options.get_database().unwrap_or_default().to_owned();
@@ -109,8 +114,10 @@ impl Postgres {
             .filter(|study| !self.fences.contains_key(study))
             .collect();
         let mut owned = BTreeMap::new();
-        for study in changes.touched().filter(|study| !created.contains(study)) {
-            owned.insert(study, *self.fences.get(&study).ok_or(Error::Fenced)?);
+        for study in changes.touched() {
+            if !created.contains(&study) && !self.importing.contains(&study) {
+                owned.insert(study, *self.fences.get(&study).ok_or(Error::Fenced)?);
+            }
         }
         let created = &created;
         self.run(async move |connection| {
@@ -134,10 +141,14 @@ impl Postgres {
             Ok(())
         })?;
         self.fences.extend(created.iter().map(|study| (*study, 1)));
+        self.importing.extend(&changes.importing);
+        for study in changes.imported.iter().chain(&changes.abandoned) {
+            self.importing.remove(study);
+        }
         for study in &changes.deleted {
             self.fences.remove(study);
-            self.sweeping = true;
         }
+        self.sweeping |= !changes.deleted.is_empty() || !changes.abandoned.is_empty();
         Ok(())
     }
 
@@ -188,7 +199,9 @@ impl Postgres {
         })
     }
 
-    /// Says that this controller lives, takes studies that nobody owns, and compares what it owns with what it thinks.
+    /// Says that this controller lives, takes studies that nobody owns, and compares what it owns with what it thinks. One
+    /// that it lost and got back meanwhile is lost this time and gained the next, so that nothing that was built on what
+    /// it was can be written under the new fence.
     pub(super) fn tick(&mut self, now: Instant) -> Result<Tick, Error> {
         let (id, address, sweeping) = (self.id, self.address.clone(), self.sweeping);
         let known = self.fences.clone();
@@ -218,12 +231,12 @@ impl Postgres {
                     .bind(id)
                     .fetch_all(&mut *connection)
                     .await?;
-            let owned: HashMap<i64, i64> = owned.into_iter().collect();
-            let new: Vec<i64> = owned
-                .iter()
-                .filter(|(study, fence)| known.get(study) != Some(fence))
-                .map(|(study, _)| *study)
+            let owned: HashMap<i64, i64> = owned
+                .into_iter()
+                .filter(|(study, fence)| known.get(study).is_none_or(|known| known == fence))
                 .collect();
+            let new: Vec<i64> =
+                owned.keys().filter(|study| !known.contains_key(study)).copied().collect();
             let gained = if new.is_empty() {
                 Vec::new()
             } else {
@@ -257,6 +270,7 @@ impl Postgres {
     }
 
     pub(super) fn leave(&mut self) -> Result<(), Error> {
+        self.fences.clear();
         let id = self.id;
         self.run(async move |connection| {
             sqlx::query("UPDATE studies SET controller = NULL WHERE controller = $1")
@@ -282,7 +296,7 @@ impl Postgres {
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(POSTGRES_TIMEOUT, work).await.map_err(|_| Error::TimedOut)
+    tokio::time::timeout(TIMEOUT, work).await.map_err(|_| Error::TimedOut)
 }
 
 /// Makes the tables if they are not there, and returns the version of those that are.
@@ -358,11 +372,17 @@ async fn write(
             "DELETE FROM studies WHERE id = ANY($1)",
             "DELETE FROM states WHERE study = ANY($1)",
             "DELETE FROM open_steps WHERE study = ANY($1)",
-            "INSERT INTO absent (study) SELECT unnest($1)
-             ON CONFLICT (study) DO UPDATE SET importing = NULL",
         ] {
             sqlx::query(sql).bind(&changes.deleted).execute(&mut *connection).await?;
         }
+    }
+    for study in changes.deleted.iter().chain(&changes.abandoned) {
+        sqlx::query(
+            "INSERT INTO absent (study) VALUES ($1) ON CONFLICT (study) DO UPDATE SET importing = NULL",
+        )
+        .bind(study)
+        .execute(&mut *connection)
+        .await?;
     }
     for study in &changes.importing {
         sqlx::query("INSERT INTO absent (study, importing) VALUES ($1, $2)")
@@ -584,7 +604,7 @@ pub struct Reader {
 impl Reader {
     pub(super) fn new(url: &str) -> Result<Reader, Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("asng-controller reader");
-        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(POSTGRES_TIMEOUT);
+        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(TIMEOUT);
         Ok(Reader { pool: pool.connect_lazy_with(options) })
     }
 
@@ -677,5 +697,16 @@ mod tests {
 
         second.leave().unwrap();
         assert_eq!(first.tick(Instant::now()).unwrap().gained.len(), 1, "at once");
+
+        // Lost and got back between two looks: what was built before is not to be written under the new fence.
+        forget_controllers(&url);
+        assert_eq!(second.tick(Instant::now()).unwrap().gained.len(), 1);
+        second.leave().unwrap();
+        let tick = first.tick(Instant::now()).unwrap();
+        assert_eq!((tick.gained.len(), tick.lost), (0, vec![StudyId(7)]));
+        let mut stray = Changes::default();
+        stray.prune(StudyId(7), StepId(1));
+        assert!(matches!(first.commit(&stray), Err(Error::Fenced)), "a step alone is checked too");
+        assert_eq!(first.tick(Instant::now()).unwrap().gained.len(), 1);
     }
 }

@@ -125,7 +125,7 @@ impl Sqlite {
     }
 
     pub(super) fn commit(&mut self, mut changes: Changes) -> Result<(), Error> {
-        self.sweeping |= !changes.deleted.is_empty();
+        self.sweeping |= !changes.deleted.is_empty() || !changes.abandoned.is_empty();
         let Some(entry) = self.journal.entry(&mut changes) else { return self.write(&changes) };
         self.connection
             .prepare_cached("INSERT INTO journal (entry) VALUES (?1)")?
@@ -246,10 +246,14 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
             "DELETE FROM studies WHERE id = ?1",
             "DELETE FROM states WHERE study = ?1",
             "DELETE FROM open_steps WHERE study = ?1",
-            "INSERT OR REPLACE INTO absent (study, importing) VALUES (?1, NULL)",
         ] {
             connection.prepare_cached(sql)?.execute([id])?;
         }
+    }
+    for id in changes.deleted.iter().chain(&changes.abandoned) {
+        connection
+            .prepare_cached("INSERT OR REPLACE INTO absent (study, importing) VALUES (?1, NULL)")?
+            .execute([id])?;
     }
     for id in &changes.importing {
         connection
