@@ -5,7 +5,7 @@
 //! | [`asng`] | the optimiser: pure arithmetic |
 //! | [`study`] | a study's states, steps, leases and reports: pure, takes the time as an argument |
 //! | [`store`] | the only place that touches the database |
-//! | [`studies`] | the thread that owns every study and the store |
+//! | [`studies`] | the thread that owns every study, and the one that commits |
 //! | [`access`] | tokens, their roles, and the studies they are bound to |
 //! | [`limits`] | how much clients may ask for |
 //! | [`tls`] | certificates and keys |

@@ -1,4 +1,4 @@
-//! All studies of a controller, and the one thread that owns them and the database.
+//! All studies of a controller, and the one thread that owns them.
 //!
 //! An operation is a closure that the thread runs on [`Shelf`]. Operations that have queued while another batch ran share
 //! a commit, which a second thread makes while the next batch runs; each is answered only after its commit: so what was
