@@ -293,10 +293,18 @@ impl Store {
         }
     }
 
+    /// Does a part of the work that commits have left for later. To be called after each, when it has been acknowledged.
+    pub fn work_off(&mut self) -> Result<(), Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.work_off(false),
+            Store::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Lets a [`Reader`] see all that is committed.
     pub fn settle(&mut self) -> Result<(), Error> {
         match self {
-            Store::Sqlite(sqlite) => sqlite.settle(),
+            Store::Sqlite(sqlite) => sqlite.settle(Changes::default()),
             Store::Postgres(_) => Ok(()),
         }
     }

@@ -12,11 +12,12 @@ mod simulation;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Span, debug_span, error, info, warn};
@@ -226,11 +227,6 @@ pub struct Shelf {
     size: u64,
 }
 
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    // A panic in the writer ends the controller anyway.
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn storage(error: store::Error) -> Error {
     Error::Storage(Arc::new(error))
 }
@@ -264,7 +260,7 @@ impl Shelf {
     /// Does what time asks for.
     fn tick(&mut self, now: Now) {
         self.last_tick = Instant::now();
-        let tick = lock(&self.store).tick(now.monotonic);
+        let tick = self.store.lock().tick(now.monotonic);
         match tick {
             Ok(store::Tick { gained, lost }) => {
                 self.studies.retain(|_, study| !lost.contains(&study.id()));
@@ -296,7 +292,7 @@ impl Shelf {
     }
 
     fn look_at_size(&mut self) {
-        let size = lock(&self.store).size();
+        let size = self.store.lock().size();
         match size {
             Ok(size) => self.size = size,
             Err(error) => warn!(%error, "cannot tell the database's size"),
@@ -334,7 +330,7 @@ impl Shelf {
 
     /// Lets readers of the database see all that is committed.
     pub fn settle(&mut self) -> Result<(), Error> {
-        lock(&self.store).settle().map_err(storage)
+        self.store.lock().settle().map_err(storage)
     }
 
     /// All studies that are here.
@@ -356,7 +352,7 @@ impl Shelf {
             // It is out of scope.
             return Error::UnknownStudy(name.into());
         }
-        match lock(&self.store).owner(name) {
+        match self.store.lock().owner(name) {
             Ok(None) => Error::UnknownStudy(name.into()),
             Ok(Some(address)) => Error::NotOwner { name: name.into(), address },
             Err(error) => Error::Storage(Arc::new(error)),
@@ -601,7 +597,7 @@ impl Shelf {
             }
         }
         if retry_after == study::RETRY_WHEN_IDLE
-            && let Some(address) = lock(&self.store).owner_of_work(spaces).map_err(storage)?
+            && let Some(address) = self.store.lock().owner_of_work(spaces).map_err(storage)?
         {
             return Err(Error::NotOwner { name: String::new(), address });
         }
@@ -628,7 +624,7 @@ impl Shelf {
         let closed = if study.is_closed(step) {
             // It may have passed within this very batch.
             match self.changes.closed(id, step) {
-                None => lock(&self.store).closed(id, step).map_err(storage)?,
+                None => self.store.lock().closed(id, step).map_err(storage)?,
                 closed => closed,
             }
         } else {
@@ -709,7 +705,7 @@ mod tests {
         search(&studies).await.unwrap();
         studies
             .run(|shelf, _| {
-                match &*lock(&shelf.store) {
+                match &*shelf.store.lock() {
                     Store::Sqlite(sqlite) => sqlite.fill_disk(),
                     Store::Postgres(_) => unreachable!("a directory was opened"),
                 }

@@ -1,10 +1,14 @@
 //! What SQLite has in its journal and not yet in its tables.
 //!
 //! A commit of many studies touches many pages, and most of what it writes is overtaken soon after. So a commit appends one
-//! row to the journal, and every so often what has gathered goes to the tables, in their order. Theta is not in the
-//! journal: it follows from the theta in the tables and the reports in the journal.
+//! row to the journal, and every so often what has gathered goes to the tables: in their order, and part by part, so that
+//! no commit has to wait for all of it. Theta is not in the journal: it follows from the theta in the tables and the
+//! reports in the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use super::{
     Changes, Error,
@@ -12,20 +16,39 @@ use super::{
 };
 use crate::study::Closed;
 
-/// Steps after which what has gathered goes to the tables.
+/// Steps after which what has gathered begins to go to the tables.
 const FULL: usize = 2048;
+/// Parts in which it goes there.
+const PARTS: usize = 16;
 
 /// Study and step.
 type Key = (i64, i64);
 
-/// What has gathered.
+/// What is in the journal.
 #[derive(Default)]
 pub(super) struct Journal {
+    newer: Gathered,
+    /// On its way to the tables, and the steps in a part of it. The history goes first and the rest with the last part:
+    /// until then all of it is in the journal as well.
+    older: Option<(Gathered, usize)>,
+}
+
+#[derive(Default)]
+struct Gathered {
     states: BTreeMap<i64, StateRow>,
     passed: BTreeSet<Key>,
     open: BTreeMap<Key, OpenRow>,
     past: BTreeMap<Key, PastRow>,
     late: BTreeMap<Key, ReportRow>,
+    /// The last row of the journal that is in it.
+    last: i64,
+}
+
+/// What is to be written to the tables.
+pub(super) struct Part {
+    pub(super) changes: Changes,
+    /// The last row of the journal that is not needed after that.
+    pub(super) done: Option<i64>,
 }
 
 impl Journal {
@@ -39,11 +62,11 @@ impl Journal {
             && abandoned.is_empty()
             && studies.is_empty()
             && pruned.is_empty();
-        if !plain || self.is_full() {
+        if !plain {
             return None;
         }
         for PastRow { step, .. } in &mut changes.past {
-            if self.open.contains_key(&step.key()) {
+            if self.newer.open.contains_key(&step.key()) {
                 step.train.clear();
                 step.rank.clear();
             }
@@ -53,13 +76,98 @@ impl Journal {
     }
 
     /// Reads a row of the journal, as when the controller starts.
-    pub(super) fn read(&mut self, text: &str) -> Result<(), serde_json::Error> {
-        self.add(serde_json::from_str(text)?);
+    pub(super) fn read(&mut self, id: i64, text: &str) -> Result<(), serde_json::Error> {
+        self.add(id, serde_json::from_str(text)?);
         Ok(())
     }
 
-    /// Gathers what has been committed to the journal.
-    pub(super) fn add(&mut self, changes: Changes) {
+    /// Gathers what has been committed to the journal, in its row `id`.
+    pub(super) fn add(&mut self, id: i64, changes: Changes) {
+        self.newer.add(changes);
+        self.newer.last = id;
+    }
+
+    /// What is to be written next; none if little has gathered, unless it is wanted `soon`.
+    pub(super) fn part(&mut self, soon: bool) -> Option<Part> {
+        let due = self.newer.steps() >= FULL || soon && !self.newer.is_empty();
+        if self.older.is_none() && due {
+            let older = mem::take(&mut self.newer);
+            let size = older.steps().div_ceil(PARTS);
+            self.older = Some((older, size));
+        }
+        let (older, size) = self.older.as_mut()?;
+        if let Some(rest) = older.past.keys().nth(*size).copied() {
+            let rest = older.past.split_off(&rest);
+            let past = mem::replace(&mut older.past, rest).into_values().collect();
+            return Some(Part { changes: Changes { past, ..Changes::default() }, done: None });
+        }
+        let (older, _) = self.older.take()?;
+        Some(Part { done: Some(older.last), changes: older.into_changes() })
+    }
+
+    /// All that is to be written, in this order.
+    pub(super) fn into_changes(self) -> impl Iterator<Item = Changes> {
+        let older = self.older.map(|(older, _)| older);
+        older.into_iter().chain([self.newer]).map(Gathered::into_changes)
+    }
+
+    /// The newer first.
+    fn parts(&self) -> impl DoubleEndedIterator<Item = &Gathered> {
+        [&self.newer].into_iter().chain(self.older.as_ref().map(|(older, _)| older))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts().all(Gathered::is_empty)
+    }
+
+    /// What became of a step, if that is here.
+    pub(super) fn closed(&self, key: Key) -> Option<Closed> {
+        self.parts().find_map(|gathered| gathered.past.get(&key)).map(PastRow::closed)
+    }
+
+    /// Whether a step that the tables have as closed was reported after all.
+    pub(super) fn is_late(&self, key: Key) -> bool {
+        self.parts().any(|gathered| gathered.late.contains_key(&key))
+    }
+
+    /// A study's state and open steps, where the tables have `state` and `open`.
+    pub(super) fn overlay(
+        &self,
+        study: i64,
+        mut state: StateRow,
+        mut open: Vec<OpenRow>,
+    ) -> (StateRow, Vec<OpenRow>) {
+        for gathered in self.parts().rev() {
+            open.retain(|OpenRow { step, .. }| {
+                !gathered.passed.contains(&step.key()) && !gathered.open.contains_key(&step.key())
+            });
+            let opened = gathered.open.range((study, i64::MIN)..=(study, i64::MAX));
+            open.extend(opened.map(|(_, row)| row.clone()));
+            if let Some(newer) = gathered.states.get(&study) {
+                state = newer.clone();
+            }
+        }
+        (state, open)
+    }
+
+    /// Studies whose theta has to be computed after a start.
+    pub(super) fn studies(&self) -> Vec<i64> {
+        self.newer.states.keys().copied().collect()
+    }
+
+    /// Computes the theta of a study from that in the tables and the reports here, after a start.
+    pub(super) fn find_theta(&mut self, study: &StudyRow, table: &StateRow) -> Result<(), Error> {
+        let past = self.newer.past.range((study.id, i64::MIN)..=(study.id, i64::MAX));
+        let theta = rows::replay(study, table, past.map(|(_, row)| row))?;
+        if let Some(state) = self.newer.states.get_mut(&study.id) {
+            state.theta = theta;
+        }
+        Ok(())
+    }
+}
+
+impl Gathered {
+    fn add(&mut self, changes: Changes) {
         let Changes { states, passed, open, past, late, .. } = changes;
         self.states.extend(states.into_iter().map(|row| (row.study, row)));
         for mut row in past {
@@ -86,17 +194,16 @@ impl Journal {
         }
     }
 
-    /// Whether it is time to let go.
-    fn is_full(&self) -> bool {
-        self.past.len() + self.open.len() >= FULL
+    fn steps(&self) -> usize {
+        self.past.len() + self.open.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.past.is_empty() && self.open.is_empty()
+    fn is_empty(&self) -> bool {
+        // A step does not change without its study's state.
+        self.states.is_empty()
     }
 
-    /// What has gathered, as it has to be written to the tables.
-    pub(super) fn into_changes(self) -> Changes {
+    fn into_changes(self) -> Changes {
         let late = self.late.into_iter().map(|((study, step), row)| (study, step, row));
         Changes {
             states: self.states.into_values().collect(),
@@ -106,46 +213,5 @@ impl Journal {
             late: late.collect(),
             ..Changes::default()
         }
-    }
-
-    /// What became of a step, if that is here.
-    pub(super) fn closed(&self, key: Key) -> Option<Closed> {
-        self.past.get(&key).map(PastRow::closed)
-    }
-
-    /// Whether a step that the tables have as closed was reported after all.
-    pub(super) fn is_late(&self, key: Key) -> bool {
-        self.late.contains_key(&key)
-    }
-
-    /// A study's state and open steps, where the tables have `state` and `open`.
-    pub(super) fn overlay(
-        &self,
-        study: i64,
-        state: StateRow,
-        mut open: Vec<OpenRow>,
-    ) -> (StateRow, Vec<OpenRow>) {
-        open.retain(|row| {
-            !self.passed.contains(&row.step.key()) && !self.open.contains_key(&row.step.key())
-        });
-        open.extend(
-            self.open.range((study, i64::MIN)..=(study, i64::MAX)).map(|(_, row)| row.clone()),
-        );
-        (self.states.get(&study).cloned().unwrap_or(state), open)
-    }
-
-    /// Studies whose theta has to be computed after a start.
-    pub(super) fn studies(&self) -> Vec<i64> {
-        self.states.keys().copied().collect()
-    }
-
-    /// Computes the theta of a study from that in the tables and the reports here.
-    pub(super) fn find_theta(&mut self, study: &StudyRow, table: &StateRow) -> Result<(), Error> {
-        let past = self.past.range((study.id, i64::MIN)..=(study.id, i64::MAX));
-        let theta = rows::replay(study, table, past.map(|(_, row)| row))?;
-        if let Some(state) = self.states.get_mut(&study.id) {
-            state.theta = theta;
-        }
-        Ok(())
     }
 }

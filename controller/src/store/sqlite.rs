@@ -126,37 +126,59 @@ impl Sqlite {
 
     pub(super) fn commit(&mut self, mut changes: Changes) -> Result<(), Error> {
         self.sweeping |= !changes.deleted.is_empty() || !changes.abandoned.is_empty();
-        let Some(entry) = self.journal.entry(&mut changes) else { return self.write(&changes) };
+        let Some(entry) = self.journal.entry(&mut changes) else { return self.settle(changes) };
         self.connection
             .prepare_cached("INSERT INTO journal (entry) VALUES (?1)")?
             .execute([entry])?;
-        self.journal.add(changes);
+        self.journal.add(self.connection.last_insert_rowid(), changes);
         Ok(())
     }
 
-    /// Writes what is in the journal to the tables.
-    pub(super) fn settle(&mut self) -> Result<(), Error> {
-        if self.journal.is_empty() { Ok(()) } else { self.write(&Changes::default()) }
+    /// Writes all that is in the journal to the tables, and then `changes`.
+    pub(super) fn settle(&mut self, changes: Changes) -> Result<(), Error> {
+        if self.journal.is_empty() && changes.is_empty() {
+            return Ok(());
+        }
+        let parts = mem::take(&mut self.journal).into_changes().chain([changes]);
+        self.write(parts, Some(i64::MAX))
     }
 
-    /// Writes what is in the journal to the tables, and then `changes`.
-    fn write(&mut self, changes: &Changes) -> Result<(), Error> {
-        let journal = mem::take(&mut self.journal);
-        let written = self.write_both(journal, changes);
+    /// Writes a part of what is in the journal to the tables, if enough has gathered or it is wanted `soon`.
+    pub(super) fn work_off(&mut self, soon: bool) -> Result<(), Error> {
+        let Some(part) = self.journal.part(soon) else { return Ok(()) };
+        // A power cut may undo it: then it is in the journal again.
+        self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        let written = self.write([part.changes], part.done);
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        written
+    }
+
+    /// Writes `parts` to the tables. The journal up to its row `done` is not needed any more.
+    fn write(
+        &mut self,
+        parts: impl IntoIterator<Item = Changes>,
+        done: Option<i64>,
+    ) -> Result<(), Error> {
+        let written = self.transact(parts, done);
         if written.is_err() {
             self.journal = read_journal(&self.connection)?;
         }
         written
     }
 
-    fn write_both(&mut self, journal: Journal, changes: &Changes) -> Result<(), Error> {
+    fn transact(
+        &mut self,
+        parts: impl IntoIterator<Item = Changes>,
+        done: Option<i64>,
+    ) -> Result<(), Error> {
         // Dropped on an error, it rolls back.
         let transaction = self.connection.transaction()?;
-        if !journal.is_empty() {
-            write(&transaction, &journal.into_changes())?;
-            transaction.execute("DELETE FROM journal", [])?;
+        for part in parts {
+            write(&transaction, &part)?;
         }
-        write(&transaction, changes)?;
+        if let Some(done) = done {
+            transaction.prepare_cached("DELETE FROM journal WHERE id <= ?1")?.execute([done])?;
+        }
         Ok(transaction.commit()?)
     }
 
@@ -176,9 +198,9 @@ impl Sqlite {
         Ok(row.optional()?)
     }
 
-    /// Settles, and removes a part of the history of studies that are not there.
+    /// Works off, and removes a part of the history of studies that are not there.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
-        self.settle()?;
+        self.work_off(true)?;
         if !self.sweeping {
             return Ok(());
         }
@@ -224,10 +246,11 @@ fn load(connection: &Connection, journal: &Journal, now: Instant) -> Result<Vec<
 /// Reads the journal that another process has left.
 fn read_journal(connection: &Connection) -> Result<Journal, Error> {
     let mut journal = Journal::default();
-    let mut entries = connection.prepare("SELECT entry FROM journal ORDER BY id")?;
-    for entry in entries.query_map([], |row| row.get::<_, String>(0))? {
+    let mut entries = connection.prepare("SELECT id, entry FROM journal ORDER BY id")?;
+    for found in entries.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))? {
         let damaged = |error| Error::Damaged { study: 0, what: format!("journal: {error}") };
-        journal.read(&entry?).map_err(damaged)?;
+        let (id, entry) = found?;
+        journal.read(id, &entry).map_err(damaged)?;
     }
     let mut one = connection.prepare(
         "SELECT * FROM studies JOIN states ON states.study = studies.id WHERE studies.id = ?1",

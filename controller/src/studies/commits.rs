@@ -1,20 +1,15 @@
-//! How what operations did becomes durable: batch by batch, written by a thread of its own while the next batch runs.
+//! How what operations did becomes durable: batch by batch, written by another thread while the next batch gathers.
 
-use std::{
-    mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-        mpsc as sync,
-    },
-    thread,
-    time::Instant,
+use std::{mem, sync::Arc, thread, time::Instant};
+
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+    task::JoinHandle,
 };
-
-use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use super::{Answer, BATCH, Error, Job, Shelf, TICK, lock, now, storage};
+use super::{Answer, BATCH, Error, Job, Shelf, TICK, now, storage};
 use crate::{
     metrics,
     store::{self, Changes, Store},
@@ -31,10 +26,10 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Makes it durable, and tells those who wait for it.
-    pub(super) fn commit(self, store: &Mutex<Store>) -> Result<(), Error> {
+    pub(super) fn commit(self, store: &mut Store) -> Result<(), Error> {
         let started = Instant::now();
         let stores = !self.changes.is_empty();
-        let committed = lock(store).commit(self.changes).map_err(storage);
+        let committed = store.commit(self.changes).map_err(storage);
         match &committed {
             Ok(()) if stores => metrics::committed(started.elapsed(), self.answers.len()),
             Ok(()) => {}
@@ -51,75 +46,65 @@ impl Batch {
         for answer in self.answers {
             answer(committed.clone());
         }
+        if let Err(error) = store.work_off() {
+            // It stays where it is, and the next commit will say so if it cannot be made.
+            warn!(%error, "cannot tidy up the database");
+        }
         committed
-    }
-
-    /// Tells those who wait for it that it cannot be.
-    fn fail(self, error: &Error) {
-        for answer in self.answers {
-            answer(Err(error.clone()));
-        }
-    }
-}
-
-/// What the writer is given.
-enum Work {
-    Commit(Box<Batch>),
-    /// Memory has gone back to what is stored, and what follows builds on that.
-    GoOn,
-}
-
-/// Commits batches in their order. After one has failed, those that follow fail as well until memory has gone back.
-fn write(store: &Mutex<Store>, work: &sync::Receiver<Work>, failed: &AtomicBool) {
-    let mut fault: Option<Error> = None;
-    while let Ok(work) = work.recv() {
-        match (work, &fault) {
-            (Work::GoOn, _) => fault = None,
-            (Work::Commit(batch), Some(error)) => batch.fail(error),
-            (Work::Commit(batch), None) => {
-                if let Err(error) = batch.commit(store) {
-                    error!(%error, "commit failed; going back to what is stored");
-                    failed.store(true, Ordering::SeqCst);
-                    fault = Some(error);
-                }
-            }
-        }
     }
 }
 
 impl Shelf {
     /// Runs operations until the last handle is gone.
     pub(super) fn serve(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
-        // A batch waits until the one before it is written, and what comes meanwhile shares the next.
-        let (writer, work) = sync::sync_channel(0);
-        let failed = Arc::new(AtomicBool::new(false));
-        let writing = {
-            let (store, failed) = (self.store.clone(), failed.clone());
-            let write = move || write(&store, &work, &failed);
-            let thread = thread::Builder::new().name("commits".into()).spawn(write);
-            thread.map_err(|source| Error::Thread(Arc::new(source)))?
-        };
-        while let Some(job) = jobs.blocking_recv() {
-            if failed.swap(false, Ordering::SeqCst) {
-                self.go_back()?;
-                writer.send(Work::GoOn).map_err(|_| Error::Died)?;
+        let mut builder = runtime::Builder::new_current_thread();
+        let runtime = builder.thread_name("commits").build();
+        let runtime = runtime.map_err(|source| Error::Thread(Arc::new(source)))?;
+        let mut writing: Option<JoinHandle<Result<(), Error>>> = None;
+        loop {
+            let mut answers = Vec::new();
+            if writing.is_none() {
+                let Some(job) = jobs.blocking_recv() else { break };
+                answers.push(self.run(job));
             }
-            // After a pause of the whole process, others may own the studies.
-            if self.last_tick.elapsed() > 2 * TICK {
-                self.tick(now());
+            self.run_waiting(&mut jobs, &mut answers);
+            if let Some(writing) = writing.take() {
+                if let Err(error) = runtime.block_on(writing).map_err(|_| Error::Died)? {
+                    error!(%error, "commit failed; going back to what is stored");
+                    // These have built on it.
+                    for answer in answers {
+                        answer(Err(error.clone()));
+                    }
+                    self.go_back()?;
+                    continue;
+                }
+                // What has come while it was written shares the next one.
+                self.run_waiting(&mut jobs, &mut answers);
             }
-            let mut answers = vec![job(&mut self, now())];
-            while answers.len() < BATCH
-                && let Ok(job) = jobs.try_recv()
-            {
-                answers.push(job(&mut self, now()));
+            if !answers.is_empty() {
+                let batch = self.batch(answers);
+                // Locked from here on, so that no operation misses in the store what is on its way there.
+                let mut store = self.store.lock_arc();
+                writing = Some(runtime.spawn_blocking(move || batch.commit(&mut store)));
             }
-            let batch = Box::new(self.batch(answers));
-            writer.send(Work::Commit(batch)).map_err(|_| Error::Died)?;
         }
-        drop(writer);
-        writing.join().map_err(|_| Error::Died)?;
-        lock(&self.store).leave().map_err(storage)
+        self.store.lock().leave().map_err(storage)
+    }
+
+    fn run_waiting(&mut self, jobs: &mut mpsc::Receiver<Job>, answers: &mut Vec<Answer>) {
+        while answers.len() < BATCH
+            && let Ok(job) = jobs.try_recv()
+        {
+            answers.push(self.run(job));
+        }
+    }
+
+    fn run(&mut self, job: Job) -> Answer {
+        // After a pause of the whole process, others may own the studies.
+        if self.last_tick.elapsed() > 2 * TICK {
+            self.tick(now());
+        }
+        job(self, now())
     }
 
     /// Takes what the operations did that are to be answered by `answers`.
@@ -147,7 +132,7 @@ impl Shelf {
         self.happened.clear();
         // Where the database is elsewhere, it may take a while until it can be reached again.
         let studies = loop {
-            match lock(&self.store).load(Instant::now()) {
+            match self.store.lock().load(Instant::now()) {
                 Ok(studies) => break studies,
                 Err(error @ (store::Error::Postgres(_) | store::Error::TimedOut)) => {
                     warn!(%error, "waiting for the database");

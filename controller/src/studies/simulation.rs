@@ -137,7 +137,8 @@ fn load(location: &Location) -> Shelf {
 }
 
 fn commit(shelf: &mut Shelf) {
-    shelf.batch(Vec::new()).commit(&shelf.store).unwrap();
+    let batch = shelf.batch(Vec::new());
+    batch.commit(&mut shelf.store.lock()).unwrap();
 }
 
 impl Simulation {
