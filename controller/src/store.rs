@@ -408,8 +408,8 @@ impl Reader {
     }
 }
 
-/// Bytes of steps after which a page of a history ends.
-const PAGE_BYTES: usize = 1 << 18;
+/// Values of architectures after which a page of a history ends.
+const PAGE_VALUES: usize = 1 << 17;
 
 /// A part of a history.
 pub struct Page {
@@ -418,12 +418,12 @@ pub struct Page {
     /// Whether there are more after these.
     pub more: bool,
     limit: usize,
-    bytes: usize,
+    values: usize,
 }
 
 impl Page {
     fn new(limit: usize) -> Page {
-        Page { steps: Vec::new(), more: false, limit, bytes: 0 }
+        Page { steps: Vec::new(), more: false, limit, values: 0 }
     }
 
     /// Rows to ask the database for: one more than there is room for.
@@ -433,9 +433,10 @@ impl Page {
 
     /// Adds a row if there is room, and says whether there was.
     fn push(&mut self, row: &PastRow) -> Result<bool, Error> {
-        self.more = self.steps.len() >= self.limit || self.bytes >= PAGE_BYTES;
+        self.more = self.steps.len() >= self.limit || self.values >= PAGE_VALUES;
         if !self.more {
-            self.bytes += row.step.train.len() + row.step.rank.len();
+            let architectures = row.step.train.iter().chain(row.step.rank.iter());
+            self.values += architectures.map(|architecture| architecture.0.len()).sum::<usize>();
             self.steps.push(row.past()?);
         }
         Ok(!self.more)

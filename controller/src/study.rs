@@ -248,7 +248,7 @@ impl Study {
         let shapes = search.as_ref().map_or(&[][..], |search| search.asng.variables());
         let pending = record.pending.iter().map(|pending| &pending.step);
         let open: Vec<&Step> = record.live.iter().chain(pending).collect();
-        let architectures = open.iter().flat_map(|step| step.train.iter().chain(&step.rank));
+        let architectures = open.iter().flat_map(|step| step.train.iter().chain(step.rank.iter()));
         let incumbent = record.incumbent.iter().map(|incumbent| &incumbent.architecture);
         if !architectures.chain(incumbent).all(|architecture| architecture.fits(shapes)) {
             return Err("an architecture does not fit the variables".into());
@@ -398,8 +398,8 @@ impl Study {
             id,
             generation: self.progress.generation,
             applied: self.progress.applied,
-            train: search.asng.ask(self.spec.lambda_x(), &mut rng),
-            rank: search.asng.ask(self.spec.lambda_theta(), &mut rng),
+            train: search.asng.ask(self.spec.lambda_x(), &mut rng).into(),
+            rank: search.asng.ask(self.spec.lambda_theta(), &mut rng).into(),
             attempt: 1,
             lease: Some(lease),
         };

@@ -204,8 +204,8 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
         id: StepId(report.step_id),
         generation: report.generation,
         applied: report.applied,
-        train: draws(report.train)?,
-        rank: draws(report.rank)?,
+        train: draws(report.train)?.into(),
+        rank: draws(report.rank)?.into(),
         attempt: 1,
         lease: None,
     };

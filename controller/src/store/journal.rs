@@ -17,9 +17,9 @@ use super::{
 use crate::study::Closed;
 
 /// Steps after which what has gathered begins to go to the tables.
-const FULL: usize = 2048;
+const FULL: usize = 1024;
 /// Parts in which it goes there.
-const PARTS: usize = 16;
+const PARTS: usize = 8;
 
 /// Study and step.
 type Key = (i64, i64);
@@ -54,7 +54,7 @@ pub(super) struct Part {
 impl Journal {
     /// The row of the journal that holds `changes`; none if these must go to the tables. The architectures of a step whose
     /// opening is here as well are taken out of `changes`, and come back by [`add`](Journal::add).
-    pub(super) fn entry(&self, changes: &mut Changes) -> Option<String> {
+    pub(super) fn entry(&self, changes: &mut Changes) -> Option<Vec<u8>> {
         let Changes { deleted, importing, imported, abandoned, studies, pruned, .. } = &*changes;
         let plain = deleted.is_empty()
             && importing.is_empty()
@@ -67,17 +67,16 @@ impl Journal {
         }
         for PastRow { step, .. } in &mut changes.past {
             if self.newer.open.contains_key(&step.key()) {
-                step.train.clear();
-                step.rank.clear();
+                (step.train, step.rank) = ([].into(), [].into());
             }
         }
-        // Unwrap safety: rows are texts and numbers.
-        Some(serde_json::to_string(changes).unwrap())
+        // Unwrap safety: rows are texts, numbers and lists of them.
+        Some(rmp_serde::to_vec(changes).unwrap())
     }
 
     /// Reads a row of the journal, as when the controller starts.
-    pub(super) fn read(&mut self, id: i64, text: &str) -> Result<(), serde_json::Error> {
-        self.add(id, serde_json::from_str(text)?);
+    pub(super) fn read(&mut self, id: i64, entry: &[u8]) -> Result<(), rmp_serde::decode::Error> {
+        self.add(id, rmp_serde::from_slice(entry)?);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     str::FromStr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,10 @@ use super::{
     Changes, Error, Page, Tick,
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
-use crate::study::{Closed, StepId, Study, StudyId};
+use crate::{
+    asng::Architecture,
+    study::{Closed, StepId, Study, StudyId},
+};
 
 const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("postgres.sql");
@@ -467,8 +471,8 @@ async fn write(
         .bind(column!(open, row => row.step.step))
         .bind(column!(open, row => row.step.generation))
         .bind(column!(open, row => row.step.applied))
-        .bind(column!(open, row => row.step.train.as_str()))
-        .bind(column!(open, row => row.step.rank.as_str()))
+        .bind(column!(open, row => rows::json(&row.step.train)))
+        .bind(column!(open, row => rows::json(&row.step.rank)))
         .bind(column!(open, row => row.step.attempt))
         .bind(column!(open, row => row.trainer.as_deref()))
         .bind(column!(open, row => row.origin.as_deref()))
@@ -494,8 +498,8 @@ async fn write(
         .bind(column!(past, row => row.step.step))
         .bind(column!(past, row => row.step.generation))
         .bind(column!(past, row => row.step.applied))
-        .bind(column!(past, row => row.step.train.as_str()))
-        .bind(column!(past, row => row.step.rank.as_str()))
+        .bind(column!(past, row => rows::json(&row.step.train)))
+        .bind(column!(past, row => rows::json(&row.step.rank)))
         .bind(column!(past, row => row.step.attempt))
         .bind(column!(past, row => text(row, |report| &report.trainer)))
         .bind(column!(past, row => text(row, |report| &report.losses)))
@@ -574,10 +578,16 @@ fn step_row(row: &PgRow) -> Result<StepRow, sqlx::Error> {
         step: row.try_get("step")?,
         generation: row.try_get("generation")?,
         applied: row.try_get("applied")?,
-        train: row.try_get("train")?,
-        rank: row.try_get("rank")?,
+        train: architectures(row, "train")?,
+        rank: architectures(row, "rank")?,
         attempt: row.try_get("attempt")?,
     })
+}
+
+fn architectures(row: &PgRow, column: &str) -> Result<Arc<[Architecture]>, sqlx::Error> {
+    let text: String = row.try_get(column)?;
+    serde_json::from_str(&text)
+        .map_err(|error| sqlx::Error::ColumnDecode { index: column.into(), source: error.into() })
 }
 
 fn past_row(row: &PgRow) -> Result<PastRow, sqlx::Error> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
 use crate::{
-    asng::{self, Asng, Ranked},
+    asng::{self, Architecture, Asng, Ranked},
     study::{
         Closed, Lease, Outcome, Past, PastReport, Pending, Progress, Record, Spec, Step, StepId,
         Study, StudyId, Variable,
@@ -47,8 +48,8 @@ pub(super) struct StepRow {
     pub(super) step: i64,
     pub(super) generation: i64,
     pub(super) applied: i64,
-    pub(super) train: String,
-    pub(super) rank: String,
+    pub(super) train: Arc<[Architecture]>,
+    pub(super) rank: Arc<[Architecture]>,
     pub(super) attempt: i64,
 }
 
@@ -126,22 +127,22 @@ impl StepRow {
             step: step.id.0.cast_signed(),
             generation: step.generation.cast_signed(),
             applied: step.applied.cast_signed(),
-            train: json(&step.train),
-            rank: json(&step.rank),
+            train: step.train.clone(),
+            rank: step.rank.clone(),
             attempt: step.attempt.into(),
         }
     }
 
-    fn step(&self, lease: Option<Lease>) -> Result<Step, Error> {
-        Ok(Step {
+    fn step(&self, lease: Option<Lease>) -> Step {
+        Step {
             id: StepId(self.step.cast_unsigned()),
             generation: self.generation.cast_unsigned(),
             applied: self.applied.cast_unsigned(),
-            train: parse(self.study, "train", &self.train)?,
-            rank: parse(self.study, "rank", &self.rank)?,
+            train: self.train.clone(),
+            rank: self.rank.clone(),
             attempt: u32::try_from(self.attempt).unwrap_or(u32::MAX),
             lease,
-        })
+        }
     }
 }
 
@@ -189,7 +190,7 @@ impl PastRow {
     pub(super) fn past(&self) -> Result<Past, Error> {
         let report =
             self.report.as_ref().map(|report| report.report(self.step.study)).transpose()?;
-        Ok(Past { step: self.step.step(None)?, report })
+        Ok(Past { step: self.step.step(None), report })
     }
 }
 
@@ -261,7 +262,7 @@ pub(super) fn study(
         if let Some(report) = &row.report {
             let waiting: Waiting = parse(id, "report", report)?;
             record.pending.push(Pending {
-                step: row.step.step(None)?,
+                step: row.step.step(None),
                 trainer: waiting.trainer,
                 losses: waiting.losses.into_iter().map(or_nan).collect(),
                 metrics: waiting.metrics.into_iter().map(|(k, v)| (k, or_nan(v))).collect(),
@@ -273,7 +274,7 @@ pub(super) fn study(
         let origin = row.origin.as_deref().map(|text| parse(id, "origin", text)).transpose()?;
         let lease =
             row.trainer.zip(origin).map(|(trainer, origin)| Lease { trainer, origin, until });
-        record.live.push(row.step.step(lease)?);
+        record.live.push(row.step.step(lease));
     }
     Study::restore(record).map_err(damaged)
 }
@@ -318,7 +319,7 @@ fn or_nan(number: Option<f64>) -> f64 {
 }
 
 /// JSON for people who look into the database. Numbers keep all their bits; one that is not finite becomes null.
-fn json(value: &(impl Serialize + ?Sized)) -> String {
+pub(super) fn json(value: &(impl Serialize + ?Sized)) -> String {
     // Unwrap safety: the types stored here have text keys and no failing serializers.
     serde_json::to_string(value).unwrap()
 }

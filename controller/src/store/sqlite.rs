@@ -4,17 +4,21 @@ use std::{
     fs::{self, File},
     mem,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params, types::Type};
 
 use super::{
     Changes, Error, Page,
     journal::Journal,
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
-use crate::study::{Closed, StepId, Study, StudyId};
+use crate::{
+    asng::Architecture,
+    study::{Closed, StepId, Study, StudyId},
+};
 
 /// Version of the schema, in SQLite's `user_version`.
 const VERSION: i64 = 2;
@@ -247,7 +251,7 @@ fn load(connection: &Connection, journal: &Journal, now: Instant) -> Result<Vec<
 fn read_journal(connection: &Connection) -> Result<Journal, Error> {
     let mut journal = Journal::default();
     let mut entries = connection.prepare("SELECT id, entry FROM journal ORDER BY id")?;
-    for found in entries.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))? {
+    for found in entries.query_map([], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))? {
         let damaged = |error| Error::Damaged { study: 0, what: format!("journal: {error}") };
         let (id, entry) = found?;
         journal.read(id, &entry).map_err(damaged)?;
@@ -384,8 +388,8 @@ fn bind_step(statement: &mut Statement<'_>, row: &StepRow) -> rusqlite::Result<(
     statement.raw_bind_parameter(2, row.step)?;
     statement.raw_bind_parameter(3, row.generation)?;
     statement.raw_bind_parameter(4, row.applied)?;
-    statement.raw_bind_parameter(5, &row.train)?;
-    statement.raw_bind_parameter(6, &row.rank)?;
+    statement.raw_bind_parameter(5, rows::json(&row.train))?;
+    statement.raw_bind_parameter(6, rows::json(&row.rank))?;
     statement.raw_bind_parameter(7, row.attempt)
 }
 
@@ -418,10 +422,16 @@ fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
         step: row.get("step")?,
         generation: row.get("generation")?,
         applied: row.get("applied")?,
-        train: row.get("train")?,
-        rank: row.get("rank")?,
+        train: architectures(row, "train")?,
+        rank: architectures(row, "rank")?,
         attempt: row.get("attempt")?,
     })
+}
+
+fn architectures(row: &Row<'_>, column: &str) -> rusqlite::Result<Arc<[Architecture]>> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
 }
 
 fn open_row(row: &Row<'_>) -> rusqlite::Result<OpenRow> {

@@ -63,5 +63,5 @@ CREATE TABLE absent (
 -- What has been committed and is not in the other tables yet: a row for each commit.
 CREATE TABLE journal (
     id          INTEGER PRIMARY KEY,
-    entry       TEXT    NOT NULL            -- JSON
+    entry       BLOB    NOT NULL            -- MessagePack
 ) STRICT;

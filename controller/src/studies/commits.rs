@@ -1,12 +1,14 @@
 //! How what operations did becomes durable: batch by batch, written by another thread while the next batch gathers.
 
-use std::{mem, sync::Arc, thread, time::Instant};
-
-use tokio::{
-    runtime,
-    sync::{mpsc, watch},
-    task::JoinHandle,
+use std::{
+    mem,
+    sync::{Arc, mpsc as sync},
+    thread,
+    time::Instant,
 };
+
+use parking_lot::{ArcMutexGuard, RawMutex};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{Answer, BATCH, Error, Job, Shelf, TICK, now, storage};
@@ -25,8 +27,8 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Makes it durable, and tells those who wait for it.
-    pub(super) fn commit(self, store: &mut Store) -> Result<(), Error> {
+    /// Makes it durable, and tells `written` and then those who wait for it.
+    pub(super) fn commit(self, store: &mut Store, written: impl FnOnce(Result<(), Error>)) {
         let started = Instant::now();
         let stores = !self.changes.is_empty();
         let committed = store.commit(self.changes).map_err(storage);
@@ -35,6 +37,7 @@ impl Batch {
             Ok(()) => {}
             Err(_) => metrics::commit_failed(),
         }
+        written(committed.clone());
         if committed.is_ok() {
             for (study, event) in &self.happened {
                 log(study, event);
@@ -50,17 +53,31 @@ impl Batch {
             // It stays where it is, and the next commit will say so if it cannot be made.
             warn!(%error, "cannot tidy up the database");
         }
-        committed
+    }
+}
+
+/// A batch for the thread that writes, with the store: locked before anything else happens, so that no operation misses there
+/// what is on its way.
+struct Write {
+    batch: Batch,
+    store: ArcMutexGuard<RawMutex, Store>,
+    written: oneshot::Sender<Result<(), Error>>,
+}
+
+fn write(work: &sync::Receiver<Write>) {
+    while let Ok(Write { batch, mut store, written }) = work.recv() {
+        // Whoever waits for this fails only by a panic.
+        batch.commit(&mut store, |result| drop(written.send(result)));
     }
 }
 
 impl Shelf {
     /// Runs operations until the last handle is gone.
     pub(super) fn serve(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
-        let mut builder = runtime::Builder::new_current_thread();
-        let runtime = builder.thread_name("commits").build();
-        let runtime = runtime.map_err(|source| Error::Thread(Arc::new(source)))?;
-        let mut writing: Option<JoinHandle<Result<(), Error>>> = None;
+        let (writer, work) = sync::channel();
+        let thread = thread::Builder::new().name("commits".into()).spawn(move || write(&work));
+        let thread = thread.map_err(|source| Error::Thread(Arc::new(source)))?;
+        let mut writing: Option<oneshot::Receiver<Result<(), Error>>> = None;
         loop {
             let mut answers = Vec::new();
             if writing.is_none() {
@@ -69,7 +86,7 @@ impl Shelf {
             }
             self.run_waiting(&mut jobs, &mut answers);
             if let Some(writing) = writing.take() {
-                if let Err(error) = runtime.block_on(writing).map_err(|_| Error::Died)? {
+                if let Err(error) = writing.blocking_recv().map_err(|_| Error::Died)? {
                     error!(%error, "commit failed; going back to what is stored");
                     // These have built on it.
                     for answer in answers {
@@ -82,12 +99,15 @@ impl Shelf {
                 self.run_waiting(&mut jobs, &mut answers);
             }
             if !answers.is_empty() {
-                let batch = self.batch(answers);
-                // Locked from here on, so that no operation misses in the store what is on its way there.
-                let mut store = self.store.lock_arc();
-                writing = Some(runtime.spawn_blocking(move || batch.commit(&mut store)));
+                let (written, waiting) = oneshot::channel();
+                let work =
+                    Write { batch: self.batch(answers), store: self.store.lock_arc(), written };
+                writer.send(work).map_err(|_| Error::Died)?;
+                writing = Some(waiting);
             }
         }
+        drop(writer);
+        thread.join().map_err(|_| Error::Died)?;
         self.store.lock().leave().map_err(storage)
     }
 

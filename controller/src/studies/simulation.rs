@@ -100,7 +100,7 @@ struct Model {
     max_staleness: u64,
     generation: u64,
     /// Every step ever handed out: its generation and what is ranked.
-    sampled: BTreeMap<StepId, (u64, Vec<Architecture>)>,
+    sampled: BTreeMap<StepId, (u64, Arc<[Architecture]>)>,
     /// Steps whose report was acknowledged, with the outcome then.
     acknowledged: BTreeMap<StepId, Outcome>,
     /// Losses that wait for their batch.
@@ -138,7 +138,7 @@ fn load(location: &Location) -> Shelf {
 
 fn commit(shelf: &mut Shelf) {
     let batch = shelf.batch(Vec::new());
-    batch.commit(&mut shelf.store.lock()).unwrap();
+    batch.commit(&mut shelf.store.lock(), |result| result.unwrap());
 }
 
 impl Simulation {

@@ -1,6 +1,6 @@
 //! Steps, leases and reports: the units of work and the ids by which they are known.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Instant};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,9 +97,9 @@ pub struct Step {
     /// Reports that had entered an update when it was sampled.
     pub applied: u64,
     /// Architectures for the weights.
-    pub train: Vec<Architecture>,
+    pub train: Arc<[Architecture]>,
     /// Architectures to be ranked.
-    pub rank: Vec<Architecture>,
+    pub rank: Arc<[Architecture]>,
     /// How often it has been handed out.
     pub attempt: u32,
     /// In whose hands it is; nobody's after a lease ran out or was given back.

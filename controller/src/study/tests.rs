@@ -358,7 +358,7 @@ fn a_fixed_variable_keeps_its_value_and_theta_can_start_elsewhere() {
     let study = Study::new(StudyId(7), "s", spec.clone(), 42, "", start.clone(), now).unwrap();
     let mut bench = Bench { study, now };
     let step = bench.lease("a");
-    for architecture in step.train.iter().chain(&step.rank) {
+    for architecture in step.train.iter().chain(step.rank.iter()) {
         let values = bench.study.settle(architecture);
         assert_eq!((values[1], values[4]), (2, 7));
     }
@@ -406,7 +406,7 @@ fn a_record_that_makes_no_sense_is_refused() {
         |record| record.progress.sampled = 1,
         |record| record.progress.expired = u64::MAX,
         |record| record.live[0].attempt = u32::MAX,
-        |record| record.live[0].rank.clear(),
+        |record| record.live[0].rank = [].into(),
         |record| record.live[0].id = record.pending[0].step.id,
         |record| record.pending[0].losses.clear(),
         |record| record.state = State::Stopped,
