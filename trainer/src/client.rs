@@ -25,7 +25,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
     engine::{self, Engine},
-    space::enas_micro::{self, Settings},
+    space::Space,
     study,
 };
 
@@ -163,7 +163,7 @@ impl Trainer {
         let request = v1::LeaseStepRequest {
             study: open.or(self.config.study.as_ref()).cloned().unwrap_or_default(),
             trainer_id: self.trainer_id.clone(),
-            spaces: vec![enas_micro::NAME.into()],
+            spaces: self.engine.spaces().iter().copied().map(String::from).collect(),
             request_id: format!("{:016x}-{}", self.run, self.requests),
             fresh_start: self.requests == 1,
         };
@@ -261,9 +261,12 @@ impl Trainer {
 
     /// Answers what a study's variables are, or why its settings cannot be served.
     async fn describe(&self, describe: v1::Describe) -> anyhow::Result<()> {
-        let answer = match Settings::parse(&describe.settings) {
-            Ok(settings) => {
-                let variables = settings.variables().into_iter().map(|variable| {
+        let Some(space) = Space::parse(&describe.space, &describe.settings) else {
+            bail!("the controller wants space {:?} described", describe.space);
+        };
+        let answer = match space {
+            Ok(space) => {
+                let variables = space.variables().into_iter().map(|variable| {
                     let choices = variable.choices;
                     let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
                     v1::Variable { name: variable.name, kind: Some(kind) }
@@ -312,9 +315,9 @@ impl Trainer {
         }
         self.close().await?;
         let study = study::get(&self.connection, &step.study).await?;
-        let settings = study::settings(&study)?;
+        let space = study::space(&study)?;
         let directory = study::directory(&self.config.work_dir, &study);
-        let continued = self.engine.open(settings, directory.clone()).await?;
+        let continued = self.engine.open(space, directory.clone()).await?;
         info!(study = study.name, directory = %directory.display(), continued, "study opened");
         let (v1::Study { name, study_id, .. }, now) = (study, Instant::now());
         let summary = Summary::default();

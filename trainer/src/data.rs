@@ -95,7 +95,7 @@ pub enum Error {
 
 /// Starts the generator for number `index` of one purpose. The ChaCha key is the seed, the name of
 /// the purpose and the index side by side, so no two generators share a stream.
-fn generator(seed: u64, purpose: &[u8; 8], index: u64) -> ChaCha8Rng {
+pub(crate) fn generator(seed: u64, purpose: &[u8; 8], index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(purpose);

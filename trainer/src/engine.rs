@@ -4,23 +4,31 @@
 //! and optimiser live on a thread of their own, and only plain values cross the channel to it. Steps are computed one
 //! after the other. The handle may be dropped at any time; the thread then ends after the step it is in.
 
+mod classification;
+mod toy;
+
 use std::{
     collections::BTreeMap,
     f64::consts::PI,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    rc::Rc,
     thread,
     time::{Duration, Instant},
 };
 
-use tch::{Device, Kind};
+use tch::Device;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{Span, info};
+use tracing::{Span, info, warn};
 
+use self::{
+    classification::{Classification, Halves},
+    toy::Toy,
+};
 use crate::{
-    data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
-    space::enas_micro::{Architecture, DecodeError, Settings},
-    supernet::{self, Batch, Supernet},
+    data,
+    space::{self, Space},
+    supernet,
 };
 
 /// Name of the file with a study's weights and momentum, in the study's directory.
@@ -37,7 +45,18 @@ pub enum Error {
     Supernet(#[from] supernet::Error),
     /// An architecture is not of the study's space.
     #[error(transparent)]
-    Decode(#[from] DecodeError),
+    Cells(#[from] space::enas_micro::DecodeError),
+    /// An architecture is not of the study's space.
+    #[error(transparent)]
+    Toy(#[from] space::toy::DecodeError),
+    /// The study's space needs images that are not there.
+    #[error("{} has no images, without which studies of space {space:?} cannot be worked on", .data.display())]
+    NoImages {
+        /// The space.
+        space: &'static str,
+        /// Where they should be.
+        data: PathBuf,
+    },
     /// The study's directory cannot be made.
     #[error("{}: {source}", .directory.display())]
     Directory {
@@ -60,7 +79,7 @@ pub enum Error {
 /// Where the images are and what computes.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of CIFAR-10's binary files.
+    /// Directory of CIFAR-10's binary files; it may be missing.
     pub data: PathBuf,
     /// What computes.
     pub device: Device,
@@ -97,35 +116,42 @@ pub struct Outcome {
 #[derive(Clone)]
 pub struct Engine {
     jobs: mpsc::Sender<Job>,
+    spaces: Vec<&'static str>,
 }
 
 type Job = Box<dyn FnOnce(&mut Workshop) + Send>;
 
 impl Engine {
-    /// Starts the thread and waits until the images are on the device.
+    /// Starts the thread and waits until the images are on the device. Without a directory of images, only the spaces that
+    /// need none are served.
     pub async fn start(config: Config) -> Result<Engine, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(1);
         let (ready, started) = oneshot::channel();
         let run = move || {
-            let mut workshop = match Workshop::new(&config) {
+            let mut workshop = match Workshop::new(config) {
                 Ok(workshop) => workshop,
                 // If nobody waits for the answer any more, nobody is left to work for either.
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            let _ = ready.send(Ok(()));
+            let _ = ready.send(Ok(workshop.spaces()));
             while let Some(job) = queue.blocking_recv() {
                 job(&mut workshop);
             }
         };
         thread::Builder::new().name("engine".into()).spawn(run).map_err(Error::Thread)?;
-        started.await.map_err(|_| Error::Died)??;
-        Ok(Engine { jobs })
+        let spaces = started.await.map_err(|_| Error::Died)??;
+        Ok(Engine { jobs, spaces })
+    }
+
+    /// The spaces whose studies it can work on.
+    pub fn spaces(&self) -> &[&'static str] {
+        &self.spaces
     }
 
     /// Prepares for the study whose files are in `directory`, which is made if it is not there. Weights that lie there are
     /// loaded; returns whether there were any.
-    pub async fn open(&self, settings: Settings, directory: PathBuf) -> Result<bool, Error> {
-        self.run(move |workshop| workshop.open(settings, directory)).await
+    pub async fn open(&self, space: Space, directory: PathBuf) -> Result<bool, Error> {
+        self.run(move |workshop| workshop.open(space, directory)).await
     }
 
     /// Computes a step of the open study.
@@ -156,99 +182,89 @@ impl Engine {
 
 /// What lives on the thread.
 struct Workshop {
-    device: Device,
-    /// The halves of the training set: for the weights, for the ranking.
-    halves: (Images, Images),
-    preprocess: Preprocess,
-    study: Option<Study>,
+    config: Config,
+    cifar10: Option<Rc<Halves>>,
+    open: Option<Open>,
 }
 
 /// The study being worked on.
-struct Study {
-    settings: Settings,
+struct Open {
+    study: Box<dyn Study>,
     directory: PathBuf,
-    supernet: Supernet,
-    /// Which images make a minibatch, for each half.
-    batches: (Batches, Batches),
+}
+
+/// What a space's studies do.
+trait Study {
+    fn step(&mut self, step: &Step) -> Result<Measured, Error>;
+    /// Writes weights and momentum to a file, whole or not at all.
+    fn save(&self, file: &Path) -> Result<(), Error>;
+    /// Reads what was saved; nothing changes unless all of it fits.
+    fn load(&mut self, file: &Path) -> Result<(), Error>;
+}
+
+/// What a step measured.
+struct Measured {
+    losses: Vec<f64>,
+    metrics: BTreeMap<&'static str, f64>,
 }
 
 impl Workshop {
-    fn new(config: &Config) -> Result<Workshop, Error> {
+    fn new(config: Config) -> Result<Workshop, Error> {
         if let Some(threads) = config.threads {
             tch::set_num_threads(threads.into());
         }
-        let (train, rank) = Cifar10::load(&config.data)?.search_halves()?;
-        let device = config.device;
-        let halves = (train.to_device(device)?, rank.to_device(device)?);
-        info!(
-            ?device,
-            threads = tch::get_num_threads(),
-            images = halves.0.len() * 2,
-            "data loaded"
-        );
-        let preprocess = Preprocess::cifar10(device, Kind::Float, true)?;
-        Ok(Workshop { device, halves, preprocess, study: None })
+        let Config { data, device, .. } = &config;
+        let mut cifar10 = None;
+        if data.exists() {
+            cifar10 = Some(Rc::new(Halves::load(data, *device)?));
+            info!(?device, threads = tch::get_num_threads(), "images loaded");
+        } else {
+            let data = data.display();
+            warn!(%data, "no images there: only studies that need none are served; see `cargo xtask setup`, and --data");
+        }
+        Ok(Workshop { config, cifar10, open: None })
     }
 
-    fn open(&mut self, settings: Settings, directory: PathBuf) -> Result<bool, Error> {
-        self.study = None;
+    fn spaces(&self) -> Vec<&'static str> {
+        let enas_micro = self.cifar10.is_some().then_some(space::enas_micro::NAME);
+        enas_micro.into_iter().chain([space::toy::NAME]).collect()
+    }
+
+    fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {
+        self.open = None;
         fs::create_dir_all(&directory)
             .map_err(|source| Error::Directory { directory: directory.clone(), source })?;
-        let mut supernet = Supernet::new(&settings, 3, cifar10::CLASSES, self.device)?;
+        let mut study: Box<dyn Study> = match space {
+            Space::EnasMicro(settings) => {
+                let (space, data) = (space::enas_micro::NAME, &self.config.data);
+                let images =
+                    self.cifar10.clone().ok_or(Error::NoImages { space, data: data.clone() })?;
+                Box::new(Classification::new(settings, images, self.config.device)?)
+            }
+            Space::Toy(settings) => Box::new(Toy::new(settings)),
+        };
         let weights = directory.join(WEIGHTS_FILE);
         let found = weights.exists();
         if found {
-            supernet.load(&weights)?;
+            study.load(&weights)?;
         }
-        // Each half has an order of its own.
-        let seed = settings.seed.cast_unsigned();
-        let batches = |images: &Images, half: u64| {
-            let seed = seed.wrapping_mul(2).wrapping_add(half);
-            Batches::new(seed, images.len() as usize, settings.batch_size as usize)
-        };
-        let batches = (batches(&self.halves.0, 0)?, batches(&self.halves.1, 1)?);
-        self.study = Some(Study { settings, directory, supernet, batches });
+        self.open = Some(Open { study, directory });
         Ok(found)
     }
 
     fn step(&mut self, step: &Step) -> Result<Outcome, Error> {
         let started = Instant::now();
-        let study = self.study.as_mut().ok_or(Error::NotOpen)?;
-        let settings = &study.settings;
-        let decode = |values: &Vec<i64>| Architecture::decode(settings.nodes as usize, values);
-        let train: Vec<_> = step.train.iter().map(decode).collect::<Result<_, _>>()?;
-        let rank: Vec<_> = step.rank.iter().map(decode).collect::<Result<_, _>>()?;
-        let augment = Augment { cutout: settings.cutout as u16, ..Augment::PAPER };
-        let batch = |images: &Images, batches: &mut Batches, seed: u64| {
-            let images = images.select(batches.get(step.batch))?;
-            let pixels = self.preprocess.augmented(&images.pixels, augment, seed, step.batch)?;
-            Ok::<_, data::Error>(Batch { images: pixels, labels: images.labels })
-        };
-        let seed = settings.seed.cast_unsigned().wrapping_mul(2);
-        let train_batch = batch(&self.halves.0, &mut study.batches.0, seed)?;
-        let rank_batch = batch(&self.halves.1, &mut study.batches.1, seed.wrapping_add(1))?;
-        let learning_rate = cosine(settings.learning_rate, step.progress);
-        let outcome =
-            study.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
+        let open = self.open.as_mut().ok_or(Error::NotOpen)?;
+        let Measured { losses, mut metrics } = open.study.step(step)?;
         let computing = started.elapsed();
-        let metrics = [
-            ("train_loss", outcome.train_loss),
-            ("train_accuracy", outcome.train_accuracy),
-            ("rank_accuracy", outcome.rank_accuracy),
-            ("gradient_norm", outcome.gradient_norm),
-            ("learning_rate", learning_rate),
-            ("computing_seconds", computing.as_secs_f64()),
-        ];
-        Ok(Outcome {
-            losses: outcome.losses,
-            metrics: metrics.map(|(name, value)| (name.into(), value)).into(),
-            computing,
-        })
+        metrics.insert("computing_seconds", computing.as_secs_f64());
+        let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        Ok(Outcome { losses, metrics, computing })
     }
 
     fn save(&self) -> Result<(), Error> {
-        if let Some(study) = &self.study {
-            study.supernet.save(&study.directory.join(WEIGHTS_FILE))?;
+        if let Some(Open { study, directory }) = &self.open {
+            study.save(&directory.join(WEIGHTS_FILE))?;
         }
         Ok(())
     }

@@ -1,9 +1,14 @@
 //! What each choice of a study means to the trainer: the variables of a space, what its values
 //! decode to, how to describe and count it. Pure values: no tensors, files or clocks.
 //!
-//! [`enas_micro`] is the space of convolutional cells of the paper's image classification.
+//! * [`enas_micro`]: the convolutional cells of the paper's image classification
+//! * [`toy`]: the paper's artificial problem
 
 pub mod enas_micro;
+mod settings;
+pub mod toy;
+
+use std::collections::BTreeMap;
 
 /// One categorical decision of a space. Its value is an index into `choices`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,4 +27,36 @@ pub struct Violation {
     pub field: String,
     /// What is allowed, as a sentence for the person who typed the setting.
     pub description: String,
+}
+
+/// A space with what a study has set about it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Space {
+    /// [`enas_micro`]
+    EnasMicro(enas_micro::Settings),
+    /// [`toy`]
+    Toy(toy::Settings),
+}
+
+impl Space {
+    /// The space called `name` with a study's settings; none if there is no such space. The error lists everything that is
+    /// wrong with the settings.
+    pub fn parse(
+        name: &str,
+        settings: &BTreeMap<String, String>,
+    ) -> Option<Result<Space, Vec<Violation>>> {
+        Some(match name {
+            enas_micro::NAME => enas_micro::Settings::parse(settings).map(Space::EnasMicro),
+            toy::NAME => toy::Settings::parse(settings).map(Space::Toy),
+            _ => return None,
+        })
+    }
+
+    /// Its variables.
+    pub fn variables(&self) -> Vec<Variable> {
+        match self {
+            Space::EnasMicro(settings) => settings.variables(),
+            Space::Toy(settings) => settings.variables(),
+        }
+    }
 }

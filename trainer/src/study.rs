@@ -7,11 +7,14 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use asng_client::{Connection, explain, insist};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 
-use crate::space::enas_micro::{self, Architecture, Description, Settings};
+use crate::space::{
+    Space,
+    enas_micro::{Architecture, Description, Settings},
+};
 
 /// Asks for the study `name`, until a controller answers.
 pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Study> {
@@ -26,21 +29,31 @@ pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Stud
     }
 }
 
-/// The settings of a study of this trainer's space.
-pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
+/// The space of a study, with its settings.
+pub fn space(study: &v1::Study) -> anyhow::Result<Space> {
     let spec = study.spec.clone().unwrap_or_default();
-    ensure!(
-        spec.space == enas_micro::NAME,
-        "study {:?} is of space {:?}; this trainer serves {}",
-        study.name,
-        spec.space,
-        enas_micro::NAME
-    );
-    Settings::parse(&spec.settings).map_err(|violations| {
+    let Some(space) = Space::parse(&spec.space, &spec.settings) else {
+        bail!(
+            "study {:?} is of space {:?}, which this trainer does not know",
+            study.name,
+            spec.space
+        );
+    };
+    space.map_err(|violations| {
         let all: Vec<_> =
             violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
         anyhow::anyhow!("study {:?} has settings that cannot be: {}", study.name, all.join("; "))
     })
+}
+
+/// The settings of a study of space `enas-micro`.
+pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
+    match space(study)? {
+        Space::EnasMicro(settings) => Ok(settings),
+        Space::Toy(_) => {
+            bail!("study {:?} is a toy, of which there is nothing to keep", study.name)
+        }
+    }
 }
 
 /// Where a trainer keeps a study's files within its own directory. A study that was deleted and made again under the same

@@ -7,6 +7,7 @@
 //!
 //! * [`enas_micro`]: the network; [`loss`]: what it is trained on; [`gradients`] of it; [`sgd`]:
 //!   the optimiser
+//! * [`Toy`]: the weights of the artificial problem, which needs none of these
 //! * `layers`: convolution, batch normalisation and the linear layer; `initial`: their values at
 //!   the start
 //! * `checkpoint`: named tensors in a safetensors file
@@ -24,11 +25,13 @@ pub mod loss;
 mod retrained;
 mod search;
 pub mod sgd;
+mod toy;
 
 use tch::{TchError, Tensor};
 
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
 pub use search::{StepOutcome, Supernet};
+pub use toy::{Toy, ToyOutcome};
 
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]

@@ -1,0 +1,96 @@
+//! Steps of the space `enas-micro` on CIFAR-10.
+
+use std::{path::Path, rc::Rc};
+
+use tch::{Device, Kind};
+
+use super::{Error, Measured, Step, Study, cosine};
+use crate::{
+    data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
+    space::enas_micro::{Architecture, Settings},
+    supernet::{Batch, Supernet},
+};
+
+/// The training set on the device, in the halves for the weights and for the ranking.
+pub(super) struct Halves {
+    train: Images,
+    rank: Images,
+    preprocess: Preprocess,
+}
+
+impl Halves {
+    pub(super) fn load(directory: &Path, device: Device) -> Result<Halves, data::Error> {
+        let (train, rank) = Cifar10::load(directory)?.search_halves()?;
+        let (train, rank) = (train.to_device(device)?, rank.to_device(device)?);
+        Ok(Halves { train, rank, preprocess: Preprocess::cifar10(device, Kind::Float, true)? })
+    }
+}
+
+/// A study's supernet, and which images make its minibatches.
+pub(super) struct Classification {
+    settings: Settings,
+    images: Rc<Halves>,
+    supernet: Supernet,
+    batches: (Batches, Batches),
+}
+
+impl Classification {
+    pub(super) fn new(
+        settings: Settings,
+        images: Rc<Halves>,
+        device: Device,
+    ) -> Result<Classification, Error> {
+        let supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
+        // Each half has an order of its own.
+        let batches = |half: &Images, seed: u64| {
+            Batches::new(seed, half.len() as usize, settings.batch_size as usize)
+        };
+        let (train, rank) = seeds(&settings);
+        let batches = (batches(&images.train, train)?, batches(&images.rank, rank)?);
+        Ok(Classification { settings, images, supernet, batches })
+    }
+}
+
+/// Of the half for the weights, and of that for the ranking.
+fn seeds(settings: &Settings) -> (u64, u64) {
+    let seed = settings.seed.cast_unsigned().wrapping_mul(2);
+    (seed, seed.wrapping_add(1))
+}
+
+impl Study for Classification {
+    fn step(&mut self, step: &Step) -> Result<Measured, Error> {
+        let settings = &self.settings;
+        let decode = |values: &Vec<i64>| Architecture::decode(settings.nodes as usize, values);
+        let train: Vec<_> = step.train.iter().map(decode).collect::<Result<_, _>>()?;
+        let rank: Vec<_> = step.rank.iter().map(decode).collect::<Result<_, _>>()?;
+        let augment = Augment { cutout: settings.cutout as u16, ..Augment::PAPER };
+        let preprocess = &self.images.preprocess;
+        let batch = |images: &Images, batches: &mut Batches, seed: u64| {
+            let images = images.select(batches.get(step.batch))?;
+            let pixels = preprocess.augmented(&images.pixels, augment, seed, step.batch)?;
+            Ok::<_, data::Error>(Batch { images: pixels, labels: images.labels })
+        };
+        let seeds = seeds(settings);
+        let train_batch = batch(&self.images.train, &mut self.batches.0, seeds.0)?;
+        let rank_batch = batch(&self.images.rank, &mut self.batches.1, seeds.1)?;
+        let learning_rate = cosine(settings.learning_rate, step.progress);
+        let outcome =
+            self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
+        let metrics = [
+            ("train_loss", outcome.train_loss),
+            ("train_accuracy", outcome.train_accuracy),
+            ("rank_accuracy", outcome.rank_accuracy),
+            ("gradient_norm", outcome.gradient_norm),
+            ("learning_rate", learning_rate),
+        ];
+        Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
+    }
+
+    fn save(&self, file: &Path) -> Result<(), Error> {
+        Ok(self.supernet.save(file)?)
+    }
+
+    fn load(&mut self, file: &Path) -> Result<(), Error> {
+        Ok(self.supernet.load(file)?)
+    }
+}

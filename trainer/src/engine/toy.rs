@@ -1,0 +1,42 @@
+//! Steps of the space `toy`.
+
+use std::path::Path;
+
+use super::{Error, Measured, Step, Study, cosine};
+use crate::{space::toy::Settings, supernet};
+
+/// A study's weights.
+pub(super) struct Toy {
+    settings: Settings,
+    weights: supernet::Toy,
+}
+
+impl Toy {
+    pub(super) fn new(settings: Settings) -> Toy {
+        Toy { weights: supernet::Toy::new(&settings), settings }
+    }
+}
+
+impl Study for Toy {
+    fn step(&mut self, step: &Step) -> Result<Measured, Error> {
+        let decode = |values: &Vec<i64>| self.settings.decode(values);
+        let train: Vec<_> = step.train.iter().map(decode).collect::<Result<_, _>>()?;
+        let rank: Vec<_> = step.rank.iter().map(decode).collect::<Result<_, _>>()?;
+        let learning_rate = cosine(self.settings.learning_rate, step.progress);
+        let outcome = self.weights.search_step(step.batch, &train, &rank, learning_rate);
+        let metrics = [
+            ("train_loss", outcome.train_loss),
+            ("best_noiseless", outcome.best_noiseless),
+            ("learning_rate", learning_rate),
+        ];
+        Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
+    }
+
+    fn save(&self, file: &Path) -> Result<(), Error> {
+        Ok(self.weights.save(file)?)
+    }
+
+    fn load(&mut self, file: &Path) -> Result<(), Error> {
+        Ok(self.weights.load(file)?)
+    }
+}
