@@ -121,10 +121,12 @@ impl Journal {
 
     /// What became of a step, if that is here.
     pub(super) fn closed(&self, key: Key) -> Option<Closed> {
-        self.parts().find_map(|gathered| gathered.past.get(&key)).map(PastRow::closed)
+        let PastRow { step, report } = self.parts().find_map(|gathered| gathered.past.get(&key))?;
+        let made = report.as_ref().and_then(|report| report.generation_made);
+        Some(rows::closed(step.generation, report.is_some() || self.is_late(key), made))
     }
 
-    /// Whether a step that the tables have as closed was reported after all.
+    /// Whether a step that was closed unreported was reported after all.
     pub(super) fn is_late(&self, key: Key) -> bool {
         self.parts().any(|gathered| gathered.late.contains_key(&key))
     }

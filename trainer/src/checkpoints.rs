@@ -1,0 +1,173 @@
+//! The checkpoints of a study: its newest weights, and those before them in case they turn out to be damaged.
+//!
+//! A checkpoint is a safetensors file and an entry in `checkpoints.json` with the file's digest. Both are written beside the
+//! engine, to temporary files that are then renamed: a process that is killed at any moment leaves the checkpoints that
+//! were complete. A file whose digest is another is never loaded.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    thread::{self, JoinHandle},
+};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tracing::{info, warn};
+
+use crate::supernet::{self, Snapshot};
+
+/// How many checkpoints are kept.
+const KEPT: usize = 2;
+/// Name of the list of checkpoints, newest first.
+const LIST: &str = "checkpoints.json";
+
+/// Why a checkpoint cannot be written or found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("{}: {source}", .file.display())]
+    File {
+        /// The file or directory.
+        file: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The list is not one.
+    #[error("{}: {source}", .file.display())]
+    List {
+        /// The list.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Every checkpoint is damaged or missing.
+    #[error(
+        "none of the {count} checkpoints in {} is whole; move the directory away to start with new weights",
+        .directory.display()
+    )]
+    AllDamaged {
+        /// Where they are.
+        directory: PathBuf,
+        /// How many there should be.
+        count: usize,
+    },
+    /// Tensors cannot be written.
+    #[error(transparent)]
+    Supernet(#[from] supernet::Error),
+    /// The operating system gives no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Checkpoint {
+    /// Name of the file.
+    file: String,
+    /// SHA-256 of its contents, hexadecimal.
+    sha256: String,
+}
+
+/// Writes a study's checkpoints, one at a time.
+#[derive(Debug)]
+pub struct Checkpoints {
+    directory: PathBuf,
+    writing: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Checkpoints {
+    /// Those of the study in `directory`, which is made if it is not there.
+    pub fn new(directory: PathBuf) -> Result<Checkpoints, Error> {
+        fs::create_dir_all(&directory).map_err(at(&directory))?;
+        Ok(Checkpoints { directory, writing: None })
+    }
+
+    /// Begins to write a checkpoint after step `step`. Waits for the one before, and fails if that failed.
+    pub fn write(&mut self, step: u64, snapshot: Snapshot) -> Result<(), Error> {
+        self.finish()?;
+        let directory = self.directory.clone();
+        let write = move || write(&directory, step, &snapshot);
+        let writing = thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.writing = Some(writing.map_err(Error::Thread)?);
+        Ok(())
+    }
+
+    /// Waits until what has been begun is on the disk.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        match self.writing.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(written)) => written,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// The file of the newest whole checkpoint in `directory`; none if none has been written.
+pub fn newest(directory: &Path) -> Result<Option<PathBuf>, Error> {
+    let list = read_list(directory)?;
+    for Checkpoint { file, sha256 } in &list {
+        let path = directory.join(file);
+        match digest(&path) {
+            Ok(found) if found == *sha256 => return Ok(Some(path)),
+            Ok(_) => warn!(file = %path.display(), "checkpoint is damaged"),
+            Err(error) => warn!(%error, "checkpoint cannot be read"),
+        }
+    }
+    if list.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::AllDamaged { directory: directory.into(), count: list.len() })
+}
+
+fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<(), Error> {
+    let file = format!("step-{step}.safetensors");
+    let path = directory.join(&file);
+    snapshot.write(&path)?;
+    let mut list = read_list(directory)?;
+    list.retain(|other| other.file != file);
+    list.insert(0, Checkpoint { file, sha256: digest(&path)? });
+    let old = list.split_off(list.len().min(KEPT));
+    let text = serde_json::to_vec_pretty(&list);
+    let list = directory.join(LIST);
+    let failed = |source| Error::List { file: list.clone(), source };
+    let temporary = list.with_extension("tmp");
+    fs::write(&temporary, text.map_err(failed)?).map_err(at(&temporary))?;
+    File::open(&temporary).and_then(|file| file.sync_all()).map_err(at(&temporary))?;
+    fs::rename(&temporary, &list).map_err(at(&list))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))?;
+    for Checkpoint { file, .. } in old {
+        // It is not in the list any more; what is left of it does no harm.
+        let _ = fs::remove_file(directory.join(file));
+    }
+    info!(file = %path.display(), "checkpoint written");
+    Ok(())
+}
+
+fn read_list(directory: &Path) -> Result<Vec<Checkpoint>, Error> {
+    let file = directory.join(LIST);
+    match fs::read(&file) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|source| Error::List { file, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::File { file, source }),
+    }
+}
+
+fn digest(file: &Path) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    let mut reader = File::open(file).map_err(at(file))?;
+    let mut part = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut part).map_err(at(file))? {
+            0 => break,
+            read => hash.update(&part[..read]),
+        }
+    }
+    Ok(HEXLOWER.encode(&hash.finalize()))
+}
+
+fn at(file: &Path) -> impl FnOnce(io::Error) -> Error {
+    let file = file.to_owned();
+    |source| Error::File { file, source }
+}
