@@ -4,14 +4,17 @@ use std::{fs, path::Path, process::Output};
 
 use asng_proto::v1::StudyState;
 use asng_tests::{
-    Controller, Trainer, applied, asngctl, study_when, terminate, tiny_search, trainer_command,
+    Controller, Trainer, applied, asngctl, study_when, terminate, theta, tiny_search,
+    trainer_command,
 };
 use serde_json::Value;
 
-/// Whether the trainer of `work_dir` has saved weights of its only study.
-fn has_weights(work_dir: &Path) -> bool {
-    let mut studies = fs::read_dir(work_dir.join("studies")).unwrap();
-    studies.next().unwrap().unwrap().path().join("weights.safetensors").exists()
+/// The newest checkpoint of a trainer's only study, if it has written any.
+fn checkpoint(work_dir: &Path) -> Option<Vec<u8>> {
+    let study = fs::read_dir(work_dir.join("studies")).unwrap().next().unwrap().unwrap().path();
+    let list: Value =
+        serde_json::from_slice(&fs::read(study.join("checkpoints.json")).ok()?).unwrap();
+    Some(fs::read(study.join(list[0]["file"].as_str().unwrap())).unwrap())
 }
 
 fn json(output: Output) -> Value {
@@ -95,7 +98,7 @@ async fn a_trainer_goes_on_when_the_controller_was_killed() {
 }
 
 #[tokio::test]
-async fn sigterm_gives_the_step_back_and_saves_the_weights() {
+async fn sigterm_reports_the_step_and_saves_the_weights() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
     let work_dir = directory.path().join("work");
@@ -103,14 +106,37 @@ async fn sigterm_gives_the_step_back_and_saves_the_weights() {
     let mut trainer = Trainer::start(&controller, "s", &work_dir);
     study_when(&controller, "s", |study| applied(study) >= 2).await;
     assert!(terminate(&mut trainer.0).success());
-    assert!(has_weights(&work_dir));
-    // Its step is back: another trainer gets it without waiting for the lease of a minute.
+    assert!(checkpoint(&work_dir).is_some());
+    // It holds no step: another trainer gets one without waiting for a lease of a minute.
     let before = applied(&study_when(&controller, "s", |_| true).await);
     let _other = Trainer::start(&controller, "s", &directory.path().join("other"));
     let study = study_when(&controller, "s", |study| applied(study) > before).await;
     let progress = study.progress.unwrap();
     assert_eq!((progress.expired, progress.stale), (0, 0));
     assert!(progress.outstanding <= 1);
+}
+
+#[tokio::test]
+async fn a_search_that_was_stopped_ends_bit_for_bit_like_one_that_was_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut results = Vec::new();
+    for stops in [0, 3] {
+        let directory = directory.path().join(format!("{stops}"));
+        let (state, work_dir) = (directory.join("state"), directory.join("work"));
+        let controller = Controller::start(&state);
+        controller.studies().create_study(tiny_search("s", 12)).await.unwrap();
+        for stop in 1..=stops {
+            let mut trainer = Trainer::start(&controller, "s", &work_dir);
+            study_when(&controller, "s", |study| applied(study) >= 2 * stop).await;
+            assert!(terminate(&mut trainer.0).success());
+        }
+        assert!(Trainer::start(&controller, "s", &work_dir).0.wait().unwrap().success());
+        let study = study_when(&controller, "s", |_| true).await;
+        assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 12));
+        let theta = theta(&mut controller.studies(), "s").await;
+        results.push((theta, study.incumbent, checkpoint(&work_dir).unwrap()));
+    }
+    assert!(results[0] == results[1], "weights, theta or incumbent differ");
 }
 
 #[tokio::test]

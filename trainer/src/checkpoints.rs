@@ -171,3 +171,81 @@ fn at(file: &Path) -> impl FnOnce(io::Error) -> Error {
     let file = file.to_owned();
     |source| Error::File { file, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{space::toy::Settings, supernet::Toy};
+
+    fn toy(seed: i64) -> Toy {
+        Toy::new(&Settings { seed, ..Settings::default() })
+    }
+
+    /// Writes a checkpoint for each of `steps`, of weights that follow from the step.
+    fn written(directory: &Path, steps: &[u64]) {
+        let mut checkpoints = Checkpoints::new(directory.into()).unwrap();
+        for &step in steps {
+            checkpoints.write(step, toy(step as i64).snapshot().unwrap()).unwrap();
+        }
+        checkpoints.finish().unwrap();
+    }
+
+    #[test]
+    fn the_newest_is_found_and_only_two_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("made when it is needed");
+        assert!(newest(&directory).unwrap().is_none());
+        written(&directory, &[10, 20, 30]);
+        let file = newest(&directory).unwrap().unwrap();
+        let mut loaded = toy(0);
+        loaded.load(&file).unwrap();
+        assert_eq!(
+            loaded.search_step(0, &[], &[vec![0; 30]], 0.0).best_noiseless,
+            toy(30).search_step(0, &[], &[vec![0; 30]], 0.0).best_noiseless
+        );
+        let mut files: Vec<_> =
+            fs::read_dir(&directory).unwrap().collect::<Result<_, _>>().unwrap();
+        files.sort_by_key(fs::DirEntry::file_name);
+        let names: Vec<_> = files.iter().map(fs::DirEntry::file_name).collect();
+        assert_eq!(names, [LIST, "step-20.safetensors", "step-30.safetensors"]);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_the_last_one_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        written(directory, &[1, 2]);
+        let [first, second] = [1, 2].map(|step| directory.join(format!("step-{step}.safetensors")));
+        assert_eq!(newest(directory).unwrap(), Some(second.clone()));
+        // One bit, somewhere in the tensors.
+        let mut bytes = fs::read(&second).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&second, bytes).unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(first.clone()));
+        fs::remove_file(&first).unwrap();
+        let error = newest(directory).unwrap_err();
+        assert!(error.to_string().starts_with("none of the 2 checkpoints in"), "{error}");
+        fs::write(directory.join(LIST), "[{").unwrap();
+        assert!(matches!(newest(directory), Err(Error::List { .. })));
+    }
+
+    #[test]
+    fn a_file_without_an_entry_is_not_a_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        written(directory, &[1]);
+        // As a process leaves it that is killed between file and list.
+        toy(2).snapshot().unwrap().write(&directory.join("step-2.safetensors")).unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(directory.join("step-1.safetensors")));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error_of_the_next_call() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut checkpoints = Checkpoints::new(directory.path().join("study")).unwrap();
+        fs::remove_dir(directory.path().join("study")).unwrap();
+        checkpoints.write(1, toy(1).snapshot().unwrap()).unwrap();
+        assert!(checkpoints.finish().is_err());
+        checkpoints.finish().expect("it has been told");
+    }
+}

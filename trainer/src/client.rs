@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
-    future::Future,
+    future::{Future, pending},
     mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -20,8 +20,9 @@ use asng_proto::v1::{
 };
 use serde::Serialize;
 use tokio::time::{interval_at, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     engine::{self, Engine},
@@ -43,11 +44,14 @@ pub struct Config {
     pub study: Option<String>,
     /// Directory of the trainer's files; one trainer at a time.
     pub work_dir: PathBuf,
-    /// Steps between two saves of the weights.
-    pub save_every: u64,
+    /// Time between two checkpoints.
+    pub checkpoint_every: Duration,
+    /// Time after which a step counts as stuck.
+    pub step_limit: Duration,
 }
 
-/// Works until the study has ended or `stop` is ready; then gives back the step in hand and saves the weights.
+/// Works until the study has ended or `stop` is ready; then finishes and reports the step in hand, so that the weights are those of
+/// the steps that were reported, and saves them.
 pub async fn serve(
     config: Config,
     engine: engine::Config,
@@ -68,17 +72,21 @@ pub async fn serve(
         requests: 0,
         hand: Hand::Empty,
         open: None,
+        stopping: CancellationToken::new(),
         config,
         trainer_id,
         connection,
         engine,
     };
+    let stopping = trainer.stopping.clone();
     let result = tokio::select! {
         result = trainer.work() => result,
-        () = &mut stop => {
-            info!("draining");
-            Ok(())
-        }
+        () = async {
+            stop.await;
+            info!("draining: the step in hand is finished and reported");
+            stopping.cancel();
+            pending::<()>().await;
+        } => Ok(()),
     };
     trainer.drain().await;
     // The weights are worth keeping however the loop ended.
@@ -97,6 +105,7 @@ struct Trainer {
     requests: u64,
     hand: Hand,
     open: Option<Open>,
+    stopping: CancellationToken,
 }
 
 /// What the controller is waiting for from this trainer.
@@ -114,6 +123,7 @@ struct Open {
     directory: PathBuf,
     started: Instant,
     logged: Instant,
+    saved: Instant,
     summary: Summary,
 }
 
@@ -129,10 +139,15 @@ struct Summary {
 }
 
 impl Trainer {
+    /// Until there is nothing to do any more, or it is to stop. Computing is never interrupted.
     async fn work(&mut self) -> anyhow::Result<()> {
-        loop {
-            let mut next = self.lease().await?;
+        let stopping = self.stopping.clone();
+        while let Some(next) = stopping.run_until_cancelled(self.lease()).await {
+            let mut next = next?;
             while let Some(Next::Step(step)) = next {
+                if stopping.is_cancelled() {
+                    return Ok(());
+                }
                 let span = info_span!("step", study = step.study, step = step.step_id);
                 next = self.step(step).instrument(span).await?;
             }
@@ -146,14 +161,18 @@ impl Trainer {
                         return Ok(());
                     }
                 }
-                Some(Next::Describe(describe)) => self.describe(describe).await?,
+                Some(Next::Describe(describe)) => {
+                    stopping.run_until_cancelled(self.describe(describe)).await.transpose()?;
+                }
                 Some(Next::NoWork(v1::NoWork { retry_after })) => {
                     let wait = retry_after.and_then(|wait| Duration::try_from(wait).ok());
-                    sleep(wait.unwrap_or(Duration::from_secs(1))).await;
+                    let wait = sleep(wait.unwrap_or(Duration::from_secs(1)));
+                    stopping.run_until_cancelled(wait).await;
                 }
                 Some(Next::Step(_)) | None => {}
             }
         }
+        Ok(())
     }
 
     /// Asks for a step: of the study that is open, so that its weights are of use, or else of the one that was named.
@@ -196,15 +215,23 @@ impl Trainer {
             trainer_id: self.trainer_id.clone(),
             losses: outcome.losses,
             metrics: outcome.metrics,
-            lease_next: true,
+            lease_next: !self.stopping.is_cancelled(),
         };
         self.hand = Hand::Reporting(request.clone());
         let search = &self.search;
-        let answer = insist(&request, |request| {
+        let report = insist(&request, |request| {
             let mut search = search.clone();
             async move { search.report_step(request).await }
-        })
-        .await;
+        });
+        let stopping = &self.stopping;
+        let patience = async {
+            stopping.cancelled().await;
+            sleep(FAREWELL).await;
+        };
+        let answer = tokio::select! {
+            answer = report => answer,
+            () = patience => return Ok(None),
+        };
         self.hand = Hand::Empty;
         let answer = match answer {
             Ok(answer) => answer,
@@ -239,11 +266,18 @@ impl Trainer {
         let period = lease.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(3)) / 3;
         let mut search = self.search.clone();
         let mut extend = interval_at(tokio::time::Instant::now() + period, period);
-        tokio::pin!(work);
+        let limit = sleep(self.config.step_limit);
+        tokio::pin!(work, limit);
+        let mut stuck = false;
         loop {
             tokio::select! {
                 outcome = &mut work => return outcome,
-                _ = extend.tick() => {
+                () = &mut limit, if !stuck => {
+                    stuck = true;
+                    let architectures = (values(&step.train), values(&step.rank));
+                    error!(?architectures, limit = ?self.config.step_limit, "step is stuck: its lease runs out, for another trainer");
+                }
+                _ = extend.tick(), if !stuck => {
                     let request = v1::ExtendLeaseRequest {
                         study: step.study.clone(),
                         step_id: step.step_id,
@@ -321,7 +355,15 @@ impl Trainer {
         info!(study = study.name, directory = %directory.display(), continued, "study opened");
         let (v1::Study { name, study_id, .. }, now) = (study, Instant::now());
         let summary = Summary::default();
-        self.open = Some(Open { name, study_id, directory, started: now, logged: now, summary });
+        self.open = Some(Open {
+            name,
+            study_id,
+            directory,
+            started: now,
+            logged: now,
+            saved: now,
+            summary,
+        });
         Ok(())
     }
 
@@ -342,9 +384,10 @@ impl Trainer {
             let train_loss = metrics.get("train_loss");
             info!(steps = summary.steps, steps_per_second, train_loss, "progress");
         }
-        if summary.steps.is_multiple_of(self.config.save_every) {
+        if open.saved.elapsed() >= self.config.checkpoint_every {
             let started = Instant::now();
-            self.engine.save().await?;
+            self.engine.checkpoint().await?;
+            open.saved = Instant::now();
             summary.computing_seconds += started.elapsed().as_secs_f64();
         }
         Ok(())
@@ -353,7 +396,7 @@ impl Trainer {
     /// Saves the open study and lets go of it.
     async fn close(&mut self) -> anyhow::Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.engine.save().await?;
+        self.engine.close().await?;
         let file = open.directory.join("trainer.json");
         let summary = serde_json::to_string(&open.summary)?;
         fs::write(&file, summary).with_context(|| format!("cannot write {}", file.display()))?;

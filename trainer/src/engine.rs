@@ -10,7 +10,7 @@ mod toy;
 use std::{
     collections::BTreeMap,
     f64::consts::PI,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     rc::Rc,
     thread,
@@ -26,13 +26,11 @@ use self::{
     toy::Toy,
 };
 use crate::{
+    checkpoints::{self, Checkpoints},
     data,
     space::{self, Space},
-    supernet,
+    supernet::{self, Snapshot},
 };
-
-/// Name of the file with a study's weights and momentum, in the study's directory.
-pub const WEIGHTS_FILE: &str = "weights.safetensors";
 
 /// Why the engine cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -57,14 +55,9 @@ pub enum Error {
         /// Where they should be.
         data: PathBuf,
     },
-    /// The study's directory cannot be made.
-    #[error("{}: {source}", .directory.display())]
-    Directory {
-        /// The directory.
-        directory: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
+    /// The study's checkpoints cannot be written or read.
+    #[error(transparent)]
+    Checkpoints(#[from] checkpoints::Error),
     /// The operating system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -148,8 +141,8 @@ impl Engine {
         &self.spaces
     }
 
-    /// Prepares for the study whose files are in `directory`, which is made if it is not there. Weights that lie there are
-    /// loaded; returns whether there were any.
+    /// Prepares for the study whose checkpoints are in `directory`, which is made if it is not there. The newest is loaded;
+    /// returns whether there was one.
     pub async fn open(&self, space: Space, directory: PathBuf) -> Result<bool, Error> {
         self.run(move |workshop| workshop.open(space, directory)).await
     }
@@ -159,9 +152,14 @@ impl Engine {
         self.run(move |workshop| workshop.step(&step)).await
     }
 
-    /// Saves weights and momentum of the open study; without one, does nothing.
-    pub async fn save(&self) -> Result<(), Error> {
-        self.run(|workshop| workshop.save()).await
+    /// Begins to write a checkpoint of the open study; steps may go on meanwhile.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        self.run(Workshop::checkpoint).await
+    }
+
+    /// Lets go of the open study, if there is one, when its last checkpoint is on the disk.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.run(Workshop::close).await
     }
 
     async fn run<T: Send + 'static>(
@@ -190,15 +188,17 @@ struct Workshop {
 /// The study being worked on.
 struct Open {
     study: Box<dyn Study>,
-    directory: PathBuf,
+    checkpoints: Checkpoints,
+    /// The last step that is in the weights and in no checkpoint.
+    unsaved: Option<u64>,
 }
 
 /// What a space's studies do.
 trait Study {
     fn step(&mut self, step: &Step) -> Result<Measured, Error>;
-    /// Writes weights and momentum to a file, whole or not at all.
-    fn save(&self, file: &Path) -> Result<(), Error>;
-    /// Reads what was saved; nothing changes unless all of it fits.
+    /// Weights and momentum as they are now.
+    fn snapshot(&self) -> Result<Snapshot, Error>;
+    /// Reads a checkpoint; nothing changes unless all of it fits.
     fn load(&mut self, file: &Path) -> Result<(), Error>;
 }
 
@@ -232,8 +232,8 @@ impl Workshop {
 
     fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {
         self.open = None;
-        fs::create_dir_all(&directory)
-            .map_err(|source| Error::Directory { directory: directory.clone(), source })?;
+        let newest = checkpoints::newest(&directory)?;
+        let checkpoints = Checkpoints::new(directory)?;
         let mut study: Box<dyn Study> = match space {
             Space::EnasMicro(settings) => {
                 let (space, data) = (space::enas_micro::NAME, &self.config.data);
@@ -243,18 +243,18 @@ impl Workshop {
             }
             Space::Toy(settings) => Box::new(Toy::new(settings)),
         };
-        let weights = directory.join(WEIGHTS_FILE);
-        let found = weights.exists();
-        if found {
-            study.load(&weights)?;
+        if let Some(file) = &newest {
+            study.load(file)?;
         }
-        self.open = Some(Open { study, directory });
-        Ok(found)
+        self.open = Some(Open { study, checkpoints, unsaved: None });
+        Ok(newest.is_some())
     }
 
     fn step(&mut self, step: &Step) -> Result<Outcome, Error> {
         let started = Instant::now();
         let open = self.open.as_mut().ok_or(Error::NotOpen)?;
+        // Whatever comes of it, the weights may have moved.
+        open.unsaved = Some(step.batch + 1);
         let Measured { losses, mut metrics } = open.study.step(step)?;
         let computing = started.elapsed();
         metrics.insert("computing_seconds", computing.as_secs_f64());
@@ -262,11 +262,22 @@ impl Workshop {
         Ok(Outcome { losses, metrics, computing })
     }
 
-    fn save(&self) -> Result<(), Error> {
-        if let Some(Open { study, directory }) = &self.open {
-            study.save(&directory.join(WEIGHTS_FILE))?;
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        if let Some(Open { study, checkpoints, unsaved }) = &mut self.open
+            && let Some(step) = *unsaved
+        {
+            checkpoints.write(step, study.snapshot()?)?;
+            *unsaved = None;
         }
         Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        self.checkpoint()?;
+        match self.open.take() {
+            Some(mut open) => Ok(open.checkpoints.finish()?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::{
+    checkpoints,
     data::{Cifar10, Images, Preprocess, cifar10},
-    engine::WEIGHTS_FILE,
     space::enas_micro::{Architecture, Settings},
     study::{self, Choice},
     supernet::{Batch, Evaluation, Supernet},
@@ -77,7 +77,15 @@ pub async fn run(
     let study = study::get(&controller.connect()?, &arguments.study).await?;
     let settings = study::settings(&study)?;
     let architecture = arguments.architecture.of(&study, &settings)?;
-    let weights = study::directory(&work_dir, &study).join(WEIGHTS_FILE);
+    let directory = study::directory(&work_dir, &study);
+    let weights = checkpoints::newest(&directory)?.with_context(|| {
+        format!(
+            "there are no weights of study {:?} in {}: a trainer writes them every --checkpoint-every and when it ends; \
+             give the --work-dir of one that has",
+            arguments.study,
+            directory.display()
+        )
+    })?;
     let results = evaluate(&arguments, settings, architecture, weights, data, device)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
@@ -106,13 +114,6 @@ fn evaluate(
     ensure!(
         images % BATCH == 0 && (BATCH..=10_000).contains(&images),
         "--images must be a multiple of {BATCH}, up to 10000"
-    );
-    ensure!(
-        weights.exists(),
-        "there are no weights of study {:?} at {}: a trainer saves them every --save-every steps and when it ends; \
-         give the --work-dir of one that has",
-        arguments.study,
-        weights.display()
     );
     let mut supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
     supernet.load(&weights)?;

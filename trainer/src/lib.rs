@@ -7,12 +7,14 @@
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
+//! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
+pub mod checkpoints;
 pub mod client;
 pub mod data;
 pub mod engine;

@@ -1,6 +1,6 @@
 //! The trainer's program: arguments, logs, signals, exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
 use asng_trainer::{client, engine, evaluate, retrain};
@@ -63,16 +63,19 @@ enum Command {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "On SIGTERM or SIGINT it gives its step back, saves the weights and ends with 0. \
+    after_help = "On SIGTERM or SIGINT it finishes and reports its step, saves the weights and ends with 0. \
     Started again with the same --work-dir it goes on from the weights last saved."
 )]
 struct Serve {
     /// Work on this study until it ends [default: any study of a space served here, for ever]
     #[arg(long)]
     study: Option<String>,
-    /// Save weights and momentum after this many steps
-    #[arg(long, default_value_t = 500, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
-    save_every: u64,
+    /// Write a checkpoint of weights and momentum this often: what a crash can cost
+    #[arg(long, env = "ASNG_CHECKPOINT_EVERY", default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    checkpoint_every: Duration,
+    /// Let go of the lease of a step that takes longer, so that another trainer gets it
+    #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    step_limit: Duration,
 }
 
 // One thread is enough for the network: what computes has a thread of its own.
@@ -97,7 +100,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, device, threads, .. } = common;
     match command {
-        Command::Serve(Serve { study, save_every }) => {
+        Command::Serve(Serve { study, checkpoint_every, step_limit }) => {
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut terminate = signal(SignalKind::terminate())?;
             let stop = async move {
@@ -107,7 +110,8 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
                 }
             };
             let engine = engine::Config { data, device, threads };
-            let config = client::Config { controller, study, work_dir, save_every };
+            let config =
+                client::Config { controller, study, work_dir, checkpoint_every, step_limit };
             client::serve(config, engine, stop).await
         }
         Command::Evaluate(arguments) => {

@@ -16,7 +16,7 @@ use tch::{Device, Kind};
 
 use crate::{
     data::{Augment, Batches, Cifar10, Preprocess, cifar10},
-    engine::{WEIGHTS_FILE, cosine},
+    engine::cosine,
     evaluate::{mean, test_batches},
     space::enas_micro::{Architecture, Size},
     study::{self, Choice},
@@ -201,7 +201,7 @@ fn retrain(
 
     let rates = Rates { momentum: 0.9, weight_decay: 3e-4, grad_clip: 5.0 };
     let mut network = Retrained::new(&size, architecture, rates, arguments.seed, device)?;
-    let weights = arguments.out.join(WEIGHTS_FILE);
+    let weights = arguments.out.join("weights.safetensors");
     if progress.epochs_done > 0 {
         network.load(&weights)?;
     }

@@ -8,7 +8,7 @@ use super::{Error, Measured, Step, Study, cosine};
 use crate::{
     data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
     space::enas_micro::{Architecture, Settings},
-    supernet::{Batch, Supernet},
+    supernet::{Batch, Snapshot, Supernet},
 };
 
 /// The training set on the device, in the halves for the weights and for the ranking.
@@ -86,8 +86,8 @@ impl Study for Classification {
         Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
     }
 
-    fn save(&self, file: &Path) -> Result<(), Error> {
-        Ok(self.supernet.save(file)?)
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        Ok(self.supernet.snapshot()?)
     }
 
     fn load(&mut self, file: &Path) -> Result<(), Error> {

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{Error, Measured, Step, Study, cosine};
-use crate::{space::toy::Settings, supernet};
+use crate::{
+    space::toy::Settings,
+    supernet::{self, Snapshot},
+};
 
 /// A study's weights.
 pub(super) struct Toy {
@@ -32,8 +35,8 @@ impl Study for Toy {
         Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
     }
 
-    fn save(&self, file: &Path) -> Result<(), Error> {
-        Ok(self.weights.save(file)?)
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        Ok(self.weights.snapshot()?)
     }
 
     fn load(&mut self, file: &Path) -> Result<(), Error> {

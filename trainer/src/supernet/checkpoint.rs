@@ -15,31 +15,42 @@ pub(super) type Part<'a> = (&'static str, &'a BTreeMap<String, Tensor>);
 /// As [`Part`], to load into.
 pub(super) type PartMut<'a> = (&'static str, &'a mut BTreeMap<String, Tensor>);
 
-/// Writes every part's tensors as `<prefix>/<name>`. A file that was there stays until the new one
-/// is safely on the disk.
-pub(super) fn save(path: &Path, parts: &[Part]) -> Result<(), Error> {
-    let mut tensors = Vec::new();
-    for (prefix, part) in parts {
-        for (name, tensor) in *part {
-            let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-            tensors.push((format!("{prefix}/{name}"), tensor));
+/// Copies of tensors by name, in the machine's memory: what goes into a file while the originals move on.
+#[derive(Debug)]
+pub struct Snapshot(Vec<(String, Tensor)>);
+
+impl Snapshot {
+    /// Copies every part's tensors, named `<prefix>/<name>`.
+    pub(super) fn of(parts: &[Part]) -> Result<Snapshot, Error> {
+        let mut tensors = Vec::new();
+        for (prefix, part) in parts {
+            for (name, tensor) in *part {
+                let copy =
+                    tensor.f_detach()?.f_to_device_(Device::Cpu, tensor.kind(), false, true)?;
+                tensors.push((format!("{prefix}/{name}"), copy.f_contiguous()?));
+            }
         }
+        Ok(Snapshot(tensors))
     }
-    let temporary = path.with_extension("tmp");
-    Tensor::write_safetensors(&tensors, &temporary)?;
-    let synced = File::open(&temporary).and_then(|file| file.sync_all());
-    synced
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(|source| file_error(path, source))?;
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let synced = File::open(directory).and_then(|directory| directory.sync_all());
-    synced.map_err(|source| file_error(path, source))
+
+    /// Writes it to a safetensors file. A file that was there stays until the new one is safely on the disk.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let temporary = path.with_extension("tmp");
+        Tensor::write_safetensors(&self.0, &temporary)?;
+        let synced = File::open(&temporary).and_then(|file| file.sync_all());
+        synced
+            .and_then(|()| fs::rename(&temporary, path))
+            .map_err(|source| file_error(path, source))?;
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| file_error(path, source))
+    }
 }
 
-/// Reads what [`save`] wrote into tensors of the same names and shapes; nothing changes unless all
+/// Reads what [`Snapshot::write`] wrote into tensors of the same names and shapes; nothing changes unless all
 /// of them fit.
 pub(super) fn load(path: &Path, parts: &mut [PartMut]) -> Result<(), Error> {
     File::open(path).map_err(|source| file_error(path, source))?;

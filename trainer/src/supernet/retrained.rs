@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 use super::enas_micro::{Mode, Network};
 use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
-use super::{Batch, Error, Evaluation, checkpoint, loss};
+use super::{Batch, Error, Evaluation, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Size};
 
 /// How much the auxiliary head's loss counts (authors' `weight_auxiliary`).
@@ -88,7 +88,7 @@ impl Retrained {
             ("statistic", self.network.statistics()),
             ("momentum", self.sgd.momentum()),
         ];
-        checkpoint::save(path, &parts)
+        Snapshot::of(&parts)?.write(path)
     }
 
     /// Reads what [`Retrained::save`] wrote; nothing changes unless all of it fits.

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::enas_micro::{Mode, Network};
 use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
-use super::{Batch, Error, Evaluation, checkpoint, loss};
+use super::{Batch, Error, Evaluation, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Settings};
 
 /// What a step reports.
@@ -116,13 +116,13 @@ impl Supernet {
         Ok(Evaluation { loss: numbers[0], accuracy: numbers[1] })
     }
 
-    /// Writes weights and momentum to a safetensors file, whole or not at all.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    /// Weights and momentum as they are now.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
         let parts = [("weight", self.network.parameters()), ("momentum", self.sgd.momentum())];
-        checkpoint::save(path, &parts)
+        Snapshot::of(&parts)
     }
 
-    /// Reads what [`Supernet::save`] wrote; nothing changes unless all of it fits.
+    /// Reads a [`Snapshot`] that was written; nothing changes unless all of it fits.
     pub fn load(&mut self, path: &Path) -> Result<(), Error> {
         let mut parts =
             [("weight", self.network.parameters_mut()), ("momentum", self.sgd.momentum_mut())];
@@ -228,11 +228,11 @@ mod tests {
         let file = directory.path().join("weights.safetensors");
         let mut supernet = supernet(0);
         step(&mut supernet);
-        supernet.save(&file).unwrap();
+        supernet.snapshot().unwrap().write(&file).unwrap();
         let mut loaded = self::supernet(1);
         loaded.load(&file).unwrap();
         assert_eq!(step(&mut supernet), step(&mut loaded));
-        supernet.save(&file).unwrap(); // over the first one
+        supernet.snapshot().unwrap().write(&file).unwrap(); // over the first one
         let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
         assert_eq!(files.len(), 1);
     }
@@ -242,7 +242,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("weights.safetensors");
         let deeper = Settings { nodes: NODES as i64, cells: 4, channels: 4, ..Settings::default() };
-        Supernet::new(&deeper, 3, 10, Device::Cpu).unwrap().save(&file).unwrap();
+        let deeper = Supernet::new(&deeper, 3, 10, Device::Cpu).unwrap();
+        deeper.snapshot().unwrap().write(&file).unwrap();
         let mut supernet = supernet(0);
         let evaluate =
             |supernet: &Supernet| supernet.evaluate(&batch(0.0), &architectures()[0]).unwrap();

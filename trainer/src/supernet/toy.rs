@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::Path};
 use rand_distr::{Distribution, Normal, StandardNormal};
 use tch::Tensor;
 
-use super::{Error, checkpoint};
+use super::{Error, Snapshot, checkpoint};
 use crate::{data::generator, space::toy::Settings};
 
 /// The weights, with their optimiser.
@@ -95,13 +95,13 @@ impl Toy {
         self.weights.iter().map(|_| normal.sample(&mut rng)).collect()
     }
 
-    /// Writes weights and momentum to a safetensors file, whole or not at all.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    /// Weights and momentum as they are now.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
         let (weights, momentum) = (tensors(&self.weights)?, tensors(&self.momentum)?);
-        checkpoint::save(path, &[("weight", &weights), ("momentum", &momentum)])
+        Snapshot::of(&[("weight", &weights), ("momentum", &momentum)])
     }
 
-    /// Reads what [`Toy::save`] wrote; nothing changes unless all of it fits.
+    /// Reads a [`Snapshot`] that was written; nothing changes unless all of it fits.
     pub fn load(&mut self, path: &Path) -> Result<(), Error> {
         let (mut weights, mut momentum) = (tensors(&self.weights)?, tensors(&self.momentum)?);
         checkpoint::load(path, &mut [("weight", &mut weights), ("momentum", &mut momentum)])?;
@@ -166,7 +166,7 @@ mod tests {
         let architectures = [vec![0, 1, 2], vec![4, 3, 0]];
         let mut saved = toy(0);
         saved.search_step(0, &architectures, &architectures, 0.05);
-        saved.save(&file).unwrap();
+        saved.snapshot().unwrap().write(&file).unwrap();
         let mut loaded = toy(1);
         assert_ne!(loaded.weights, toy(0).weights);
         loaded.load(&file).unwrap();
