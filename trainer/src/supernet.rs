@@ -31,7 +31,7 @@ use tch::{TchError, Tensor};
 
 pub use checkpoint::Snapshot;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
-pub use search::{StepOutcome, Supernet};
+pub use search::{Failure, StepOutcome, Supernet};
 pub use toy::{Toy, ToyOutcome};
 
 /// A minibatch, on the network's device and of its kind.
@@ -61,6 +61,9 @@ pub enum Error {
     /// The network was built for other architectures than the one it was given.
     #[error("this network has no {0}")]
     NotBuilt(String),
+    /// libtorch refused every architecture of a step: the fault is elsewhere.
+    #[error("no architecture of the step can be computed: {0}")]
+    NothingComputed(String),
     /// A step that ranks nothing.
     #[error("a step needs at least one architecture to rank")]
     NoArchitectures,

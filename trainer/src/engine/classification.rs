@@ -3,12 +3,13 @@
 use std::{path::Path, rc::Rc};
 
 use tch::{Device, Kind};
+use tracing::warn;
 
 use super::{Error, Measured, Step, Study, cosine};
 use crate::{
     data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
     space::enas_micro::{Architecture, Settings},
-    supernet::{Batch, Snapshot, Supernet},
+    supernet::{Batch, Failure, Snapshot, Supernet},
 };
 
 /// The training set on the device, in the halves for the weights and for the ranking.
@@ -76,6 +77,9 @@ impl Study for Classification {
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
+        for Failure { values, reason } in &outcome.failures {
+            warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
+        }
         let metrics = [
             ("train_loss", outcome.train_loss),
             ("train_accuracy", outcome.train_accuracy),

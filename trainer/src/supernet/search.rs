@@ -26,6 +26,18 @@ pub struct StepOutcome {
     /// Norm of the mean gradient before it was clipped. Not finite: the weights it moved are
     /// spoiled.
     pub gradient_norm: f64,
+    /// What libtorch could not compute, such as an architecture for which memory ran out. It counts
+    /// as diverged.
+    pub failures: Vec<Failure>,
+}
+
+/// An architecture that could not be computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its choices.
+    pub values: Vec<i64>,
+    /// What libtorch said.
+    pub reason: String,
 }
 
 /// Shared weights with their optimiser.
@@ -58,7 +70,7 @@ impl Supernet {
     /// One step of the search (authors' `architecture_search`): moves the weights along the mean
     /// gradient of the train architectures on one batch, then measures the rank architectures on
     /// another with the moved weights. Without train architectures the weights stay, and what is said
-    /// of training is NaN.
+    /// of training is NaN. Fails only if no architecture at all can be computed.
     pub fn search_step(
         &mut self,
         train_batch: &Batch,
@@ -70,14 +82,18 @@ impl Supernet {
         if rank.is_empty() {
             return Err(Error::NoArchitectures);
         }
+        let device = rank_batch.images.device();
         let mut numbers = Vec::new();
         let mut gradients = Gradients::default();
+        let mut failures = Vec::new();
         for architecture in train {
-            let [loss, accuracy] = self.measure(train_batch, architecture)?;
-            // Backward at once, not of the sum of the losses: only one graph is alive at a time.
-            let part = loss.f_div_scalar(train.len() as f64)?;
-            gradients = gradients.plus(Gradients::of(&part, self.network.parameters())?)?;
-            numbers.extend([loss.f_detach()?, accuracy]);
+            let result = self.train(train_batch, architecture, train.len());
+            if let Some((numbers_of_it, part)) = contain(result, architecture, &mut failures)? {
+                gradients = gradients.plus(part)?;
+                numbers.extend(numbers_of_it);
+            } else {
+                numbers.extend(diverged(device)?);
+            }
         }
         if !train.is_empty() {
             let parameters = self.network.parameters_mut();
@@ -88,7 +104,12 @@ impl Supernet {
 
         let _guard = tch::no_grad_guard();
         for architecture in rank {
-            numbers.extend(self.measure(rank_batch, architecture)?);
+            let result = self.measure(rank_batch, architecture);
+            let measured = contain(result, architecture, &mut failures)?;
+            numbers.extend(measured.map_or_else(|| diverged(device), Ok)?);
+        }
+        if failures.len() == train.len() + rank.len() {
+            return Err(Error::NothingComputed(failures.swap_remove(0).reason));
         }
         let numbers = loss::read(&numbers)?;
         let (trained, ranked) = numbers.split_at(of_training);
@@ -101,7 +122,22 @@ impl Supernet {
             train_loss: mean(trained.iter().step_by(2)),
             train_accuracy: mean(trained.iter().skip(1).step_by(2)),
             gradient_norm,
+            failures,
         })
+    }
+
+    /// Loss, accuracy and gradient of one of `count` train architectures. Backward at once, not of the sum of the losses:
+    /// only one graph is alive at a time.
+    fn train(
+        &self,
+        batch: &Batch,
+        architecture: &Architecture,
+        count: usize,
+    ) -> Result<([Tensor; 2], Gradients), Error> {
+        let [loss, accuracy] = self.measure(batch, architecture)?;
+        let gradients =
+            Gradients::of(&loss.f_div_scalar(count as f64)?, self.network.parameters())?;
+        Ok(([loss.f_detach()?, accuracy], gradients))
     }
 
     /// Loss and accuracy of an architecture with the present weights. Like the ranking in a step it
@@ -136,6 +172,28 @@ impl Supernet {
         let loss = loss::cross_entropy(&logits, &batch.labels)?;
         let accuracy = loss::accuracy(&logits, &batch.labels)?;
         Ok([loss, accuracy])
+    }
+}
+
+/// Loss and accuracy of what could not be computed.
+fn diverged(device: Device) -> Result<[Tensor; 2], Error> {
+    let nan = || Tensor::f_full([0; 0], f64::NAN, (Kind::Float, device));
+    Ok([nan()?, nan()?])
+}
+
+/// What was computed; none, with a note, if libtorch refused.
+fn contain<T>(
+    result: Result<T, Error>,
+    architecture: &Architecture,
+    failures: &mut Vec<Failure>,
+) -> Result<Option<T>, Error> {
+    match result {
+        Ok(computed) => Ok(Some(computed)),
+        Err(error @ Error::Torch(_)) => {
+            failures.push(Failure { values: architecture.values(), reason: error.to_string() });
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -314,10 +372,17 @@ mod tests {
         let mut supernet = supernet(0);
         let architectures = architectures();
         let grey = Batch { images: batch(0.0).images.narrow(1, 0, 1), labels: batch(0.0).labels };
-        let error = supernet
-            .search_step(&grey, &architectures, &batch(0.0), &architectures, 0.05)
-            .unwrap_err();
-        assert!(matches!(error, Error::Torch(_)), "{error}");
+        let outcome =
+            supernet.search_step(&grey, &architectures, &batch(0.0), &architectures, 0.05).unwrap();
+        assert!(outcome.train_loss.is_nan() && outcome.losses.iter().all(|loss| loss.is_finite()));
+        let values: Vec<_> = outcome.failures.iter().map(|failure| &failure.values).collect();
+        assert_eq!(values, [&architectures[0].values(), &architectures[1].values()]);
+        let outcome =
+            supernet.search_step(&batch(0.0), &architectures, &grey, &architectures, 0.05).unwrap();
+        assert!(outcome.losses.iter().all(|loss| loss.is_nan()) && outcome.train_loss.is_finite());
+        let error =
+            supernet.search_step(&grey, &architectures, &grey, &architectures, 0.05).unwrap_err();
+        assert!(matches!(error, Error::NothingComputed(_)), "{error}");
         assert_eq!(error.to_string().lines().count(), 1, "{error}");
         let too_many_classes = Batch { images: batch(0.0).images, labels: batch(0.0).labels + 5 };
         assert!(supernet.evaluate(&too_many_classes, &architectures[0]).is_err());
