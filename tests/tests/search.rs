@@ -1,13 +1,16 @@
 //! The real trainer and the real controller on real images: small searches, with the trainer or the controller killed.
 
-use std::{fs, path::Path, process::Output};
+use std::{env, fs, path::Path, process::Output, time::Duration};
 
 use asng_proto::v1::StudyState;
 use asng_tests::{
     Controller, Trainer, applied, asngctl, study_when, terminate, theta, tiny_search,
     trainer_command,
 };
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
+use tokio::time::sleep;
 
 /// The newest checkpoint of a trainer's only study, if it has written any.
 fn checkpoint(work_dir: &Path) -> Option<Vec<u8>> {
@@ -137,6 +140,43 @@ async fn a_search_that_was_stopped_ends_bit_for_bit_like_one_that_was_not() {
         results.push((theta, study.incumbent, checkpoint(&work_dir).unwrap()));
     }
     assert!(results[0] == results[1], "weights, theta or incumbent differ");
+}
+
+#[tokio::test]
+async fn a_search_whose_services_are_killed_at_random_counts_every_step_once() {
+    const STEPS: u64 = 40;
+    let kills: u64 = env::var("ASNG_SEARCH_KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let work_dir = directory.path().join("work");
+    let mut controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(tiny_search("s", STEPS * kills / 4)).await.unwrap();
+    let start = |controller: &Controller| {
+        let mut command = trainer_command(controller, &work_dir);
+        command.args(["serve", "--study", "s", "--checkpoint-every", "200ms"]);
+        Trainer(command.spawn().unwrap())
+    };
+    let mut trainer = start(&controller);
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    for kill in 0..kills {
+        // At any moment of a step, after some progress.
+        let progress = kill * STEPS / 4 * 9 / 10;
+        study_when(&controller, "s", |study| applied(study) >= progress).await;
+        sleep(Duration::from_millis(random.random_range(0..100))).await;
+        if random.random() {
+            controller.kill();
+            controller.restart();
+        } else {
+            trainer.0.kill().unwrap();
+            trainer.0.wait().unwrap();
+            trainer = start(&controller);
+        }
+    }
+    assert!(trainer.0.wait().unwrap().success());
+    let study = study_when(&controller, "s", |_| true).await;
+    let progress = study.progress.unwrap();
+    assert_eq!((study.state(), progress.applied), (StudyState::Finished, STEPS * kills / 4));
+    assert_eq!((progress.expired, progress.stale), (0, 0), "every step was done under its lease");
+    assert!(checkpoint(&work_dir).is_some());
 }
 
 #[tokio::test]
