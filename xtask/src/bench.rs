@@ -20,20 +20,39 @@ pub(crate) enum Bench {
         #[arg(long, conflicts_with = "seconds")]
         quick: bool,
     },
+    /// The paper's artificial problem: steps to success of ASNG, of SNG with several steps, of the authors' code
+    ///
+    /// Takes about half an hour. Draws docs/toy.svg; the last line of the output is JSON.
+    Toy {
+        /// Seeds of ASNG
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: u64,
+        /// Seeds of each SNG
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        sng_seeds: u64,
+    },
 }
 
 /// Builds for release, and measures.
 pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
-    let Bench::Controller { seconds, quick } = bench;
-    let build = ["build", "--locked", "--release", "-p", "asng-controller", "-p", "asng-tests"];
-    run(&mut cargo(root, build))?;
-    let program = ["-p", "asng-tests", "--bin", "bench-controller", "--"];
-    let mut command = cargo(root, ["run", "--quiet", "--locked", "--release"]);
-    command.args(program);
-    if *quick {
-        command.arg("--quick");
-    } else {
-        command.args(["--seconds", &seconds.to_string()]);
+    match bench {
+        Bench::Controller { quick: true, .. } => {
+            program(root, "bench-controller", &["--quick".into()])
+        }
+        Bench::Controller { seconds, .. } => {
+            program(root, "bench-controller", &[format!("--seconds={seconds}")])
+        }
+        Bench::Toy { seeds, sng_seeds } => program(
+            root,
+            "bench-toy",
+            &[format!("--seeds={seeds}"), format!("--sng-seeds={sng_seeds}")],
+        ),
     }
-    run(&mut command)
+}
+
+fn program(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> {
+    let programs = ["-p", "asng-controller", "-p", "asng-trainer", "-p", "asng-tests"];
+    run(cargo(root, ["build", "--locked", "--release"]).args(programs))?;
+    let mut command = cargo(root, ["run", "--quiet", "--locked", "--release"]);
+    run(command.args(["-p", "asng-tests", "--bin", name, "--"]).args(arguments))
 }
