@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Size, variables};
+use crate::space::setting::{self, Kind};
 use crate::space::{Variable, Violation};
 
 /// The largest supernet a study may ask for: 200 million parameters, 1.6 GB with their momentum.
@@ -58,13 +59,7 @@ impl Default for Settings {
     }
 }
 
-/// A setting's type, its smallest and largest value, and where it is kept.
-enum Kind {
-    Whole(i64, i64, fn(&mut Settings) -> &mut i64),
-    Real(f64, f64, fn(&mut Settings) -> &mut f64),
-}
-
-const TABLE: [(&str, Kind); 10] = [
+const TABLE: [(&str, Kind<Settings>); 10] = [
     ("nodes", Kind::Whole(1, 10, |s| &mut s.nodes)),
     ("cells", Kind::Whole(3, 50, |s| &mut s.cells)),
     ("channels", Kind::Whole(4, 256, |s| &mut s.channels)),
@@ -77,42 +72,12 @@ const TABLE: [(&str, Kind); 10] = [
     ("seed", Kind::Whole(0, i64::MAX, |s| &mut s.seed)),
 ];
 
-impl Kind {
-    /// Stores the value, or says what is allowed.
-    fn set(&self, settings: &mut Settings, text: &str) -> Result<(), String> {
-        match *self {
-            Kind::Whole(low, high, field) => match text.parse() {
-                Ok(value) if (low..=high).contains(&value) => *field(settings) = value,
-                _ => {
-                    return Err(format!(
-                        "must be a whole number from {low} to {high}, not {text:?}"
-                    ));
-                }
-            },
-            Kind::Real(low, high, field) => match text.parse() {
-                Ok(value) if (low..=high).contains(&value) => *field(settings) = value,
-                _ => return Err(format!("must be a number from {low} to {high}, not {text:?}")),
-            },
-        }
-        Ok(())
-    }
-}
-
 impl Settings {
     /// Reads a study's settings; a setting that is absent keeps its default. The error lists
     /// everything that is wrong.
     pub fn parse(settings: &BTreeMap<String, String>) -> Result<Settings, Vec<Violation>> {
         let mut parsed = Settings::default();
-        let mut violations = Vec::new();
-        for (name, text) in settings {
-            let outcome = match TABLE.iter().find(|(known, _)| known == name) {
-                Some((_, kind)) => kind.set(&mut parsed, text),
-                None => Err(format!("is unknown; the settings of {} are {}", super::NAME, known())),
-            };
-            if let Err(description) = outcome {
-                violations.push(Violation { field: format!("settings.{name}"), description });
-            }
-        }
+        let mut violations = setting::set_all(super::NAME, &TABLE, &mut parsed, settings);
         if violations.is_empty() {
             violations.extend(parsed.too_large());
         }
@@ -155,10 +120,6 @@ impl Settings {
             classes,
         }
     }
-}
-
-fn known() -> String {
-    TABLE.map(|(name, _)| name).join(", ")
 }
 
 #[cfg(test)]

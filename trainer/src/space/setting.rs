@@ -1,0 +1,67 @@
+//! Settings of a study as a person typed them, read by a table: one row for each, so that what is
+//! allowed, what is said of a mistake and where the value is kept stand in one line.
+
+use std::collections::BTreeMap;
+
+use super::Violation;
+
+/// A setting's type, its smallest and largest value, and where it is kept.
+pub(super) enum Kind<S: 'static> {
+    /// A whole number.
+    Whole(i64, i64, fn(&mut S) -> &mut i64),
+    /// A real number.
+    Real(f64, f64, fn(&mut S) -> &mut f64),
+    /// One of a few words, and what each does.
+    Word(&'static [(&'static str, fn(&mut S))]),
+}
+
+impl<S> Kind<S> {
+    /// Stores the value, or says what is allowed.
+    fn set(&self, settings: &mut S, text: &str) -> Result<(), String> {
+        match *self {
+            Kind::Whole(low, high, field) => match text.parse() {
+                Ok(value) if (low..=high).contains(&value) => *field(settings) = value,
+                _ => {
+                    return Err(format!(
+                        "must be a whole number from {low} to {high}, not {text:?}"
+                    ));
+                }
+            },
+            Kind::Real(low, high, field) => match text.parse() {
+                Ok(value) if (low..=high).contains(&value) => *field(settings) = value,
+                _ => return Err(format!("must be a number from {low} to {high}, not {text:?}")),
+            },
+            Kind::Word(words) => match words.iter().find(|(word, _)| *word == text) {
+                Some((_, set)) => set(settings),
+                None => {
+                    let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                    return Err(format!("must be {}, not {text:?}", words.join(" or ")));
+                }
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Sets all that was typed and lists everything that is wrong.
+pub(super) fn set_all<S>(
+    space: &str,
+    table: &[(&str, Kind<S>)],
+    settings: &mut S,
+    typed: &BTreeMap<String, String>,
+) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (name, text) in typed {
+        let outcome = match table.iter().find(|(known, _)| known == name) {
+            Some((_, kind)) => kind.set(settings, text),
+            None => {
+                let known: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
+                Err(format!("is unknown; the settings of {space} are {}", known.join(", ")))
+            }
+        };
+        if let Err(description) = outcome {
+            violations.push(Violation { field: format!("settings.{name}"), description });
+        }
+    }
+    violations
+}
