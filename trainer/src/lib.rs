@@ -6,6 +6,7 @@
 //! | [`space`] | what each choice means: pure values |
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
+//! | [`quality`] | how close images are: PSNR and SSIM |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`study`] | what a study means here: settings, architectures, files |
@@ -17,6 +18,7 @@ pub mod client;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+pub mod quality;
 pub mod retrain;
 pub mod space;
 pub mod study;

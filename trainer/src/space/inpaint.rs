@@ -35,6 +35,7 @@ pub use architecture::{Architecture, DecodeError, Module, Node};
 pub use describe::{Description, NodeDescription};
 pub use retraining::Retraining;
 pub use settings::{Mask, Settings};
+pub(crate) use size::OUTPUT_KERNEL;
 pub use size::{Layer, Size};
 
 use super::{Decision, IntegerVariable, Variable};

@@ -11,9 +11,12 @@ pub(super) enum Kind<S: 'static> {
     Whole(i64, i64, fn(&mut S) -> &mut i64),
     /// A real number.
     Real(f64, f64, fn(&mut S) -> &mut f64),
-    /// One of a few words, and what each does.
-    Word(&'static [(&'static str, fn(&mut S))]),
+    /// One of a few words.
+    Word(&'static [Word<S>]),
 }
+
+/// A word and what it does.
+pub(super) type Word<S> = (&'static str, fn(&mut S));
 
 impl<S> Kind<S> {
     /// Stores the value, or says what is allowed.

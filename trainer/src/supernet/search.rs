@@ -1,13 +1,14 @@
 //! The supernet of a study: the weights that all of its architectures share, and one step of the
 //! search.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
 use super::enas_micro::{Mode, Network};
-use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
+use super::step::{self, Shared};
 use super::{Batch, Error, Evaluation, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Settings};
 
@@ -67,40 +68,19 @@ impl Supernet {
         rank: &[Architecture],
         learning_rate: f64,
     ) -> Result<StepOutcome, Error> {
-        if rank.is_empty() {
-            return Err(Error::NoArchitectures);
-        }
-        let mut numbers = Vec::new();
-        let mut gradients = Gradients::default();
-        for architecture in train {
-            let [loss, accuracy] = self.measure(train_batch, architecture)?;
-            // Backward at once, not of the sum of the losses: only one graph is alive at a time.
-            let part = loss.f_div_scalar(train.len() as f64)?;
-            gradients = gradients.plus(Gradients::of(&part, self.network.parameters())?)?;
-            numbers.extend([loss.f_detach()?, accuracy]);
-        }
-        if !train.is_empty() {
-            let parameters = self.network.parameters_mut();
-            numbers.push(self.sgd.step(parameters, &gradients, learning_rate)?);
-        }
-        drop(gradients);
-        let of_training = numbers.len();
-
-        let _guard = tch::no_grad_guard();
-        for architecture in rank {
-            numbers.extend(self.measure(rank_batch, architecture)?);
-        }
-        let numbers = loss::read(&numbers)?;
-        let (trained, ranked) = numbers.split_at(of_training);
-        let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
-        let trained = &trained[..2 * train.len()];
-        let losses: Vec<f64> = ranked.iter().step_by(2).copied().collect();
+        let measured = step::search(
+            &mut self.network,
+            &mut self.sgd,
+            (train_batch, train),
+            (rank_batch, rank),
+            learning_rate,
+        )?;
         Ok(StepOutcome {
-            losses,
-            rank_accuracy: mean(ranked.iter().skip(1).step_by(2)),
-            train_loss: mean(trained.iter().step_by(2)),
-            train_accuracy: mean(trained.iter().skip(1).step_by(2)),
-            gradient_norm,
+            losses: measured.losses,
+            rank_accuracy: measured.rank_quality,
+            train_loss: measured.train_loss,
+            train_accuracy: measured.train_quality,
+            gradient_norm: measured.gradient_norm,
         })
     }
 
@@ -112,7 +92,7 @@ impl Supernet {
         architecture: &Architecture,
     ) -> Result<Evaluation, Error> {
         let _guard = tch::no_grad_guard();
-        let numbers = loss::read(&self.measure(batch, architecture)?)?;
+        let numbers = loss::read(&self.network.measure(batch, architecture)?)?;
         Ok(Evaluation { loss: numbers[0], accuracy: numbers[1] })
     }
 
@@ -128,20 +108,28 @@ impl Supernet {
             [("weight", self.network.parameters_mut()), ("momentum", self.sgd.momentum_mut())];
         checkpoint::load(path, &mut parts)
     }
+}
 
-    /// Loss and accuracy, on the device.
+impl Shared for Network {
+    type Batch = Batch;
+    type Architecture = Architecture;
+
+    /// Loss and accuracy.
     fn measure(&self, batch: &Batch, architecture: &Architecture) -> Result<[Tensor; 2], Error> {
         let mode = Mode::Train { drop_path: 0.0 };
-        let logits = self.network.forward(&batch.images, architecture, mode)?.main;
+        let logits = self.forward(&batch.images, architecture, mode)?.main;
         let loss = loss::cross_entropy(&logits, &batch.labels)?;
         let accuracy = loss::accuracy(&logits, &batch.labels)?;
         Ok([loss, accuracy])
     }
-}
 
-fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
-    let count = values.len() as f64;
-    values.sum::<f64>() / count
+    fn shared(&self) -> &BTreeMap<String, Tensor> {
+        self.parameters()
+    }
+
+    fn shared_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+        self.parameters_mut()
+    }
 }
 
 #[cfg(test)]
