@@ -6,6 +6,7 @@
 //! | [`space`] | what each choice means: pure values |
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
+//! | [`quality`] | how close images are: PSNR and SSIM |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
@@ -19,6 +20,7 @@ pub mod client;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+pub mod quality;
 pub mod retrain;
 pub mod space;
 pub mod study;

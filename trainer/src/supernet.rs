@@ -5,8 +5,9 @@
 //! [`Retrained`] is one architecture alone, trained from scratch. Both are plain values for one
 //! thread to own. They know nothing of studies, leases or where images come from.
 //!
-//! * [`enas_micro`]: the network; [`loss`]: what it is trained on; [`gradients`] of it; [`sgd`]:
-//!   the optimiser
+//! * [`enas_micro`]: the network; [`loss`]: what it is trained on; [`gradients`] of it; [`sgd`] and
+//!   [`adam`]: the optimisers; `step`: one step of a search
+//! * [`inpaint`]: network, search and retraining of the autoencoders
 //! * [`Toy`]: the weights of the artificial problem, which needs none of these
 //! * `layers`: convolution, batch normalisation and the linear layer; `initial`: their values at
 //!   the start
@@ -16,22 +17,26 @@
 //! are as they were before the failed operation or, at worst, as after a part of an update, so
 //! whoever cares loads the last file again.
 
+pub mod adam;
 mod checkpoint;
 pub mod enas_micro;
 pub mod gradients;
 mod initial;
+pub mod inpaint;
 mod layers;
 pub mod loss;
 mod retrained;
 mod search;
 pub mod sgd;
+mod step;
 mod toy;
 
 use tch::{TchError, Tensor};
 
 pub use checkpoint::Snapshot;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
-pub use search::{Failure, StepOutcome, Supernet};
+pub use search::{StepOutcome, Supernet};
+pub use step::Failure;
 pub use toy::{Toy, ToyOutcome};
 
 /// A minibatch, on the network's device and of its kind.

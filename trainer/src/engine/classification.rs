@@ -77,7 +77,8 @@ impl Study for Classification {
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
-        for Failure { values, reason } in &outcome.failures {
+        for Failure { place, reason } in &outcome.failures {
+            let values = step.train.iter().chain(&step.rank).nth(*place);
             warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
         }
         let metrics = [

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Variable, Violation,
-    settings::{self, Kind},
+    setting::{Kind, set_all},
 };
 
 /// The name a study asks for this space by.
@@ -55,7 +55,9 @@ pub enum DecodeError {
 impl Settings {
     /// Reads a study's settings; a setting that is absent keeps its default. The error lists everything that is wrong.
     pub fn parse(settings: &BTreeMap<String, String>) -> Result<Settings, Vec<Violation>> {
-        settings::parse(NAME, &TABLE, settings)
+        let mut parsed = Settings::default();
+        let violations = set_all(NAME, &TABLE, &mut parsed, settings);
+        if violations.is_empty() { Ok(parsed) } else { Err(violations) }
     }
 
     /// An architecture from the controller's values: the choice of each variable.

@@ -7,6 +7,9 @@ use tch::{Kind, Tensor};
 
 use super::Error;
 
+/// Keeps a division by a norm of zero finite (PyTorch's constant).
+const CLIP_EPSILON: f64 = 1e-6;
+
 /// Gradients by the name of their parameter; parameters that took no part are absent.
 #[derive(Debug, Default)]
 pub struct Gradients(BTreeMap<String, Tensor>);
@@ -47,4 +50,21 @@ impl Gradients {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
+}
+
+/// What all gradients are multiplied by, of the norm that they have together, before an optimiser
+/// follows them: what brings the norm to at most `limit` (0 does not clip), as PyTorch's
+/// `clip_grad_norm_`; 0 if the norm is not finite, since one step that diverges must not take the
+/// weights of all architectures with it. (PyTorch would spoil them.) It stays on the device:
+/// reading it would wait for the whole backward pass.
+pub(super) fn clip_factor(norm: &Tensor, limit: f64) -> Result<Tensor, Error> {
+    let clip = match limit {
+        0.0 => norm.f_ones_like()?,
+        limit => norm
+            .f_add_scalar(CLIP_EPSILON)?
+            .f_reciprocal()?
+            .f_mul_scalar(limit)?
+            .f_clamp_max(1.0)?,
+    };
+    Ok(clip.f_where_self(&norm.f_isfinite()?, &norm.f_zeros_like()?)?)
 }

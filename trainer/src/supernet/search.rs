@@ -1,14 +1,15 @@
 //! The supernet of a study: the weights that all of its architectures share, and one step of the
 //! search.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
 use super::enas_micro::{Mode, Network};
-use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
-use super::{Batch, Error, Evaluation, Snapshot, checkpoint, loss};
+use super::step::{self, Shared};
+use super::{Batch, Error, Evaluation, Failure, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Settings};
 
 /// What a step reports.
@@ -26,18 +27,8 @@ pub struct StepOutcome {
     /// Norm of the mean gradient before it was clipped. Not finite: the weights it moved are
     /// spoiled.
     pub gradient_norm: f64,
-    /// What libtorch could not compute, such as an architecture for which memory ran out. It counts
-    /// as diverged.
+    /// What could not be computed; it counts as diverged.
     pub failures: Vec<Failure>,
-}
-
-/// An architecture that could not be computed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Its choices.
-    pub values: Vec<i64>,
-    /// What libtorch said.
-    pub reason: String,
 }
 
 /// Shared weights with their optimiser.
@@ -79,65 +70,21 @@ impl Supernet {
         rank: &[Architecture],
         learning_rate: f64,
     ) -> Result<StepOutcome, Error> {
-        if rank.is_empty() {
-            return Err(Error::NoArchitectures);
-        }
-        let device = rank_batch.images.device();
-        let mut numbers = Vec::new();
-        let mut gradients = Gradients::default();
-        let mut failures = Vec::new();
-        for architecture in train {
-            let result = self.train(train_batch, architecture, train.len());
-            if let Some((numbers_of_it, part)) = contain(result, architecture, &mut failures)? {
-                gradients = gradients.plus(part)?;
-                numbers.extend(numbers_of_it);
-            } else {
-                numbers.extend(diverged(device)?);
-            }
-        }
-        if !train.is_empty() {
-            let parameters = self.network.parameters_mut();
-            numbers.push(self.sgd.step(parameters, &gradients, learning_rate)?);
-        }
-        drop(gradients);
-        let of_training = numbers.len();
-
-        let _guard = tch::no_grad_guard();
-        for architecture in rank {
-            let result = self.measure(rank_batch, architecture);
-            let measured = contain(result, architecture, &mut failures)?;
-            numbers.extend(measured.map_or_else(|| diverged(device), Ok)?);
-        }
-        if failures.len() == train.len() + rank.len() {
-            return Err(Error::NothingComputed(failures.swap_remove(0).reason));
-        }
-        let numbers = loss::read(&numbers)?;
-        let (trained, ranked) = numbers.split_at(of_training);
-        let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
-        let trained = &trained[..2 * train.len()];
-        let losses: Vec<f64> = ranked.iter().step_by(2).copied().collect();
+        let measured = step::search(
+            &mut self.network,
+            &mut self.sgd,
+            (train_batch, train),
+            (rank_batch, rank),
+            learning_rate,
+        )?;
         Ok(StepOutcome {
-            losses,
-            rank_accuracy: mean(ranked.iter().skip(1).step_by(2)),
-            train_loss: mean(trained.iter().step_by(2)),
-            train_accuracy: mean(trained.iter().skip(1).step_by(2)),
-            gradient_norm,
-            failures,
+            losses: measured.losses,
+            rank_accuracy: measured.rank_quality,
+            train_loss: measured.train_loss,
+            train_accuracy: measured.train_quality,
+            gradient_norm: measured.gradient_norm,
+            failures: measured.failures,
         })
-    }
-
-    /// Loss, accuracy and gradient of one of `count` train architectures. Backward at once, not of the sum of the losses:
-    /// only one graph is alive at a time.
-    fn train(
-        &self,
-        batch: &Batch,
-        architecture: &Architecture,
-        count: usize,
-    ) -> Result<([Tensor; 2], Gradients), Error> {
-        let [loss, accuracy] = self.measure(batch, architecture)?;
-        let gradients =
-            Gradients::of(&loss.f_div_scalar(count as f64)?, self.network.parameters())?;
-        Ok(([loss.f_detach()?, accuracy], gradients))
     }
 
     /// Loss and accuracy of an architecture with the present weights. Like the ranking in a step it
@@ -148,7 +95,7 @@ impl Supernet {
         architecture: &Architecture,
     ) -> Result<Evaluation, Error> {
         let _guard = tch::no_grad_guard();
-        let numbers = loss::read(&self.measure(batch, architecture)?)?;
+        let numbers = loss::read(&self.network.measure(batch, architecture)?)?;
         Ok(Evaluation { loss: numbers[0], accuracy: numbers[1] })
     }
 
@@ -164,42 +111,28 @@ impl Supernet {
             [("weight", self.network.parameters_mut()), ("momentum", self.sgd.momentum_mut())];
         checkpoint::load(path, &mut parts)
     }
+}
 
-    /// Loss and accuracy, on the device.
+impl Shared for Network {
+    type Batch = Batch;
+    type Architecture = Architecture;
+
+    /// Loss and accuracy.
     fn measure(&self, batch: &Batch, architecture: &Architecture) -> Result<[Tensor; 2], Error> {
         let mode = Mode::Train { drop_path: 0.0 };
-        let logits = self.network.forward(&batch.images, architecture, mode)?.main;
+        let logits = self.forward(&batch.images, architecture, mode)?.main;
         let loss = loss::cross_entropy(&logits, &batch.labels)?;
         let accuracy = loss::accuracy(&logits, &batch.labels)?;
         Ok([loss, accuracy])
     }
-}
 
-/// Loss and accuracy of what could not be computed.
-fn diverged(device: Device) -> Result<[Tensor; 2], Error> {
-    let nan = || Tensor::f_full([0; 0], f64::NAN, (Kind::Float, device));
-    Ok([nan()?, nan()?])
-}
-
-/// What was computed; none, with a note, if libtorch refused.
-fn contain<T>(
-    result: Result<T, Error>,
-    architecture: &Architecture,
-    failures: &mut Vec<Failure>,
-) -> Result<Option<T>, Error> {
-    match result {
-        Ok(computed) => Ok(Some(computed)),
-        Err(error @ Error::Torch(_)) => {
-            failures.push(Failure { values: architecture.values(), reason: error.to_string() });
-            Ok(None)
-        }
-        Err(error) => Err(error),
+    fn shared(&self) -> &BTreeMap<String, Tensor> {
+        self.parameters()
     }
-}
 
-fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
-    let count = values.len() as f64;
-    values.sum::<f64>() / count
+    fn shared_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+        self.parameters_mut()
+    }
 }
 
 #[cfg(test)]
@@ -375,8 +308,8 @@ mod tests {
         let outcome =
             supernet.search_step(&grey, &architectures, &batch(0.0), &architectures, 0.05).unwrap();
         assert!(outcome.train_loss.is_nan() && outcome.losses.iter().all(|loss| loss.is_finite()));
-        let values: Vec<_> = outcome.failures.iter().map(|failure| &failure.values).collect();
-        assert_eq!(values, [&architectures[0].values(), &architectures[1].values()]);
+        let places: Vec<_> = outcome.failures.iter().map(|failure| failure.place).collect();
+        assert_eq!(places, [0, 1]);
         let outcome =
             supernet.search_step(&batch(0.0), &architectures, &grey, &architectures, 0.05).unwrap();
         assert!(outcome.losses.iter().all(|loss| loss.is_nan()) && outcome.train_loss.is_finite());

@@ -7,10 +7,7 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use super::Error;
-use super::gradients::Gradients;
-
-/// Keeps a division by a norm of zero finite (PyTorch's constant).
-const CLIP_EPSILON: f64 = 1e-6;
+use super::gradients::{Gradients, clip_factor};
 
 /// The optimiser's constants; the learning rate comes with each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +38,7 @@ impl Sgd {
     }
 
     /// Moves every parameter that has a gradient; the others, and their momentum, stay as they are.
-    /// If the gradients' norm is not finite, they count as 0: one step that diverges must not take
-    /// the weights of all architectures with it. (PyTorch's optimiser would spoil them.)
+    /// If the gradients' norm is not finite, they count as 0.
     /// Returns the norm of the gradients before they were clipped, a tensor without dimensions.
     pub fn step(
         &mut self,
@@ -52,16 +48,7 @@ impl Sgd {
     ) -> Result<Tensor, Error> {
         let _guard = tch::no_grad_guard();
         let norm = gradients.norm()?;
-        // The factor stays on the device: reading it would wait for the whole backward pass.
-        let clip = match self.rates.grad_clip {
-            0.0 => norm.f_ones_like()?,
-            limit => norm
-                .f_add_scalar(CLIP_EPSILON)?
-                .f_reciprocal()?
-                .f_mul_scalar(limit)?
-                .f_clamp_max(1.0)?,
-        };
-        let factor = clip.f_where_self(&norm.f_isfinite()?, &norm.f_zeros_like()?)?;
+        let factor = clip_factor(&norm, self.rates.grad_clip)?;
         for (name, gradient) in gradients.iter() {
             let (Some(parameter), Some(momentum)) =
                 (parameters.get_mut(name), self.momentum.get_mut(name))

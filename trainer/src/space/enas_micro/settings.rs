@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Size, variables};
-use crate::space::{
-    Variable, Violation,
-    settings::{self, Kind},
-};
+use crate::space::setting::{self, Kind};
+use crate::space::{Variable, Violation};
 
 /// The largest supernet a study may ask for: 200 million parameters, 1.6 GB with their momentum.
 const MAX_PARAMETERS: i64 = 200_000_000;
@@ -78,11 +76,12 @@ impl Settings {
     /// Reads a study's settings; a setting that is absent keeps its default. The error lists
     /// everything that is wrong.
     pub fn parse(settings: &BTreeMap<String, String>) -> Result<Settings, Vec<Violation>> {
-        let parsed = settings::parse(super::NAME, &TABLE, settings)?;
-        match parsed.too_large() {
-            Some(violation) => Err(vec![violation]),
-            None => Ok(parsed),
+        let mut parsed = Settings::default();
+        let mut violations = setting::set_all(super::NAME, &TABLE, &mut parsed, settings);
+        if violations.is_empty() {
+            violations.extend(parsed.too_large());
         }
+        if violations.is_empty() { Ok(parsed) } else { Err(violations) }
     }
 
     /// The limits that no setting breaks alone.

@@ -1,17 +1,22 @@
-//! Settings of a space from the strings that a person typed, by a table of their names and ranges.
+//! Settings of a study as a person typed them, read by a table: one row for each, so that what is
+//! allowed, what is said of a mistake and where the value is kept stand in one line.
 
 use std::collections::BTreeMap;
 
 use super::Violation;
 
 /// A setting's type, its smallest and largest value, and where it is kept.
-pub(super) enum Kind<S> {
+pub(super) enum Kind<S: 'static> {
+    /// A whole number.
     Whole(i64, i64, fn(&mut S) -> &mut i64),
+    /// A real number.
     Real(f64, f64, fn(&mut S) -> &mut f64),
+    /// One of a few words.
+    Word(&'static [Word<S>]),
 }
 
-/// The settings of a space, by their names.
-pub(super) type Table<S> = [(&'static str, Kind<S>)];
+/// A word and what it does.
+pub(super) type Word<S> = (&'static str, fn(&mut S));
 
 impl<S> Kind<S> {
     /// Stores the value, or says what is allowed.
@@ -29,24 +34,31 @@ impl<S> Kind<S> {
                 Ok(value) if (low..=high).contains(&value) => *field(settings) = value,
                 _ => return Err(format!("must be a number from {low} to {high}, not {text:?}")),
             },
+            Kind::Word(words) => match words.iter().find(|(word, _)| *word == text) {
+                Some((_, set)) => set(settings),
+                None => {
+                    let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                    return Err(format!("must be {}, not {text:?}", words.join(" or ")));
+                }
+            },
         }
         Ok(())
     }
 }
 
-/// Reads the settings of `space`; one that is absent keeps its default. The error lists everything that is wrong.
-pub(super) fn parse<S: Default>(
+/// Sets all that was typed and lists everything that is wrong.
+pub(super) fn set_all<S>(
     space: &str,
-    table: &Table<S>,
-    settings: &BTreeMap<String, String>,
-) -> Result<S, Vec<Violation>> {
-    let mut parsed = S::default();
+    table: &[(&str, Kind<S>)],
+    settings: &mut S,
+    typed: &BTreeMap<String, String>,
+) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (name, text) in settings {
+    for (name, text) in typed {
         let outcome = match table.iter().find(|(known, _)| known == name) {
-            Some((_, kind)) => kind.set(&mut parsed, text),
+            Some((_, kind)) => kind.set(settings, text),
             None => {
-                let known: Vec<_> = table.iter().map(|(name, _)| *name).collect();
+                let known: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
                 Err(format!("is unknown; the settings of {space} are {}", known.join(", ")))
             }
         };
@@ -54,5 +66,5 @@ pub(super) fn parse<S: Default>(
             violations.push(Violation { field: format!("settings.{name}"), description });
         }
     }
-    if violations.is_empty() { Ok(parsed) } else { Err(violations) }
+    violations
 }

@@ -1,0 +1,151 @@
+//! One step of a search, the same for every network with shared weights.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use super::gradients::Gradients;
+use super::sgd::Sgd;
+use super::{Error, loss};
+
+/// A network whose weights are shared by all architectures of its space.
+pub(super) trait Shared {
+    type Batch;
+    type Architecture;
+
+    /// The loss of an architecture on a batch, and a figure for people, both without dimensions and
+    /// on the device.
+    fn measure(
+        &self,
+        batch: &Self::Batch,
+        architecture: &Self::Architecture,
+    ) -> Result<[Tensor; 2], Error>;
+
+    /// The weights, by name.
+    fn shared(&self) -> &BTreeMap<String, Tensor>;
+
+    /// The weights, to move.
+    fn shared_mut(&mut self) -> &mut BTreeMap<String, Tensor>;
+}
+
+/// What was measured in a step.
+pub(super) struct Measured {
+    /// Of each rank architecture, after the weights moved.
+    pub(super) losses: Vec<f64>,
+    /// Mean figure of the rank architectures.
+    pub(super) rank_quality: f64,
+    /// Mean loss of the train architectures, before the weights moved.
+    pub(super) train_loss: f64,
+    /// Their mean figure.
+    pub(super) train_quality: f64,
+    /// Norm of the mean gradient before it was clipped.
+    pub(super) gradient_norm: f64,
+    /// What could not be computed.
+    pub(super) failures: Vec<Failure>,
+}
+
+/// An architecture that libtorch could not compute, such as one for which memory ran out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its place among the step's train architectures and then its rank architectures.
+    pub place: usize,
+    /// What libtorch said.
+    pub reason: String,
+}
+
+/// Moves the weights along the mean gradient of the `train` architectures on their batch, then
+/// measures the `rank` architectures on theirs. Without train architectures the weights stay, and
+/// what is said of training is NaN. An architecture that libtorch cannot compute counts as diverged,
+/// unless that is all of them.
+pub(super) fn search<N: Shared>(
+    network: &mut N,
+    sgd: &mut Sgd,
+    (train_batch, train): (&N::Batch, &[N::Architecture]),
+    (rank_batch, rank): (&N::Batch, &[N::Architecture]),
+    learning_rate: f64,
+) -> Result<Measured, Error> {
+    if rank.is_empty() {
+        return Err(Error::NoArchitectures);
+    }
+    let mut failures = Vec::new();
+    let mut numbers = Vec::new();
+    let mut gradients = Gradients::default();
+    for (place, architecture) in train.iter().enumerate() {
+        let result = gradient(network, train_batch, architecture, train.len());
+        match contain(result, place, &mut failures)? {
+            Some((measured, part)) => {
+                gradients = gradients.plus(part)?;
+                numbers.extend(measured);
+            }
+            None => numbers.extend(diverged(network)?),
+        }
+    }
+    if !train.is_empty() {
+        numbers.push(sgd.step(network.shared_mut(), &gradients, learning_rate)?);
+    }
+    drop(gradients);
+    let of_training = numbers.len();
+
+    let _guard = tch::no_grad_guard();
+    for (place, architecture) in rank.iter().enumerate() {
+        let result = network.measure(rank_batch, architecture);
+        let measured = contain(result, train.len() + place, &mut failures)?;
+        numbers.extend(measured.map_or_else(|| diverged(network), Ok)?);
+    }
+    if failures.len() == train.len() + rank.len() {
+        return Err(Error::NothingComputed(failures.swap_remove(0).reason));
+    }
+    let numbers = loss::read(&numbers)?;
+    let (trained, ranked) = numbers.split_at(of_training);
+    let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
+    let trained = &trained[..2 * train.len()];
+    Ok(Measured {
+        losses: ranked.iter().step_by(2).copied().collect(),
+        rank_quality: mean(ranked.iter().skip(1).step_by(2)),
+        train_loss: mean(trained.iter().step_by(2)),
+        train_quality: mean(trained.iter().skip(1).step_by(2)),
+        gradient_norm,
+        failures,
+    })
+}
+
+/// Loss, figure and gradient of one of `count` train architectures. Backward at once, not of the sum
+/// of the losses: only one graph is alive at a time.
+fn gradient<N: Shared>(
+    network: &N,
+    batch: &N::Batch,
+    architecture: &N::Architecture,
+    count: usize,
+) -> Result<([Tensor; 2], Gradients), Error> {
+    let [loss, quality] = network.measure(batch, architecture)?;
+    let gradients = Gradients::of(&loss.f_div_scalar(count as f64)?, network.shared())?;
+    Ok(([loss.f_detach()?, quality], gradients))
+}
+
+/// What was computed; none, with a note, if libtorch refused.
+fn contain<T>(
+    result: Result<T, Error>,
+    place: usize,
+    failures: &mut Vec<Failure>,
+) -> Result<Option<T>, Error> {
+    match result {
+        Ok(computed) => Ok(Some(computed)),
+        Err(error @ Error::Torch(_)) => {
+            failures.push(Failure { place, reason: error.to_string() });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Loss and figure of what could not be computed.
+fn diverged(network: &impl Shared) -> Result<[Tensor; 2], Error> {
+    let device = network.shared().values().next().map_or(Device::Cpu, Tensor::device);
+    let nan = || Tensor::f_full([0; 0], f64::NAN, (Kind::Float, device));
+    Ok([nan()?, nan()?])
+}
+
+fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
