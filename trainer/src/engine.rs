@@ -227,6 +227,7 @@ impl Workshop {
         let seed = settings.seed.cast_unsigned().wrapping_mul(2);
         let train_batch = batch(&self.halves.0, &mut study.batches.0, seed)?;
         let rank_batch = batch(&self.halves.1, &mut study.batches.1, seed.wrapping_add(1))?;
+        let loading = started.elapsed();
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             study.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
@@ -238,6 +239,7 @@ impl Workshop {
             ("gradient_norm", outcome.gradient_norm),
             ("learning_rate", learning_rate),
             ("computing_seconds", computing.as_secs_f64()),
+            ("loading_seconds", loading.as_secs_f64()),
         ];
         Ok(Outcome {
             losses: outcome.losses,

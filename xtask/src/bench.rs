@@ -4,7 +4,10 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use crate::process::{cargo, run};
+use crate::{
+    process::{cargo, run},
+    setup,
+};
 
 /// What to measure.
 #[derive(Subcommand)]
@@ -20,20 +23,37 @@ pub(crate) enum Bench {
         #[arg(long, conflicts_with = "seconds")]
         quick: bool,
     },
+    /// Search steps of the trainer against plain libtorch: speed-ups, memory, time beside the network
+    ///
+    /// Takes a minute or two, and the data of `cargo xtask setup`. The last line of the output is JSON.
+    Trainer,
 }
 
 /// Builds for release, and measures.
 pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
-    let Bench::Controller { seconds, quick } = bench;
+    match bench {
+        Bench::Controller { seconds, quick } => controller(root, *seconds, *quick),
+        Bench::Trainer => trainer(root),
+    }
+}
+
+fn controller(root: &Path, seconds: u64, quick: bool) -> anyhow::Result<()> {
     let build = ["build", "--locked", "--release", "-p", "asng-controller", "-p", "asng-tests"];
     run(&mut cargo(root, build))?;
     let program = ["-p", "asng-tests", "--bin", "bench-controller", "--"];
     let mut command = cargo(root, ["run", "--quiet", "--locked", "--release"]);
     command.args(program);
-    if *quick {
+    if quick {
         command.arg("--quick");
     } else {
         command.args(["--seconds", &seconds.to_string()]);
     }
     run(&mut command)
+}
+
+fn trainer(root: &Path) -> anyhow::Result<()> {
+    setup::setup(root)?;
+    let bench = ["bench", "--locked", "-p", "asng-trainer", "--bench", "step", "--", "--data"];
+    let mut command = cargo(root, bench);
+    run(command.arg(root.join(setup::CIFAR10)))
 }
