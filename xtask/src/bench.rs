@@ -4,7 +4,10 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use crate::process::{cargo, run};
+use crate::{
+    process::{cargo, run},
+    setup,
+};
 
 /// What to measure.
 #[derive(Subcommand)]
@@ -31,6 +34,10 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
         sng_seeds: u64,
     },
+    /// Search steps of the trainer against plain libtorch: speed-ups, memory, time beside the network
+    ///
+    /// Takes a minute or two, and the data of `cargo xtask setup`. The last line of the output is JSON.
+    Trainer,
 }
 
 /// Builds for release, and measures.
@@ -47,6 +54,7 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
             "bench-toy",
             &[format!("--seeds={seeds}"), format!("--sng-seeds={sng_seeds}")],
         ),
+        Bench::Trainer => trainer(root),
     }
 }
 
@@ -55,4 +63,11 @@ fn program(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> 
     run(cargo(root, ["build", "--locked", "--release"]).args(programs))?;
     let mut command = cargo(root, ["run", "--quiet", "--locked", "--release"]);
     run(command.args(["-p", "asng-tests", "--bin", name, "--"]).args(arguments))
+}
+
+fn trainer(root: &Path) -> anyhow::Result<()> {
+    setup::setup(root)?;
+    let bench = ["bench", "--locked", "-p", "asng-trainer", "--bench", "step", "--", "--data"];
+    let mut command = cargo(root, bench);
+    run(command.arg(root.join(setup::CIFAR10)))
 }

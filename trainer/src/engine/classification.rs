@@ -1,6 +1,6 @@
 //! Steps of the space `enas-micro` on CIFAR-10.
 
-use std::{path::Path, rc::Rc};
+use std::{path::Path, rc::Rc, time::Instant};
 
 use tch::{Device, Kind};
 use tracing::warn;
@@ -60,6 +60,7 @@ fn seeds(settings: &Settings) -> (u64, u64) {
 
 impl Study for Classification {
     fn step(&mut self, step: &Step) -> Result<Measured, Error> {
+        let started = Instant::now();
         let settings = &self.settings;
         let decode = |values: &Vec<i64>| Architecture::decode(settings.nodes as usize, values);
         let train: Vec<_> = step.train.iter().map(decode).collect::<Result<_, _>>()?;
@@ -74,6 +75,7 @@ impl Study for Classification {
         let seeds = seeds(settings);
         let train_batch = batch(&self.images.train, &mut self.batches.0, seeds.0)?;
         let rank_batch = batch(&self.images.rank, &mut self.batches.1, seeds.1)?;
+        let loading = started.elapsed();
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
@@ -87,6 +89,7 @@ impl Study for Classification {
             ("rank_accuracy", outcome.rank_accuracy),
             ("gradient_norm", outcome.gradient_norm),
             ("learning_rate", learning_rate),
+            ("loading_seconds", loading.as_secs_f64()),
         ];
         Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
     }

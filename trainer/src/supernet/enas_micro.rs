@@ -90,7 +90,8 @@ impl Network {
         for (index, cell) in sizes.iter().enumerate() {
             let graph = alone.map(|architecture| architecture.graph(cell));
             let path = &root / format!("cell{index}");
-            cells.push(Cell::new(&path, cell, size.nodes, graph, cell_norm)?);
+            let read_by_cells = index + 1 < sizes.len();
+            cells.push(Cell::new(&path, cell, size.nodes, graph, cell_norm, read_by_cells)?);
         }
         let last_channels = sizes[sizes.len() - 1].channels;
         let classifier = Linear::new(&(&root / "classifier"), last_channels, size.classes)?;
@@ -126,7 +127,7 @@ impl Network {
     ) -> Result<Logits, Error> {
         let images = channels_last(images)?;
         let stem = self.stem_conv.forward(&images)?; // [batch, 3c, h, w]
-        let stem = self.stem_norm.forward(&stem, mode)?;
+        let stem = self.stem_norm.forward_relu(&stem, mode)?; // for the cells
         let mut last_two = [stem.shallow_clone(), stem];
         let mut auxiliary = None;
         for (index, cell) in self.cells.iter().enumerate() {
@@ -196,8 +197,8 @@ impl Auxiliary {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let x = x.f_relu()?; // [batch, c, 8, 8]
         let x = x.f_avg_pool2d([5, 5], [3, 3], [0, 0], false, true, None::<i64>)?; // [.., 2, 2]
-        let x = self.norm1.forward(&self.conv1.forward(&x)?, mode)?.f_relu()?; // [batch, 128, 2, 2]
-        let x = self.norm2.forward(&self.conv2.forward(&x)?, mode)?.f_relu()?; // [batch, 768, 1, 1]
+        let x = self.norm1.forward_relu(&self.conv1.forward(&x)?, mode)?; // [batch, 128, 2, 2]
+        let x = self.norm2.forward_relu(&self.conv2.forward(&x)?, mode)?; // [batch, 768, 1, 1]
         self.classifier.forward(&global_pool(&x)?)
     }
 }

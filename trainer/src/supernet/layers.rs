@@ -113,16 +113,45 @@ impl BatchNorm {
     }
 
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
-        let (weight, bias) = both(&self.weight_and_bias);
-        let (mean, var) = both(&self.running_mean_and_var);
-        let batch_statistics = mode != Mode::Evaluate || mean.is_none();
-        let cudnn = true;
-        Ok(x.f_batch_norm(weight, bias, mean, var, batch_statistics, MOMENTUM, EPSILON, cudnn)?)
+        self.normalise(x, mode, false)
+    }
+
+    /// The normalisation and the ReLU after it, in one pass over the memory.
+    pub(super) fn forward_relu(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        self.normalise(x, mode, true)
+    }
+
+    fn normalise(&self, x: &Tensor, mode: Mode, relu: bool) -> Result<Tensor, Error> {
+        let weight_and_bias = both(&self.weight_and_bias);
+        let running_mean_and_var = both(&self.running_mean_and_var);
+        if let (Mode::Evaluate, Some((mean, var))) = (mode, running_mean_and_var) {
+            let (weight, bias) = weight_and_bias.unzip();
+            let (training, cudnn) = (false, true);
+            let y = x.f_batch_norm(
+                weight,
+                bias,
+                Some(mean),
+                Some(var),
+                training,
+                MOMENTUM,
+                EPSILON,
+                cudnn,
+            )?;
+            return Ok(if relu { y.f_relu()? } else { y });
+        }
+        let of_batch = asng_native::BatchNorm {
+            weight_and_bias,
+            running_mean_and_var,
+            momentum: MOMENTUM,
+            epsilon: EPSILON,
+            relu,
+        };
+        Ok(of_batch.forward(x)?)
     }
 }
 
-fn both(pair: &Option<(Tensor, Tensor)>) -> (Option<&Tensor>, Option<&Tensor>) {
-    (pair.as_ref().map(|(first, _)| first), pair.as_ref().map(|(_, second)| second))
+fn both(pair: &Option<(Tensor, Tensor)>) -> Option<(&Tensor, &Tensor)> {
+    pair.as_ref().map(|(first, second)| (first, second))
 }
 
 /// A fully connected layer.

@@ -7,13 +7,13 @@ use tch::{Tensor, nn};
 
 use super::super::Error;
 use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
-use super::operation::{FactorizedReduce, Operation, ReluConvNorm};
+use super::operation::{ConvNorm, FactorizedReduce, Operation};
 use crate::space::enas_micro::{Architecture, CELL_INPUTS, CellGraph, CellSize, Op};
 
 /// How the output of the cell before the previous one is brought to this cell's shape.
 #[derive(Debug)]
 enum FirstInput {
-    Same(ReluConvNorm),
+    Same(ConvNorm),
     Halved(FactorizedReduce),
 }
 
@@ -21,32 +21,36 @@ enum FirstInput {
 pub(super) struct Cell {
     size: CellSize,
     input1: FirstInput,
-    input2: ReluConvNorm,
+    input2: ConvNorm,
     /// By node, input and choice.
     operations: BTreeMap<(usize, usize, Op), Operation>,
     /// The nodes that the output's weight is for, one block of channels each, in order.
     output_nodes: Vec<usize>,
     output_conv: Conv,
     output_norm: BatchNorm,
+    /// Whether the output goes through the ReLU that the cells after this one begin with.
+    output_relu: bool,
 }
 
 impl Cell {
-    /// `alone`: only what this graph needs; None for all that any graph can need.
+    /// `alone`: only what this graph needs; None for all that any graph can need. `output_relu`:
+    /// whether cells read the output.
     pub(super) fn new(
         path: &nn::Path,
         size: &CellSize,
         nodes: usize,
         alone: Option<&CellGraph>,
         norm: NormKind,
+        output_relu: bool,
     ) -> Result<Cell, Error> {
         let channels = size.channels;
         let input1 = path / "input1";
         let input1 = if size.after_reduction {
             FirstInput::Halved(FactorizedReduce::new(&input1, size.inputs[0], channels, norm)?)
         } else {
-            FirstInput::Same(ReluConvNorm::new(&input1, size.inputs[0], channels, norm)?)
+            FirstInput::Same(ConvNorm::new(&input1, size.inputs[0], channels, norm)?)
         };
-        let input2 = ReluConvNorm::new(&(path / "input2"), size.inputs[1], channels, norm)?;
+        let input2 = ConvNorm::new(&(path / "input2"), size.inputs[1], channels, norm)?;
 
         let mut operations = BTreeMap::new();
         for (node, input, op) in needed_operations(nodes, alone) {
@@ -65,10 +69,13 @@ impl Cell {
             output_nodes,
             output_conv: Conv::new(&(&output / "conv"), output_size)?,
             output_norm: BatchNorm::new(&(&output / "norm"), channels, norm)?,
+            output_relu,
         })
     }
 
-    /// `inputs` are the outputs of the cell before the previous one, and of the previous one.
+    /// `inputs` are the outputs of the cell before the previous one, and of the previous one, both
+    /// behind a ReLU: it belongs to what reads them, but so it is computed once and together with
+    /// the normalisation before it.
     pub(super) fn forward(
         &self,
         inputs: &[Tensor; CELL_INPUTS],
@@ -114,7 +121,7 @@ impl Cell {
     /// theirs.
     fn output(&self, values: &[Tensor], unused: &[usize], mode: Mode) -> Result<Tensor, Error> {
         let nodes: Vec<&Tensor> = unused.iter().map(|node| &values[CELL_INPUTS + node]).collect();
-        let x = Tensor::f_cat(&nodes, 1)?.f_relu()?; // [batch, unused * c, h, w]
+        let x = Tensor::f_cat(&nodes, 1)?.f_relu_()?; // [batch, unused * c, h, w]
         let x = if unused == self.output_nodes {
             self.output_conv.forward(&x)?
         } else {
@@ -129,7 +136,10 @@ impl Cell {
             }
             self.output_conv.forward_with(&x, &Tensor::f_cat(&blocks, 1)?)?
         };
-        self.output_norm.forward(&x, mode)
+        match self.output_relu {
+            true => self.output_norm.forward_relu(&x, mode),
+            false => self.output_norm.forward(&x, mode),
+        }
     }
 }
 

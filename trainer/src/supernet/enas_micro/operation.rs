@@ -6,14 +6,14 @@ use super::super::Error;
 use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
 use crate::space::enas_micro::Op;
 
-/// ReLU, a 1x1 convolution, batch normalisation (authors' `ReLUConvBN`).
+/// A 1x1 convolution and batch normalisation of what comes out of a ReLU (authors' `ReLUConvBN`).
 #[derive(Debug)]
-pub(super) struct ReluConvNorm {
+pub(super) struct ConvNorm {
     conv: Conv,
     norm: BatchNorm,
 }
 
-impl ReluConvNorm {
+impl ConvNorm {
     pub(super) fn new(
         path: &nn::Path,
         inputs: i64,
@@ -21,17 +21,17 @@ impl ReluConvNorm {
         norm: NormKind,
     ) -> Result<Self, Error> {
         let conv = Conv::new(&(path / "conv"), ConvSize::pointwise(inputs, outputs))?;
-        Ok(ReluConvNorm { conv, norm: BatchNorm::new(&(path / "norm"), outputs, norm)? })
+        Ok(ConvNorm { conv, norm: BatchNorm::new(&(path / "norm"), outputs, norm)? })
     }
 
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
-        self.norm.forward(&self.conv.forward(&x.f_relu()?)?, mode)
+        self.norm.forward(&self.conv.forward(x)?, mode)
     }
 }
 
 /// Halves height and width without losing a pixel: half of the output's channels see the even
 /// pixels, the other half those one further right and down (authors' `FactorizedReduce`). Height
-/// and width must be even.
+/// and width must be even. Begins with a ReLU, which changes nothing behind another one.
 #[derive(Debug)]
 pub(super) struct FactorizedReduce {
     conv1: Conv,
@@ -102,8 +102,8 @@ impl SepConv {
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let x = self.pointwise1.forward(&self.depthwise1.forward(&x.f_relu()?)?)?;
-        let x = self.norm1.forward(&x, mode)?;
-        let x = self.pointwise2.forward(&self.depthwise2.forward(&x.f_relu()?)?)?;
+        let x = self.norm1.forward_relu(&x, mode)?;
+        let x = self.pointwise2.forward(&self.depthwise2.forward(&x)?)?;
         self.norm2.forward(&x, mode)
     }
 }

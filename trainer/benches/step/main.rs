@@ -1,0 +1,211 @@
+//! How fast a search step of the paper's size is, and what it takes: started by `cargo xtask bench trainer`, which builds
+//! for release.
+//!
+//! Progress goes to standard error and tables for people to standard output, whose last line is JSON. A machine is noisy
+//! and the figures of two moments cannot be compared, so the implementations take turns on the same architectures, and
+//! each figure is the median of the turns' ratios.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::ensure;
+use asng_trainer::{
+    data::cifar10::CLASSES,
+    space::enas_micro::{self, Architecture, Settings},
+    supernet::{Batch, Supernet},
+};
+use clap::{Parser, Subcommand};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor};
+
+use self::plain::Plain;
+
+mod engine;
+mod plain;
+
+const THREADS: u16 = 2;
+/// Architectures for the weights, and as many to be ranked.
+const LAMBDA: usize = 2;
+const ROUNDS: usize = 5;
+const SEED: u64 = 1;
+/// The implementations start with the same weights and must compute the same, but for rounding, in the first step.
+const TOLERANCE: f64 = 0.01;
+
+/// Measures search steps of the trainer.
+#[derive(Parser)]
+struct Arguments {
+    /// Directory of CIFAR-10's binary files
+    #[arg(long)]
+    data: PathBuf,
+    /// What cargo says to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[command(subcommand)]
+    command: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Is the process with an engine
+    #[command(hide = true)]
+    Engine,
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { data, command, .. } = Arguments::parse();
+    if let Some(Role::Engine) = command {
+        println!("{}", serde_json::to_string(&engine::measure(data)?)?);
+        return Ok(());
+    }
+    progress("through the engine, on CIFAR-10");
+    let mut child = Command::new(env::current_exe()?);
+    let child = child.arg("--data").arg(data).arg("engine").stderr(Stdio::inherit()).output()?;
+    ensure!(child.status.success(), "the process with an engine: {}", child.status);
+    let engine: engine::Figures = serde_json::from_slice(&child.stdout)?;
+    let compared = compare()?;
+    let Settings { cells, channels, nodes, batch_size, .. } = settings();
+    println!(
+        "a search step: {cells} cells, {channels} channels, {nodes} nodes, {batch_size} images, \
+         {LAMBDA} + {LAMBDA} architectures, {THREADS} threads"
+    );
+    println!("                                       seconds   speed-up");
+    for (name, seconds, ratio) in [
+        ("libtorch's operations, contiguous", &compared.plain, None),
+        ("  channels_last", &compared.layout, Some(compared.layout_speedup())),
+        ("the trainer", &compared.best, Some(compared.best_speedup())),
+    ] {
+        let ratio = ratio.map(|ratio| format!("{ratio:10.2}")).unwrap_or_default();
+        println!("  {name:36} {:7.3} {ratio}", median(seconds.clone()));
+    }
+    println!("  wanted: 1.8 by the layout, 2.2 by the trainer");
+    println!("the trainer, through its engine");
+    println!("  peak of resident memory {:.0} MB; wanted: under 1300", engine.peak_rss_mb);
+    println!("  not computing for {:.4} of a step; wanted: under 0.03", engine.loader_share);
+    // There is no other space to measure yet.
+    let inpaint_speedup: Option<f64> = None;
+    let json = serde_json::json!({
+        "layout_speedup": compared.layout_speedup(),
+        "best_speedup": compared.best_speedup(),
+        "inpaint_speedup": inpaint_speedup,
+        "peak_rss_mb": engine.peak_rss_mb,
+        "loader_share": engine.loader_share,
+    });
+    println!("{json}");
+    Ok(())
+}
+
+/// The paper's.
+fn settings() -> Settings {
+    Settings::default()
+}
+
+/// Seconds of each implementation's steps, in the order of the turns.
+#[derive(Default)]
+struct Compared {
+    plain: Vec<f64>,
+    layout: Vec<f64>,
+    best: Vec<f64>,
+}
+
+impl Compared {
+    fn layout_speedup(&self) -> f64 {
+        speedup(&self.plain, &self.layout)
+    }
+
+    fn best_speedup(&self) -> f64 {
+        speedup(&self.plain, &self.best)
+    }
+}
+
+fn compare() -> anyhow::Result<Compared> {
+    tch::set_num_threads(THREADS.into());
+    let settings = settings();
+    let mut plain = Plain::new(&settings, CLASSES)?;
+    let mut layout = Plain::new(&settings, CLASSES)?;
+    let mut best = Supernet::new(&settings, 3, CLASSES, Device::Cpu)?;
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let batches = [(); 2].map(|()| batch(settings.batch_size));
+    let [train_batch, rank_batch] = &batches;
+    let [train_last, rank_last] = batches.each_ref().map(channels_last);
+    let mut compared = Compared::default();
+    for round in 0..=ROUNDS {
+        let mut architectures = || -> Result<Vec<Architecture>, _> {
+            let drawn = (0..LAMBDA).map(|_| draw(&mut random));
+            drawn.map(|values| Architecture::decode(settings.nodes as usize, &values)).collect()
+        };
+        let (train, rank) = (architectures()?, architectures()?);
+        let (plain_seconds, plain_losses) =
+            timed(|| plain.search_step(train_batch, &train, rank_batch, &rank));
+        let (layout_seconds, layout_losses) =
+            timed(|| layout.search_step(&train_last, &train, &rank_last, &rank));
+        let (best_seconds, outcome) = timed(|| {
+            best.search_step(&train_last, &train, &rank_last, &rank, settings.learning_rate)
+        });
+        let (plain_losses, layout_losses, outcome) = (plain_losses?, layout_losses?, outcome?);
+        progress(&format!(
+            "round {round} of {ROUNDS}: {plain_seconds:.2} s, channels_last {layout_seconds:.2} s, \
+             trainer {best_seconds:.2} s"
+        ));
+        if round == 0 {
+            for losses in [layout_losses, outcome.losses] {
+                let same = |(a, b): (&f64, &f64)| (a - b).abs() < TOLERANCE;
+                ensure!(
+                    plain_losses.iter().zip(&losses).all(same),
+                    "the implementations differ: {plain_losses:?}, {losses:?}"
+                );
+            }
+            continue; // the first step warms caches and allocators
+        }
+        compared.plain.push(plain_seconds);
+        compared.layout.push(layout_seconds);
+        compared.best.push(best_seconds);
+    }
+    Ok(compared)
+}
+
+fn timed<T>(step: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = step();
+    (start.elapsed().as_secs_f64(), result)
+}
+
+/// Noise in place of images, of the usual layout: no operation's time depends on the pixels.
+fn batch(images: i64) -> Batch {
+    Batch {
+        images: Tensor::randn([images, 3, 32, 32], (Kind::Float, Device::Cpu)),
+        labels: Tensor::randint(CLASSES, [images], (Kind::Int64, Device::Cpu)),
+    }
+}
+
+fn channels_last(batch: &Batch) -> Batch {
+    Batch {
+        images: batch.images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+        labels: batch.labels.shallow_clone(),
+    }
+}
+
+/// An architecture of the paper's space, each equally likely.
+fn draw(random: &mut ChaCha8Rng) -> Vec<i64> {
+    let variables = enas_micro::variables(settings().nodes as usize);
+    let choices = variables.iter().map(|variable| variable.choices.len() as i64);
+    choices.map(|choices| random.random_range(0..choices)).collect()
+}
+
+/// Median of the ratios of `plain` to `other`, turn by turn.
+fn speedup(plain: &[f64], other: &[f64]) -> f64 {
+    median(plain.iter().zip(other).map(|(plain, other)| plain / other).collect())
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+fn progress(what: &str) {
+    eprintln!("==> {what}");
+}
