@@ -2,11 +2,12 @@
 
 use std::{env, fs, path::Path, process::Output, time::Duration};
 
-use asng_proto::v1::StudyState;
+use asng_proto::v1::{self, StudyState};
 use asng_tests::{
     Controller, Trainer, applied, asngctl, study_when, terminate, theta, tiny_search,
     trainer_command,
 };
+use image::{Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -177,6 +178,43 @@ async fn a_search_whose_services_are_killed_at_random_counts_every_step_once() {
     assert_eq!((study.state(), progress.applied), (StudyState::Finished, STEPS * kills / 4));
     assert_eq!((progress.expired, progress.stale), (0, 0), "every step was done under its lease");
     assert!(checkpoint(&work_dir).is_some());
+}
+
+#[tokio::test]
+async fn autoencoders_are_searched_on_a_directory_of_photos() {
+    let directory = tempfile::tempdir().unwrap();
+    let photos = directory.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    for i in 0..24_u32 {
+        let shade = |x: u32, speed: u32| (40 * (i % 5) + speed * x) as u8;
+        let photo = RgbImage::from_fn(20, 26, |x, y| Rgb([shade(x, 5), shade(y, 3), shade(x, 2)]));
+        photo.save(photos.join(format!("{i}.png"))).unwrap();
+    }
+    let controller = Controller::start(&directory.path().join("state"));
+    for space in ["inpaint-cat", "inpaint-int"] {
+        let mut request = tiny_search(space, 6);
+        let spec = request.spec.as_mut().unwrap();
+        spec.space = space.into();
+        spec.settings = [
+            ("preset", "quick"),
+            ("nodes", "3"),
+            ("channels", "2"),
+            ("image_size", "16"),
+            ("batch_size", "4"),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into();
+        controller.studies().create_study(request).await.unwrap();
+        let mut command = trainer_command(&controller, &directory.path().join(space));
+        command.args(["serve", "--study", space]).arg("--photos").arg(&photos);
+        assert!(command.status().unwrap().success());
+        let study = study_when(&controller, space, |_| true).await;
+        assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 6));
+        let request = v1::ListReportsRequest { study: space.into(), ..Default::default() };
+        let reports = controller.studies().list_reports(request).await.unwrap().into_inner();
+        let report = &reports.reports[5];
+        assert!(report.metrics["rank_psnr"] > 0.0 && report.losses.iter().all(|l| l.is_finite()));
+    }
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     engine::{self, Engine},
-    space::Space,
+    space::{Decision, IntegerVariable, Space, Variable},
     study,
 };
 
@@ -300,10 +300,16 @@ impl Trainer {
         };
         let answer = match space {
             Ok(space) => {
-                let variables = space.variables().into_iter().map(|variable| {
-                    let choices = variable.choices;
-                    let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
-                    v1::Variable { name: variable.name, kind: Some(kind) }
+                let variables = space.variables().into_iter().map(|decision| {
+                    let (name, kind) = match decision {
+                        Decision::Categorical(Variable { name, choices }) => {
+                            (name, v1::variable::Kind::Categorical(v1::Categorical { choices }))
+                        }
+                        Decision::Integer(IntegerVariable { name, low, high }) => {
+                            (name, v1::variable::Kind::Integer(v1::Integer { low, high }))
+                        }
+                    };
+                    v1::Variable { name, kind: Some(kind) }
                 });
                 Answer::Description(v1::SpaceDescription { variables: variables.collect() })
             }

@@ -2,9 +2,12 @@
 //! what is done to their pixels.
 //!
 //! * [`cifar10`] reads the files of CIFAR-10 and cuts the training set in the halves of a search;
+//!   [`fashion_mnist`] reads Fashion-MNIST, [`photos`] folders of JPEG and PNG files; all of them
+//!   give [`images`];
 //! * [`batches`] says which examples batch number i holds;
 //! * [`augment`] draws the crop, flip and cutout of every image of batch number i;
-//! * [`preprocess`] applies these draws to a whole batch and normalises it.
+//! * [`preprocess`] applies these draws to a whole batch and normalises it;
+//! * [`mask`] draws what an autoencoder does not see of batch number i.
 //!
 //! There are no loader processes: CIFAR-10 is 184 MB as bytes, which any GPU can keep. All
 //! randomness is drawn on the CPU from (seed, number), so a batch is the same on every device and a
@@ -18,11 +21,18 @@ use rand_chacha::ChaCha8Rng;
 pub mod augment;
 pub mod batches;
 pub mod cifar10;
+pub mod fashion_mnist;
+pub mod images;
+pub mod mask;
+pub mod photos;
 pub mod preprocess;
 
 pub use augment::Augment;
 pub use batches::Batches;
-pub use cifar10::{Cifar10, Images};
+pub use cifar10::Cifar10;
+pub use fashion_mnist::FashionMnist;
+pub use images::Images;
+pub use photos::Photos;
 pub use preprocess::Preprocess;
 
 /// Says why data could not be read or prepared.
@@ -71,6 +81,35 @@ pub enum Error {
         record: usize,
         /// The label found.
         label: u8,
+    },
+    /// A file or directory that a person named cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system or the decompressor said.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("{}: {reason}", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A directory of photos has none.
+    #[error("{}: no .jpg, .jpeg or .png file in it or in its folders", .0.display())]
+    NoPhotos(PathBuf),
+    /// Too many photos cannot be used.
+    #[error("{refused} of {files} photos cannot be used; the first: {first}")]
+    BadPhotos {
+        /// How many of them.
+        refused: usize,
+        /// How many there are.
+        files: usize,
+        /// The names of the first ones, and why.
+        first: String,
     },
     /// A batch cannot be filled.
     #[error("batch size {batch_size} is not in 1..={examples}, the number of examples")]

@@ -5,6 +5,7 @@
 //! after the other. The handle may be dropped at any time; the thread then ends after the step it is in.
 
 mod classification;
+mod inpainting;
 mod toy;
 
 use std::{
@@ -23,13 +24,14 @@ use tracing::{Span, info, warn};
 
 use self::{
     classification::{Classification, Halves},
+    inpainting::Inpainting,
     toy::Toy,
 };
 use crate::{
     checkpoints::{self, Checkpoints},
     data,
-    space::{self, Space},
-    supernet::{self, Snapshot},
+    space::{self, Space, inpaint::Coding},
+    supernet::{self, Failure, Snapshot},
 };
 
 /// Why the engine cannot do what it is asked.
@@ -44,6 +46,9 @@ pub enum Error {
     /// An architecture is not of the study's space.
     #[error(transparent)]
     Cells(#[from] space::enas_micro::DecodeError),
+    /// An architecture is not of the study's space.
+    #[error(transparent)]
+    Autoencoder(#[from] space::inpaint::DecodeError),
     /// An architecture is not of the study's space.
     #[error(transparent)]
     Toy(#[from] space::toy::DecodeError),
@@ -74,6 +79,8 @@ pub enum Error {
 pub struct Config {
     /// Directory of CIFAR-10's binary files; it may be missing.
     pub data: PathBuf,
+    /// Directory of photos; it may be missing.
+    pub photos: PathBuf,
     /// What computes.
     pub device: Device,
     /// Threads of one operation on a CPU; libtorch's own choice when absent.
@@ -182,6 +189,8 @@ impl Engine {
 struct Workshop {
     config: Config,
     cifar10: Option<Rc<Halves>>,
+    /// Of the size that a study wanted last.
+    photos: Option<Rc<inpainting::Halves>>,
     open: Option<Open>,
 }
 
@@ -220,14 +229,20 @@ impl Workshop {
             info!(?device, threads = tch::get_num_threads(), "images loaded");
         } else {
             let data = data.display();
-            warn!(%data, "no images there: only studies that need none are served; see `cargo xtask setup`, and --data");
+            warn!(%data, "no images there: enas-micro is not served; see `cargo xtask setup`, and --data");
         }
-        Ok(Workshop { config, cifar10, open: None })
+        Ok(Workshop { config, cifar10, photos: None, open: None })
     }
 
     fn spaces(&self) -> Vec<&'static str> {
-        let enas_micro = self.cifar10.is_some().then_some(space::enas_micro::NAME);
-        enas_micro.into_iter().chain([space::toy::NAME]).collect()
+        let mut spaces = vec![space::toy::NAME];
+        if self.cifar10.is_some() {
+            spaces.push(space::enas_micro::NAME);
+        }
+        if self.config.photos.exists() {
+            spaces.extend(Coding::ALL.map(Coding::name));
+        }
+        spaces
     }
 
     fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {
@@ -241,6 +256,10 @@ impl Workshop {
                     self.cifar10.clone().ok_or(Error::NoImages { space, data: data.clone() })?;
                 Box::new(Classification::new(settings, images, self.config.device)?)
             }
+            Space::Inpaint(coding, settings) => {
+                let photos = self.photos(settings.image_size)?;
+                Box::new(Inpainting::new(coding, settings, photos, self.config.device)?)
+            }
             Space::Toy(settings) => Box::new(Toy::new(settings)),
         };
         if let Some(file) = &newest {
@@ -248,6 +267,18 @@ impl Workshop {
         }
         self.open = Some(Open { study, checkpoints, unsaved: None });
         Ok(newest.is_some())
+    }
+
+    /// The photos, with sides of so many pixels.
+    fn photos(&mut self, side: i64) -> Result<Rc<inpainting::Halves>, Error> {
+        if let Some(photos) = self.photos.as_ref().filter(|photos| photos.side == side) {
+            return Ok(photos.clone());
+        }
+        let Config { photos: directory, device, .. } = &self.config;
+        let photos = Rc::new(inpainting::Halves::load(directory, side, *device)?);
+        info!(photos = photos.len(), side, "photos loaded");
+        self.photos = Some(photos.clone());
+        Ok(photos)
     }
 
     fn step(&mut self, step: &Step) -> Result<Outcome, Error> {
@@ -278,6 +309,14 @@ impl Workshop {
             Some(mut open) => Ok(open.checkpoints.finish()?),
             None => Ok(()),
         }
+    }
+}
+
+/// Logs what libtorch could not compute of a step.
+fn warn_of(failures: &[Failure], step: &Step) {
+    for Failure { place, reason } in failures {
+        let values = step.train.iter().chain(&step.rank).nth(*place);
+        warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
     }
 }
 

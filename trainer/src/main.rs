@@ -41,6 +41,15 @@ struct Common {
         value_name = "DIR"
     )]
     data: PathBuf,
+    /// Directory of photos, JPEG and PNG, flat or in a folder for each class; without it, no inpainting is served
+    #[arg(
+        long,
+        global = true,
+        env = "ASNG_PHOTOS",
+        default_value = "data/photos",
+        value_name = "DIR"
+    )]
+    photos: PathBuf,
     /// What computes: auto (a GPU if there is one), cpu, or cuda:N
     #[arg(long, global = true, env = "ASNG_DEVICE", default_value = "auto", value_parser = engine::device)]
     device: Device,
@@ -98,7 +107,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
-    let Common { controller, work_dir, data, device, threads, .. } = common;
+    let Common { controller, work_dir, data, photos, device, threads, .. } = common;
     match command {
         Command::Serve(Serve { study, checkpoint_every, step_limit }) => {
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -109,7 +118,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
                     _ = terminate.recv() => info!("terminated"),
                 }
             };
-            let engine = engine::Config { data, device, threads };
+            let engine = engine::Config { data, photos, device, threads };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
             client::serve(config, engine, stop).await

@@ -55,6 +55,8 @@ pub struct Violation {
 pub enum Space {
     /// [`enas_micro`]
     EnasMicro(enas_micro::Settings),
+    /// [`inpaint`]
+    Inpaint(inpaint::Coding, inpaint::Settings),
     /// [`toy`]
     Toy(toy::Settings),
 }
@@ -69,15 +71,22 @@ impl Space {
         Some(match name {
             enas_micro::NAME => enas_micro::Settings::parse(settings).map(Space::EnasMicro),
             toy::NAME => toy::Settings::parse(settings).map(Space::Toy),
-            _ => return None,
+            _ => {
+                let coding = inpaint::Coding::named(name)?;
+                inpaint::Settings::parse(coding, settings)
+                    .map(|settings| Space::Inpaint(coding, settings))
+            }
         })
     }
 
     /// Its variables.
-    pub fn variables(&self) -> Vec<Variable> {
+    pub fn variables(&self) -> Vec<Decision> {
+        let categorical =
+            |variables: Vec<Variable>| variables.into_iter().map(Decision::Categorical).collect();
         match self {
-            Space::EnasMicro(settings) => settings.variables(),
-            Space::Toy(settings) => settings.variables(),
+            Space::EnasMicro(settings) => categorical(settings.variables()),
+            Space::Inpaint(coding, settings) => settings.variables(*coding),
+            Space::Toy(settings) => categorical(settings.variables()),
         }
     }
 }

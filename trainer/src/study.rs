@@ -50,9 +50,10 @@ pub fn space(study: &v1::Study) -> anyhow::Result<Space> {
 pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
     match space(study)? {
         Space::EnasMicro(settings) => Ok(settings),
-        Space::Toy(_) => {
-            bail!("study {:?} is a toy, of which there is nothing to keep", study.name)
-        }
+        Space::Inpaint(..) | Space::Toy(_) => bail!(
+            "study {:?} is of another space than enas-micro, which alone can be evaluated and retrained so far",
+            study.name
+        ),
     }
 }
 

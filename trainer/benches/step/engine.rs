@@ -33,7 +33,8 @@ pub(crate) fn measure(data: PathBuf) -> anyhow::Result<Figures> {
 }
 
 async fn loader_share(data: PathBuf) -> anyhow::Result<f64> {
-    let config = Config { data, device: Device::Cpu, threads: Some(THREADS) };
+    let photos = data.join("none");
+    let config = Config { data, photos, device: Device::Cpu, threads: Some(THREADS) };
     let engine = Engine::start(config).await?;
     let directory = tempfile::tempdir()?;
     engine.open(Space::EnasMicro(settings()), directory.path().join("study")).await?;

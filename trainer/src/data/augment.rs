@@ -23,6 +23,9 @@ impl Augment {
     /// The augmentation of the ASNG paper's search and of its retraining.
     pub const PAPER: Self = Self { padding: 4, flip: true, cutout: 16 };
 
+    /// The augmentation of the paper's inpainting: mirrored or not, and nothing else.
+    pub const FLIP: Self = Self { padding: 0, flip: true, cutout: 0 };
+
     /// Draws for the `count` images, `height` by `width` pixels, of batch `number`. Everything is
     /// drawn whatever is switched on: runs that differ in their cutout alone see the same crops.
     pub(super) fn draw(

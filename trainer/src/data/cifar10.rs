@@ -6,9 +6,9 @@
 use std::fs;
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::Error;
+use super::{Error, Images};
 
 /// Mean of each channel, the range of a byte being 0 to 1; from the ASNG authors'
 /// `classification/classification/utils.py`.
@@ -51,8 +51,8 @@ impl Cifar10 {
             return Err(Error::MissingDirectory(directory.to_owned()));
         }
         Ok(Self {
-            train: Images::read(directory, &TRAIN_FILES, records_per_file)?,
-            test: Images::read(directory, &TEST_FILES, records_per_file)?,
+            train: read(directory, &TRAIN_FILES, records_per_file)?,
+            test: read(directory, &TEST_FILES, records_per_file)?,
         })
     }
 
@@ -64,69 +64,18 @@ impl Cifar10 {
     }
 }
 
-/// Labelled images, resident on one device.
-#[derive(Debug)]
-pub struct Images {
-    /// Raw pixels: uint8 `[N, 3, 32, 32]`, channels red, green, blue.
-    pub pixels: Tensor,
-    /// Class of each image: int64 `[N]`.
-    pub labels: Tensor,
-}
-
-impl Images {
-    fn read(directory: &Path, files: &[&str], records_per_file: usize) -> Result<Self, Error> {
-        let records = files
-            .iter()
-            .map(|file| read_records(&directory.join(file), records_per_file))
-            .collect::<Result<Vec<_>, _>>()?;
-        let records = Tensor::f_cat(&records, 0)?; // [N, 3073]
-        let pixels = records.f_narrow(1, 1, RECORD_BYTES as i64 - 1)?;
-        Ok(Self {
-            pixels: pixels.f_contiguous()?.f_view([-1, 3, SIDE, SIDE])?,
-            labels: records.f_select(1, 0)?.f_to_kind(Kind::Int64)?,
-        })
-    }
-
-    /// Returns the number of images.
-    pub fn len(&self) -> i64 {
-        self.labels.numel() as i64
-    }
-
-    /// Tells whether there is no image.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Copies the images to `device`; on the CPU already, they are shared.
-    pub fn to_device(&self, device: Device) -> Result<Self, Error> {
-        Ok(Self {
-            pixels: self.pixels.f_to_device(device)?,
-            labels: self.labels.f_to_device(device)?,
-        })
-    }
-
-    /// Returns `length` images from `start` on, in their order and without copying: the batches of
-    /// an evaluation.
-    pub fn narrow(&self, start: i64, length: i64) -> Result<Self, Error> {
-        Ok(Self {
-            pixels: self.pixels.f_narrow(0, start, length)?,
-            labels: self.labels.f_narrow(0, start, length)?,
-        })
-    }
-
-    /// Copies the images at `indices`, in that order: the batches of training.
-    pub fn select(&self, indices: &[i64]) -> Result<Self, Error> {
-        // A GPU would abort on a bad index, and lose every later call with it.
-        let examples = self.len();
-        if let Some(&index) = indices.iter().find(|index| !(0..examples).contains(index)) {
-            return Err(Error::Index { index, examples });
-        }
-        let indices = Tensor::f_from_slice(indices)?.f_to_device(self.labels.device())?;
-        Ok(Self {
-            pixels: self.pixels.f_index_select(0, &indices)?,
-            labels: self.labels.f_index_select(0, &indices)?,
-        })
-    }
+/// Reads files of records, one after the other.
+fn read(directory: &Path, files: &[&str], records_per_file: usize) -> Result<Images, Error> {
+    let records = files
+        .iter()
+        .map(|file| read_records(&directory.join(file), records_per_file))
+        .collect::<Result<Vec<_>, _>>()?;
+    let records = Tensor::f_cat(&records, 0)?; // [N, 3073]
+    let pixels = records.f_narrow(1, 1, RECORD_BYTES as i64 - 1)?;
+    Ok(Images {
+        pixels: pixels.f_contiguous()?.f_view([-1, 3, SIDE, SIDE])?,
+        labels: records.f_select(1, 0)?.f_to_kind(Kind::Int64)?,
+    })
 }
 
 /// Reads one file as uint8 `[records, 3073]`, all labels checked.
@@ -156,7 +105,7 @@ fn read_records(path: &Path, records: usize) -> Result<Tensor, Error> {
 mod tests {
     use super::*;
 
-    use tch::IndexOp;
+    use tch::{Device, IndexOp};
     use tempfile::TempDir;
 
     const RECORDS: usize = 4;

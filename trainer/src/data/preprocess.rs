@@ -10,7 +10,7 @@ use super::cifar10::{MEAN, STD};
 /// Turns batches of pixels into batches of input: type, memory layout and normalisation.
 #[derive(Debug)]
 pub struct Preprocess {
-    mean: Tensor, // [1, 3, 1, 1], in units of the whole range, as `std`
+    mean: Tensor, // [1, 3, 1, 1] or [1, 1, 1, 1], in units of the whole range, as `std`
     std: Tensor,
     channels_last: bool,
 }
@@ -20,13 +20,29 @@ impl Preprocess {
     /// `channels_last` keeps the shape `[B, 3, H, W]` but lays the channels of a pixel side by side in
     /// memory, which doubles the speed of convolutions on a CPU.
     pub fn cifar10(device: Device, kind: Kind, channels_last: bool) -> Result<Self, Error> {
-        let channels = |values: [f64; 3]| {
-            Tensor::f_from_slice(&values)?
-                .f_view([1, 3, 1, 1])?
+        Self::new(&MEAN, &STD, device, kind, channels_last)
+    }
+
+    /// Prepares for pixels of any number of channels that are to lie between 0 and 1, as inpainting
+    /// wants them.
+    pub fn unit(device: Device, kind: Kind, channels_last: bool) -> Result<Self, Error> {
+        Self::new(&[0.0], &[1.0], device, kind, channels_last)
+    }
+
+    fn new(
+        mean: &[f64],
+        std: &[f64],
+        device: Device,
+        kind: Kind,
+        channels_last: bool,
+    ) -> Result<Self, Error> {
+        let channels = |values: &[f64]| {
+            Tensor::f_from_slice(values)?
+                .f_view([1, -1, 1, 1])?
                 .f_to_kind(kind)?
                 .f_to_device(device)
         };
-        Ok(Self { mean: channels(MEAN)?, std: channels(STD)?, channels_last })
+        Ok(Self { mean: channels(mean)?, std: channels(std)?, channels_last })
     }
 
     /// Normalises and does nothing else: for evaluation. `pixels` is uint8 `[B, 3, H, W]`; so is the
@@ -252,5 +268,29 @@ mod tests {
             assert_eq!(planes.stride(), [3 * SIDE * SIDE, SIDE * SIDE, SIDE, 1]);
             assert_eq!(last.stride(), [3 * SIDE * SIDE, 1, 3 * SIDE, 3]);
         }
+    }
+
+    #[test]
+    fn unit_pixels_lie_between_0_and_1_and_may_be_grey() {
+        let preprocess = Preprocess::unit(Device::Cpu, Kind::Float, true).unwrap();
+        let bytes: Vec<u8> = (0..2 * 3 * 4).map(|i| (i * 255 / 23) as u8).collect();
+        let pixels = Tensor::from_slice(&bytes).view([2, 1, 3, 4]);
+        let plain = preprocess.plain(&pixels).unwrap();
+        assert_eq!(plain.size(), [2, 1, 3, 4]);
+        assert_eq!(f64::try_from(plain.max()).unwrap(), 1.0);
+        assert_eq!(f64::try_from(plain.min()).unwrap(), 0.0);
+        let mirrored = plain.flip([3]);
+        let (mut seen, mut kept) = (false, false);
+        for number in 0..20 {
+            let augmented = preprocess.augmented(&pixels, Augment::FLIP, 1, number).unwrap();
+            for image in 0..2 {
+                seen |= augmented.i(image) == mirrored.i(image);
+                kept |= augmented.i(image) == plain.i(image);
+                assert!(
+                    augmented.i(image) == mirrored.i(image) || augmented.i(image) == plain.i(image)
+                );
+            }
+        }
+        assert!(seen && kept);
     }
 }

@@ -3,13 +3,12 @@
 use std::{path::Path, rc::Rc, time::Instant};
 
 use tch::{Device, Kind};
-use tracing::warn;
 
-use super::{Error, Measured, Step, Study, cosine};
+use super::{Error, Measured, Step, Study, cosine, warn_of};
 use crate::{
     data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
     space::enas_micro::{Architecture, Settings},
-    supernet::{Batch, Failure, Snapshot, Supernet},
+    supernet::{Batch, Snapshot, Supernet},
 };
 
 /// The training set on the device, in the halves for the weights and for the ranking.
@@ -79,10 +78,7 @@ impl Study for Classification {
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
-        for Failure { place, reason } in &outcome.failures {
-            let values = step.train.iter().chain(&step.rank).nth(*place);
-            warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
-        }
+        warn_of(&outcome.failures, step);
         let metrics = [
             ("train_loss", outcome.train_loss),
             ("train_accuracy", outcome.train_accuracy),

@@ -1,0 +1,212 @@
+//! Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from its four files in the IDX format, packed by
+//! gzip: `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and the same of `t10k`.
+//!
+//! An IDX file is a magic number (the type of the entries and the number of dimensions), the size
+//! of each dimension, all as big-endian 32-bit numbers, and the entries.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use flate2::read::GzDecoder;
+use tch::{Kind, Tensor};
+
+use super::{Error, Images};
+
+/// Width and height of an image in pixels.
+pub const SIDE: i64 = 28;
+/// Number of classes; labels count from 0.
+pub const CLASSES: i64 = 10;
+
+const TRAIN_RECORDS: usize = 60_000;
+const TEST_RECORDS: usize = 10_000;
+/// Unsigned bytes, in three dimensions and in one.
+const IMAGES_MAGIC: u32 = 0x0803;
+const LABELS_MAGIC: u32 = 0x0801;
+
+/// The whole of Fashion-MNIST, on the CPU: uint8 `[N, 1, 28, 28]`, grey on black.
+#[derive(Debug)]
+pub struct FashionMnist {
+    /// The 60,000 training images, in the order of the files.
+    pub train: Images,
+    /// The 10,000 test images.
+    pub test: Images,
+}
+
+impl FashionMnist {
+    /// Reads the four files from `directory`; Debian's package `dataset-fashion-mnist` has them in
+    /// `/usr/share/datasets/fashion-mnist`.
+    pub fn load(directory: &Path) -> Result<Self, Error> {
+        Self::load_records(directory, TRAIN_RECORDS, TEST_RECORDS)
+    }
+
+    fn load_records(directory: &Path, train: usize, test: usize) -> Result<Self, Error> {
+        Ok(Self { train: read(directory, "train", train)?, test: read(directory, "t10k", test)? })
+    }
+}
+
+fn read(directory: &Path, part: &str, records: usize) -> Result<Images, Error> {
+    let side = SIDE as usize;
+    let file = directory.join(format!("{part}-images-idx3-ubyte.gz"));
+    let pixels = read_idx(&file, IMAGES_MAGIC, &[records, side, side])?;
+    let file = directory.join(format!("{part}-labels-idx1-ubyte.gz"));
+    let labels = read_idx(&file, LABELS_MAGIC, &[records])?;
+    if let Some(record) = labels.iter().position(|&label| i64::from(label) >= CLASSES) {
+        return Err(Error::Label { file, record, label: labels[record] });
+    }
+    let count = records as i64;
+    Ok(Images {
+        pixels: Tensor::f_from_data_size(&pixels, &[count, 1, SIDE, SIDE], Kind::Uint8)?,
+        labels: Tensor::f_from_data_size(&labels, &[count], Kind::Uint8)?.f_to_kind(Kind::Int64)?,
+    })
+}
+
+/// The entries of a file that must have that magic number and those dimensions.
+fn read_idx(path: &Path, magic: u32, dimensions: &[usize]) -> Result<Vec<u8>, Error> {
+    let header: Vec<u8> = [magic]
+        .into_iter()
+        .chain(dimensions.iter().map(|&size| size as u32))
+        .flat_map(u32::to_be_bytes)
+        .collect();
+    let expected = header.len() + dimensions.iter().product::<usize>();
+    let mut content = Vec::with_capacity(expected + 1);
+    // One byte more than there should be, however much a file unpacks to.
+    File::open(path)
+        .and_then(|file| GzDecoder::new(file).take(expected as u64 + 1).read_to_end(&mut content))
+        .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+    let malformed = |reason| Err(Error::Malformed { file: path.to_owned(), reason });
+    if !content.starts_with(&header) {
+        let start = &content[..content.len().min(header.len())];
+        return malformed(format!(
+            "its header is {}, not {} (bytes of {dimensions:?})",
+            words(start),
+            words(&header)
+        ));
+    }
+    if content.len() < expected {
+        return malformed(format!("unpacks to {} bytes, not {expected}", content.len()));
+    }
+    if content.len() > expected {
+        return malformed(format!("unpacks to more than {expected} bytes"));
+    }
+    Ok(content.split_off(header.len()))
+}
+
+/// Bytes as hexadecimal words.
+fn words(bytes: &[u8]) -> String {
+    let words = bytes.chunks(4).map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect());
+    words.collect::<Vec<String>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use tch::IndexOp;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const TRAIN: usize = 12;
+    const TEST: usize = 3;
+
+    fn pixel(record: usize, offset: usize) -> u8 {
+        ((record * 31 + offset * 7) % 256) as u8
+    }
+
+    fn idx(magic: u32, dimensions: &[u32], entries: impl Iterator<Item = u8>) -> Vec<u8> {
+        let header = [magic].into_iter().chain(dimensions.iter().copied());
+        header.flat_map(u32::to_be_bytes).chain(entries).collect()
+    }
+
+    fn write(directory: &TempDir, name: &str, content: &[u8]) {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(content).unwrap();
+        fs::write(directory.path().join(name), encoder.finish().unwrap()).unwrap();
+    }
+
+    fn small_data_set() -> TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (part, records) in [("train", TRAIN), ("t10k", TEST)] {
+            let pixels = (0..records).flat_map(|r| (0..784).map(move |offset| pixel(r, offset)));
+            let images = idx(IMAGES_MAGIC, &[records as u32, 28, 28], pixels);
+            write(&directory, &format!("{part}-images-idx3-ubyte.gz"), &images);
+            let labels = (0..records).map(|record| (record % 10) as u8);
+            let labels = idx(LABELS_MAGIC, &[records as u32], labels);
+            write(&directory, &format!("{part}-labels-idx1-ubyte.gz"), &labels);
+        }
+        directory
+    }
+
+    fn load(directory: &TempDir) -> Result<FashionMnist, Error> {
+        FashionMnist::load_records(directory.path(), TRAIN, TEST)
+    }
+
+    fn complaint(name: &str, content: &[u8]) -> String {
+        let directory = small_data_set();
+        write(&directory, name, content);
+        load(&directory).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn pixels_and_labels_arrive_where_they_belong() {
+        let data = load(&small_data_set()).unwrap();
+        assert_eq!(data.train.pixels.size(), [12, 1, 28, 28]);
+        assert_eq!(data.train.pixels.kind(), Kind::Uint8);
+        assert_eq!(data.test.len(), 3);
+        let labels = Vec::<i64>::try_from(&data.train.labels).unwrap();
+        assert_eq!(labels, (0..12).map(|i| i % 10).collect::<Vec<_>>());
+        for (image, y, x) in [(0, 0, 0), (7, 2, 3), (11, 27, 27)] {
+            let value = data.train.pixels.i((image, 0, y, x)).int64_value(&[]);
+            assert_eq!(value, i64::from(pixel(image as usize, (y * 28 + x) as usize)));
+        }
+    }
+
+    #[test]
+    fn another_header_is_named() {
+        let labels = idx(LABELS_MAGIC, &[12], 0..12);
+        let error = complaint("train-images-idx3-ubyte.gz", &labels);
+        assert!(error.contains("train-images-idx3-ubyte.gz: its header is 00000801 0000000c"));
+        assert!(error.ends_with("not 00000803 0000000c 0000001c 0000001c (bytes of [12, 28, 28])"));
+        let error = complaint("t10k-labels-idx1-ubyte.gz", &[]);
+        assert!(error.ends_with("its header is , not 00000801 00000003 (bytes of [3])"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_or_too_long_is_refused() {
+        let error = complaint("t10k-labels-idx1-ubyte.gz", &idx(LABELS_MAGIC, &[3], 0..2));
+        assert!(error.ends_with("unpacks to 10 bytes, not 11"), "{error}");
+        let long = idx(LABELS_MAGIC, &[3], (0..3).chain([0; 100_000]));
+        let error = complaint("t10k-labels-idx1-ubyte.gz", &long);
+        assert!(error.ends_with("unpacks to more than 11 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_label_that_is_no_class_names_file_and_record() {
+        let labels = idx(LABELS_MAGIC, &[3], [4, 10, 0].into_iter());
+        let error = complaint("t10k-labels-idx1-ubyte.gz", &labels);
+        assert!(error.ends_with("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_gzip_is_an_error() {
+        let directory = small_data_set();
+        let file = directory.path().join("train-labels-idx1-ubyte.gz");
+        let packed = fs::read(&file).unwrap();
+        fs::write(&file, &packed[..packed.len() - 6]).unwrap();
+        let error = load(&directory).unwrap_err();
+        assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+        let mut damaged = packed.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(&file, damaged).unwrap();
+        assert!(matches!(load(&directory), Err(Error::Unreadable { .. })));
+        fs::write(&file, b"labels").unwrap();
+        assert!(matches!(load(&directory), Err(Error::Unreadable { .. })));
+        fs::remove_file(&file).unwrap();
+        let error = load(&directory).unwrap_err().to_string();
+        assert!(error.contains("train-labels-idx1-ubyte.gz: "), "{error}");
+    }
+}

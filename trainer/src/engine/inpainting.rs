@@ -1,0 +1,120 @@
+//! Steps of the spaces `inpaint-cat` and `inpaint-int` on a directory of photos.
+
+use std::{path::Path, rc::Rc, time::Instant};
+
+use tch::{Device, Kind};
+use tracing::warn;
+
+use super::{Error, Measured, Step, Study, cosine, warn_of};
+use crate::{
+    data::{self, Augment, Batches, Images, Photos, Preprocess, mask},
+    space::inpaint::{Architecture, Coding, Settings},
+    supernet::{
+        Snapshot,
+        inpaint::{Batch, Supernet},
+    },
+};
+
+/// The photos on the device, in the halves for the weights and for the ranking.
+pub(super) struct Halves {
+    pub(super) side: i64,
+    train: Images,
+    rank: Images,
+    preprocess: Preprocess,
+}
+
+impl Halves {
+    pub(super) fn load(directory: &Path, side: i64, device: Device) -> Result<Halves, data::Error> {
+        let photos = Photos::load(directory, side as u16)?;
+        for refused in &photos.refused {
+            warn!(file = %refused.file.display(), reason = refused.reason, "photo is left out");
+        }
+        let (train, rank) = photos.search_halves()?;
+        let (train, rank) = (train.to_device(device)?, rank.to_device(device)?);
+        Ok(Halves { side, train, rank, preprocess: Preprocess::unit(device, Kind::Float, true)? })
+    }
+
+    /// How many photos there are.
+    pub(super) fn len(&self) -> i64 {
+        self.train.len() + self.rank.len()
+    }
+}
+
+/// A study's supernet, and which photos make its minibatches.
+pub(super) struct Inpainting {
+    coding: Coding,
+    settings: Settings,
+    photos: Rc<Halves>,
+    device: Device,
+    supernet: Supernet,
+    batches: (Batches, Batches),
+}
+
+impl Inpainting {
+    pub(super) fn new(
+        coding: Coding,
+        settings: Settings,
+        photos: Rc<Halves>,
+        device: Device,
+    ) -> Result<Inpainting, Error> {
+        let supernet = Supernet::new(&settings, 3, device)?;
+        // Each half has an order of its own.
+        let batches = |half: &Images, seed: u64| {
+            Batches::new(seed, half.len() as usize, settings.batch_size as usize)
+        };
+        let (train, rank) = seeds(&settings);
+        let batches = (batches(&photos.train, train)?, batches(&photos.rank, rank)?);
+        Ok(Inpainting { coding, settings, photos, device, supernet, batches })
+    }
+}
+
+/// Of the half for the weights, and of that for the ranking.
+fn seeds(settings: &Settings) -> (u64, u64) {
+    let seed = settings.seed.cast_unsigned().wrapping_mul(2);
+    (seed, seed.wrapping_add(1))
+}
+
+impl Study for Inpainting {
+    fn step(&mut self, step: &Step) -> Result<Measured, Error> {
+        let started = Instant::now();
+        let settings = &self.settings;
+        let space = settings.space(self.coding);
+        let decode = |values: &Vec<i64>| Architecture::decode(&space, values);
+        let train: Vec<_> = step.train.iter().map(decode).collect::<Result<_, _>>()?;
+        let rank: Vec<_> = step.rank.iter().map(decode).collect::<Result<_, _>>()?;
+        let (preprocess, side) = (&self.photos.preprocess, self.photos.side);
+        let batch = |images: &Images, batches: &mut Batches, seed: u64| {
+            let images = images.select(batches.get(step.batch))?;
+            let images = preprocess.augmented(&images.pixels, Augment::FLIP, seed, step.batch)?;
+            let shape = [settings.batch_size, side, side];
+            let mask =
+                mask::draw(settings.mask, seed, step.batch, shape, Kind::Float, self.device)?;
+            Ok::<_, data::Error>(Batch { images, mask })
+        };
+        let seeds = seeds(settings);
+        let train_batch = batch(&self.photos.train, &mut self.batches.0, seeds.0)?;
+        let rank_batch = batch(&self.photos.rank, &mut self.batches.1, seeds.1)?;
+        let loading = started.elapsed();
+        let learning_rate = cosine(settings.learning_rate, step.progress);
+        let outcome =
+            self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
+        warn_of(&outcome.failures, step);
+        let metrics = [
+            ("train_loss", outcome.train_loss),
+            ("train_psnr", outcome.train_psnr),
+            ("rank_psnr", outcome.rank_psnr),
+            ("gradient_norm", outcome.gradient_norm),
+            ("learning_rate", learning_rate),
+            ("loading_seconds", loading.as_secs_f64()),
+        ];
+        Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        Ok(self.supernet.snapshot()?)
+    }
+
+    fn load(&mut self, file: &Path) -> Result<(), Error> {
+        Ok(self.supernet.load(file)?)
+    }
+}
