@@ -31,12 +31,9 @@ impl Node {
         norm: Option<NormKind>,
     ) -> Result<Node, Error> {
         let NodeSize { module, inputs, mirror_inputs, channels } = size;
-        let conv = ConvSize {
-            kernel: module.kernel,
-            stride: module.stride(),
-            padding: module.kernel / 2,
-            ..ConvSize::pointwise(inputs, channels)
-        };
+        let (kernel, stride) = (module.kernel, module.stride());
+        let padding = kernel / 2 + margin(kernel, stride);
+        let conv = ConvSize { kernel, stride, padding, ..ConvSize::pointwise(inputs, channels) };
         let new_norm = |name| match norm {
             Some(kind) => BatchNorm::new(&(path / name), channels, kind).map(Some),
             None => Ok(None),
@@ -45,14 +42,15 @@ impl Node {
         Ok(Node {
             conv: Conv::new(&(path / "conv"), conv)?,
             conv_norm: new_norm("conv_norm")?,
-            mirror: Transposed::new(&(path / "mirror"), mirror, module.kernel)?,
+            mirror: Transposed::new(&(path / "mirror"), mirror, kernel)?,
             mirror_norm: new_norm("mirror_norm")?,
         })
     }
 
     /// The node of the encoder.
     pub(super) fn encode(&self, x: &Tensor, layer: &Layer, mode: Mode) -> Result<Tensor, Error> {
-        let weight = cut(&self.conv.weight, [layer.channels, layer.inputs])?;
+        let stride = layer.module.stride();
+        let weight = cut(&self.conv.weight, [layer.channels, layer.inputs], stride)?;
         let x = self.conv.forward_with(x, &weight)?;
         Ok(normalise(&self.conv_norm, x, mode)?.f_relu()?)
     }
@@ -84,7 +82,7 @@ impl Node {
 pub(super) struct Transposed {
     /// `[in, out, kernel, kernel]`
     weight: Tensor,
-    padding: i64,
+    kernel: i64,
 }
 
 impl Transposed {
@@ -95,7 +93,7 @@ impl Transposed {
     ) -> Result<Transposed, Error> {
         let options = (path.kind(), path.device());
         let zeros = Tensor::f_zeros([inputs, outputs, kernel, kernel], options)?;
-        Ok(Transposed { weight: path.add("weight", zeros, true), padding: kernel / 2 })
+        Ok(Transposed { weight: path.add("weight", zeros, true), kernel })
     }
 
     /// With the first `channels` (in, out) of the weight, and so many rows and columns added at the
@@ -107,15 +105,31 @@ impl Transposed {
         stride: i64,
         added: [i64; 2],
     ) -> Result<Tensor, Error> {
-        let weight = cut(&self.weight, channels)?;
-        let (padding, bias) = ([self.padding; 2], None::<Tensor>);
+        let weight = cut(&self.weight, channels, stride)?;
+        let padding = [self.kernel / 2 + margin(self.kernel, stride); 2];
+        let bias = None::<Tensor>;
         Ok(x.f_conv_transpose2d(&weight, bias, [stride; 2], padding, added, 1, [1, 1])?)
     }
 }
 
-/// The first channels along the first two dimensions.
-fn cut(weight: &Tensor, [first, second]: [i64; 2]) -> Result<Tensor, Error> {
-    Ok(weight.f_narrow(0, 0, first)?.f_narrow(1, 0, second)?)
+/// The weight of the first channels along the first two dimensions, with its margin.
+fn cut(weight: &Tensor, channels: [i64; 2], stride: i64) -> Result<Tensor, Error> {
+    let [first, second] = channels;
+    let (_, _, kernel, _) = weight.size4()?;
+    let weight = weight.f_narrow(0, 0, first)?.f_narrow(1, 0, second)?;
+    Ok(match margin(kernel, stride) {
+        0 => weight,
+        margin => weight.f_constant_pad_nd([margin; 4])?,
+    })
+}
+
+/// How many zeros a kernel gets on each side, which change nothing.
+///
+/// The backward pass of libtorch 2.13 for a 1x1 convolution of stride 2 writes beyond its memory on
+/// a CPU, if the channels of a pixel lie side by side and are fewer than 16. So such a convolution
+/// is computed as a 3x3 one.
+fn margin(kernel: i64, stride: i64) -> i64 {
+    i64::from(kernel == 1 && stride == 2)
 }
 
 fn normalise(norm: &Option<BatchNorm>, x: Tensor, mode: Mode) -> Result<Tensor, Error> {

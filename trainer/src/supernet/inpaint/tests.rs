@@ -178,6 +178,19 @@ fn a_skip_node_hands_its_output_to_its_mirror_node() {
     assert!(f64::try_from((output - expected).abs().max()).unwrap() < 1e-13);
 }
 
+/// Of these shapes, libtorch's own 1x1 convolution of stride 2 ends the program.
+#[test]
+fn a_1x1_node_that_halves_an_image_of_few_channels_can_be_trained() {
+    let space = Space { coding: Coding::Categorical, nodes: 1, level_back: 1, channels: 64 };
+    let architecture = Architecture::decode(&space, &[1, 2, 0, 0, 0, 0]).unwrap();
+    let size = Size { nodes: 1, channels: 256, image_channels: 3, batch_norm: false };
+    let shared = Network::supernet(&size, 0, Device::Cpu, Kind::Float).unwrap();
+    let x = Tensor::ones([16, 3, 64, 64], (Kind::Float, Device::Cpu));
+    let output = shared.forward(&x, &architecture, TRAIN).unwrap();
+    let gradients = Gradients::of(&output.mean(Kind::Float), shared.parameters()).unwrap();
+    assert!(f64::try_from(gradients.norm().unwrap()).unwrap() > 0.0);
+}
+
 #[test]
 fn batch_statistics_take_every_channel_to_mean_0_and_so_forget_the_scale_of_the_image() {
     let shared = network(true);
