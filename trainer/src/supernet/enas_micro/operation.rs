@@ -46,7 +46,7 @@ impl FactorizedReduce {
         outputs: i64,
         norm: NormKind,
     ) -> Result<Self, Error> {
-        let half = ConvSize { stride: 2, ..ConvSize::pointwise(inputs, outputs / 2) };
+        let half = ConvSize::pointwise(inputs, outputs / 2);
         Ok(FactorizedReduce {
             conv1: Conv::new(&(path / "conv1"), half)?,
             conv2: Conv::new(&(path / "conv2"), half)?,
@@ -56,9 +56,11 @@ impl FactorizedReduce {
 
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let x = x.f_relu()?; // [batch, c, h, w]
-        let shape = x.size();
-        let shifted = x.f_narrow(2, 1, shape[2] - 1)?.f_narrow(3, 1, shape[3] - 1)?;
-        let halves = [self.conv1.forward(&x)?, self.conv2.forward(&shifted)?];
+        // Not convolutions of stride 2: libtorch 2.13 writes beyond its memory in their backward pass on a CPU, for a 1x1
+        // kernel and fewer than 16 channels that lie side by side.
+        let every_other =
+            |first: i64| x.f_slice(2, first, None::<i64>, 2)?.f_slice(3, first, None::<i64>, 2);
+        let halves = [self.conv1.forward(&every_other(0)?)?, self.conv2.forward(&every_other(1)?)?];
         self.norm.forward(&Tensor::f_cat(&halves, 1)?, mode) // [batch, c', h / 2, w / 2]
     }
 }
