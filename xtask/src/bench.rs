@@ -69,5 +69,7 @@ fn trainer(root: &Path) -> anyhow::Result<()> {
     setup::setup(root)?;
     let bench = ["bench", "--locked", "-p", "asng-trainer", "--bench", "step", "--", "--data"];
     let mut command = cargo(root, bench);
+    // Threads that spin for long take a shared machine's cores from each other, and the figures scatter.
+    command.env("GOMP_SPINCOUNT", "10000");
     run(command.arg(root.join(setup::CIFAR10)))
 }

@@ -1,9 +1,8 @@
 //! The step as a search has it: through the engine, on images of CIFAR-10. In a process of its own, whose memory is then
 //! that of a trainer.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use anyhow::Context;
 use asng_trainer::{
     engine::{Config, Engine, Step},
     space::Space,
@@ -13,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::{LAMBDA, SEED, THREADS, draw, median, settings};
+use super::{LAMBDA, SEED, THREADS, draw, median, memory::peak_rss_mb, settings};
 
 const STEPS: u64 = 7;
 
@@ -22,7 +21,7 @@ const STEPS: u64 = 7;
 pub(crate) struct Figures {
     /// Part of a step's time, as who asks for it sees it, that is not forward, backward or optimiser.
     pub(crate) loader_share: f64,
-    /// The most memory that was resident at any time.
+    /// The most memory that was resident at any time, the images of CIFAR-10 included.
     pub(crate) peak_rss_mb: f64,
 }
 
@@ -50,12 +49,4 @@ async fn loader_share(data: PathBuf) -> anyhow::Result<f64> {
     }
     // The first step comes with an epoch's permutation and cold caches.
     Ok(median(shares.split_off(1)))
-}
-
-fn peak_rss_mb() -> anyhow::Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-    let kilobytes: f64 = kilobytes.context("the peak of resident memory")?.parse()?;
-    Ok(kilobytes * 1024.0 / 1e6)
 }

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Error, Images};
 
@@ -66,16 +66,18 @@ impl Cifar10 {
 
 /// Reads files of records, one after the other.
 fn read(directory: &Path, files: &[&str], records_per_file: usize) -> Result<Images, Error> {
-    let records = files
-        .iter()
-        .map(|file| read_records(&directory.join(file), records_per_file))
-        .collect::<Result<Vec<_>, _>>()?;
-    let records = Tensor::f_cat(&records, 0)?; // [N, 3073]
-    let pixels = records.f_narrow(1, 1, RECORD_BYTES as i64 - 1)?;
-    Ok(Images {
-        pixels: pixels.f_contiguous()?.f_view([-1, 3, SIDE, SIDE])?,
-        labels: records.f_select(1, 0)?.f_to_kind(Kind::Int64)?,
-    })
+    // File by file to its place, so that no second copy of the set is ever in memory.
+    let total = (files.len() * records_per_file) as i64;
+    let bytes = RECORD_BYTES as i64 - 1;
+    let pixels = Tensor::f_empty([total, bytes], (Kind::Uint8, Device::Cpu))?;
+    let labels = Tensor::f_empty([total], (Kind::Int64, Device::Cpu))?;
+    for (number, file) in files.iter().enumerate() {
+        let records = read_records(&directory.join(file), records_per_file)?; // [R, 3073]
+        let (start, length) = ((number * records_per_file) as i64, records_per_file as i64);
+        pixels.f_narrow(0, start, length)?.f_copy_(&records.f_narrow(1, 1, bytes)?)?;
+        labels.f_narrow(0, start, length)?.f_copy_(&records.f_select(1, 0)?)?;
+    }
+    Ok(Images { pixels: pixels.f_view([-1, 3, SIDE, SIDE])?, labels })
 }
 
 /// Reads one file as uint8 `[records, 3073]`, all labels checked.

@@ -7,7 +7,7 @@ use tch::{Tensor, nn};
 
 use super::super::Error;
 use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
-use super::operation::{ConvNorm, FactorizedReduce, Operation};
+use super::operation::{ConvNorm, FactorizedReduce, Operation, Value};
 use crate::space::enas_micro::{Architecture, CELL_INPUTS, CellGraph, CellSize, Op};
 
 /// How the output of the cell before the previous one is brought to this cell's shape.
@@ -87,12 +87,13 @@ impl Cell {
             FirstInput::Same(layer) => layer.forward(&inputs[0], mode)?,
             FirstInput::Halved(layer) => layer.forward(&inputs[0], mode)?,
         };
-        let mut values = vec![input1, self.input2.forward(&inputs[1], mode)?];
+        let input2 = self.input2.forward(&inputs[1], mode)?;
+        let mut values = vec![Value::new(input1), Value::new(input2)];
         for (index, node) in graph.nodes.iter().enumerate() {
             let [side1, side2] = node.sides();
             let h1 = self.side(index, side1, &values, mode)?;
             let h2 = self.side(index, side2, &values, mode)?;
-            values.push(h1.f_add(&h2)?);
+            values.push(Value::new(h1.f_add(&h2)?));
         }
         self.output(&values, &graph.unused_nodes(), mode)
     }
@@ -102,7 +103,7 @@ impl Cell {
         &self,
         node: usize,
         (input, op): (usize, Op),
-        values: &[Tensor],
+        values: &[Value],
         mode: Mode,
     ) -> Result<Tensor, Error> {
         let Some(operation) = self.operations.get(&(node, input, op)) else {
@@ -119,8 +120,9 @@ impl Cell {
 
     /// Concatenates the unused nodes and convolves them with the blocks of the weight that are
     /// theirs.
-    fn output(&self, values: &[Tensor], unused: &[usize], mode: Mode) -> Result<Tensor, Error> {
-        let nodes: Vec<&Tensor> = unused.iter().map(|node| &values[CELL_INPUTS + node]).collect();
+    fn output(&self, values: &[Value], unused: &[usize], mode: Mode) -> Result<Tensor, Error> {
+        let nodes: Vec<&Tensor> =
+            unused.iter().map(|node| &values[CELL_INPUTS + node].plain).collect();
         let x = Tensor::f_cat(&nodes, 1)?.f_relu_()?; // [batch, unused * c, h, w]
         let x = if unused == self.output_nodes {
             self.output_conv.forward(&x)?

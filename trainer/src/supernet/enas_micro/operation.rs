@@ -1,4 +1,7 @@
-//! The operations of a node, and the two layers that bring a cell's inputs to its shape.
+//! The operations of a node, and the two layers that bring a cell's inputs to its shape. Those that
+//! begin with a ReLU in the paper are given what comes out of it.
+
+use std::cell::OnceCell;
 
 use tch::{Tensor, nn};
 
@@ -6,7 +9,28 @@ use super::super::Error;
 use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
 use crate::space::enas_micro::Op;
 
-/// A 1x1 convolution and batch normalisation of what comes out of a ReLU (authors' `ReLUConvBN`).
+/// What operations read: as it is, or behind a ReLU, which is computed once for all that want it.
+#[derive(Debug)]
+pub(super) struct Value {
+    pub(super) plain: Tensor,
+    relu: OnceCell<Tensor>,
+}
+
+impl Value {
+    pub(super) fn new(plain: Tensor) -> Value {
+        Value { plain, relu: OnceCell::new() }
+    }
+
+    fn relu(&self) -> Result<Tensor, Error> {
+        if let Some(relu) = self.relu.get() {
+            return Ok(relu.shallow_clone());
+        }
+        let relu = self.plain.f_relu()?;
+        Ok(self.relu.get_or_init(|| relu).shallow_clone())
+    }
+}
+
+/// A 1x1 convolution and batch normalisation behind a ReLU (authors' `ReLUConvBN`).
 #[derive(Debug)]
 pub(super) struct ConvNorm {
     conv: Conv,
@@ -31,7 +55,7 @@ impl ConvNorm {
 
 /// Halves height and width without losing a pixel: half of the output's channels see the even
 /// pixels, the other half those one further right and down (authors' `FactorizedReduce`). Height
-/// and width must be even. Begins with a ReLU, which changes nothing behind another one.
+/// and width must be even.
 #[derive(Debug)]
 pub(super) struct FactorizedReduce {
     conv1: Conv,
@@ -55,7 +79,6 @@ impl FactorizedReduce {
     }
 
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
-        let x = x.f_relu()?; // [batch, c, h, w]
         // Not convolutions of stride 2: libtorch 2.13 writes beyond its memory in their backward pass on a CPU, for a 1x1
         // kernel and fewer than 16 channels that lie side by side.
         let every_other =
@@ -65,8 +88,8 @@ impl FactorizedReduce {
     }
 }
 
-/// ReLU, depthwise convolution, 1x1 convolution and batch normalisation, twice; the first depthwise
-/// convolution has the stride (authors' `SepConv`).
+/// Depthwise convolution, 1x1 convolution and batch normalisation behind a ReLU, twice; the first
+/// depthwise convolution has the stride (authors' `SepConv`).
 #[derive(Debug)]
 pub(super) struct SepConv {
     depthwise1: Conv,
@@ -103,7 +126,7 @@ impl SepConv {
     }
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
-        let x = self.pointwise1.forward(&self.depthwise1.forward(&x.f_relu()?)?)?;
+        let x = self.pointwise1.forward(&self.depthwise1.forward(x)?)?;
         let x = self.norm1.forward_relu(&x, mode)?;
         let x = self.pointwise2.forward(&self.depthwise2.forward(&x)?)?;
         self.norm2.forward(&x, mode)
@@ -150,14 +173,14 @@ impl Operation {
         matches!(self, Operation::Identity)
     }
 
-    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+    pub(super) fn forward(&self, x: &Value, mode: Mode) -> Result<Tensor, Error> {
         const CEIL_MODE: bool = false;
         match self {
-            Operation::Identity => Ok(x.shallow_clone()),
-            Operation::Reduce(layer) => layer.forward(x, mode),
+            Operation::Identity => Ok(x.plain.shallow_clone()),
+            Operation::Reduce(layer) => layer.forward(&x.relu()?, mode),
             Operation::AvgPool { stride } => {
                 let padding_counts = true;
-                Ok(x.f_avg_pool2d(
+                Ok(x.plain.f_avg_pool2d(
                     [3, 3],
                     [*stride; 2],
                     [1, 1],
@@ -167,9 +190,9 @@ impl Operation {
                 )?)
             }
             Operation::MaxPool { stride } => {
-                Ok(x.f_max_pool2d([3, 3], [*stride; 2], [1, 1], [1, 1], CEIL_MODE)?)
+                Ok(x.plain.f_max_pool2d([3, 3], [*stride; 2], [1, 1], [1, 1], CEIL_MODE)?)
             }
-            Operation::SepConv(layer) => layer.forward(x, mode),
+            Operation::SepConv(layer) => layer.forward(&x.relu()?, mode),
         }
     }
 }
