@@ -28,7 +28,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let mut tests = cargo(root, ["test", "--locked", "--workspace"]);
     let [lists, kills, requests] =
         if arguments.full { ["10000", "200", "1000000"] } else { ["500", "20", "30000"] };
-    tests.env("PROPTEST_CASES", lists);
+    tests.env("ASNG_LISTS", lists);
     tests.env("ASNG_KILLS", kills).env("ASNG_HOSTILE_REQUESTS", requests);
     // libtorch's threads spin while they wait, and take the time from those that they wait for.
     tests.env("GOMP_SPINCOUNT", "10000");

@@ -1,7 +1,10 @@
 //! Random lists of what can happen to a study, against the real study and the real store, with a simple model of what
-//! must hold checked after each. A failing list is made short and printed; `PROPTEST_CASES` sets how many are tried.
+//! must hold checked after each. A failing list is made short and printed; `ASNG_LISTS` sets how many are tried.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+};
 
 use proptest::prelude::*;
 
@@ -375,7 +378,14 @@ fn keeps_the_rules(location: Location, spec: Spec, operations: Vec<Operation>) {
     simulation.check_history();
 }
 
+/// How many lists are tried.
+fn lists() -> u32 {
+    env::var("ASNG_LISTS").map_or(256, |lists| lists.parse().unwrap())
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(lists()))]
+
     #[test]
     fn every_list_of_operations_keeps_the_rules(spec in specs(), operations in operations()) {
         let directory = tempfile::tempdir().unwrap();
@@ -388,11 +398,8 @@ proptest! {
 fn every_list_of_operations_keeps_the_rules_in_postgres() {
     let Some(postgres) = crate::postgres::Postgres::start() else { return };
     let url = postgres.url("simulation");
-    let config = ProptestConfig::default();
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: config.cases / 20,
-        ..config
-    });
+    let config = ProptestConfig::with_cases(lists() / 20);
+    let mut runner = proptest::test_runner::TestRunner::new(config);
     let lists = (specs(), operations());
     let checked = runner.run(&lists, |(spec, operations)| {
         let location = Location::Postgres { url: url.clone(), advertise: "http://here".into() };
