@@ -24,8 +24,9 @@ use tonic_reflection::pb::v1::{
 };
 use tonic_types::StatusExt;
 
-/// Codes of a request whose connection came to nothing.
-const NOT_CONNECTED: [Code; 3] = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+/// Codes of a request whose connection came to nothing; the last where a client takes TLS for HTTP/2.
+const NOT_CONNECTED: [Code; 4] =
+    [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::Internal];
 
 fn certs(arguments: &[&str], out: &Path) -> Output {
     let mut command = Command::new(asng_controller());
