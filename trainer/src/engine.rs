@@ -312,6 +312,12 @@ impl Workshop {
     }
 }
 
+/// Seeds of the data that trains the weights and of the data that ranks, from a study's own.
+fn seeds(seed: i64) -> (u64, u64) {
+    let seed = seed.cast_unsigned().wrapping_mul(2);
+    (seed, seed.wrapping_add(1))
+}
+
 /// Logs what libtorch could not compute of a step.
 fn warn_of(failures: &[Failure], step: &Step) {
     for Failure { place, reason } in failures {

@@ -25,7 +25,7 @@ pub(crate) enum Bench {
     },
     /// The paper's artificial problem: steps to success of ASNG, of SNG with several steps, of the authors' code
     ///
-    /// Takes about half an hour. Draws docs/toy.svg; the last line of the output is JSON.
+    /// A search that fails goes on for 100,000 steps. Draws docs/toy.svg; the last line of the output is JSON.
     Toy {
         /// Seeds of ASNG
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const SCHEMA: &str = include_str!("sqlite.sql");
 /// Name of the database in the state directory.
 const FILE: &str = "asng.db";
@@ -99,7 +99,7 @@ fn check_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
     let database = file.display().to_string();
     match found {
         0 | VERSION => Ok(found),
-        1 => Err(Error::Older(database)),
+        1..VERSION => Err(Error::Older(database)),
         _ => Err(Error::Newer { database, found, known: VERSION }),
     }
 }
@@ -548,7 +548,7 @@ mod tests {
         store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(store);
         let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
-        assert!(error.to_string().contains("schema version 3, this release knows 2"), "{error}");
+        assert!(error.to_string().contains("schema version 4, this release knows 3"), "{error}");
     }
 
     #[test]

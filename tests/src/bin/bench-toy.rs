@@ -18,9 +18,9 @@ use plotters::prelude::*;
 /// What is run: a name, the algorithm, and its step.
 const SEARCHES: [(&str, Algorithm, f64); 4] = [
     ("ASNG", Algorithm::Asng, 1.0),
-    ("SNG, steps of 1 (too large)", Algorithm::Sng, 1.0),
+    ("SNG, steps of 1", Algorithm::Sng, 1.0),
     ("SNG, steps of 0.1", Algorithm::Sng, 0.1),
-    ("SNG, steps of 0.01 (too small)", Algorithm::Sng, 0.01),
+    ("SNG, steps of 0.01", Algorithm::Sng, 0.01),
 ];
 /// Trainers at work, each on a study of its own.
 const TRAINERS: usize = 2;
@@ -31,7 +31,7 @@ struct Arguments {
     /// Seeds of ASNG
     #[arg(long, default_value_t = 50)]
     seeds: u64,
-    /// Seeds of each SNG, most of which go on for 100,000 steps
+    /// Seeds of each SNG
     #[arg(long, default_value_t = 10)]
     sng_seeds: u64,
     /// Where the curves go

@@ -4,7 +4,7 @@ use std::{path::Path, rc::Rc, time::Instant};
 
 use tch::{Device, Kind};
 
-use super::{Error, Measured, Step, Study, cosine, warn_of};
+use super::{Error, Measured, Step, Study, cosine, seeds, warn_of};
 use crate::{
     data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
     space::enas_micro::{Architecture, Settings},
@@ -45,16 +45,10 @@ impl Classification {
         let batches = |half: &Images, seed: u64| {
             Batches::new(seed, half.len() as usize, settings.batch_size as usize)
         };
-        let (train, rank) = seeds(&settings);
+        let (train, rank) = seeds(settings.seed);
         let batches = (batches(&images.train, train)?, batches(&images.rank, rank)?);
         Ok(Classification { settings, images, supernet, batches })
     }
-}
-
-/// Of the half for the weights, and of that for the ranking.
-fn seeds(settings: &Settings) -> (u64, u64) {
-    let seed = settings.seed.cast_unsigned().wrapping_mul(2);
-    (seed, seed.wrapping_add(1))
 }
 
 impl Study for Classification {
@@ -71,7 +65,7 @@ impl Study for Classification {
             let pixels = preprocess.augmented(&images.pixels, augment, seed, step.batch)?;
             Ok::<_, data::Error>(Batch { images: pixels, labels: images.labels })
         };
-        let seeds = seeds(settings);
+        let seeds = seeds(settings.seed);
         let train_batch = batch(&self.images.train, &mut self.batches.0, seeds.0)?;
         let rank_batch = batch(&self.images.rank, &mut self.batches.1, seeds.1)?;
         let loading = started.elapsed();

@@ -5,7 +5,7 @@ use std::{path::Path, rc::Rc, time::Instant};
 use tch::{Device, Kind};
 use tracing::warn;
 
-use super::{Error, Measured, Step, Study, cosine, warn_of};
+use super::{Error, Measured, Step, Study, cosine, seeds, warn_of};
 use crate::{
     data::{self, Augment, Batches, Images, Photos, Preprocess, mask},
     space::inpaint::{Architecture, Coding, Settings},
@@ -62,16 +62,10 @@ impl Inpainting {
         let batches = |half: &Images, seed: u64| {
             Batches::new(seed, half.len() as usize, settings.batch_size as usize)
         };
-        let (train, rank) = seeds(&settings);
+        let (train, rank) = seeds(settings.seed);
         let batches = (batches(&photos.train, train)?, batches(&photos.rank, rank)?);
         Ok(Inpainting { coding, settings, photos, device, supernet, batches })
     }
-}
-
-/// Of the half for the weights, and of that for the ranking.
-fn seeds(settings: &Settings) -> (u64, u64) {
-    let seed = settings.seed.cast_unsigned().wrapping_mul(2);
-    (seed, seed.wrapping_add(1))
 }
 
 impl Study for Inpainting {
@@ -91,7 +85,7 @@ impl Study for Inpainting {
                 mask::draw(settings.mask, seed, step.batch, shape, Kind::Float, self.device)?;
             Ok::<_, data::Error>(Batch { images, mask })
         };
-        let seeds = seeds(settings);
+        let seeds = seeds(settings.seed);
         let train_batch = batch(&self.photos.train, &mut self.batches.0, seeds.0)?;
         let rank_batch = batch(&self.photos.rank, &mut self.batches.1, seeds.1)?;
         let loading = started.elapsed();
