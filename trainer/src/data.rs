@@ -74,7 +74,8 @@ pub enum Error {
         expected: usize,
     },
     /// A label names no class.
-    #[error("{}: record {record}: label {label} is not in 0..=9", file.display())]
+    #[error("{}: record {record}: label {label} is not in 0..=9; \
+        `asng-trainer data fetch` brings good files", file.display())]
     Label {
         /// The file.
         file: PathBuf,
@@ -92,7 +93,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what its name says.
-    #[error("{}: {reason}", file.display())]
+    #[error("{}: {reason}; `asng-trainer data fetch fashion-mnist` brings a good one", file.display())]
     Malformed {
         /// The file.
         file: PathBuf,
@@ -103,7 +104,8 @@ pub enum Error {
     #[error("photos cannot be 0 pixels high and wide")]
     NoSize,
     /// A directory of photos has none.
-    #[error("{}: no .jpg, .jpeg or .png file in it or in its folders", .0.display())]
+    #[error("{}: no .jpg, .jpeg or .png file in it or in its folders; `asng-trainer data fetch photos` \
+        brings some", .0.display())]
     NoPhotos(PathBuf),
     /// Too many photos cannot be used.
     #[error("{} of {files} photos cannot be used; the first: {}", refused.len(), photos::first(refused))]

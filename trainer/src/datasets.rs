@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use asng_datasets::DataSet;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -79,7 +78,8 @@ pub fn run(command: Command) -> anyhow::Result<()> {
                     }
                     return Err(data::Error::BadPhotos { refused, files }.into());
                 }
-                report => report.with_context(|| format!("{}", directory.display()))?,
+                // The message says all that its sources say.
+                report => report.map_err(anyhow::Error::msg)?,
             };
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -26,7 +26,8 @@ pub(crate) fn unpack(packages: &[&str], bytes: u64, folder: &Path) -> Result<Pat
             command.arg("-o").arg(format!("Dir::Cache={}", cache.display()));
             command
         };
-        fetch::run("apt-get", with_own_lists().arg("update"), folder, bytes).context(fault)?;
+        let updated = fetch::run("apt-get", with_own_lists().arg("update"), folder, bytes);
+        updated.map_err(|_| fault)?;
         let mut download = with_own_lists();
         download.arg("download").args(packages);
         fetch::run("apt-get", &mut download, folder, bytes)?;

@@ -24,6 +24,8 @@ use packages::{PACKAGES, Photo};
 pub(crate) const SOURCES: [Source; 1] =
     [Source { name: "Debian's packages of photos", bring: from_debian }];
 const PACKAGE_BYTES: u64 = 62_421_684;
+/// The size of all photos in the packages; only for a progress bar.
+const PHOTO_BYTES: u64 = 22_842_161;
 const SUMS: &str = "SHA256SUMS";
 
 /// Height and width of a patch in pixels.
@@ -61,7 +63,7 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
 fn from_debian(scratch: &Path, whole: &Path) -> Result<()> {
     let names = PACKAGES.map(|package| package.name);
     let root = debian::unpack(&names, PACKAGE_BYTES, scratch)?;
-    let bar = fetch::bar("cutting", PACKAGE_BYTES);
+    let bar = fetch::bar("cutting", PHOTO_BYTES);
     let mut licences = String::from(
         "The patches in each folder are cut out of the photo of that name, scaled down.\n\
          The files copyright.* are those of the Debian packages and hold the licences.\n",

@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [7, 8, 9]);
         fs::write(&plain, idx(LABELS_MAGIC, &[3], 7..9)).unwrap();
         let error = load(&directory).unwrap_err().to_string();
-        assert!(error.ends_with("10 bytes, not 11"), "{error}");
+        assert!(error.contains("10 bytes, not 11"), "{error}");
     }
 
     #[test]
@@ -213,25 +213,25 @@ mod tests {
         let labels = idx(LABELS_MAGIC, &[12], 0..12);
         let error = complaint("train-images-idx3-ubyte.gz", &labels);
         assert!(error.contains("train-images-idx3-ubyte.gz: its header is 00000801 0000000c"));
-        assert!(error.ends_with("not 00000803 0000000c 0000001c 0000001c (bytes of [12, 28, 28])"));
+        assert!(error.contains("not 00000803 0000000c 0000001c 0000001c (bytes of [12, 28, 28])"));
         let error = complaint("t10k-labels-idx1-ubyte.gz", &[]);
-        assert!(error.ends_with("its header is , not 00000801 00000003 (bytes of [3])"), "{error}");
+        assert!(error.contains("its header is , not 00000801 00000003 (bytes of [3])"), "{error}");
     }
 
     #[test]
     fn a_file_that_is_too_short_or_too_long_is_refused() {
         let error = complaint("t10k-labels-idx1-ubyte.gz", &idx(LABELS_MAGIC, &[3], 0..2));
-        assert!(error.ends_with("unpacks to 10 bytes, not 11"), "{error}");
+        assert!(error.contains("unpacks to 10 bytes, not 11"), "{error}");
         let long = idx(LABELS_MAGIC, &[3], (0..3).chain([0; 100_000]));
         let error = complaint("t10k-labels-idx1-ubyte.gz", &long);
-        assert!(error.ends_with("unpacks to more than 11 bytes"), "{error}");
+        assert!(error.contains("unpacks to more than 11 bytes"), "{error}");
     }
 
     #[test]
     fn a_label_that_is_no_class_names_file_and_record() {
         let labels = idx(LABELS_MAGIC, &[3], [4, 10, 0].into_iter());
         let error = complaint("t10k-labels-idx1-ubyte.gz", &labels);
-        assert!(error.ends_with("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
+        assert!(error.contains("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
     }
 
     #[test]

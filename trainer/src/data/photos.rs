@@ -450,7 +450,7 @@ mod tests {
     fn a_directory_without_photos_or_that_is_none_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let error = Photos::load(directory.path(), 8).unwrap_err().to_string();
-        assert!(error.ends_with("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
+        assert!(error.contains("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
         let error = Photos::load(&directory.path().join("nowhere"), 8).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }), "{error}");
         assert!(matches!(Photos::load(directory.path(), 0), Err(Error::NoSize)));
