@@ -11,7 +11,7 @@
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`study`] | what a study means here: settings, architectures, files |
-//! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
+//! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
@@ -20,6 +20,7 @@ pub mod client;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+pub mod export;
 pub mod quality;
 pub mod retrain;
 pub mod space;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, engine, evaluate, retrain};
+use asng_trainer::{client, engine, evaluate, export, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +68,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
+    /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
+    Export(export::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +129,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             set_threads(threads);
             evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
         }
+        Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {
             set_threads(threads);
             retrain::run(arguments, &controller, &data, &photos, device).await

@@ -3,6 +3,7 @@
 //! The same command goes on after an interruption, and ends with the same weights as one that had none.
 
 mod classification;
+mod events;
 mod inpainting;
 mod log;
 pub(crate) mod recipe;
@@ -239,7 +240,7 @@ fn train(
 }
 
 /// Writes a small file, whole or not at all.
-fn write(file: &Path, content: &str) -> anyhow::Result<()> {
+pub(crate) fn write(file: &Path, content: &str) -> anyhow::Result<()> {
     let part = file.with_extension("part");
     fs::write(&part, content)
         .and_then(|()| fs::rename(&part, file))

@@ -13,6 +13,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
+    events::Events,
     log::{Log, Row},
     recipe::{BEST, LAST},
 };
@@ -94,6 +95,7 @@ pub(super) fn run(
         progress = Progress::of(&numbers);
     }
     let mut log = Log::open(directory, progress.iterations)?;
+    let mut events = Events::open(directory, progress.iterations)?;
     let total = training.iterations();
     let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(
         "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
@@ -125,13 +127,15 @@ pub(super) fn run(
             let epoch = progress.iterations as f64 / training.per_epoch() as f64;
             bar.set_message(message(epoch, &figures));
             progress.seconds = before + started.elapsed().as_secs_f64();
-            log.write(&Row {
+            let row = Row {
                 iteration: progress.iterations,
                 epoch,
                 learning_rate: training.learning_rate(progress.iterations - 1),
                 figures,
                 seconds: progress.seconds,
-            })?;
+            };
+            log.write(&row)?;
+            events.write(&row)?;
             progress.sums = [0.0; 2];
             if reached[0].1 > progress.best {
                 progress.best = reached[0].1;
