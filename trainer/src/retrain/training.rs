@@ -7,9 +7,11 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -80,11 +82,13 @@ impl Progress {
     }
 }
 
-/// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach.
+/// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach. When `stop`
+/// becomes true it writes a checkpoint and fails.
 pub(super) fn run(
     training: &mut dyn Training,
     directory: &Path,
     checkpoint_every: Duration,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Figure>> {
     let last = directory.join(LAST);
     let mut progress =
@@ -107,6 +111,13 @@ pub(super) fn run(
     let (started, before) = (Instant::now(), progress.seconds);
     let mut saved = Instant::now();
     while progress.iterations < total {
+        if stop.load(Ordering::Relaxed) {
+            training.save(&last, &progress.numbers())?;
+            bail!(
+                "stopped after {} of {total} minibatches; the same command goes on from there",
+                progress.iterations
+            );
+        }
         let said = training.train(progress.iterations)?;
         for (sum, (_, figure)) in progress.sums.iter_mut().zip(&said) {
             *sum += figure;
