@@ -12,7 +12,7 @@
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
-//! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
+//! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
@@ -22,6 +22,7 @@ pub mod data;
 pub mod datasets;
 pub mod engine;
 pub mod evaluate;
+pub mod export;
 pub mod quality;
 pub mod retrain;
 pub mod space;

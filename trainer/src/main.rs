@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, datasets, engine, evaluate, retrain};
+use asng_trainer::{client, datasets, engine, evaluate, export, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,10 +64,12 @@ struct Common {
 enum Command {
     /// Work for a controller: train shared weights, report losses
     Serve(Serve),
-    /// Test loss and accuracy of an architecture with a study's shared weights
+    /// How good an architecture is on the test images, with a study's shared weights or its own
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
+    /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
+    Export(export::Arguments),
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]
     Data(datasets::Command),
@@ -128,11 +130,12 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);
-            evaluate::run(arguments, &controller, work_dir, data, device).await
+            evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
         }
+        Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {
             set_threads(threads);
-            retrain::run(arguments, &controller, data, device).await
+            retrain::run(arguments, &controller, &data, &photos, device).await
         }
         Command::Data(command) => datasets::run(command),
     }
