@@ -263,3 +263,94 @@ pub(crate) fn write(file: &Path, content: &str) -> anyhow::Result<()> {
         .and_then(|()| fs::rename(&part, file))
         .with_context(|| format!("cannot write {}", file.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::{data::Augment, space::inpaint::Mask, supernet::AUXILIARY_WEIGHT};
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(typed: &[&str]) -> Arguments {
+        Program::parse_from([&["retrain"], typed].concat()).arguments
+    }
+
+    fn images(count: i64, side: i64) -> Images {
+        let options = (Kind::Uint8, Device::Cpu);
+        Images {
+            pixels: Tensor::zeros([count, 3, side, side], options),
+            labels: Tensor::zeros([count], (Kind::Int64, Device::Cpu)),
+        }
+    }
+
+    fn cells(typed: &[&str]) -> recipe::Classification {
+        let data = Cifar10 { train: images(7, 32), test: images(3, 32) };
+        let architecture = enas_micro::Architecture::decode(5, &[0; 40]).unwrap();
+        let arguments = arguments(typed);
+        arguments.classification.recipe(&arguments, &architecture, &data).unwrap()
+    }
+
+    fn autoencoder(typed: &[&str]) -> recipe::Inpainting {
+        let pictures = Pictures { train: images(7, 64), test: images(3, 64) };
+        let settings = inpaint::Settings { mask: Mask::Half, ..inpaint::Settings::default() };
+        let space = settings.space(inpaint::Coding::Categorical);
+        let mut values = vec![0; space.variables().len()];
+        values[0] = 1;
+        let architecture = inpaint::Architecture::decode(&space, &values).unwrap();
+        let arguments = arguments(typed);
+        arguments.inpainting.recipe(&arguments, &settings, &architecture, &pictures).unwrap()
+    }
+
+    #[test]
+    fn without_flags_it_is_the_paper_s() {
+        let recipe = cells(&[]);
+        assert_eq!(recipe.schedule, enas_micro::Retraining::PAPER);
+        assert_eq!((recipe.images, recipe.test_images, recipe.seed), (7, 3, 0));
+        let architecture = recipe.architecture.architecture().unwrap();
+        let size = recipe.size().unwrap();
+        assert!(architecture.parameters(&size, true) <= 4_000_000);
+        let wider = enas_micro::Size { channels: size.channels + 1, ..size };
+        assert!(size.channels == 127 || architecture.parameters(&wider, true) > 4_000_000);
+        assert_eq!(AUXILIARY_WEIGHT, 0.4);
+        assert_eq!(Augment::PAPER, Augment { padding: 4, flip: true, cutout: 16 });
+
+        let recipe = autoencoder(&[]);
+        assert_eq!(recipe.schedule, inpaint::Retraining::PAPER);
+        assert_eq!(
+            (recipe.image, recipe.mask, recipe.batch_norm),
+            ([3, 64, 64], Mask::Half, false)
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_preset() {
+        let recipe = cells(&["--preset", "quick", "--epochs", "2", "--learning-rate", "0.1"]);
+        let quick = enas_micro::Retraining::QUICK;
+        let expected = enas_micro::Retraining { epochs: 2, learning_rate: 0.1, ..quick };
+        assert_eq!(recipe.schedule, expected);
+        assert_eq!(cells(&["--channels", "9"]).channels, 9);
+
+        let typed = ["--preset", "quick", "--iterations", "9", "--mask", "center"];
+        let recipe = autoencoder(&typed);
+        let expected = inpaint::Retraining { iterations: 9, ..inpaint::Retraining::QUICK };
+        assert_eq!((recipe.schedule, recipe.mask), (expected, Mask::Center));
+    }
+
+    #[test]
+    fn a_recipe_is_read_back_from_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let recipes = [Recipe::Classification(cells(&[])), Recipe::Inpainting(autoencoder(&[]))];
+        for recipe in recipes {
+            let text = serde_json::to_string_pretty(&recipe).unwrap();
+            write(&directory.path().join(RECIPE), &text).unwrap();
+            assert_eq!(Recipe::read(directory.path()).unwrap(), recipe);
+        }
+    }
+}
