@@ -11,7 +11,8 @@ mod training;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -37,7 +38,7 @@ use crate::{
     data::{Cifar10, Images},
     evaluate::Pictures,
     space::{Space, enas_micro, inpaint},
-    study::{Found, Subject},
+    study::{self, Found, Subject},
 };
 
 /// How to train.
@@ -50,6 +51,12 @@ use crate::{
 pub struct Arguments {
     #[command(flatten)]
     subject: Subject,
+    /// The space of a random architecture that is of no study
+    #[arg(long, conflicts_with = "study")]
+    space: Option<String>,
+    /// A setting of that space, as of a study; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, requires = "space")]
+    settings: Vec<(String, String)>,
     /// Where all that is not given comes from: the paper, or what two cores do in minutes
     #[arg(long, value_enum, default_value = "paper")]
     preset: Preset,
@@ -81,6 +88,11 @@ pub struct Arguments {
     /// Print the results as one line of JSON
     #[arg(long, help_heading = "Results")]
     json: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("say NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Where defaults come from.
@@ -116,7 +128,15 @@ pub async fn run(
     photos: &Path,
     device: Device,
 ) -> anyhow::Result<()> {
-    let found = arguments.subject.find(controller).await?;
+    let study = match &arguments.subject.study {
+        Some(name) => Some(study::get(&controller.connect()?, name).await?),
+        None => None,
+    };
+    let space = match &arguments.space {
+        Some(name) => Some(study::named(name, &arguments.settings.iter().cloned().collect())?),
+        None => None,
+    };
+    let found = arguments.subject.find(study.as_ref(), space)?;
     let stop = stop_on_signals()?;
     let results = retrain(&arguments, &found, (data, photos), device, &stop)?;
     if arguments.json {
@@ -230,6 +250,7 @@ fn train(
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let file = |name: &str| directory.join(name);
+    let _lock = lock(directory)?;
     if file(RECIPE).exists() {
         ensure!(
             Recipe::read(directory)? == recipe,
@@ -254,6 +275,19 @@ fn train(
         architecture: file("architecture.json"),
         graph: file("architecture.dot"),
     })
+}
+
+/// Keeps a second retraining out of the directory, as long as the file is open.
+fn lock(directory: &Path) -> anyhow::Result<File> {
+    let failed = || format!("cannot use {}", directory.display());
+    let file = File::create(directory.join("lock")).with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("{} is in use by another retraining; give another --out", directory.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
+    }
 }
 
 /// Writes a small file, whole or not at all.
