@@ -46,13 +46,13 @@ fn classifier(directory: &Path) -> Command {
     command
 }
 
-fn autoencoder(photos: &Path, directory: &Path) -> Command {
+fn autoencoder(photos: &Path, directory: &Path, iterations: &str) -> Command {
     let mut command = trainer();
     command.args(["retrain", "--space", "inpaint-int", "--architecture", "random:3"]);
     for setting in ["preset=quick", "nodes=3", "channels=2", "image_size=16", "mask=center"] {
         command.args(["--set", setting]);
     }
-    command.args(["--preset", "quick", "--iterations", "400", "--evaluate-every", "100"]);
+    command.args(["--preset", "quick", "--iterations", iterations, "--evaluate-every", "100"]);
     command.args(["--checkpoint-every", "20ms", "--json"]).arg("--photos").arg(photos);
     command.arg("--out").arg(directory);
     command
@@ -139,8 +139,8 @@ fn an_autoencoder_whose_retraining_is_stopped_ends_like_one_that_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let photos = write_photos(directory.path());
     let [whole, stopped] = ["whole", "stopped"].map(|name| directory.path().join(name));
-    let results = json(autoencoder(&photos, &whole).output().unwrap());
-    assert!(stop_again_and_again(|| autoencoder(&photos, &stopped), &stopped) > 1);
+    let results = json(autoencoder(&photos, &whole, "400").output().unwrap());
+    assert!(stop_again_and_again(|| autoencoder(&photos, &stopped, "400"), &stopped) > 1);
     assert!(weights(&whole) == weights(&stopped), "weights differ");
     assert_eq!(log(&whole), log(&stopped));
     assert_eq!(log(&whole).len(), 1 + 4);
@@ -162,7 +162,7 @@ fn what_cannot_be_is_said_before_any_training() {
     let directory = tempfile::tempdir().unwrap();
     let photos = write_photos(directory.path());
     let out = directory.path().join("out");
-    let mut command = autoencoder(&photos, &out);
+    let mut command = autoencoder(&photos, &out, "400");
     command.args(["--epochs", "3"]);
     let expected = "--epochs means nothing to networks of space inpaint-int; leave it out";
     assert!(complaint(command).contains(expected));
@@ -177,8 +177,28 @@ fn what_cannot_be_is_said_before_any_training() {
     assert!(complaint(command).contains("give the --out of a `retrain` that has begun"));
     assert!(!out.exists());
 
-    json(autoencoder(&photos, &out).output().unwrap());
-    let mut command = autoencoder(&photos, &out);
+    json(autoencoder(&photos, &out, "400").output().unwrap());
+    let mut command = autoencoder(&photos, &out, "400");
     command.args(["--seed", "1"]);
     assert!(complaint(command).contains("is of another retraining"));
+}
+
+#[test]
+fn a_directory_has_one_retraining_at_a_time_and_divergence_ends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let photos = write_photos(directory.path());
+    let out = directory.path().join("out");
+    let training = || autoencoder(&photos, &out, "1000000");
+    let mut first = training().spawn().unwrap();
+    while !out.join("last.safetensors").exists() {
+        assert!(first.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(complaint(training()).contains("is in use by another retraining"));
+    first.kill().unwrap();
+    first.wait().unwrap();
+
+    let mut command = autoencoder(&photos, &directory.path().join("diverged"), "400");
+    command.args(["--learning-rate", "1e30"]);
+    assert!(complaint(command).contains("has diverged before minibatch 100"));
 }

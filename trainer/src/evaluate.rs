@@ -48,7 +48,7 @@ pub struct Arguments {
         long,
         value_name = "DIR",
         required_unless_present = "study",
-        conflicts_with_all = ["study", "space", "architecture", "random"]
+        conflicts_with_all = ["study", "architecture", "random"]
     )]
     retrained: Option<PathBuf>,
     /// Which weights of a retrained network
@@ -147,7 +147,7 @@ pub async fn run(
         (Some(directory), _) => retrained(&arguments, directory, (data, photos), device)?,
         (None, Some(name)) => {
             let study = study::get(&controller.connect()?, name).await?;
-            let found = arguments.subject.find_in(Some(&study))?;
+            let found = arguments.subject.find(Some(&study), None)?;
             let directory = study::directory(work_dir, &study);
             let weights = checkpoints::newest(&directory)?.with_context(|| {
                 format!(

@@ -11,7 +11,8 @@ mod training;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -37,7 +38,7 @@ use crate::{
     data::{Cifar10, Images},
     evaluate::Pictures,
     space::{Space, enas_micro, inpaint},
-    study::{Found, Subject},
+    study::{self, Found, Subject},
 };
 
 /// How to train.
@@ -50,6 +51,12 @@ use crate::{
 pub struct Arguments {
     #[command(flatten)]
     subject: Subject,
+    /// The space of a random architecture that is of no study
+    #[arg(long, conflicts_with = "study")]
+    space: Option<String>,
+    /// A setting of that space, as of a study; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, requires = "space")]
+    settings: Vec<(String, String)>,
     /// Where all that is not given comes from: the paper, or what two cores do in minutes
     #[arg(long, value_enum, default_value = "paper")]
     preset: Preset,
@@ -81,6 +88,11 @@ pub struct Arguments {
     /// Print the results as one line of JSON
     #[arg(long, help_heading = "Results")]
     json: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("say NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Where defaults come from.
@@ -116,7 +128,15 @@ pub async fn run(
     photos: &Path,
     device: Device,
 ) -> anyhow::Result<()> {
-    let found = arguments.subject.find(controller).await?;
+    let study = match &arguments.subject.study {
+        Some(name) => Some(study::get(&controller.connect()?, name).await?),
+        None => None,
+    };
+    let space = match &arguments.space {
+        Some(name) => Some(study::named(name, &arguments.settings.iter().cloned().collect())?),
+        None => None,
+    };
+    let found = arguments.subject.find(study.as_ref(), space)?;
     let stop = stop_on_signals()?;
     let results = retrain(&arguments, &found, (data, photos), device, &stop)?;
     if arguments.json {
@@ -230,6 +250,7 @@ fn train(
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let file = |name: &str| directory.join(name);
+    let _lock = lock(directory)?;
     if file(RECIPE).exists() {
         ensure!(
             Recipe::read(directory)? == recipe,
@@ -256,10 +277,114 @@ fn train(
     })
 }
 
+/// Keeps a second retraining out of the directory, as long as the file is open.
+fn lock(directory: &Path) -> anyhow::Result<File> {
+    let failed = || format!("cannot use {}", directory.display());
+    let file = File::create(directory.join("lock")).with_context(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("{} is in use by another retraining; give another --out", directory.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
+    }
+}
+
 /// Writes a small file, whole or not at all.
 pub(crate) fn write(file: &Path, content: &str) -> anyhow::Result<()> {
     let part = file.with_extension("part");
     fs::write(&part, content)
         .and_then(|()| fs::rename(&part, file))
         .with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::{data::Augment, space::inpaint::Mask, supernet::AUXILIARY_WEIGHT};
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(typed: &[&str]) -> Arguments {
+        Program::parse_from([&["retrain"], typed].concat()).arguments
+    }
+
+    fn images(count: i64, side: i64) -> Images {
+        let options = (Kind::Uint8, Device::Cpu);
+        Images {
+            pixels: Tensor::zeros([count, 3, side, side], options),
+            labels: Tensor::zeros([count], (Kind::Int64, Device::Cpu)),
+        }
+    }
+
+    fn cells(typed: &[&str]) -> recipe::Classification {
+        let data = Cifar10 { train: images(7, 32), test: images(3, 32) };
+        let architecture = enas_micro::Architecture::decode(5, &[0; 40]).unwrap();
+        let arguments = arguments(typed);
+        arguments.classification.recipe(&arguments, &architecture, &data).unwrap()
+    }
+
+    fn autoencoder(typed: &[&str]) -> recipe::Inpainting {
+        let pictures = Pictures { train: images(7, 64), test: images(3, 64) };
+        let settings = inpaint::Settings { mask: Mask::Half, ..inpaint::Settings::default() };
+        let space = settings.space(inpaint::Coding::Categorical);
+        let mut values = vec![0; space.variables().len()];
+        values[0] = 1;
+        let architecture = inpaint::Architecture::decode(&space, &values).unwrap();
+        let arguments = arguments(typed);
+        arguments.inpainting.recipe(&arguments, &settings, &architecture, &pictures).unwrap()
+    }
+
+    #[test]
+    fn without_flags_it_is_the_paper_s() {
+        let recipe = cells(&[]);
+        assert_eq!(recipe.schedule, enas_micro::Retraining::PAPER);
+        assert_eq!((recipe.images, recipe.test_images, recipe.seed), (7, 3, 0));
+        let architecture = recipe.architecture.architecture().unwrap();
+        let size = recipe.size().unwrap();
+        assert!(architecture.parameters(&size, true) <= 4_000_000);
+        let wider = enas_micro::Size { channels: size.channels + 1, ..size };
+        assert!(size.channels == 127 || architecture.parameters(&wider, true) > 4_000_000);
+        assert_eq!(AUXILIARY_WEIGHT, 0.4);
+        assert_eq!(Augment::PAPER, Augment { padding: 4, flip: true, cutout: 16 });
+
+        let recipe = autoencoder(&[]);
+        assert_eq!(recipe.schedule, inpaint::Retraining::PAPER);
+        assert_eq!(
+            (recipe.image, recipe.mask, recipe.batch_norm),
+            ([3, 64, 64], Mask::Half, false)
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_preset() {
+        let recipe = cells(&["--preset", "quick", "--epochs", "2", "--learning-rate", "0.1"]);
+        let quick = enas_micro::Retraining::QUICK;
+        let expected = enas_micro::Retraining { epochs: 2, learning_rate: 0.1, ..quick };
+        assert_eq!(recipe.schedule, expected);
+        assert_eq!(cells(&["--channels", "9"]).channels, 9);
+
+        let typed = ["--preset", "quick", "--iterations", "9", "--mask", "center"];
+        let recipe = autoencoder(&typed);
+        let expected = inpaint::Retraining { iterations: 9, ..inpaint::Retraining::QUICK };
+        assert_eq!((recipe.schedule, recipe.mask), (expected, Mask::Center));
+    }
+
+    #[test]
+    fn a_recipe_is_read_back_from_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let recipes = [Recipe::Classification(cells(&[])), Recipe::Inpainting(autoencoder(&[]))];
+        for recipe in recipes {
+            let text = serde_json::to_string_pretty(&recipe).unwrap();
+            write(&directory.path().join(RECIPE), &text).unwrap();
+            assert_eq!(Recipe::read(directory.path()).unwrap(), recipe);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_client::{Connection, Options, explain, insist};
+use asng_client::{Connection, explain, insist};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 use clap::Args;
 use rand::SeedableRng;
@@ -40,7 +40,7 @@ pub fn space(study: &v1::Study) -> anyhow::Result<Space> {
 }
 
 /// The space of that name, with those settings.
-fn named(name: &str, settings: &BTreeMap<String, String>) -> anyhow::Result<Space> {
+pub fn named(name: &str, settings: &BTreeMap<String, String>) -> anyhow::Result<Space> {
     let Some(space) = Space::parse(name, settings) else {
         bail!("this trainer does not know the space {name:?}");
     };
@@ -63,12 +63,6 @@ pub struct Subject {
     /// The study whose architecture, space and settings are meant
     #[arg(long)]
     pub study: Option<String>,
-    /// The space of a random architecture that is of no study
-    #[arg(long, conflicts_with = "study")]
-    space: Option<String>,
-    /// A setting of that space, as of a study; may be repeated
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, requires = "space")]
-    settings: Vec<(String, String)>,
     /// The architecture: "mode" (the study's most likely one), "incumbent" (the one with the smallest loss reported),
     /// "random:SEED" (drawn uniformly), or a JSON file
     #[arg(long, default_value = "mode", value_name = "WHICH")]
@@ -85,21 +79,16 @@ pub struct Found {
 }
 
 impl Subject {
-    /// Finds the architecture, asking the controller when it is of a study.
-    pub async fn find(&self, controller: &Options) -> anyhow::Result<Found> {
-        let study = match &self.study {
-            Some(name) => Some(get(&controller.connect()?, name).await?),
-            None => None,
-        };
-        self.find_in(study.as_ref())
-    }
-
-    /// The architecture, of that study if it is of one.
-    pub fn find_in(&self, study: Option<&v1::Study>) -> anyhow::Result<Found> {
-        let given = match (study, &self.space) {
-            (Some(study), _) => Some(space(study)?),
-            (None, Some(name)) => Some(named(name, &self.settings.iter().cloned().collect())?),
-            (None, None) => None,
+    /// The architecture, of that study if it is of one; without a study, `space_alone` is the one of a random
+    /// architecture.
+    pub fn find(
+        &self,
+        study: Option<&v1::Study>,
+        space_alone: Option<Space>,
+    ) -> anyhow::Result<Found> {
+        let given = match study {
+            Some(study) => Some(space(study)?),
+            None => space_alone,
         };
         let of_study = |values: Option<v1::Architecture>| {
             let study = study.context(
@@ -136,11 +125,6 @@ impl Subject {
             }
         }
     }
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("say NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Which architecture a person named.
@@ -209,25 +193,23 @@ fn read_architecture(path: &Path) -> anyhow::Result<Found> {
 mod tests {
     use super::*;
 
-    fn subject(architecture: &str, space: Option<&str>) -> Subject {
-        Subject {
-            study: None,
-            space: space.map(str::to_owned),
-            settings: vec![("nodes".to_owned(), "3".to_owned())],
-            architecture: architecture.parse().unwrap(),
-        }
+    fn find(architecture: &str, space: Option<&str>) -> anyhow::Result<Found> {
+        let settings = [("nodes".to_owned(), "3".to_owned())].into();
+        let space = space.map(|name| named(name, &settings).unwrap());
+        let subject = Subject { study: None, architecture: architecture.parse().unwrap() };
+        subject.find(None, space)
     }
 
     #[test]
     fn a_seed_draws_an_architecture_of_any_space() {
         for space in ["enas-micro", "inpaint-cat", "inpaint-int"] {
-            let find = |choice| subject(choice, Some(space)).find_in(None).unwrap();
+            let find = |choice| find(choice, Some(space)).unwrap();
             assert_eq!(find("random:1"), find("random:1"));
             assert_ne!(find("random:1"), find("random:2"));
         }
-        let error = subject("random:1", None).find_in(None).unwrap_err().to_string();
+        let error = find("random:1", None).unwrap_err().to_string();
         assert!(error.starts_with("name the --study or the --space"), "{error}");
-        let error = subject("mode", None).find_in(None).unwrap_err().to_string();
+        let error = find("mode", None).unwrap_err().to_string();
         assert!(error.starts_with("name the --study whose"), "{error}");
     }
 
@@ -237,10 +219,9 @@ mod tests {
         let file = directory.path().join("architecture.json");
         let read = |text: serde_json::Value, space| {
             fs::write(&file, text.to_string()).unwrap();
-            subject(file.to_str().unwrap(), space).find_in(None)
+            find(file.to_str().unwrap(), space)
         };
-        let Found { space, values } =
-            subject("random:1", Some("enas-micro")).find_in(None).unwrap();
+        let Found { space, values } = find("random:1", Some("enas-micro")).unwrap();
         let cells = enas_micro::Architecture::decode(3, &values).unwrap().describe();
         let mut text = serde_json::to_value(cells).unwrap();
         text.as_object_mut().unwrap().remove("space");
@@ -248,7 +229,7 @@ mod tests {
         let error = read(text, Some("inpaint-cat")).unwrap_err().to_string();
         assert!(error.ends_with("is of another space than the one named"), "{error}");
 
-        let found = subject("random:1", Some("inpaint-int")).find_in(None).unwrap();
+        let found = find("random:1", Some("inpaint-int")).unwrap();
         let Space::Inpaint(coding, settings) = &found.space else { panic!() };
         let row = inpaint::Architecture::decode(&settings.space(*coding), &found.values).unwrap();
         let text = serde_json::to_value(row.describe()).unwrap();

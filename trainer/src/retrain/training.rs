@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -147,6 +147,11 @@ pub(super) fn run(
             };
             log.write(&row)?;
             events.write(&row)?;
+            ensure!(
+                reached.iter().all(|(_, figure)| !figure.is_nan()),
+                "the network has diverged before minibatch {}; start again with a smaller --learning-rate and another --out",
+                progress.iterations
+            );
             progress.sums = [0.0; 2];
             if reached[0].1 > progress.best {
                 progress.best = reached[0].1;
