@@ -46,19 +46,35 @@ impl<S> Kind<S> {
     }
 }
 
-/// Sets all that was typed and lists everything that is wrong.
-pub(super) fn set_all<S>(
+/// The setting that names what the others start from: the paper's, or a search of minutes on two cores.
+const PRESET: &str = "preset";
+
+/// What to start from, by name.
+pub(super) struct Presets<S> {
+    /// `paper`, and what is meant when none is named.
+    pub(super) paper: S,
+    /// `quick`
+    pub(super) quick: S,
+}
+
+/// What was typed, on top of the preset that it names; and everything that is wrong with it.
+pub(super) fn parse<S>(
     space: &str,
+    presets: Presets<S>,
     table: &[(&str, Kind<S>)],
-    settings: &mut S,
     typed: &BTreeMap<String, String>,
-) -> Vec<Violation> {
+) -> (S, Vec<Violation>) {
+    let preset = typed.get(PRESET).map_or("paper", String::as_str);
+    let mut settings = if preset == "quick" { presets.quick } else { presets.paper };
     let mut violations = Vec::new();
     for (name, text) in typed {
         let outcome = match table.iter().find(|(known, _)| known == name) {
-            Some((_, kind)) => kind.set(settings, text),
+            Some((_, kind)) => kind.set(&mut settings, text),
+            None if name == PRESET && ["paper", "quick"].contains(&preset) => Ok(()),
+            None if name == PRESET => Err(format!("must be paper or quick, not {text:?}")),
             None => {
-                let known: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
+                let known = table.iter().map(|(name, _)| *name);
+                let known: Vec<&str> = [PRESET].into_iter().chain(known).collect();
                 Err(format!("is unknown; the settings of {space} are {}", known.join(", ")))
             }
         };
@@ -66,5 +82,5 @@ pub(super) fn set_all<S>(
             violations.push(Violation { field: format!("settings.{name}"), description });
         }
     }
-    violations
+    (settings, violations)
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Variable, Violation,
-    setting::{Kind, set_all},
+    setting::{self, Kind, Presets},
 };
 
 /// The name a study asks for this space by.
@@ -53,10 +53,16 @@ pub enum DecodeError {
 }
 
 impl Settings {
-    /// Reads a study's settings; a setting that is absent keeps its default. The error lists everything that is wrong.
+    /// A smaller problem, solved in seconds.
+    pub fn quick() -> Settings {
+        Settings { variables: 10, ..Settings::default() }
+    }
+
+    /// Reads a study's settings. A setting that is absent keeps the value of `preset`, which is `paper` unless it says
+    /// `quick`. The error lists everything that is wrong.
     pub fn parse(settings: &BTreeMap<String, String>) -> Result<Settings, Vec<Violation>> {
-        let mut parsed = Settings::default();
-        let violations = set_all(NAME, &TABLE, &mut parsed, settings);
+        let presets = Presets { paper: Settings::default(), quick: Settings::quick() };
+        let (parsed, violations) = setting::parse(NAME, presets, &TABLE, settings);
         if violations.is_empty() { Ok(parsed) } else { Err(violations) }
     }
 
@@ -77,5 +83,23 @@ impl Settings {
         let choices: Vec<_> = (0..self.choices).map(|choice| choice.to_string()).collect();
         let variable = |d| Variable { name: format!("c{d}"), choices: choices.clone() };
         (0..self.variables).map(variable).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paper_s_settings_and_the_preset_s() {
+        // Section 5.1, as in the authors' toy problem.
+        let paper =
+            Settings { variables: 30, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0 };
+        let parse = |preset: &str| Settings::parse(&[("preset".into(), preset.into())].into());
+        assert_eq!(parse("paper"), Ok(paper.clone()));
+        assert_eq!(Settings::parse(&BTreeMap::new()), Ok(paper));
+        assert_eq!(parse("quick"), Ok(Settings::quick()));
+        let violations = parse("Quick").unwrap_err();
+        assert_eq!(violations[0].description, "must be paper or quick, not \"Quick\"");
     }
 }

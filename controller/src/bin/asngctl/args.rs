@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use asng_client::Options;
 use asng_proto::v1::{
     Algorithm, Distribution, Retention, Start, StudySpec, Target, retention::Keep, start::From,
@@ -109,8 +109,10 @@ pub(crate) struct StudyName {
 }
 
 const CREATE_EXAMPLES: &str = r#"Examples:
-  A space that trainers know, under settings of its own:
-    asngctl study create cifar --space enas-micro --set cells=8 --max-steps 39000 --wait
+  The paper's search, a small one, and one of settings of its own, in spaces that the project's trainer knows:
+    asngctl study create cifar --space enas-micro --preset paper
+    asngctl study create small --space enas-micro --preset quick --wait
+    asngctl study create own --space enas-micro --set cells=12 --max-steps 50000
   Variables of an external trainer:
     asngctl study create mine --variables variables.json --max-steps 10000
   where variables.json holds them in order:
@@ -192,6 +194,14 @@ pub(crate) struct ImportArgs {
     pub(crate) name: Option<String>,
 }
 
+/// Steps of a search in the spaces of the project's trainer: of the paper, and of the preset `quick`.
+const STEPS: [(&str, u64, u64); 4] = [
+    ("enas-micro", 39_000, 2_000),
+    ("inpaint-cat", 50_000, 2_000),
+    ("inpaint-int", 50_000, 2_000),
+    ("toy", 100_000, 10_000),
+];
+
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// Name: 1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit.
@@ -202,9 +212,13 @@ pub(crate) struct CreateArgs {
     /// JSON array of variables, 1 to 4096; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
-    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it.
-    #[arg(long, value_name = "N")]
-    max_steps: u64,
+    /// Settings to start from, as the project's trainer knows them: paper, or quick (minutes on two cores). The same as
+    /// --set preset=NAME, and the steps that go with it.
+    #[arg(long, value_parser = ["paper", "quick"], conflicts_with = "variables")]
+    preset: Option<String>,
+    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it [default: the preset's].
+    #[arg(long, value_name = "N", required_unless_present = "preset")]
+    max_steps: Option<u64>,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -314,7 +328,18 @@ impl CreateArgs {
             variables: variables.unwrap_or_default(),
             ..Default::default()
         };
-        spec.stop.get_or_insert_default().max_steps = self.max_steps;
+        let steps = STEPS.iter().find(|(space, ..)| *space == spec.space);
+        let steps = steps
+            .zip(self.preset.as_deref())
+            .map(|((_, paper, quick), preset)| if preset == "paper" { *paper } else { *quick });
+        spec.stop.get_or_insert_default().max_steps =
+            self.max_steps.or(steps).with_context(|| {
+                format!(
+                    "how many steps a search in {:?} takes is for you to say: give --max-steps",
+                    spec.space
+                )
+            })?;
+        spec.settings.extend(self.preset.map(|preset| ("preset".into(), preset)));
         self.spec.change(&mut spec)?;
         Ok(spec)
     }
@@ -494,6 +519,22 @@ mod tests {
         );
         assert_eq!(spec.retention.unwrap().keep, Some(Keep::Last(5)));
         assert_eq!(spec.start.unwrap().from, Some(From::Study("b".into())));
+    }
+
+    #[test]
+    fn a_preset_brings_its_steps() {
+        let create = |flags: &[&str]| {
+            let command = parse(&[&["create", "a"], flags].concat())?;
+            let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
+            args.into_spec()
+        };
+        let paper = create(&["--space=enas-micro", "--preset=paper"]).unwrap();
+        assert_eq!((paper.stop.unwrap().max_steps, &*paper.settings["preset"]), (39_000, "paper"));
+        let quick = create(&["--space=toy", "--preset=quick", "--set=seed=1"]).unwrap();
+        assert_eq!((quick.stop.unwrap().max_steps, quick.settings.len()), (10_000, 2));
+        let short = create(&["--space=toy", "--preset=quick", "--max-steps=9"]).unwrap();
+        assert_eq!(short.stop.unwrap().max_steps, 9);
+        assert!(create(&["--space=mine", "--preset=quick"]).is_err());
     }
 
     #[test]

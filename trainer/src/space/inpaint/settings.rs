@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Coding, MAX_CHANNELS, MAX_NODES, Size, Space};
-use crate::space::setting::{self, Kind};
+use crate::space::setting::{self, Kind, Presets};
 use crate::space::{Decision, Violation};
 
 /// The largest supernet a study may ask for: 1.6 GB with its momentum. The paper's has 183,507,712
@@ -78,9 +78,7 @@ impl Default for Settings {
     }
 }
 
-const TABLE: [(&str, Kind<Settings>); 13] = [
-    // What to start from, before all others; see `Settings::parse`.
-    ("preset", Kind::Word(&[("paper", |_| {}), ("quick", |_| {})])),
+const TABLE: [(&str, Kind<Settings>); 12] = [
     ("nodes", Kind::Whole(1, MAX_NODES, |s| &mut s.nodes)),
     ("level_back", Kind::Whole(1, MAX_NODES, |s| &mut s.level_back)),
     ("channels", Kind::Whole(1, MAX_CHANNELS, |s| &mut s.channels)),
@@ -118,11 +116,8 @@ impl Settings {
         coding: Coding,
         settings: &BTreeMap<String, String>,
     ) -> Result<Settings, Vec<Violation>> {
-        let mut parsed = match settings.get("preset").map(String::as_str) {
-            Some("quick") => Settings::quick(),
-            _ => Settings::default(),
-        };
-        let mut violations = setting::set_all(coding.name(), &TABLE, &mut parsed, settings);
+        let presets = Presets { paper: Settings::default(), quick: Settings::quick() };
+        let (parsed, mut violations) = setting::parse(coding.name(), presets, &TABLE, settings);
         if violations.is_empty() {
             violations.extend(parsed.too_large());
         }
@@ -187,9 +182,35 @@ mod tests {
     }
 
     #[test]
+    fn the_paper_s_settings() {
+        // Section 5.3, and the defaults of the authors' inpainting/inpainting_cat/main.py.
+        let paper = Settings {
+            nodes: 20,
+            level_back: 5,
+            channels: 64,
+            image_size: 64,
+            mask: Mask::Pixel,
+            batch_norm: false,
+            batch_size: 16,
+            learning_rate: 0.025,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            grad_clip: 5.0,
+            seed: 0,
+        };
+        assert_eq!(parse(&[("preset", "paper")]), Ok(paper.clone()));
+        assert_eq!(paper.size(3).supernet_parameters(), 183_507_712);
+        let mut free = 0;
+        for decision in paper.variables(Coding::Categorical) {
+            let Decision::Categorical(variable) = decision else { panic!("{decision:?}") };
+            free += variable.choices.len() - 1;
+        }
+        assert_eq!(free, 214);
+    }
+
+    #[test]
     fn absent_settings_are_the_preset_s() {
-        assert_eq!(parse(&[]), Ok(Settings::default()));
-        assert_eq!(parse(&[("preset", "paper")]), Ok(Settings::default()));
+        assert_eq!(parse(&[]), parse(&[("preset", "paper")]));
         assert_eq!(
             parse(&[("batch_norm", "false"), ("mask", "half"), ("preset", "quick")]),
             Ok(Settings { mask: Mask::Half, batch_norm: false, ..Settings::quick() })
