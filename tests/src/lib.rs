@@ -220,10 +220,15 @@ impl Trainer {
     }
 }
 
+/// The trainer's program.
+pub fn trainer_program() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| binary("asng-trainer", "asng-trainer"))
+}
+
 /// The trainer's command line, on one thread and the real CIFAR-10.
 pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let mut command = Command::new(PATH.get_or_init(|| binary("asng-trainer", "asng-trainer")));
+    let mut command = Command::new(trainer_program());
     command
         .env("ASNG_CONTROLLER", controller.url())
         .args(["--device", "cpu", "--threads", "1"])

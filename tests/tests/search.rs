@@ -64,7 +64,7 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     let architecture: Value = serde_json::from_str(&architecture).unwrap();
     assert_eq!(architecture["values"], serde_json::to_value(&mode).unwrap());
     assert!(fs::read_to_string(out.join("architecture.dot")).unwrap().starts_with("digraph"));
-    assert!(fs::metadata(out.join("weights.safetensors")).unwrap().len() > 1000);
+    assert!(fs::metadata(out.join("last.safetensors")).unwrap().len() > 1000);
 }
 
 #[tokio::test]

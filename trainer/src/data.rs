@@ -98,6 +98,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Photos are asked for at a size of 0.
+    #[error("photos cannot be 0 pixels high and wide")]
+    NoSize,
     /// A directory of photos has none.
     #[error("{}: no .jpg, .jpeg or .png file in it or in its folders", .0.display())]
     NoPhotos(PathBuf),

@@ -64,7 +64,7 @@ struct Common {
 enum Command {
     /// Work for a controller: train shared weights, report losses
     Serve(Serve),
-    /// Test loss and accuracy of an architecture with a study's shared weights
+    /// How good an architecture is on the test images, with a study's shared weights or its own
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
@@ -125,11 +125,11 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);
-            evaluate::run(arguments, &controller, work_dir, data, device).await
+            evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
         }
         Command::Retrain(arguments) => {
             set_threads(threads);
-            retrain::run(arguments, &controller, data, device).await
+            retrain::run(arguments, &controller, &data, &photos, device).await
         }
     }
 }

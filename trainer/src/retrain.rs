@@ -1,251 +1,247 @@
 //! `asng-trainer retrain`: trains one architecture alone, from scratch, and writes it down.
 //!
-//! After each epoch weights and progress are written; the same command goes on from there.
+//! The same command goes on after an interruption, and ends with the same weights as one that had none.
+
+mod classification;
+mod inpainting;
+mod log;
+pub(crate) mod recipe;
+mod training;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 use asng_client::Options;
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tch::Device;
 
+use self::{
+    classification::Classification,
+    inpainting::Inpainting,
+    recipe::{BEST, LAST, RECIPE, Recipe},
+    training::Training,
+};
 use crate::{
-    data::{Augment, Batches, Cifar10, Preprocess, cifar10},
-    engine::cosine,
-    evaluate::{mean, test_batches},
-    space::enas_micro::{Architecture, Size},
-    study::{self, Choice},
-    supernet::{Batch, Retrained, sgd::Rates},
+    data::{Cifar10, Images},
+    evaluate::Pictures,
+    space::{Space, enas_micro, inpaint},
+    study::{Found, Subject},
 };
 
-/// How to train. The defaults are the paper's.
+/// How to train.
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(
+    after_help = "Interrupted, it loses at most --checkpoint-every of work: the same command goes on and ends with the \
+    same weights. `asng-trainer evaluate --retrained DIR` and `asng-trainer export --retrained DIR` use what it made."
+)]
 pub struct Arguments {
-    /// The study whose architecture is trained. Not needed when --architecture is a file
-    #[arg(long, required_unless_present = "architecture")]
-    study: Option<String>,
-    /// The architecture: "mode" (the most likely one), "incumbent" (the smallest loss reported), or a JSON file
-    #[arg(long, default_value = "mode")]
-    architecture: Choice,
-    /// Passes over the training images
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
-    epochs: u32,
-    /// Cells of the network, two of which are reductions
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(3..=100))]
-    cells: u16,
-    /// Channels of the first cells. By default as many as --max-parameters allows
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    channels: Option<u16>,
-    /// Largest number of trainable parameters, without the auxiliary head, when --channels is not given
-    #[arg(long, default_value_t = 4_000_000, value_name = "N")]
-    max_parameters: i64,
-    /// Images in a minibatch
-    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(2..))]
-    batch_size: u16,
-    /// Learning rate at the start of the cosine schedule
-    #[arg(long, default_value_t = 0.025)]
-    learning_rate: f64,
-    /// Probability of dropping an operation's output, reached at the end
-    #[arg(long, default_value_t = 0.3)]
-    drop_path: f64,
-    /// Side of the square cut out of each training image, in pixels
-    #[arg(long, default_value_t = 16)]
-    cutout: u16,
+    #[command(flatten)]
+    subject: Subject,
+    /// Where all that is not given comes from: the paper, or what two cores do in minutes
+    #[arg(long, value_enum, default_value = "paper")]
+    preset: Preset,
+    /// Images in a minibatch [paper: 80, autoencoders 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=4096))]
+    batch_size: Option<u16>,
+    /// Learning rate at the start of the schedule [paper: 0.025, autoencoders 0.001]
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
     /// Seed of the weights and of the order and augmentation of the images
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Use only the first N training images
     #[arg(long, value_name = "N")]
     images: Option<i64>,
+    /// Use only the first N test images
+    #[arg(long, value_name = "N")]
+    test_images: Option<i64>,
+    #[command(flatten)]
+    classification: classification::Flags,
+    #[command(flatten)]
+    inpainting: inpainting::Flags,
     /// Directory for the results, made if it is not there
-    #[arg(long, default_value = "retrained", value_name = "DIR")]
+    #[arg(long, default_value = "retrained", value_name = "DIR", help_heading = "Results")]
     out: PathBuf,
+    /// Write a checkpoint this often, and after each evaluation: what a crash can cost
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Results")]
+    checkpoint_every: Duration,
     /// Print the results as one line of JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
+}
+
+/// Where defaults come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Preset {
+    /// Akimoto et al., ICML 2019: days on a GPU
+    Paper,
+    /// A small network, or a short training: minutes on two cores
+    Quick,
 }
 
 /// What came out.
 #[derive(Debug, Serialize)]
 struct Results {
-    epochs: u32,
-    cells: usize,
-    channels: i64,
+    space: String,
     parameters: i64,
-    test_loss: f64,
-    test_accuracy: f64,
+    iterations: u64,
+    #[serde(flatten)]
+    figures: BTreeMap<&'static str, f64>,
     weights: PathBuf,
+    best: PathBuf,
+    log: PathBuf,
+    recipe: PathBuf,
     architecture: PathBuf,
     graph: PathBuf,
-}
-
-/// What decides a retraining, and how far it has come: the file `progress.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Progress {
-    architecture: Vec<i64>,
-    epochs: u32,
-    cells: usize,
-    channels: i64,
-    batch_size: u16,
-    learning_rate: f64,
-    drop_path: f64,
-    cutout: u16,
-    seed: u64,
-    images: i64,
-    /// Epochs whose weights are in the weights' file, or a few more.
-    epochs_done: u32,
-}
-
-impl Progress {
-    /// Reads how far an earlier run of the same training came; `self` if there was none.
-    fn resume(self, file: &Path) -> anyhow::Result<Progress> {
-        let Ok(text) = fs::read_to_string(file) else { return Ok(self) };
-        let earlier: Progress = serde_json::from_str(&text)
-            .with_context(|| format!("{} makes no sense", file.display()))?;
-        let epochs_done = earlier.epochs_done;
-        ensure!(
-            earlier == Progress { epochs_done, ..self },
-            "{} is of another retraining; give another --out, or remove that directory",
-            file.display()
-        );
-        Ok(earlier)
-    }
 }
 
 /// Trains, writes and prints.
 pub async fn run(
     arguments: Arguments,
     controller: &Options,
-    data: PathBuf,
+    data: &Path,
+    photos: &Path,
     device: Device,
 ) -> anyhow::Result<()> {
-    let architecture = match (&arguments.architecture, &arguments.study) {
-        (Choice::File(path), _) => study::read_architecture(path)?,
-        (choice, Some(study)) => {
-            let study = study::get(&controller.connect()?, study).await?;
-            choice.of(&study, &study::settings(&study)?)?
-        }
-        (_, None) => bail!("name the --study whose architecture is meant"),
-    };
-    let results = retrain(&arguments, architecture, data, device)?;
+    let found = arguments.subject.find(controller).await?;
+    let results = retrain(&arguments, &found, data, photos, device)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
         return Ok(());
     }
-    println!(
-        "parameters     {} ({} cells, {} channels)",
-        results.parameters, results.cells, results.channels
-    );
-    println!("test loss      {:.4}", results.test_loss);
-    println!("test accuracy  {:.4}", results.test_accuracy);
-    println!("weights        {}", results.weights.display());
-    println!("architecture   {}", results.architecture.display());
-    println!("graph          {}", results.graph.display());
+    println!("space          {}", results.space);
+    println!("parameters     {}", results.parameters);
+    for (name, figure) in &results.figures {
+        println!("{:14} {figure:.4}", name.replace('_', " "));
+    }
+    for (name, file) in [
+        ("weights", &results.weights),
+        ("best weights", &results.best),
+        ("log", &results.log),
+        ("recipe", &results.recipe),
+        ("architecture", &results.architecture),
+        ("graph", &results.graph),
+    ] {
+        println!("{name:14} {}", file.display());
+    }
     Ok(())
 }
 
 fn retrain(
     arguments: &Arguments,
-    architecture: Architecture,
-    data: PathBuf,
+    found: &Found,
+    data: &Path,
+    photos: &Path,
     device: Device,
 ) -> anyhow::Result<Results> {
-    let mut size = Size {
-        nodes: architecture.normal.nodes.len(),
-        cells: arguments.cells.into(),
-        channels: 1,
-        image_channels: 3,
-        classes: cifar10::CLASSES,
-    };
-    size.channels = match arguments.channels {
-        Some(channels) => channels.into(),
-        None => architecture
-            .widest(&size, arguments.max_parameters)
-            .context("--max-parameters is too small for this many cells")?,
-    };
-    let parameters = architecture.parameters(&size, true);
-    fs::create_dir_all(&arguments.out)
-        .with_context(|| format!("cannot make {}", arguments.out.display()))?;
-    let write = |name: &str, content: String| {
-        let (part, file) = (arguments.out.join(".part"), arguments.out.join(name));
-        fs::write(&part, content)
-            .and_then(|()| fs::rename(&part, &file))
-            .with_context(|| format!("cannot write {}", file.display()))?;
-        anyhow::Ok(file)
-    };
-    let train = Cifar10::load(&data)?.train;
-    let images = arguments.images.unwrap_or(train.len());
-    let train = train.narrow(0, images).context("--images")?.to_device(device)?;
-    let mut progress = Progress {
-        architecture: architecture.values(),
-        epochs: arguments.epochs,
-        cells: size.cells,
-        channels: size.channels,
-        batch_size: arguments.batch_size,
-        learning_rate: arguments.learning_rate,
-        drop_path: arguments.drop_path,
-        cutout: arguments.cutout,
-        seed: arguments.seed,
-        images,
-        epochs_done: 0,
-    }
-    .resume(&arguments.out.join("progress.json"))?;
-    let description = serde_json::to_string_pretty(&architecture.describe())?;
-    let architecture_file = write("architecture.json", description)?;
-    let graph = write("architecture.dot", architecture.dot())?;
-
-    let rates = Rates { momentum: 0.9, weight_decay: 3e-4, grad_clip: 5.0 };
-    let mut network = Retrained::new(&size, architecture, rates, arguments.seed, device)?;
-    let weights = arguments.out.join("weights.safetensors");
-    if progress.epochs_done > 0 {
-        network.load(&weights)?;
-    }
-    let preprocess = Preprocess::cifar10(device, Kind::Float, true)?;
-    let augment = Augment { cutout: arguments.cutout, ..Augment::PAPER };
-    let mut batches = Batches::new(arguments.seed, images as usize, arguments.batch_size.into())?;
-    let bar = ProgressBar::new(u64::from(arguments.epochs) * batches.per_epoch());
-    bar.set_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
-    )?);
-    bar.set_position(u64::from(progress.epochs_done) * batches.per_epoch());
-    bar.reset_eta();
-    for epoch in progress.epochs_done..arguments.epochs {
-        // Both schedules move once an epoch, as the authors' do.
-        let done = f64::from(epoch) / f64::from(arguments.epochs);
-        let learning_rate = cosine(arguments.learning_rate, done);
-        // Which paths are dropped is drawn by libtorch's own generator.
-        tch::manual_seed(arguments.seed.wrapping_add(epoch.into()).cast_signed());
-        for place in 0..batches.per_epoch() {
-            let number = u64::from(epoch) * batches.per_epoch() + place;
-            let images = train.select(batches.get(number))?;
-            let pixels = preprocess.augmented(&images.pixels, augment, arguments.seed, number)?;
-            let batch = Batch { images: pixels, labels: images.labels };
-            let outcome = network.train_step(&batch, learning_rate, arguments.drop_path * done)?;
-            bar.set_message(format!("epoch {} loss {:.3}", epoch + 1, outcome.loss));
-            bar.inc(1);
+    match &found.space {
+        Space::EnasMicro(settings) => {
+            refuse(arguments.inpainting.given(), enas_micro::NAME)?;
+            let nodes = settings.nodes as usize;
+            let architecture = enas_micro::Architecture::decode(nodes, &found.values)?;
+            let data = Cifar10::load(data)?;
+            let recipe = arguments.classification.recipe(arguments, &architecture, &data)?;
+            let parameters = architecture.parameters(&recipe.size()?, true);
+            let drawn = Drawn {
+                space: enas_micro::NAME,
+                json: serde_json::to_string_pretty(&recipe.architecture)?,
+                dot: architecture.dot(),
+                parameters,
+            };
+            let mut training = Classification::new(&recipe, &data, device)?;
+            train(arguments, Recipe::Classification(recipe), &drawn, &mut training)
         }
-        // The weights first: an epoch done twice does less harm than one left out.
-        network.save(&weights)?;
-        progress.epochs_done = epoch + 1;
-        write("progress.json", serde_json::to_string(&progress)?)?;
+        Space::Inpaint(coding, settings) => {
+            refuse(arguments.classification.given(), coding.name())?;
+            let architecture =
+                inpaint::Architecture::decode(&settings.space(*coding), &found.values)?;
+            let pictures = Pictures::load(photos, arguments.inpainting.side(settings))?;
+            let recipe =
+                arguments.inpainting.recipe(arguments, settings, &architecture, &pictures)?;
+            let drawn = Drawn {
+                space: coding.name(),
+                json: serde_json::to_string_pretty(&recipe.architecture)?,
+                dot: architecture.dot(),
+                parameters: architecture.parameters(recipe.image, recipe.batch_norm),
+            };
+            let mut training = Inpainting::new(&recipe, &pictures, device)?;
+            train(arguments, Recipe::Inpainting(recipe), &drawn, &mut training)
+        }
+        Space::Toy(_) => bail!("an architecture of the space toy is no network to retrain"),
     }
-    bar.finish();
-    let batches = test_batches(&data, 10_000, device)?;
-    let test = mean(batches.iter().map(|batch| network.evaluate(batch)))?;
+}
+
+/// Refuses a flag that means nothing to a space.
+fn refuse(flag: Option<&str>, space: &str) -> anyhow::Result<()> {
+    match flag {
+        Some(flag) => bail!("{flag} means nothing to networks of space {space}; leave it out"),
+        None => Ok(()),
+    }
+}
+
+/// The first `count` of the images.
+fn first(images: &Images, count: i64) -> anyhow::Result<Images> {
+    let all = images.len();
+    ensure!((1..=all).contains(&count), "--images: there are {all} training images, not {count}");
+    Ok(images.narrow(0, count)?)
+}
+
+/// An architecture for files and people.
+struct Drawn {
+    space: &'static str,
+    json: String,
+    dot: String,
+    parameters: i64,
+}
+
+/// Writes what decides the training, trains, and says what came out.
+fn train(
+    arguments: &Arguments,
+    recipe: Recipe,
+    drawn: &Drawn,
+    training: &mut dyn Training,
+) -> anyhow::Result<Results> {
+    let directory = &arguments.out;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let file = |name: &str| directory.join(name);
+    if file(RECIPE).exists() {
+        ensure!(
+            Recipe::read(directory)? == recipe,
+            "{} is of another retraining; give another --out, or remove that directory",
+            file(RECIPE).display()
+        );
+    } else {
+        write(&file(RECIPE), &serde_json::to_string_pretty(&recipe)?)?;
+    }
+    write(&file("architecture.json"), &drawn.json)?;
+    write(&file("architecture.dot"), &drawn.dot)?;
+    let reached = training::run(training, directory, arguments.checkpoint_every)?;
     Ok(Results {
-        epochs: arguments.epochs,
-        cells: size.cells,
-        channels: size.channels,
-        parameters,
-        test_loss: test.loss,
-        test_accuracy: test.accuracy,
-        weights,
-        architecture: architecture_file,
-        graph,
+        space: drawn.space.to_owned(),
+        parameters: drawn.parameters,
+        iterations: training.iterations(),
+        figures: reached.into_iter().collect(),
+        weights: file(LAST),
+        best: file(BEST),
+        log: file(log::LOG),
+        recipe: file(RECIPE),
+        architecture: file("architecture.json"),
+        graph: file("architecture.dot"),
     })
+}
+
+/// Writes a small file, whole or not at all.
+fn write(file: &Path, content: &str) -> anyhow::Result<()> {
+    let part = file.with_extension("part");
+    fs::write(&part, content)
+        .and_then(|()| fs::rename(&part, file))
+        .with_context(|| format!("cannot write {}", file.display()))
 }

@@ -11,6 +11,8 @@ pub mod toy;
 
 use std::collections::BTreeMap;
 
+use rand::{Rng, RngExt};
+
 /// One categorical decision of a space. Its value is an index into `choices`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
@@ -88,5 +90,16 @@ impl Space {
             Space::Inpaint(coding, settings) => settings.variables(*coding),
             Space::Toy(settings) => categorical(settings.variables()),
         }
+    }
+
+    /// An architecture drawn uniformly: one value for each variable.
+    pub fn draw(&self, random: &mut impl Rng) -> Vec<i64> {
+        let mut draw = |variable| match variable {
+            Decision::Categorical(variable) => {
+                random.random_range(0..variable.choices.len() as i64)
+            }
+            Decision::Integer(variable) => random.random_range(variable.low..=variable.high),
+        };
+        self.variables().into_iter().map(&mut draw).collect()
     }
 }

@@ -1,19 +1,23 @@
 //! What a study of the controller means here: its settings, its architectures, the directory of its files.
 
 use std::{
-    convert::Infallible,
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use anyhow::{Context, bail};
-use asng_client::{Connection, explain, insist};
+use anyhow::{Context, bail, ensure};
+use asng_client::{Connection, Options, explain, insist};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
+use clap::Args;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
 
 use crate::space::{
-    Space,
-    enas_micro::{Architecture, Description, Settings},
+    Space, enas_micro,
+    inpaint::{self, Coding},
 };
 
 /// Asks for the study `name`, until a controller answers.
@@ -32,29 +36,19 @@ pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Stud
 /// The space of a study, with its settings.
 pub fn space(study: &v1::Study) -> anyhow::Result<Space> {
     let spec = study.spec.clone().unwrap_or_default();
-    let Some(space) = Space::parse(&spec.space, &spec.settings) else {
-        bail!(
-            "study {:?} is of space {:?}, which this trainer does not know",
-            study.name,
-            spec.space
-        );
+    named(&spec.space, &spec.settings).with_context(|| format!("study {:?}", study.name))
+}
+
+/// The space of that name, with those settings.
+fn named(name: &str, settings: &BTreeMap<String, String>) -> anyhow::Result<Space> {
+    let Some(space) = Space::parse(name, settings) else {
+        bail!("this trainer does not know the space {name:?}");
     };
     space.map_err(|violations| {
         let all: Vec<_> =
             violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
-        anyhow::anyhow!("study {:?} has settings that cannot be: {}", study.name, all.join("; "))
+        anyhow::anyhow!("these settings cannot be: {}", all.join("; "))
     })
-}
-
-/// The settings of a study of space `enas-micro`.
-pub fn settings(study: &v1::Study) -> anyhow::Result<Settings> {
-    match space(study)? {
-        Space::EnasMicro(settings) => Ok(settings),
-        Space::Inpaint(..) | Space::Toy(_) => bail!(
-            "study {:?} is of another space than enas-micro, which alone can be evaluated and retrained so far",
-            study.name
-        ),
-    }
 }
 
 /// Where a trainer keeps a study's files within its own directory. A study that was deleted and made again under the same
@@ -63,51 +57,204 @@ pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
     work_dir.join("studies").join(format!("{}-{}", study.name, study.study_id))
 }
 
-/// Which architecture of a study is meant.
+/// Which architecture is meant.
+#[derive(Clone, Debug, Args)]
+pub struct Subject {
+    /// The study whose architecture, space and settings are meant
+    #[arg(long)]
+    pub study: Option<String>,
+    /// The space of a random architecture that is of no study
+    #[arg(long, conflicts_with = "study")]
+    space: Option<String>,
+    /// A setting of that space, as of a study; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, requires = "space")]
+    settings: Vec<(String, String)>,
+    /// The architecture: "mode" (the study's most likely one), "incumbent" (the one with the smallest loss reported),
+    /// "random:SEED" (drawn uniformly), or a JSON file
+    #[arg(long, default_value = "mode", value_name = "WHICH")]
+    architecture: Choice,
+}
+
+/// An architecture that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Its space, with the study's settings if it is of one.
+    pub space: Space,
+    /// One value for each variable of the space.
+    pub values: Vec<i64>,
+}
+
+impl Subject {
+    /// Finds the architecture, asking the controller when it is of a study.
+    pub async fn find(&self, controller: &Options) -> anyhow::Result<Found> {
+        let study = match &self.study {
+            Some(name) => Some(get(&controller.connect()?, name).await?),
+            None => None,
+        };
+        self.find_in(study.as_ref())
+    }
+
+    /// The architecture, of that study if it is of one.
+    pub fn find_in(&self, study: Option<&v1::Study>) -> anyhow::Result<Found> {
+        let given = match (study, &self.space) {
+            (Some(study), _) => Some(space(study)?),
+            (None, Some(name)) => Some(named(name, &self.settings.iter().cloned().collect())?),
+            (None, None) => None,
+        };
+        let of_study = |values: Option<v1::Architecture>| {
+            let study = study.context(
+                "name the --study whose architecture is meant, or give --architecture a file",
+            )?;
+            let v1::Architecture { values } = values
+                .with_context(|| format!("study {:?} has no such architecture yet", study.name))?;
+            Ok(Found { space: space(study)?, values })
+        };
+        match &self.architecture {
+            Choice::Mode => of_study(study.and_then(|study| study.mode.clone())),
+            Choice::Incumbent => {
+                let incumbent = study.and_then(|study| study.incumbent.clone());
+                of_study(incumbent.and_then(|incumbent| incumbent.architecture))
+            }
+            Choice::Random(seed) => {
+                let space = given.context(
+                    "name the --study or the --space that the random architecture is of",
+                )?;
+                let values = space.draw(&mut ChaCha8Rng::seed_from_u64(*seed));
+                Ok(Found { space, values })
+            }
+            Choice::File(path) => {
+                let found = read_architecture(path)?;
+                match given {
+                    None => Ok(found),
+                    Some(space) if space.variables() == found.space.variables() => {
+                        Ok(Found { space, ..found })
+                    }
+                    Some(_) => {
+                        bail!("{} is of another space than the one named", path.display())
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("say NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Which architecture a person named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The most likely one.
+    /// The most likely one of the study.
     Mode,
-    /// The one with the smallest loss reported.
+    /// The one of the study with the smallest loss reported.
     Incumbent,
+    /// The one that this seed draws.
+    Random(u64),
     /// The one in a JSON file that `retrain` or a person wrote.
     File(PathBuf),
 }
 
 impl FromStr for Choice {
-    type Err = Infallible;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Choice, Self::Err> {
-        Ok(match text {
-            "mode" => Choice::Mode,
-            "incumbent" => Choice::Incumbent,
-            path => Choice::File(path.into()),
+        Ok(match (text, text.strip_prefix("random:")) {
+            ("mode", _) => Choice::Mode,
+            ("incumbent", _) => Choice::Incumbent,
+            (_, Some(seed)) => Choice::Random(seed.parse().map_err(|_| "say random:0 or so")?),
+            (path, None) => Choice::File(path.into()),
         })
     }
 }
 
-impl Choice {
-    /// The architecture meant.
-    pub fn of(&self, study: &v1::Study, settings: &Settings) -> anyhow::Result<Architecture> {
-        let values = match self {
-            Choice::Mode => study.mode.clone(),
-            Choice::Incumbent => {
-                study.incumbent.clone().and_then(|incumbent| incumbent.architecture)
-            }
-            Choice::File(path) => return read_architecture(path),
-        };
-        let Some(v1::Architecture { values }) = values else {
-            bail!("study {:?} has no such architecture yet", study.name);
-        };
-        Ok(Architecture::decode(settings.nodes as usize, &values)?)
+/// Reads an architecture from a JSON file. Its space has the settings' defaults but for what the file says.
+fn read_architecture(path: &Path) -> anyhow::Result<Found> {
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(default)]
+        space: Option<String>,
     }
-}
-
-/// Reads an architecture from a JSON file.
-pub fn read_architecture(path: &Path) -> anyhow::Result<Architecture> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let description: Description = serde_json::from_str(&text)
-        .with_context(|| format!("{} describes no architecture", path.display()))?;
-    description.architecture().with_context(|| format!("{}", path.display()))
+    let found = || -> anyhow::Result<Found> {
+        let Named { space } = serde_json::from_str(&text)?;
+        if let Some(coding) = space.as_deref().and_then(Coding::named) {
+            let described: inpaint::Description = serde_json::from_str(&text)?;
+            let values = described.architecture()?.values();
+            let settings = inpaint::Settings {
+                nodes: described.architecture()?.nodes().len() as i64,
+                level_back: described.level_back,
+                channels: described.channels,
+                ..inpaint::Settings::default()
+            };
+            return Ok(Found { space: Space::Inpaint(coding, settings), values });
+        }
+        let described: enas_micro::Description = serde_json::from_str(&text)?;
+        ensure!(
+            described.space == enas_micro::NAME,
+            "networks of space {:?} are unknown",
+            described.space
+        );
+        let architecture = described.architecture()?;
+        let nodes = architecture.normal.nodes.len() as i64;
+        let settings = enas_micro::Settings { nodes, ..enas_micro::Settings::default() };
+        Ok(Found { space: Space::EnasMicro(settings), values: architecture.values() })
+    };
+    found().with_context(|| format!("{} describes no architecture", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(architecture: &str, space: Option<&str>) -> Subject {
+        Subject {
+            study: None,
+            space: space.map(str::to_owned),
+            settings: vec![("nodes".to_owned(), "3".to_owned())],
+            architecture: architecture.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_seed_draws_an_architecture_of_any_space() {
+        for space in ["enas-micro", "inpaint-cat", "inpaint-int"] {
+            let find = |choice| subject(choice, Some(space)).find_in(None).unwrap();
+            assert_eq!(find("random:1"), find("random:1"));
+            assert_ne!(find("random:1"), find("random:2"));
+        }
+        let error = subject("random:1", None).find_in(None).unwrap_err().to_string();
+        assert!(error.starts_with("name the --study or the --space"), "{error}");
+        let error = subject("mode", None).find_in(None).unwrap_err().to_string();
+        assert!(error.starts_with("name the --study whose"), "{error}");
+    }
+
+    #[test]
+    fn a_file_says_its_space_and_old_ones_are_of_cells() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("architecture.json");
+        let read = |text: serde_json::Value, space| {
+            fs::write(&file, text.to_string()).unwrap();
+            subject(file.to_str().unwrap(), space).find_in(None)
+        };
+        let Found { space, values } =
+            subject("random:1", Some("enas-micro")).find_in(None).unwrap();
+        let cells = enas_micro::Architecture::decode(3, &values).unwrap().describe();
+        let mut text = serde_json::to_value(cells).unwrap();
+        text.as_object_mut().unwrap().remove("space");
+        assert_eq!(read(text.clone(), None).unwrap(), Found { space, values });
+        let error = read(text, Some("inpaint-cat")).unwrap_err().to_string();
+        assert!(error.ends_with("is of another space than the one named"), "{error}");
+
+        let found = subject("random:1", Some("inpaint-int")).find_in(None).unwrap();
+        let Space::Inpaint(coding, settings) = &found.space else { panic!() };
+        let row = inpaint::Architecture::decode(&settings.space(*coding), &found.values).unwrap();
+        let text = serde_json::to_value(row.describe()).unwrap();
+        assert_eq!(read(text.clone(), None).unwrap(), found);
+        assert_eq!(read(text, Some("inpaint-int")).unwrap(), found);
+        let error = read(serde_json::json!({"space": "toy", "values": [1]}), None).unwrap_err();
+        assert!(error.to_string().ends_with("describes no architecture"), "{error}");
+    }
 }

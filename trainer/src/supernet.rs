@@ -33,7 +33,7 @@ mod toy;
 
 use tch::{TchError, Tensor};
 
-pub use checkpoint::Snapshot;
+pub use checkpoint::{Numbers, Snapshot};
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
 pub use search::{StepOutcome, Supernet};
 pub use step::Failure;

@@ -75,7 +75,7 @@ fn a_search_on_photos_learns_to_fill_in_with_every_mask_and_in_both_spaces() {
         let settings = settings(mask);
         let mut supernet = Supernet::new(&settings, 3, Device::Cpu).unwrap();
         let architectures = [2, 3].map(|number| architecture(&settings, coding, number));
-        let mut batches = [7, 8].map(|seed| Batches::new(seed, 12, 4).unwrap());
+        let mut batches = [7, 8].map(|seed| Batches::new(seed, 10, 4).unwrap());
         let mut losses = Vec::new();
         for number in 0..40 {
             let train = batch(&weights, &mut batches[0], &preprocess, mask, number);
@@ -102,11 +102,11 @@ fn the_chosen_architecture_is_trained_alone() {
     let (image, clip) = ([3, SIDE, SIDE], retraining.grad_clip);
     let mut alone =
         Retrained::new(chosen, image, settings.batch_norm, clip, 0, Device::Cpu).unwrap();
-    let mut batches = Batches::new(0, 24, retraining.batch_size as usize).unwrap();
-    let test = batch(&photos.images, &mut batches, &preprocess, Mask::Center, 1000);
+    let mut batches = Batches::new(0, 21, retraining.batch_size as usize).unwrap();
+    let test = batch(&photos.train, &mut batches, &preprocess, Mask::Center, 1000);
     let before = alone.evaluate(&test).unwrap();
     for iteration in 0..retraining.iterations {
-        let batch = batch(&photos.images, &mut batches, &preprocess, Mask::Center, iteration);
+        let batch = batch(&photos.train, &mut batches, &preprocess, Mask::Center, iteration);
         alone.train_step(&batch, 10.0 * retraining.learning_rate_at(iteration)).unwrap();
     }
     let after = alone.evaluate(&test).unwrap();

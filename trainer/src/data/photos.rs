@@ -1,8 +1,15 @@
 //! Photos from a directory of JPEG and PNG files: all in one place, as CelebA comes, or in a folder
-//! for each class. Each is cut to its middle square and brought to one size.
+//! for each class. Each is cut to its middle square, which is then scaled to one size: a photo of
+//! CelebA, 178 x 218 pixels, loses 20 rows above and below.
+//!
+//! A tenth is held out for tests, and no search sees it. Which photos these are follows from names
+//! alone, so that it is the same on every machine and whatever else is drawn: in ten folders or
+//! more, whole folders, since what lies in a folder often shows the same; otherwise single files.
+//! Those are taken whose names have the smallest SHA-256.
 //!
 //! All are kept as bytes: CelebA's 202,599 at 64 x 64 pixels are 2.5 GB.
 
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io::Cursor;
 use std::num::NonZero;
@@ -11,6 +18,7 @@ use std::{fs, io, panic, thread};
 
 use image::imageops::FilterType;
 use image::{ImageFormat, ImageReader};
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use super::{Error, Images};
@@ -19,13 +27,20 @@ use super::{Error, Images};
 const TOLERATED: usize = 10;
 /// So many bad files are named in an error.
 const NAMED: usize = 3;
+/// One photo, or folder, in so many is held out for tests.
+const ONE_IN: usize = 10;
+/// From so many folders on, whole folders are held out.
+const FOLDERS_TO_HOLD_OUT: usize = 10;
 
-/// The photos of a directory, on the CPU.
+/// The photos of a directory, on the CPU: uint8 `[N, 3, side, side]`, in the order of folders and
+/// names. A label is a folder's place among the folders, and 0 for files that are in none.
 #[derive(Debug)]
 pub struct Photos {
-    /// uint8 `[N, 3, side, side]`, in the order of folders and names. The label is the folder's
-    /// place among the folders, and 0 for files that are in none.
-    pub images: Images,
+    /// Those for searches and for retraining.
+    pub train: Images,
+    /// Those held out: a tenth of the folders if there are ten or more, else a tenth of the files,
+    /// rounded up.
+    pub test: Images,
     /// The files that are left out.
     pub refused: Vec<Refused>,
 }
@@ -43,22 +58,26 @@ impl Photos {
     /// Reads all .jpg, .jpeg and .png files of `directory` and of its folders, and makes them
     /// `side` pixels high and wide. Files that cannot be used are left out and counted; if they are
     /// more than 10 and more than one in a hundred, or all, it is an error that names the first.
-    ///
-    /// # Panics
-    ///
-    /// If `side` is 0.
     pub fn load(directory: &Path, side: u16) -> Result<Self, Error> {
-        assert!(side > 0, "photos of no size");
-        let files = list(directory)?;
+        if side == 0 {
+            return Err(Error::NoSize);
+        }
+        let mut files = list(directory)?;
         if files.is_empty() {
             return Err(Error::NoPhotos(directory.to_owned()));
         }
+        hold_out(directory, &mut files);
+        Self::read(files, side)
+    }
+
+    fn read(files: Vec<Listed>, side: u16) -> Result<Self, Error> {
         let bytes = 3 * usize::from(side) * usize::from(side);
         let mut pixels = vec![0; files.len() * bytes];
         let reasons = decode_all(&files, side, &mut pixels);
 
         let mut refused = Vec::new();
         let mut labels = Vec::with_capacity(files.len());
+        let mut train = 0;
         let total = files.len();
         for (index, (listed, reason)) in files.into_iter().zip(reasons).enumerate() {
             match reason {
@@ -66,9 +85,11 @@ impl Photos {
                 None => {
                     pixels.copy_within(index * bytes..(index + 1) * bytes, labels.len() * bytes);
                     labels.push(listed.label);
+                    train += i64::from(!listed.test);
                 }
             }
         }
+        refused.sort_by(|a: &Refused, b| a.file.cmp(&b.file));
         let too_many = refused.len() > TOLERATED && refused.len() * 100 > total;
         if too_many || labels.is_empty() {
             let name =
@@ -80,16 +101,18 @@ impl Photos {
         pixels.truncate(labels.len() * bytes);
         let shape = [labels.len() as i64, 3, side.into(), side.into()];
         let pixels = Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?;
-        Ok(Self { images: Images { pixels, labels: Tensor::f_from_slice(&labels)? }, refused })
+        let all = Images { pixels, labels: Tensor::f_from_slice(&labels)? };
+        let test = all.narrow(train, all.len() - train)?;
+        Ok(Self { train: all.narrow(0, train)?, test, refused })
     }
 
-    /// Cuts the photos for a search: every other one trains the weights, the others rank the
+    /// Cuts `train` for a search: every other photo trains the weights, the others rank the
     /// architectures, so that every folder is in both halves. Both share the photos' memory.
     pub fn search_halves(&self) -> Result<(Images, Images), Error> {
         let every_other = |first: i64| {
             Ok::<_, Error>(Images {
-                pixels: self.images.pixels.f_slice(0, first, None::<i64>, 2)?,
-                labels: self.images.labels.f_slice(0, first, None::<i64>, 2)?,
+                pixels: self.train.pixels.f_slice(0, first, None::<i64>, 2)?,
+                labels: self.train.labels.f_slice(0, first, None::<i64>, 2)?,
             })
         };
         Ok((every_other(0)?, every_other(1)?))
@@ -100,18 +123,39 @@ impl Photos {
 struct Listed {
     file: PathBuf,
     label: i64,
+    test: bool,
 }
 
 /// The files of a directory, then those of its folders, each in the order of their names.
 fn list(directory: &Path) -> Result<Vec<Listed>, Error> {
     let (mut folders, files) = entries(directory)?;
-    let mut listed: Vec<Listed> = files.into_iter().map(|file| Listed { file, label: 0 }).collect();
+    let list = |files: Vec<PathBuf>, label| {
+        files.into_iter().map(move |file| Listed { file, label, test: false })
+    };
+    let mut listed: Vec<Listed> = list(files, 0).collect();
     folders.sort();
     for (folder, label) in folders.iter().zip(0..) {
         let (_, files) = entries(folder)?;
-        listed.extend(files.into_iter().map(|file| Listed { file, label }));
+        listed.extend(list(files, label));
     }
     Ok(listed)
+}
+
+/// Marks those of the files of `directory` that are held out, and puts them after all others.
+fn hold_out(directory: &Path, files: &mut [Listed]) {
+    let parents: HashSet<_> = files.iter().map(|listed| listed.file.parent()).collect();
+    let by_folder = parents.len() >= FOLDERS_TO_HOLD_OUT && !parents.contains(&Some(directory));
+    let digest = |listed: &Listed| {
+        let name = listed.file.strip_prefix(directory).unwrap_or(&listed.file);
+        let unit = if by_folder { name.parent().unwrap_or(name) } else { name };
+        Sha256::digest(unit.as_os_str().as_encoded_bytes())
+    };
+    let digests: BTreeSet<_> = files.iter().map(digest).collect();
+    let last = digests.iter().nth(digests.len().div_ceil(ONE_IN) - 1);
+    for listed in files.iter_mut() {
+        listed.test = Some(&digest(listed)) <= last;
+    }
+    files.sort_by_key(|listed| listed.test);
 }
 
 /// The folders of a directory and, in order, its files with the extension of a photo.
@@ -212,6 +256,11 @@ mod tests {
         photo.save(file).unwrap();
     }
 
+    /// Reads all files, none of them held out.
+    fn read(directory: &TempDir, side: u16) -> Result<Photos, Error> {
+        Photos::read(list(directory.path())?, side)
+    }
+
     fn colour(images: &Images, image: i64) -> Vec<u8> {
         Vec::try_from(images.pixels.i((image, .., 4, 4))).unwrap()
     }
@@ -223,13 +272,13 @@ mod tests {
         save(&directory, "000010.PNG", &flat(8, 8, [0, 0, 99]));
         save(&directory, "000001.jpeg", &flat(20, 9, [250, 0, 0]));
         fs::write(directory.path().join("list.txt"), "000001.jpeg 1").unwrap();
-        let photos = Photos::load(directory.path(), 8).unwrap();
+        let photos = read(&directory, 8).unwrap();
         assert_eq!(photos.refused, []);
-        assert_eq!(photos.images.pixels.size(), [3, 3, 8, 8]);
-        assert_eq!(photos.images.pixels.kind(), Kind::Uint8);
-        assert_eq!(colour(&photos.images, 2), [0, 0, 99]);
-        let [red, _, _] = colour(&photos.images, 0)[..] else { panic!() };
-        let [_, green, _] = colour(&photos.images, 1)[..] else { panic!() };
+        assert_eq!(photos.train.pixels.size(), [3, 3, 8, 8]);
+        assert_eq!(photos.train.pixels.kind(), Kind::Uint8);
+        assert_eq!(colour(&photos.train, 2), [0, 0, 99]);
+        let [red, _, _] = colour(&photos.train, 0)[..] else { panic!() };
+        let [_, green, _] = colour(&photos.train, 1)[..] else { panic!() };
         assert!(red.abs_diff(250) < 4 && green.abs_diff(200) < 4, "{red} {green}");
     }
 
@@ -242,8 +291,8 @@ mod tests {
                 save(&directory, &format!("{folder}/{i}.png"), &photo);
             }
         }
-        let photos = Photos::load(directory.path(), 8).unwrap();
-        assert_eq!(Vec::<i64>::try_from(&photos.images.labels).unwrap(), [0, 0, 0, 1, 1, 1]);
+        let photos = read(&directory, 8).unwrap();
+        assert_eq!(Vec::<i64>::try_from(&photos.train.labels).unwrap(), [0, 0, 0, 1, 1, 1]);
         let (weights, ranking) = photos.search_halves().unwrap();
         assert_eq!(Vec::<i64>::try_from(&weights.labels).unwrap(), [0, 0, 1]);
         assert_eq!(Vec::<i64>::try_from(&ranking.labels).unwrap(), [0, 1, 1]);
@@ -264,12 +313,12 @@ mod tests {
         deep.save(directory.path().join("d.png")).unwrap();
         // What counts is what is in a file.
         fs::copy(directory.path().join("c.png"), directory.path().join("e.jpg")).unwrap();
-        let photos = Photos::load(directory.path(), 16).unwrap();
+        let photos = read(&directory, 16).unwrap();
         assert_eq!(photos.refused, []);
-        let wide = photos.images.pixels.i(0);
+        let wide = photos.train.pixels.i(0);
         assert_eq!(f64::try_from(wide.i(0).min()).unwrap(), 200.0);
         assert_eq!(Vec::<u8>::try_from(wide.i((1, .., 0))).unwrap(), (0..16).collect::<Vec<_>>());
-        let colours = [1, 2, 3, 4].map(|image| colour(&photos.images, image));
+        let colours = [1, 2, 3, 4].map(|image| colour(&photos.train, image));
         assert_eq!(colours, [[5; 3], [9, 8, 7], [3, 0, 255], [9, 8, 7]]);
     }
 
@@ -289,12 +338,60 @@ mod tests {
             let whole = fs::read(&file).unwrap();
             fs::write(file, &whole[..whole.len() / 2]).unwrap();
         }
-        let photos = Photos::load(directory.path(), 9).unwrap();
+        let photos = read(&directory, 9).unwrap();
         let refused: Vec<_> = photos.refused.iter().map(|r| r.file.file_name().unwrap()).collect();
         assert_eq!(refused, ["1.jpg", "2.jpg", "4.jpg", "5.png"], "{photos:?}");
         assert!(photos.refused.iter().all(|refused| !refused.reason.is_empty()));
-        assert_eq!(photos.images.len(), 2);
-        assert!(colour(&photos.images, 1)[0].abs_diff(150) < 4);
+        assert_eq!(photos.train.len(), 2);
+        assert!(colour(&photos.train, 1)[0].abs_diff(150) < 4);
+    }
+
+    /// The names of the files held out of those named.
+    fn held_out(names: impl IntoIterator<Item = String>) -> Vec<String> {
+        let directory = Path::new("photos");
+        let listed = |name| Listed { file: directory.join::<String>(name), label: 0, test: false };
+        let mut files: Vec<Listed> = names.into_iter().map(listed).collect();
+        hold_out(directory, &mut files);
+        assert!(files.is_sorted_by_key(|listed| listed.test));
+        let test = files.iter().filter(|listed| listed.test);
+        test.map(|l| l.file.strip_prefix(directory).unwrap().display().to_string()).collect()
+    }
+
+    /// The same on every machine, and as long as there are results to compare with.
+    #[test]
+    fn what_is_held_out_follows_from_the_names() {
+        let flat = held_out((1..=40).map(|i| format!("{i:06}.jpg")));
+        assert_eq!(flat, ["000005.jpg", "000018.jpg", "000023.jpg", "000034.jpg"]);
+        assert_eq!(held_out(["one.png".to_owned()]), ["one.png"]);
+    }
+
+    #[test]
+    fn whole_folders_are_held_out_where_there_are_ten() {
+        let names = |folders: usize| {
+            (0..folders).flat_map(|folder| (0..20).map(move |i| format!("f{folder}/{i:02}.png")))
+        };
+        let two = |name: &String| name.starts_with("f8/") || name.starts_with("f9/");
+        assert_eq!(held_out(names(12)), names(12).filter(two).collect::<Vec<_>>());
+        assert_eq!(held_out(names(9)).len(), 18);
+        let beside = names(12).chain(["beside.png".to_owned()]);
+        assert_eq!(held_out(beside).len(), 25);
+    }
+
+    #[test]
+    fn a_search_sees_no_photo_that_is_held_out() {
+        let directory = tempfile::tempdir().unwrap();
+        for i in 0..25 {
+            save(&directory, &format!("{i:02}.png"), &flat(8, 8, [i; 3]));
+        }
+        let photos = Photos::load(directory.path(), 8).unwrap();
+        let (weights, ranking) = photos.search_halves().unwrap();
+        assert_eq!((weights.len(), ranking.len(), photos.test.len()), (11, 11, 3));
+        let mut seen: Vec<u8> = [&weights, &ranking, &photos.test]
+            .iter()
+            .flat_map(|images| (0..images.len()).map(|i| colour(images, i)[0]))
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..25).collect::<Vec<_>>());
     }
 
     #[test]
@@ -322,5 +419,6 @@ mod tests {
         assert!(error.ends_with("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
         let error = Photos::load(&directory.path().join("nowhere"), 8).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+        assert!(matches!(Photos::load(directory.path(), 0), Err(Error::NoSize)));
     }
 }

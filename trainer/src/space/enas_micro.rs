@@ -9,11 +9,13 @@
 
 mod architecture;
 mod describe;
+mod retraining;
 mod settings;
 mod size;
 
 pub use architecture::{Architecture, CellGraph, DecodeError, Node, Op};
 pub use describe::{CellDescription, Description, NodeDescription};
+pub use retraining::Retraining;
 pub use settings::Settings;
 pub(crate) use size::AUXILIARY_CHANNELS;
 pub use size::{CellSize, Size};

@@ -15,6 +15,12 @@ pub(super) type Part<'a> = (&'static str, &'a BTreeMap<String, Tensor>);
 /// As [`Part`], to load into.
 pub(super) type PartMut<'a> = (&'static str, &'a mut BTreeMap<String, Tensor>);
 
+/// Numbers by name that a file keeps beside the tensors: how far a training has come.
+pub type Numbers = BTreeMap<String, f64>;
+
+/// The prefix of [`Numbers`] in a file.
+pub(super) const NUMBERS: &str = "progress";
+
 /// Copies of tensors by name, in the machine's memory: what goes into a file while the originals move on.
 #[derive(Debug)]
 pub struct Snapshot(Vec<(String, Tensor)>);
@@ -50,13 +56,35 @@ impl Snapshot {
     }
 }
 
+/// Numbers as tensors, for a part of a file.
+pub(super) fn tensors(numbers: &Numbers) -> Result<BTreeMap<String, Tensor>, Error> {
+    let tensor =
+        |(name, number): (&String, &f64)| Ok((name.clone(), Tensor::f_from_slice(&[*number])?));
+    numbers.iter().map(tensor).collect()
+}
+
+/// Takes the numbers back from tensors of the same names.
+pub(super) fn read_numbers(
+    numbers: &mut Numbers,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<(), Error> {
+    for (number, tensor) in numbers.values_mut().zip(tensors.values()) {
+        *number = f64::try_from(tensor)?;
+    }
+    Ok(())
+}
+
 /// Reads what [`Snapshot::write`] wrote into tensors of the same names and shapes; nothing changes unless all
-/// of them fit.
+/// of them fit. What the file has under other prefixes is left alone.
 pub(super) fn load(path: &Path, parts: &mut [PartMut]) -> Result<(), Error> {
     File::open(path).map_err(|source| file_error(path, source))?;
     let other = |reason: String| Error::OtherNetwork { file: path.display().to_string(), reason };
     let stored = Tensor::read_safetensors(path).map_err(|error| other(error.to_string()))?;
     let mut stored: BTreeMap<String, Tensor> = stored.into_iter().collect();
+    stored.retain(|name, _| {
+        let prefix = name.split_once('/').map(|(prefix, _)| prefix);
+        parts.iter().any(|part| Some(part.0) == prefix)
+    });
     let mut copies = Vec::new();
     for (prefix, part) in parts.iter_mut() {
         for (name, tensor) in part.iter_mut() {

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use self::cell::Cell;
 use super::layers::{BatchNorm, Conv, ConvSize, Linear, NormKind, global_pool};
-use super::{Error, initial};
+use super::{Error, Snapshot, initial};
 use crate::space::enas_micro::{AUXILIARY_CHANNELS, Architecture, Size};
 
 pub use super::layers::Mode;
@@ -156,6 +156,11 @@ impl Network {
     /// another one has no effect.
     pub fn parameters_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
         &mut self.parameters
+    }
+
+    /// Copies of parameters and statistics.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        Snapshot::of(&[("weight", &self.parameters), ("statistic", &self.statistics)])
     }
 
     /// Parameters and statistics, to load into.

@@ -44,7 +44,7 @@ use tch::{Device, Kind, Tensor, nn};
 use self::node::{Node, NodeSize, Transposed};
 use super::enas_micro::channels_last;
 use super::layers::NormKind;
-use super::{Error, initial};
+use super::{Error, Snapshot, initial};
 use crate::space::inpaint::{Architecture, Layer, Module, OUTPUT_KERNEL, Size};
 
 pub use self::retrained::{Retrained, TrainOutcome};
@@ -184,6 +184,11 @@ impl Network {
     /// another one has no effect.
     pub fn parameters_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
         &mut self.parameters
+    }
+
+    /// Copies of parameters and statistics.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        Snapshot::of(&[("weight", &self.parameters), ("statistic", &self.statistics)])
     }
 
     /// Parameters and statistics, to load into.

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 use super::enas_micro::{Mode, Network};
 use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
-use super::{Batch, Error, Evaluation, Snapshot, checkpoint, loss};
+use super::{Batch, Error, Evaluation, Numbers, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Size};
 
 /// How much the auxiliary head's loss counts (authors' `weight_auxiliary`).
@@ -81,25 +81,43 @@ impl Retrained {
         Ok(Evaluation { loss: numbers[0], accuracy: numbers[1] })
     }
 
-    /// Writes weights, running statistics and momentum to a safetensors file, whole or not at all.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    /// Writes weights, running statistics, momentum and `progress` to a safetensors file, whole or
+    /// not at all.
+    pub fn save(&self, path: &Path, progress: &Numbers) -> Result<(), Error> {
         let parts = [
             ("weight", self.network.parameters()),
             ("statistic", self.network.statistics()),
             ("momentum", self.sgd.momentum()),
+            (checkpoint::NUMBERS, &checkpoint::tensors(progress)?),
         ];
         Snapshot::of(&parts)?.write(path)
     }
 
-    /// Reads what [`Retrained::save`] wrote; nothing changes unless all of it fits.
-    pub fn load(&mut self, path: &Path) -> Result<(), Error> {
+    /// Reads what [`Retrained::save`] wrote with `progress` of the same names; nothing changes
+    /// unless all of it fits.
+    pub fn load(&mut self, path: &Path, progress: &mut Numbers) -> Result<(), Error> {
+        let mut numbers = checkpoint::tensors(progress)?;
         let (parameters, statistics) = self.network.tensors_mut();
         let mut parts = [
             ("weight", parameters),
             ("statistic", statistics),
             ("momentum", self.sgd.momentum_mut()),
+            (checkpoint::NUMBERS, &mut numbers),
         ];
-        checkpoint::load(path, &mut parts)
+        checkpoint::load(path, &mut parts)?;
+        checkpoint::read_numbers(progress, &numbers)
+    }
+
+    /// Writes weights and running statistics alone.
+    pub fn save_weights(&self, path: &Path) -> Result<(), Error> {
+        self.network.snapshot()?.write(path)
+    }
+
+    /// Reads weights and running statistics from what [`Retrained::save`] or
+    /// [`Retrained::save_weights`] wrote; nothing changes unless all of it fits.
+    pub fn load_weights(&mut self, path: &Path) -> Result<(), Error> {
+        let (parameters, statistics) = self.network.tensors_mut();
+        checkpoint::load(path, &mut [("weight", parameters), ("statistic", statistics)])
     }
 }
 
@@ -148,8 +166,10 @@ mod tests {
         let file = directory.path().join("weights.safetensors");
         let (mut one, mut other) = (retrained(0), retrained(1));
         one.train_step(&batch(), 0.05, 0.0).unwrap();
-        one.save(&file).unwrap();
-        other.load(&file).unwrap();
+        let mut progress: Numbers = [("iterations".to_owned(), 0.0)].into();
+        one.save(&file, &[("iterations".to_owned(), 7.0)].into()).unwrap();
+        other.load(&file, &mut progress).unwrap();
+        assert_eq!(progress["iterations"], 7.0);
         assert_eq!(one.evaluate(&batch()).unwrap(), other.evaluate(&batch()).unwrap());
         for _ in 0..2 {
             assert_eq!(

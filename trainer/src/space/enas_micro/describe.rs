@@ -12,7 +12,8 @@ use super::{
 /// An architecture as JSON. `values` is what counts when it is read back; the names are for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
-    /// The space, `enas-micro`.
+    /// The space, `enas-micro`; may be missing.
+    #[serde(default = "name")]
     pub space: String,
     /// One value for each variable.
     pub values: Vec<i64>,
@@ -38,6 +39,10 @@ pub struct NodeDescription {
     pub inputs: [String; 2],
     /// What it does to each input.
     pub ops: [String; 2],
+}
+
+fn name() -> String {
+    super::NAME.to_owned()
 }
 
 impl Description {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::{Coding, MAX_CHANNELS, MAX_NODES, Size, Space};
 use crate::space::setting::{self, Kind, Presets};
@@ -18,7 +19,7 @@ const MAX_PARAMETERS: i64 = 200_000_000;
 const MAX_ACTIVATIONS: i64 = 1 << 30;
 
 /// Which part of the images is hidden.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mask {
     /// The middle: half as high and half as wide as the image.

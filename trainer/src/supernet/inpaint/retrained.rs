@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::super::adam::Adam;
 use super::super::gradients::Gradients;
-use super::super::{Error, Snapshot, checkpoint, loss};
+use super::super::{Error, Numbers, Snapshot, checkpoint, loss};
 use super::search::squared_error;
 use super::{Batch, Evaluation, Mode, Network};
 use crate::space::inpaint::Architecture;
@@ -66,20 +66,48 @@ impl Retrained {
         Evaluation::of(&self.fill_in(batch)?, batch)
     }
 
-    /// Writes weights, running statistics and Adam's moments to a safetensors file, whole or not at
-    /// all.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    /// Writes weights, running statistics, Adam's moments and `progress` to a safetensors file,
+    /// whole or not at all.
+    pub fn save(&self, path: &Path, progress: &Numbers) -> Result<(), Error> {
         let [first, second, steps] = self.adam.parts();
-        let weights = ("weight", self.network.parameters());
-        let statistics = ("statistic", self.network.statistics());
-        Snapshot::of(&[weights, statistics, first, second, steps])?.write(path)
+        let parts = [
+            ("weight", self.network.parameters()),
+            ("statistic", self.network.statistics()),
+            first,
+            second,
+            steps,
+            (checkpoint::NUMBERS, &checkpoint::tensors(progress)?),
+        ];
+        Snapshot::of(&parts)?.write(path)
     }
 
-    /// Reads what [`Retrained::save`] wrote; nothing changes unless all of it fits.
-    pub fn load(&mut self, path: &Path) -> Result<(), Error> {
+    /// Reads what [`Retrained::save`] wrote with `progress` of the same names; nothing changes
+    /// unless all of it fits.
+    pub fn load(&mut self, path: &Path, progress: &mut Numbers) -> Result<(), Error> {
+        let mut numbers = checkpoint::tensors(progress)?;
         let (parameters, statistics) = self.network.tensors_mut();
         let [first, second, steps] = self.adam.parts_mut();
-        let weights = ("weight", parameters);
-        checkpoint::load(path, &mut [weights, ("statistic", statistics), first, second, steps])
+        let mut parts = [
+            ("weight", parameters),
+            ("statistic", statistics),
+            first,
+            second,
+            steps,
+            (checkpoint::NUMBERS, &mut numbers),
+        ];
+        checkpoint::load(path, &mut parts)?;
+        checkpoint::read_numbers(progress, &numbers)
+    }
+
+    /// Writes weights and running statistics alone.
+    pub fn save_weights(&self, path: &Path) -> Result<(), Error> {
+        self.network.snapshot()?.write(path)
+    }
+
+    /// Reads weights and running statistics from what [`Retrained::save`] or
+    /// [`Retrained::save_weights`] wrote; nothing changes unless all of it fits.
+    pub fn load_weights(&mut self, path: &Path) -> Result<(), Error> {
+        let (parameters, statistics) = self.network.tensors_mut();
+        checkpoint::load(path, &mut [("weight", parameters), ("statistic", statistics)])
     }
 }

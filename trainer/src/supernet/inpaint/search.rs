@@ -139,8 +139,8 @@ pub(super) fn squared_error(output: &Tensor, batch: &Batch) -> Result<Tensor, Er
 }
 
 impl Evaluation {
-    /// Of what a network said.
-    pub(super) fn of(output: &Tensor, batch: &Batch) -> Result<Evaluation, Error> {
+    /// Of what a network said, or anybody else.
+    pub fn of(output: &Tensor, batch: &Batch) -> Result<Evaluation, Error> {
         let _guard = tch::no_grad_guard();
         let numbers = loss::read(&[
             squared_error(output, batch)?,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use tch::{Device, IndexOp, Kind, Tensor};
 
+use super::super::Numbers;
 use super::super::gradients::Gradients;
 use super::*;
 use crate::space::Decision;
@@ -341,8 +342,8 @@ mod retrained {
         let file = directory.path().join("weights.safetensors");
         let (mut one, mut other) = (retrained(0), retrained(1));
         one.train_step(&batch(0.0), 0.01).unwrap();
-        one.save(&file).unwrap();
-        other.load(&file).unwrap();
+        one.save(&file, &Numbers::new()).unwrap();
+        other.load(&file, &mut Numbers::new()).unwrap();
         assert_eq!(one.evaluate(&batch(1.0)).unwrap(), other.evaluate(&batch(1.0)).unwrap());
         for _ in 0..3 {
             assert_eq!(
@@ -356,10 +357,10 @@ mod retrained {
     fn another_architecture_s_file_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("weights.safetensors");
-        retrained(0).save(&file).unwrap();
+        retrained(0).save(&file, &Numbers::new()).unwrap();
         let [_, architecture] = architectures();
         let mut other =
             Retrained::new(architecture, [3, 16, 16], true, 5.0, 0, Device::Cpu).unwrap();
-        assert!(matches!(other.load(&file), Err(Error::OtherNetwork { .. })));
+        assert!(matches!(other.load(&file, &mut Numbers::new()), Err(Error::OtherNetwork { .. })));
     }
 }

@@ -1,0 +1,156 @@
+//! The loop of every retraining: minibatch after minibatch, with an evaluation, a row of the log and a checkpoint
+//! after each round, and further checkpoints in between.
+//!
+//! A checkpoint is one file, which holds the weights and how far they have come, so that whatever moment a crash
+//! chooses, both belong together; what the log has beyond it is taken back. All randomness follows from the
+//! number of the minibatch. So a retraining that was interrupted ends like one that was not.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    log::{Log, Row},
+    recipe::{BEST, LAST},
+};
+use crate::supernet::{self, Numbers};
+
+/// A number with its name.
+pub(super) type Figure = (&'static str, f64);
+
+/// What is retrained: network, data and schedule.
+pub(super) trait Training {
+    /// Minibatches in all.
+    fn iterations(&self) -> u64;
+
+    /// Minibatches of a pass over the training images.
+    fn per_epoch(&self) -> u64;
+
+    /// Minibatches between two evaluations.
+    fn per_round(&self) -> u64;
+
+    /// The learning rate of a minibatch, counted from 0.
+    fn learning_rate(&self, iteration: u64) -> f64;
+
+    /// Moves the weights along the gradient of a minibatch; what it says, before they moved.
+    fn train(&mut self, iteration: u64) -> anyhow::Result<Vec<Figure>>;
+
+    /// What the present weights reach on the test images. The first figure says which weights are best: the
+    /// higher, the better.
+    fn evaluate(&self) -> anyhow::Result<Vec<Figure>>;
+
+    /// Writes all that is needed to go on.
+    fn save(&self, file: &Path, progress: &Numbers) -> Result<(), supernet::Error>;
+
+    /// Reads what [`Training::save`] wrote, with progress of the same names.
+    fn load(&mut self, file: &Path, progress: &mut Numbers) -> Result<(), supernet::Error>;
+
+    /// Writes what is needed to use the network.
+    fn save_weights(&self, file: &Path) -> Result<(), supernet::Error>;
+}
+
+/// How far a retraining has come.
+struct Progress {
+    /// Minibatches done.
+    iterations: u64,
+    /// Time spent.
+    seconds: f64,
+    /// The best figure so far.
+    best: f64,
+    /// Sums over the minibatches of the present round, of what [`Training::train`] says.
+    sums: [f64; 2],
+}
+
+impl Progress {
+    const NAMES: [&str; 5] = ["iterations", "seconds", "best", "sum0", "sum1"];
+
+    fn numbers(&self) -> Numbers {
+        let [sum0, sum1] = self.sums;
+        let numbers = [self.iterations as f64, self.seconds, self.best, sum0, sum1];
+        Progress::NAMES.map(str::to_owned).into_iter().zip(numbers).collect()
+    }
+
+    fn of(numbers: &Numbers) -> Progress {
+        let [iterations, seconds, best, sum0, sum1] = Progress::NAMES.map(|name| numbers[name]);
+        Progress { iterations: iterations as u64, seconds, best, sums: [sum0, sum1] }
+    }
+}
+
+/// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach.
+pub(super) fn run(
+    training: &mut dyn Training,
+    directory: &Path,
+    checkpoint_every: Duration,
+) -> anyhow::Result<Vec<Figure>> {
+    let last = directory.join(LAST);
+    let mut progress =
+        Progress { iterations: 0, seconds: 0.0, best: f64::NEG_INFINITY, sums: [0.0; 2] };
+    if last.exists() {
+        let mut numbers = progress.numbers();
+        training.load(&last, &mut numbers)?;
+        progress = Progress::of(&numbers);
+    }
+    let mut log = Log::open(directory, progress.iterations)?;
+    let total = training.iterations();
+    let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
+    )?);
+    bar.set_position(progress.iterations);
+    bar.reset_eta();
+
+    let mut reached = Vec::new();
+    let (started, before) = (Instant::now(), progress.seconds);
+    let mut saved = Instant::now();
+    while progress.iterations < total {
+        let said = training.train(progress.iterations)?;
+        for (sum, (_, figure)) in progress.sums.iter_mut().zip(&said) {
+            *sum += figure;
+        }
+        progress.iterations += 1;
+        progress.seconds = before + started.elapsed().as_secs_f64();
+        bar.inc(1);
+        let place = progress.iterations % training.per_round();
+        if place == 0 || progress.iterations == total {
+            let count = if place == 0 { training.per_round() } else { place };
+            let mut figures: Vec<Figure> = said
+                .iter()
+                .zip(progress.sums)
+                .map(|((name, _), sum)| (*name, sum / count as f64))
+                .collect();
+            reached = training.evaluate()?;
+            figures.extend(&reached);
+            let epoch = progress.iterations as f64 / training.per_epoch() as f64;
+            bar.set_message(message(epoch, &figures));
+            progress.seconds = before + started.elapsed().as_secs_f64();
+            log.write(&Row {
+                iteration: progress.iterations,
+                epoch,
+                learning_rate: training.learning_rate(progress.iterations - 1),
+                figures,
+                seconds: progress.seconds,
+            })?;
+            progress.sums = [0.0; 2];
+            if reached[0].1 > progress.best {
+                progress.best = reached[0].1;
+                training.save_weights(&directory.join(BEST))?;
+            }
+        } else if saved.elapsed() < checkpoint_every {
+            continue;
+        }
+        training.save(&last, &progress.numbers())?;
+        saved = Instant::now();
+    }
+    bar.finish();
+    if reached.is_empty() {
+        reached = training.evaluate()?;
+    }
+    Ok(reached)
+}
+
+fn message(epoch: f64, figures: &[Figure]) -> String {
+    let figures = figures.iter().map(|(name, figure)| format!("  {name} {figure:.4}"));
+    format!("epoch {epoch:.1}{}", figures.collect::<String>())
+}
