@@ -10,6 +10,7 @@
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
+//! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
 //!
@@ -20,8 +21,12 @@ pub mod client;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+mod metrics;
 pub mod quality;
 pub mod retrain;
+mod service;
+pub mod serving;
 pub mod space;
+mod state;
 pub mod study;
 pub mod supernet;
