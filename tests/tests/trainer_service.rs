@@ -192,6 +192,28 @@ async fn a_trainer_says_what_it_does_saves_and_drains() {
 }
 
 #[tokio::test]
+async fn while_it_drains_it_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(toy("s", 1_000_000_000)).await.unwrap();
+    let served = Served::start(&controller, &directory.path().join("work"), &[]);
+    served.status_when(|status| status.steps > 0).await;
+    // Its report finds nobody, and it insists for some seconds.
+    controller.kill();
+    served.client().drain(v1::DrainRequest {}).await.unwrap();
+    served.status_when(|status| status.state() == TrainerState::Draining).await;
+    let (code, why) = get(served.http, "/readyz");
+    assert_eq!((code, why.as_str()), (503, "the trainer is draining\n"));
+    assert_eq!(get(served.http, "/healthz").0, 200);
+    let mut health = HealthClient::new(served.channel());
+    let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::NotServing);
+    let failed = scrape(served.http).into_iter().filter(|(_, count)| *count > 0.0);
+    let failed: Vec<_> = failed.map(|(name, _)| name).collect();
+    assert!(failed.iter().any(|name| name.starts_with("asng_trainer_controller_errors_total")));
+}
+
+#[tokio::test]
 async fn evaluations_leave_no_trace_in_a_search() {
     let directory = tempfile::tempdir().unwrap();
     let mut results = Vec::new();
@@ -203,9 +225,10 @@ async fn evaluations_leave_no_trace_in_a_search() {
         let mut served = Served::start(&controller, &work_dir, &["--study", "s"]);
         let mut client = served.client();
         let mut evaluations = 0;
-        while asked {
-            let values = vec![0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3];
-            match client.evaluate_architecture(evaluation("s", values, 250)).await {
+        let values = vec![0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3];
+        let mut going = asked;
+        while going {
+            match client.evaluate_architecture(evaluation("s", values.clone(), 250)).await {
                 Ok(evaluated) => {
                     let evaluated = evaluated.into_inner();
                     assert!((0.0..=1.0).contains(&evaluated.figures["accuracy"]));
@@ -214,7 +237,7 @@ async fn evaluations_leave_no_trace_in_a_search() {
                 }
                 Err(status) if status.code() == Code::FailedPrecondition => sleep(PAUSE).await,
                 // It has ended.
-                Err(_) => break,
+                Err(_) => going = false,
             }
         }
         assert!(served.wait().success());

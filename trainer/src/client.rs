@@ -57,8 +57,8 @@ pub struct Config {
     pub step_limit: Duration,
 }
 
-/// Works until the study has ended, `stop` is ready, or somebody asks for it through `doors`; then finishes and reports the step in hand, so that the weights are those of
-/// the steps that were reported, and saves them.
+/// Works until the study has ended, `stop` is ready, or somebody asks through `doors` for an end; then finishes and reports the step in
+/// hand, so that the weights are those of the steps that were reported, and saves them. Through `doors` it is asked what it does.
 pub async fn serve(
     config: Config,
     engine: engine::Config,
@@ -252,7 +252,8 @@ impl Trainer {
             state.computed(Last {
                 losses: outcome.losses.clone(),
                 metrics: outcome.metrics.clone(),
-                images_per_second: outcome.images as f64 / outcome.computing.as_secs_f64(),
+                images_per_second: outcome.images as f64
+                    / outcome.computing.as_secs_f64().max(f64::MIN_POSITIVE),
             });
         });
         let request = v1::ReportStepRequest {

@@ -66,7 +66,7 @@ pub(crate) fn reported(outcome: ReportOutcome) {
 
 /// Counts a call to the controller that failed.
 pub(crate) fn controller_failed(code: Code) {
-    CONTROLLER_ERRORS.get_or_create_owned(&[("code", format!("{code:?}"))]).inc();
+    CONTROLLER_ERRORS.get_or_create_owned(&[("code", asng_serving::code_name(code).into())]).inc();
 }
 
 /// Counts a checkpoint that took this long.

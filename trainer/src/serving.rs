@@ -4,6 +4,7 @@ use std::{
     fmt, io,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -79,12 +80,9 @@ pub struct Doors {
 }
 
 impl Options {
-    /// Takes the ports and reads the files.
+    /// Reads the files and takes the ports.
     pub async fn open(self) -> anyhow::Result<Doors> {
-        let http = bind(self.http, HTTP_PORT, "--http").await?;
-        let Some(listener) = bind(self.listen, GRPC_PORT, "--listen").await? else {
-            return Ok(Doors { grpc: None, http });
-        };
+        let grpc = Port::of(self.listen, GRPC_PORT, "--listen");
         let exposure = Exposure {
             prefix: "serve-",
             tls_cert: self.serve_tls_cert,
@@ -93,34 +91,55 @@ impl Options {
             token_file: self.serve_token_file,
             insecure: self.serve_insecure,
         };
-        let (tls, tokens) = exposure.read(listener.local_addr()?).await?;
-        let (limits, reload) = (LIMITS, Default::default());
-        let config = asng_serving::Config { tls, tokens, limits, grace: GRACE, reload };
-        Ok(Doors { grpc: Some((listener, config)), http })
+        let grpc = match grpc {
+            Some(port) => {
+                // Before anybody can connect.
+                let (tls, tokens) = exposure.read(port.address).await?;
+                let (limits, reload) = (LIMITS, Arc::default());
+                let config = asng_serving::Config { tls, tokens, limits, grace: GRACE, reload };
+                Some((port.bind().await?, config))
+            }
+            None => None,
+        };
+        let http = match Port::of(self.http, HTTP_PORT, "--http") {
+            Some(port) => Some(port.bind().await?),
+            None => None,
+        };
+        Ok(Doors { grpc, http })
     }
 }
 
-/// Takes the address that was named; without one, the default port of loopback, or else any.
-async fn bind(
-    named: Option<Address>,
-    default: u16,
-    option: &str,
-) -> anyhow::Result<Option<TcpListener>> {
-    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let (address, bound) = match named {
-        Some(Address(None)) => return Ok(None),
-        Some(Address(Some(address))) => (address, TcpListener::bind(address).await),
-        None => match TcpListener::bind(loopback(default)).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                (loopback(0), TcpListener::bind(loopback(0)).await)
-            }
-            bound => (loopback(default), bound),
-        },
-    };
-    let listener = bound.with_context(|| {
-        format!("cannot listen on {address}; give another address with {option}, or off")
-    })?;
-    Ok(Some(listener))
+/// Where to listen.
+struct Port {
+    address: SocketAddr,
+    /// Whether a person has said so.
+    named: bool,
+    option: &'static str,
+}
+
+impl Port {
+    /// The address that was named, unless that is off; without one, the default port of loopback.
+    fn of(named: Option<Address>, default: u16, option: &'static str) -> Option<Port> {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, default));
+        let Address(address) = named.unwrap_or(Address(Some(loopback)));
+        address.map(|address| Port { address, named: named.is_some(), option })
+    }
+
+    /// Takes the port. A default that is taken gives way to any other.
+    async fn bind(self) -> anyhow::Result<TcpListener> {
+        let Port { mut address, named, option } = self;
+        let mut bound = TcpListener::bind(address).await;
+        if let Err(error) = &bound
+            && error.kind() == io::ErrorKind::AddrInUse
+            && !named
+        {
+            address.set_port(0);
+            bound = TcpListener::bind(address).await;
+        }
+        bound.with_context(|| {
+            format!("cannot listen on {address}; give another address with {option}, or off")
+        })
+    }
 }
 
 /// Serves until `end` is cancelled.

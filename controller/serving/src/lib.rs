@@ -55,7 +55,9 @@ use self::{
     gate::Gate,
     limits::{Limits, RateLimit},
 };
-pub use self::{address::Address, exposure::Exposure, gate::Rules, metrics::registry};
+pub use self::{
+    address::Address, exposure::Exposure, gate::Rules, metrics::registry, rpc::code_name,
+};
 
 /// Peers that do not answer a ping in this time are gone.
 const KEEPALIVE: Duration = Duration::from_secs(20);

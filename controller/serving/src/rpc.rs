@@ -50,6 +50,11 @@ const BUCKETS: [f64; 16] = [
     1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// The name of a status code, as in gRPC's own documents.
+pub fn code_name(code: Code) -> &'static str {
+    CODES[code as usize]
+}
+
 static METHODS: LazyLock<Methods> = LazyLock::new(Methods::new);
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -170,7 +175,11 @@ impl Drop for Call {
         let number = *code as usize;
         let ended = method.ended[number].get_or_init(|| {
             let [service, name] = method.labels();
-            METHODS.requests.get_or_create_owned(&[service, name, ("code", CODES[number].into())])
+            METHODS.requests.get_or_create_owned(&[
+                service,
+                name,
+                ("code", code_name(*code).into()),
+            ])
         });
         ended.inc();
         let seconds =
