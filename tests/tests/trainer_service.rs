@@ -18,6 +18,7 @@ use asng_tests::{
     Controller, Trainer, applied, asng_controller, asngctl, study_when, theta, tiny_search,
     trainer_command,
 };
+use image::{Rgb, RgbImage};
 use prometheus_parse::Scrape;
 use serde_json::Value;
 use tokio::time::sleep;
@@ -288,6 +289,32 @@ async fn an_evaluation_says_what_the_command_says_of_the_checkpoint() {
     let text = Command::new(asngctl()).args(asked).arg("status").output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("IDLE") && text.contains("images/s"), "{text}");
+}
+
+#[tokio::test]
+async fn autoencoders_are_evaluated_on_photos_held_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let photos = directory.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    for i in 0..40_u32 {
+        let photo = RgbImage::from_fn(16, 16, |x, y| Rgb([x, y, i].map(|v| (6 * v) as u8)));
+        photo.save(photos.join(format!("{i}.png"))).unwrap();
+    }
+    let controller = Controller::start(&directory.path().join("state"));
+    let mut request = tiny_search("s", 1_000_000);
+    let spec = request.spec.as_mut().unwrap();
+    spec.space = "inpaint-cat".into();
+    spec.settings = [("nodes", "3"), ("channels", "2"), ("image_size", "16"), ("batch_size", "4")]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into();
+    controller.studies().create_study(request).await.unwrap();
+    let photos = photos.to_str().unwrap();
+    let served = Served::start(&controller, &directory.path().join("w"), &["--photos", photos]);
+    let study = study_when(&controller, "s", |study| applied(study) >= 1).await;
+    let request = evaluation("s", study.mode.unwrap().values, 0);
+    let evaluated = served.client().evaluate_architecture(request).await.unwrap().into_inner();
+    assert!(evaluated.images > 0 && evaluated.loss > 0.0, "{evaluated:?}");
+    assert!(evaluated.figures["psnr"] > 0.0 && evaluated.figures["ssim"] <= 1.0, "{evaluated:?}");
 }
 
 /// The token of an entry that `asng-controller token` makes, and the entry.
