@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use asng_tests::trainer_program;
+use asng_tests::{terminate, trainer_program};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
@@ -18,8 +18,16 @@ fn log(directory: &Path) -> Vec<String> {
     text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
 }
 
-fn weights(directory: &Path) -> Vec<u8> {
-    fs::read(directory.join("best.safetensors")).unwrap()
+/// The final weights, as they are exported, and the best ones.
+fn weights(directory: &Path) -> [Vec<u8>; 2] {
+    let mut command = trainer();
+    command.args(["export", "--json", "--retrained"]).arg(directory);
+    let files = json(command.arg("--out").arg(directory.join("exported")).output().unwrap());
+    for file in ["torchscript", "description", "graph"] {
+        assert!(fs::metadata(files[file].as_str().unwrap()).unwrap().len() > 100, "{file}");
+    }
+    let last = fs::read(files["weights"].as_str().unwrap()).unwrap();
+    [last, fs::read(directory.join("best.safetensors")).unwrap()]
 }
 
 fn trainer() -> Command {
@@ -73,10 +81,11 @@ fn complaint(mut command: Command) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Kills a retraining whenever it has written another checkpoint, until it ends; how often it was killed.
-fn kill_again_and_again(mut start: impl FnMut() -> Command, directory: &Path) -> u32 {
+/// Stops a retraining whenever it has written another checkpoint, in turn by SIGKILL and SIGTERM, until it ends; how often
+/// it was stopped.
+fn stop_again_and_again(mut start: impl FnMut() -> Command, directory: &Path) -> u32 {
     let checkpoint = || fs::metadata(directory.join("last.safetensors")).ok()?.modified().ok();
-    let mut kills = 0;
+    let mut stops = 0;
     loop {
         let before = checkpoint();
         let mut child = start().spawn().unwrap();
@@ -84,7 +93,7 @@ fn kill_again_and_again(mut start: impl FnMut() -> Command, directory: &Path) ->
             if let Some(status) = child.try_wait().unwrap() {
                 break Some(status);
             }
-            if checkpoint() != before && kills < 5 {
+            if checkpoint() != before && stops < 6 {
                 break None;
             }
             thread::sleep(Duration::from_millis(5));
@@ -92,25 +101,27 @@ fn kill_again_and_again(mut start: impl FnMut() -> Command, directory: &Path) ->
         match ended {
             Some(status) => {
                 assert!(status.success());
-                return kills;
+                return stops;
             }
-            None => {
+            None if stops % 2 == 0 => {
                 child.kill().unwrap();
                 child.wait().unwrap();
-                kills += 1;
             }
+            // It may have come to its end meanwhile.
+            None => assert!([Some(0), Some(1)].contains(&terminate(&mut child).code())),
         }
+        stops += 1;
     }
 }
 
 #[test]
-fn a_classifier_whose_retraining_is_killed_ends_like_one_that_is_not() {
+fn a_classifier_whose_retraining_is_stopped_ends_like_one_that_is_not() {
     let directory = tempfile::tempdir().unwrap();
-    let [whole, killed] = ["whole", "killed"].map(|name| directory.path().join(name));
+    let [whole, stopped] = ["whole", "stopped"].map(|name| directory.path().join(name));
     let results = json(classifier(&whole).output().unwrap());
-    assert!(kill_again_and_again(|| classifier(&killed), &killed) > 1);
-    assert!(weights(&whole) == weights(&killed), "weights differ");
-    assert_eq!(log(&whole), log(&killed));
+    assert!(stop_again_and_again(|| classifier(&stopped), &stopped) > 1);
+    assert!(weights(&whole) == weights(&stopped), "weights differ");
+    assert_eq!(log(&whole), log(&stopped));
     assert_eq!(log(&whole).len(), 1 + 3);
 
     // Nothing is left to do, and the same is said.
@@ -124,14 +135,14 @@ fn a_classifier_whose_retraining_is_killed_ends_like_one_that_is_not() {
 }
 
 #[test]
-fn an_autoencoder_whose_retraining_is_killed_ends_like_one_that_is_not() {
+fn an_autoencoder_whose_retraining_is_stopped_ends_like_one_that_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let photos = write_photos(directory.path());
-    let [whole, killed] = ["whole", "killed"].map(|name| directory.path().join(name));
+    let [whole, stopped] = ["whole", "stopped"].map(|name| directory.path().join(name));
     let results = json(autoencoder(&photos, &whole).output().unwrap());
-    assert!(kill_again_and_again(|| autoencoder(&photos, &killed), &killed) > 1);
-    assert!(weights(&whole) == weights(&killed), "weights differ");
-    assert_eq!(log(&whole), log(&killed));
+    assert!(stop_again_and_again(|| autoencoder(&photos, &stopped), &stopped) > 1);
+    assert!(weights(&whole) == weights(&stopped), "weights differ");
+    assert_eq!(log(&whole), log(&stopped));
     assert_eq!(log(&whole).len(), 1 + 4);
 
     let sheet = directory.path().join("sheet.png");

@@ -214,6 +214,28 @@ async fn autoencoders_are_searched_on_a_directory_of_photos() {
         let reports = controller.studies().list_reports(request).await.unwrap().into_inner();
         let report = &reports.reports[5];
         assert!(report.metrics["rank_psnr"] > 0.0 && report.losses.iter().all(|l| l.is_finite()));
+
+        let mut command = trainer_command(&controller, &directory.path().join(space));
+        command.arg("--photos").arg(&photos).args(["evaluate", "--json", "--random", "2"]);
+        let evaluation = json(command.args(["--study", space]).output().unwrap());
+        assert_eq!(evaluation["mask"], "pixel");
+        assert_eq!(evaluation["images"], 3, "a tenth of the photos");
+        let psnr = |part: &Value| part["psnr"].as_f64().unwrap();
+        assert!(psnr(&evaluation) > 0.0 && psnr(&evaluation["masked"]) > 0.0, "{evaluation}");
+        assert_eq!(evaluation["random"]["figure"], "psnr");
+
+        // The study's space and settings are those of the retraining.
+        let mut command = trainer_command(&controller, directory.path());
+        command.arg("--photos").arg(&photos).args(["retrain", "--json", "--study", space]);
+        command.args(["--iterations", "4", "--batch-size", "4"]);
+        let out = directory.path().join(format!("retrained-{space}"));
+        let retrained = json(command.arg("--out").arg(&out).output().unwrap());
+        assert!(retrained["test_psnr"].as_f64().unwrap() > 0.0);
+        let recipe = fs::read_to_string(out.join("retraining.json")).unwrap();
+        let recipe: Value = serde_json::from_str(&recipe).unwrap();
+        assert_eq!(recipe["image"], serde_json::json!([3, 16, 16]));
+        assert_eq!(recipe["batch_norm"], true);
+        assert_eq!(recipe["schedule"]["learning_rate"], 0.001);
     }
 }
 

@@ -12,15 +12,18 @@
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
 //! | [`study`] | what a study means here: settings, architectures, files |
-//! | [`evaluate`], [`retrain`] | what is done with an architecture after, or beside, the search |
+//! | [`datasets`] | fetches data sets, and looks at directories of images |
+//! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
 pub mod checkpoints;
 pub mod client;
 pub mod data;
+pub mod datasets;
 pub mod engine;
 pub mod evaluate;
+pub mod export;
 mod metrics;
 pub mod quality;
 pub mod retrain;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, engine, evaluate, retrain, serving};
+use asng_trainer::{client, datasets, engine, evaluate, export, retrain, serving};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,7 +32,7 @@ struct Common {
         value_name = "DIR"
     )]
     work_dir: PathBuf,
-    /// Directory of CIFAR-10's binary files, as `cargo xtask setup` makes it
+    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it
     #[arg(
         long,
         global = true,
@@ -41,7 +41,7 @@ struct Common {
         value_name = "DIR"
     )]
     data: PathBuf,
-    /// Directory of photos, JPEG and PNG, flat or in a folder for each class; without it, no inpainting is served
+    /// Directory of photos, JPEG and PNG, flat or in a folder for each class (`asng-trainer data fetch photos` brings some); without it, no inpainting is served
     #[arg(
         long,
         global = true,
@@ -68,6 +68,11 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
+    /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
+    Export(export::Arguments),
+    /// Fetch data sets, or look at a directory of images
+    #[command(subcommand)]
+    Data(datasets::Command),
 }
 
 #[derive(Debug, Args)]
@@ -129,10 +134,12 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             set_threads(threads);
             evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
         }
+        Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {
             set_threads(threads);
             retrain::run(arguments, &controller, &data, &photos, device).await
         }
+        Command::Data(command) => datasets::run(command),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The same command goes on after an interruption, and ends with the same weights as one that had none.
 
 mod classification;
+mod events;
 mod inpainting;
 mod log;
 pub(crate) mod recipe;
@@ -10,8 +11,9 @@ mod training;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -19,6 +21,10 @@ use anyhow::{Context, bail, ensure};
 use asng_client::Options;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 use tch::Device;
 
 use self::{
@@ -38,8 +44,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[group(skip)]
 #[command(
-    after_help = "Interrupted, it loses at most --checkpoint-every of work: the same command goes on and ends with the \
-    same weights. `asng-trainer evaluate --retrained DIR` and `asng-trainer export --retrained DIR` use what it made."
+    after_help = "On SIGTERM or SIGINT it writes a checkpoint and ends with 1. After that, or a crash, the same command \
+    goes on, and ends with the weights of a run without interruption. `asng-trainer evaluate --retrained DIR` and `asng-trainer export --retrained DIR` use what it made."
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -111,7 +117,8 @@ pub async fn run(
     device: Device,
 ) -> anyhow::Result<()> {
     let found = arguments.subject.find(controller).await?;
-    let results = retrain(&arguments, &found, data, photos, device)?;
+    let stop = stop_on_signals()?;
+    let results = retrain(&arguments, &found, (data, photos), device, &stop)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
         return Ok(());
@@ -134,12 +141,22 @@ pub async fn run(
     Ok(())
 }
 
+/// Becomes true with the first SIGINT or SIGTERM; the second one ends the program at once.
+fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 1, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
 fn retrain(
     arguments: &Arguments,
     found: &Found,
-    data: &Path,
-    photos: &Path,
+    (data, photos): (&Path, &Path),
     device: Device,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
     match &found.space {
         Space::EnasMicro(settings) => {
@@ -156,7 +173,7 @@ fn retrain(
                 parameters,
             };
             let mut training = Classification::new(&recipe, &data, device)?;
-            train(arguments, Recipe::Classification(recipe), &drawn, &mut training)
+            train(arguments, Recipe::Classification(recipe), &drawn, &mut training, stop)
         }
         Space::Inpaint(coding, settings) => {
             refuse(arguments.classification.given(), coding.name())?;
@@ -172,7 +189,7 @@ fn retrain(
                 parameters: architecture.parameters(recipe.image, recipe.batch_norm),
             };
             let mut training = Inpainting::new(&recipe, &pictures, device)?;
-            train(arguments, Recipe::Inpainting(recipe), &drawn, &mut training)
+            train(arguments, Recipe::Inpainting(recipe), &drawn, &mut training, stop)
         }
         Space::Toy(_) => bail!("an architecture of the space toy is no network to retrain"),
     }
@@ -207,6 +224,7 @@ fn train(
     recipe: Recipe,
     drawn: &Drawn,
     training: &mut dyn Training,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
     let directory = &arguments.out;
     fs::create_dir_all(directory)
@@ -223,7 +241,7 @@ fn train(
     }
     write(&file("architecture.json"), &drawn.json)?;
     write(&file("architecture.dot"), &drawn.dot)?;
-    let reached = training::run(training, directory, arguments.checkpoint_every)?;
+    let reached = training::run(training, directory, arguments.checkpoint_every, stop)?;
     Ok(Results {
         space: drawn.space.to_owned(),
         parameters: drawn.parameters,
@@ -239,7 +257,7 @@ fn train(
 }
 
 /// Writes a small file, whole or not at all.
-fn write(file: &Path, content: &str) -> anyhow::Result<()> {
+pub(crate) fn write(file: &Path, content: &str) -> anyhow::Result<()> {
     let part = file.with_extension("part");
     fs::write(&part, content)
         .and_then(|()| fs::rename(&part, file))

@@ -35,7 +35,7 @@ impl Pictures {
             let FashionMnist { train, test } = FashionMnist::load(directory)?;
             return Ok(Pictures { train, test });
         }
-        let Photos { train, test, refused } = Photos::load(directory, side as u16)?;
+        let Photos { train, test, refused, .. } = Photos::load(directory, side as u16)?;
         for refused in &refused {
             warn!(file = %refused.file.display(), reason = refused.reason, "photo is left out");
         }

@@ -7,12 +7,15 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
+    events::Events,
     log::{Log, Row},
     recipe::{BEST, LAST},
 };
@@ -79,11 +82,13 @@ impl Progress {
     }
 }
 
-/// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach.
+/// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach. When `stop`
+/// becomes true it writes a checkpoint and fails.
 pub(super) fn run(
     training: &mut dyn Training,
     directory: &Path,
     checkpoint_every: Duration,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Figure>> {
     let last = directory.join(LAST);
     let mut progress =
@@ -94,6 +99,7 @@ pub(super) fn run(
         progress = Progress::of(&numbers);
     }
     let mut log = Log::open(directory, progress.iterations)?;
+    let mut events = Events::open(directory, progress.iterations)?;
     let total = training.iterations();
     let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(
         "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
@@ -105,6 +111,13 @@ pub(super) fn run(
     let (started, before) = (Instant::now(), progress.seconds);
     let mut saved = Instant::now();
     while progress.iterations < total {
+        if stop.load(Ordering::Relaxed) {
+            training.save(&last, &progress.numbers())?;
+            bail!(
+                "stopped after {} of {total} minibatches; the same command goes on from there",
+                progress.iterations
+            );
+        }
         let said = training.train(progress.iterations)?;
         for (sum, (_, figure)) in progress.sums.iter_mut().zip(&said) {
             *sum += figure;
@@ -125,13 +138,15 @@ pub(super) fn run(
             let epoch = progress.iterations as f64 / training.per_epoch() as f64;
             bar.set_message(message(epoch, &figures));
             progress.seconds = before + started.elapsed().as_secs_f64();
-            log.write(&Row {
+            let row = Row {
                 iteration: progress.iterations,
                 epoch,
                 learning_rate: training.learning_rate(progress.iterations - 1),
                 figures,
                 seconds: progress.seconds,
-            })?;
+            };
+            log.write(&row)?;
+            events.write(&row)?;
             progress.sums = [0.0; 2];
             if reached[0].1 > progress.best {
                 progress.best = reached[0].1;

@@ -108,6 +108,11 @@ impl Retrained {
         checkpoint::read_numbers(progress, &numbers)
     }
 
+    /// The network, when training is over.
+    pub fn into_network(self) -> Network {
+        self.network
+    }
+
     /// Writes weights and running statistics alone.
     pub fn save_weights(&self, path: &Path) -> Result<(), Error> {
         self.network.snapshot()?.write(path)
