@@ -3,7 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["asng/v1/study.proto", "asng/v1/search.proto"];
+    let files = ["asng/v1/study.proto", "asng/v1/search.proto", "asng/v1/trainer.proto"];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

@@ -2,7 +2,6 @@
 
 mod archive;
 mod convert;
-mod gate;
 mod moving;
 mod status;
 
@@ -11,14 +10,16 @@ use std::{collections::BTreeSet, time::Duration};
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
 };
+use asng_serving::{
+    Rules,
+    access::{Identity, Role},
+};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use self::gate::Gate;
 use self::status::{invalid, status};
 use crate::{
-    access::Identity,
     store::{Page, Reader},
     studies::{Error, Shelf, Studies},
     study::{
@@ -32,7 +33,24 @@ const MAX_METRICS: usize = 50;
 /// When to ask again if the controller is shutting down: it, or another one, may be there by then.
 const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
-/// Both services, on the same studies, behind the [`Gate`].
+/// What their callers must meet.
+pub(crate) const RULES: Rules =
+    Rules { server: "controller", least_role, unhurried: &["/asng.v1.StudyService/ImportStudy"] };
+
+fn least_role(path: &str) -> Role {
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    match (service, method) {
+        (
+            "asng.v1.StudyService",
+            "GetStudy" | "ListStudies" | "GetDistribution" | "ListReports" | "WatchStudy"
+            | "ExportStudy",
+        ) => Role::Viewer,
+        ("asng.v1.SearchService", _) => Role::Trainer,
+        _ => Role::Admin,
+    }
+}
+
+/// Both services, on the same studies.
 #[derive(Clone)]
 pub(crate) struct Api {
     /// The studies.
@@ -586,5 +604,14 @@ mod tests {
         let api = Api { studies, reader: Reader::new(&location).unwrap(), closing };
         let list = Request::new(v1::ListStudiesRequest::default());
         assert_eq!(api.list_studies(list).await.unwrap_err().code(), Code::Internal);
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_harmless_needs_an_admin() {
+        assert_eq!(least_role("/asng.v1.StudyService/WatchStudy"), Role::Viewer);
+        assert_eq!(least_role("/asng.v1.SearchService/LeaseStep"), Role::Trainer);
+        for path in ["/asng.v1.StudyService/DeleteStudy", "/asng.v1.New/Method", "/", "x"] {
+            assert_eq!(least_role(path), Role::Admin, "{path}");
+        }
     }
 }

@@ -17,13 +17,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use asng_serving::access::Scope;
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Span, debug_span, error, info, warn};
 
 use crate::{
-    access::Scope,
     store::{self, Changes, Location, Store},
     study::{
         self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,

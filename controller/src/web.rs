@@ -1,24 +1,17 @@
 //! HTTP beside gRPC, on a port of its own: probes, and metrics in the OpenMetrics text that Prometheus reads. It only
 //! looks: nothing here changes a study.
 
-mod metrics;
 mod studies;
 
-use std::{future::Future, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{future::Future, io, time::Duration};
 
 use anyhow::Context;
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
-    routing::get,
-};
+use asng_serving::{Address, http};
 use clap::Args;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-use crate::{store::Reader, studies::Studies};
+use crate::{metrics, store::Reader, studies::Studies};
 
 /// How long the studies may take to answer a probe or a scrape.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,23 +24,6 @@ pub struct Options {
     /// authentication, and whoever reads the metrics learns the names of studies
     #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052", value_name = "ADDRESS|off")]
     http: Address,
-}
-
-/// Where to listen, if at all.
-#[derive(Clone, Copy, Debug)]
-struct Address(Option<SocketAddr>);
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Address, String> {
-        if text == "off" {
-            return Ok(Address(None));
-        }
-        let address = text.parse();
-        let address = address.map_err(|_| "say an address such as 127.0.0.1:50052, or off")?;
-        Ok(Address(Some(address)))
-    }
 }
 
 impl Options {
@@ -67,7 +43,6 @@ struct Sight {
     studies: Studies,
     reader: Reader,
     stopping: watch::Receiver<bool>,
-    registry: Arc<Registry>,
 }
 
 /// Serves on `listener` until `shutdown` is ready. Readiness ends before that, when `stopping` turns true.
@@ -78,51 +53,40 @@ pub async fn serve(
     stopping: watch::Receiver<bool>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let registry = Arc::new(metrics::registry());
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(Sight { studies, reader, stopping, registry });
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    let mut registry = asng_serving::registry();
+    metrics::register(&mut registry);
+    http::serve(listener, registry, Sight { studies, reader, stopping }, shutdown).await
 }
 
-/// Whether the process should go on living.
-async fn healthz(State(sight): State<Sight>) -> Result<&'static str, Unavailable> {
-    if sight.studies.have_ended() {
-        return Err(Unavailable("the thread that owns the studies has ended".into()));
+impl http::Sight for Sight {
+    fn alive(&self) -> Result<(), String> {
+        if self.studies.have_ended() {
+            return Err("the thread that owns the studies has ended".into());
+        }
+        Ok(())
     }
-    Ok("ok\n")
-}
 
-/// Whether requests are of use here.
-async fn readyz(State(sight): State<Sight>) -> Result<&'static str, Unavailable> {
-    if *sight.stopping.borrow() {
-        return Err(Unavailable("the controller is shutting down".into()));
+    async fn ready(&self) -> Result<(), String> {
+        if *self.stopping.borrow() {
+            return Err("the controller is shutting down".into());
+        }
+        let answers = async {
+            self.reader.check().await.map_err(|error| error.to_string())?;
+            self.studies.run(|_, _| Ok(())).await.map_err(|error| error.to_string())
+        };
+        match timeout(PATIENCE, answers).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("the studies have not answered within {PATIENCE:?}")),
+        }
     }
-    let answers = async {
-        sight.reader.check().await.map_err(|error| error.to_string())?;
-        sight.studies.run(|_, _| Ok(())).await.map_err(|error| error.to_string())
-    };
-    match timeout(PATIENCE, answers).await {
-        Ok(answer) => answer.map(|()| "ok\n").map_err(Unavailable),
-        Err(_) => Err(Unavailable(format!("the studies have not answered within {PATIENCE:?}"))),
-    }
-}
 
-async fn metrics(State(sight): State<Sight>) -> impl IntoResponse {
-    // Without the studies the rest is worth the more.
-    let snapshot = timeout(PATIENCE, sight.studies.run(studies::snapshot)).await;
-    let snapshot = snapshot.ok().and_then(Result::ok);
-    let text = metrics::text(&sight.registry, snapshot);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
-}
-
-/// 503 with a sentence that says why.
-struct Unavailable(String);
-
-impl IntoResponse for Unavailable {
-    fn into_response(self) -> axum::response::Response {
-        (StatusCode::SERVICE_UNAVAILABLE, self.0 + "\n").into_response()
+    /// The studies, if they answer: without them the rest is worth the more.
+    async fn look(&self) -> Registry {
+        let mut registry = Registry::default();
+        let snapshot = timeout(PATIENCE, self.studies.run(studies::snapshot)).await;
+        if let Ok(Ok(snapshot)) = snapshot {
+            registry.register_collector(Box::new(snapshot));
+        }
+        registry
     }
 }

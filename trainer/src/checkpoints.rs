@@ -9,6 +9,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
     thread::{self, JoinHandle},
+    time::{Instant, SystemTime},
 };
 
 use data_encoding::HEXLOWER;
@@ -16,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
-use crate::supernet::{self, Snapshot};
+use crate::{
+    metrics,
+    supernet::{self, Snapshot},
+};
 
 /// How many checkpoints are kept.
 const KEPT: usize = 2;
@@ -94,6 +98,11 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Waits until what has been begun is on the disk.
     pub fn finish(&mut self) -> Result<(), Error> {
         match self.writing.take().map(JoinHandle::join) {
@@ -121,7 +130,20 @@ pub fn newest(directory: &Path) -> Result<Option<PathBuf>, Error> {
     Err(Error::AllDamaged { directory: directory.into(), count: list.len() })
 }
 
+/// The last checkpoint listed in `directory`, with the time of its file; none if there is none. Does not read its contents.
+pub fn last(directory: &Path) -> Option<(PathBuf, SystemTime)> {
+    let file = directory.join(&read_list(directory).ok()?.first()?.file);
+    let time = fs::metadata(&file).ok()?.modified().ok()?;
+    Some((file, time))
+}
+
+/// The last step that is in a checkpoint, by the name of its file.
+pub fn step(file: &Path) -> Option<u64> {
+    file.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
 fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<(), Error> {
+    let started = Instant::now();
     let file = format!("step-{step}.safetensors");
     let path = directory.join(&file);
     snapshot.write(&path)?;
@@ -141,6 +163,7 @@ fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<(), Error> 
         // It is not in the list any more; what is left of it does no harm.
         let _ = fs::remove_file(directory.join(file));
     }
+    metrics::checkpoint_written(started.elapsed());
     info!(file = %path.display(), "checkpoint written");
     Ok(())
 }
@@ -217,6 +240,7 @@ mod tests {
         written(directory, &[1, 2]);
         let [first, second] = [1, 2].map(|step| directory.join(format!("step-{step}.safetensors")));
         assert_eq!(newest(directory).unwrap(), Some(second.clone()));
+        assert_eq!(last(directory).map(|(file, _)| step(&file)), Some(Some(2)));
         // One bit, somewhere in the tensors.
         let mut bytes = fs::read(&second).unwrap();
         *bytes.last_mut().unwrap() ^= 1;

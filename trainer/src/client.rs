@@ -19,14 +19,21 @@ use asng_proto::v1::{
     search_service_client::SearchServiceClient,
 };
 use serde::Serialize;
-use tokio::time::{interval_at, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{interval_at, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     engine::{self, Engine},
+    metrics::{self, Phase},
+    service::Api,
+    serving::{self, Doors},
     space::{Decision, IntegerVariable, Space, Variable},
+    state::{self, Last, State},
     study,
 };
 
@@ -50,11 +57,12 @@ pub struct Config {
     pub step_limit: Duration,
 }
 
-/// Works until the study has ended or `stop` is ready; then finishes and reports the step in hand, so that the weights are those of
-/// the steps that were reported, and saves them.
+/// Works until the study has ended, `stop` is ready, or somebody asks through `doors` for an end; then finishes and reports the step in
+/// hand, so that the weights are those of the steps that were reported, and saves them. Through `doors` it is asked what it does.
 pub async fn serve(
     config: Config,
     engine: engine::Config,
+    doors: Doors,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let _lock = lock(&config.work_dir)?;
@@ -62,10 +70,26 @@ pub async fn serve(
     let connection = config.controller.connect()?;
     info!(trainer_id, controller = connection.url(), "trainer starts");
     tokio::pin!(stop);
+    let device = engine::device_name(engine.device);
     let engine = tokio::select! {
         engine = Engine::start(engine) => engine?,
         () = &mut stop => return Ok(()),
     };
+    let state = watch::Sender::new(State {
+        trainer_id: trainer_id.clone(),
+        controller: connection.url(),
+        device,
+        spaces: engine.spaces().to_vec(),
+        started: Instant::now(),
+        draining: false,
+        open: None,
+        step: None,
+        steps: 0,
+    });
+    let (drain, end) = (CancellationToken::new(), CancellationToken::new());
+    let health = serving::health().await;
+    let api = Api { engine: engine.clone(), state: state.subscribe(), drain: drain.clone() };
+    let served = tokio::spawn(serving::serve(doors, health.clone(), api, end.clone()));
     let mut trainer = Trainer {
         search: SearchServiceClient::new(connection.clone()),
         run: rand::random(),
@@ -77,20 +101,32 @@ pub async fn serve(
         trainer_id,
         connection,
         engine,
+        state,
     };
-    let stopping = trainer.stopping.clone();
+    let (stopping, state) = (trainer.stopping.clone(), trainer.state.clone());
     let result = tokio::select! {
         result = trainer.work() => result,
         () = async {
-            stop.await;
+            tokio::select! {
+                () = stop => {}
+                () = drain.cancelled() => {}
+            }
             info!("draining: the step in hand is finished and reported");
+            health.not_serving().await;
+            state.send_modify(|state| state.draining = true);
             stopping.cancel();
             pending::<()>().await;
         } => Ok(()),
     };
     trainer.drain().await;
     // The weights are worth keeping however the loop ended.
-    result.and(trainer.close().await)
+    let result = result.and(trainer.close().await);
+    end.cancel();
+    // Those who asked meanwhile are answered.
+    if let Ok(Err(error)) = served.await {
+        error!("serving has failed: {error:#}");
+    }
+    result
 }
 
 /// The loop's state.
@@ -106,6 +142,8 @@ struct Trainer {
     hand: Hand,
     open: Option<Open>,
     stopping: CancellationToken,
+    /// What others see of it.
+    state: watch::Sender<State>,
 }
 
 /// What the controller is waiting for from this trainer.
@@ -189,7 +227,7 @@ impl Trainer {
         let search = &self.search;
         match insist(&request, |request| {
             let mut search = search.clone();
-            async move { search.lease_step(request).await }
+            async move { counted(search.lease_step(request).await) }
         })
         .await
         {
@@ -206,8 +244,18 @@ impl Trainer {
     /// Computes and reports a step. Returns what is next, if the controller has said so.
     async fn step(&mut self, step: v1::Step) -> anyhow::Result<Option<Next>> {
         self.hand = Hand::Computing(step.clone());
+        self.state.send_modify(|state| state.take(step.step_id));
         self.open_study(&step).await?;
         let outcome = self.compute(&step).await.context("a step could not be computed")?;
+        metrics::images(outcome.images);
+        self.state.send_modify(|state| {
+            state.computed(Last {
+                losses: outcome.losses.clone(),
+                metrics: outcome.metrics.clone(),
+                images_per_second: outcome.images as f64
+                    / outcome.computing.as_secs_f64().max(f64::MIN_POSITIVE),
+            });
+        });
         let request = v1::ReportStepRequest {
             study: step.study,
             step_id: step.step_id,
@@ -218,10 +266,10 @@ impl Trainer {
             lease_next: !self.stopping.is_cancelled(),
         };
         self.hand = Hand::Reporting(request.clone());
-        let search = &self.search;
+        let (search, started) = (&self.search, Instant::now());
         let report = insist(&request, |request| {
             let mut search = search.clone();
-            async move { search.report_step(request).await }
+            async move { counted(search.report_step(request).await) }
         });
         let stopping = &self.stopping;
         let patience = async {
@@ -233,6 +281,7 @@ impl Trainer {
             () = patience => return Ok(None),
         };
         self.hand = Hand::Empty;
+        self.state.send_modify(|state| state.step = None);
         let answer = match answer {
             Ok(answer) => answer,
             Err(status) if status.code() == Code::NotFound => {
@@ -242,6 +291,9 @@ impl Trainer {
             }
             Err(status) => bail!("the controller refuses a report: {}", self.explain(&status)),
         };
+        metrics::phase(Phase::Report, started.elapsed());
+        metrics::reported(answer.outcome());
+        self.state.send_modify(|state| state.steps += 1);
         debug!(outcome = answer.outcome().as_str_name(), losses = ?request.losses, "step reported");
         let next = answer.next.and_then(|next| next.next);
         if let Some(Next::Step(step)) = &next {
@@ -285,7 +337,7 @@ impl Trainer {
                     };
                     let extended = timeout(period, search.extend_lease(request)).await;
                     // The report still counts if it is the first.
-                    if let Ok(Err(status)) = extended {
+                    if let Ok(Err(status)) = extended.map(counted) {
                         warn!(reason = status.message(), "lease cannot be extended");
                     }
                 }
@@ -329,7 +381,7 @@ impl Trainer {
         };
         match insist(&request, |request| {
             let mut search = self.search.clone();
-            async move { search.describe_space(request).await }
+            async move { counted(search.describe_space(request).await) }
         })
         .await
         {
@@ -360,6 +412,14 @@ impl Trainer {
         let continued = self.engine.open(space, directory.clone()).await?;
         info!(study = study.name, directory = %directory.display(), continued, "study opened");
         let (v1::Study { name, study_id, .. }, now) = (study, Instant::now());
+        let opened = state::Open {
+            study: name.clone(),
+            study_id: study_id.clone(),
+            directory: directory.clone(),
+            best_loss: None,
+            last: None,
+        };
+        self.state.send_modify(|state| state.open = Some(opened));
         let summary = Summary::default();
         self.open = Some(Open {
             name,
@@ -402,6 +462,7 @@ impl Trainer {
     /// Saves the open study and lets go of it.
     async fn close(&mut self) -> anyhow::Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
+        self.state.send_modify(|state| state.open = None);
         self.engine.close().await?;
         let file = open.directory.join("trainer.json");
         let summary = serde_json::to_string(&open.summary)?;
@@ -445,6 +506,11 @@ impl Trainer {
             Err(_) => warn!("step not given back: the controller does not answer"),
         }
     }
+}
+
+/// Counts a call to the controller if it has failed.
+fn counted<T>(answer: Result<T, Status>) -> Result<T, Status> {
+    answer.inspect_err(|status| metrics::controller_failed(status.code()))
 }
 
 /// Keeps a second trainer out of the directory, as long as the file is open.

@@ -66,9 +66,15 @@ pub enum Error {
     /// The operating system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    /// A step came before its study was opened.
+    /// A step came before its study was opened, or another study is open now than who asks has seen.
     #[error("no study is open")]
     NotOpen,
+    /// There are no such test images.
+    #[error("{0:#}")]
+    TestImages(anyhow::Error),
+    /// An architecture cannot be evaluated.
+    #[error("the evaluation failed: {0:#}")]
+    Evaluation(anyhow::Error),
     /// The thread has ended, by a fault of this program.
     #[error("the engine's thread has died; its last message is on standard error")]
     Died,
@@ -108,8 +114,21 @@ pub struct Outcome {
     pub losses: Vec<f64>,
     /// Figures for people.
     pub metrics: BTreeMap<String, f64>,
+    /// Images that passed through the network, once for each architecture.
+    pub images: u64,
     /// Time that the engine was busy with it.
     pub computing: Duration,
+}
+
+/// How good an architecture is with the present weights.
+#[derive(Clone, Debug)]
+pub struct Evaluated {
+    /// The last step that is in the weights, from 1; 0 for new ones.
+    pub step: u64,
+    /// Test images used.
+    pub images: u64,
+    /// Figures by name, "loss" among them.
+    pub figures: BTreeMap<&'static str, f64>,
 }
 
 /// The handle of the thread.
@@ -164,6 +183,42 @@ impl Engine {
         self.run(Workshop::checkpoint).await
     }
 
+    /// Measures an architecture on the first `images` test images, or all, with the present weights of the study whose
+    /// checkpoints are in `directory`. Changes nothing.
+    pub async fn evaluate(
+        &self,
+        directory: PathBuf,
+        values: Vec<i64>,
+        images: Option<i64>,
+    ) -> Result<Evaluated, Error> {
+        self.run(move |workshop| {
+            let open = workshop.open.as_ref();
+            let open = open.filter(|open| open.checkpoints.directory() == directory);
+            let Open { study, step, .. } = open.ok_or(Error::NotOpen)?;
+            let (images, figures) = study.evaluate(&values, images)?;
+            Ok(Evaluated { step: *step, images, figures })
+        })
+        .await
+    }
+
+    /// Writes a checkpoint of the study whose checkpoints are in `directory`, unless the weights are in one; returns when it is
+    /// on the disk.
+    pub async fn save(&self, directory: PathBuf) -> Result<(), Error> {
+        self.run(move |workshop| {
+            let open = workshop.open.as_mut();
+            let open = open.filter(|open| open.checkpoints.directory() == directory);
+            let open = open.ok_or(Error::NotOpen)?;
+            open.checkpoint()?;
+            Ok(open.checkpoints.finish()?)
+        })
+        .await
+    }
+
+    /// Whether the thread has ended, which it does by a fault of this program alone.
+    pub fn has_died(&self) -> bool {
+        self.jobs.is_closed()
+    }
+
     /// Lets go of the open study, if there is one, when its last checkpoint is on the disk.
     pub async fn close(&self) -> Result<(), Error> {
         self.run(Workshop::close).await
@@ -198,13 +253,32 @@ struct Workshop {
 struct Open {
     study: Box<dyn Study>,
     checkpoints: Checkpoints,
+    /// The last step that is in the weights; 0 for new ones.
+    step: u64,
     /// The last step that is in the weights and in no checkpoint.
     unsaved: Option<u64>,
+}
+
+impl Open {
+    /// Begins to write a checkpoint, unless the weights are in one.
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        if let Some(step) = self.unsaved {
+            self.checkpoints.write(step, self.study.snapshot()?)?;
+            self.unsaved = None;
+        }
+        Ok(())
+    }
 }
 
 /// What a space's studies do.
 trait Study {
     fn step(&mut self, step: &Step) -> Result<Measured, Error>;
+    /// Figures of an architecture on the first `images` test images, or all; and how many these are.
+    fn evaluate(
+        &self,
+        values: &[i64],
+        images: Option<i64>,
+    ) -> Result<(u64, BTreeMap<&'static str, f64>), Error>;
     /// Weights and momentum as they are now.
     fn snapshot(&self) -> Result<Snapshot, Error>;
     /// Reads a checkpoint; nothing changes unless all of it fits.
@@ -215,6 +289,7 @@ trait Study {
 struct Measured {
     losses: Vec<f64>,
     metrics: BTreeMap<&'static str, f64>,
+    images: u64,
 }
 
 impl Workshop {
@@ -265,7 +340,8 @@ impl Workshop {
         if let Some(file) = &newest {
             study.load(file)?;
         }
-        self.open = Some(Open { study, checkpoints, unsaved: None });
+        let step = newest.as_deref().and_then(checkpoints::step).unwrap_or(0);
+        self.open = Some(Open { study, checkpoints, step, unsaved: None });
         Ok(newest.is_some())
     }
 
@@ -285,22 +361,17 @@ impl Workshop {
         let started = Instant::now();
         let open = self.open.as_mut().ok_or(Error::NotOpen)?;
         // Whatever comes of it, the weights may have moved.
-        open.unsaved = Some(step.batch + 1);
-        let Measured { losses, mut metrics } = open.study.step(step)?;
+        open.step = step.batch + 1;
+        open.unsaved = Some(open.step);
+        let Measured { losses, mut metrics, images } = open.study.step(step)?;
         let computing = started.elapsed();
         metrics.insert("computing_seconds", computing.as_secs_f64());
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        Ok(Outcome { losses, metrics, computing })
+        Ok(Outcome { losses, metrics, images, computing })
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
-        if let Some(Open { study, checkpoints, unsaved }) = &mut self.open
-            && let Some(step) = *unsaved
-        {
-            checkpoints.write(step, study.snapshot()?)?;
-            *unsaved = None;
-        }
-        Ok(())
+        self.open.as_mut().map_or(Ok(()), Open::checkpoint)
     }
 
     fn close(&mut self) -> Result<(), Error> {
@@ -329,6 +400,16 @@ fn warn_of(failures: &[Failure], step: &Step) {
 /// The cosine schedule from `start` to 0 (Loshchilov and Hutter, 2017), at `progress` from 0 to 1.
 pub fn cosine(start: f64, progress: f64) -> f64 {
     0.5 * start * (1.0 + (PI * progress.clamp(0.0, 1.0)).cos())
+}
+
+/// The name of a device, as [`device`] takes it.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(number) => format!("cuda:{number}"),
+        Device::Cpu => "cpu".into(),
+        Device::Mps => "mps".into(),
+        Device::Vulkan => "vulkan".into(),
+    }
 }
 
 /// The device that a person named: `auto` is the first GPU, or the CPU when there is none.

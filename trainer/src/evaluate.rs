@@ -19,7 +19,7 @@ use serde::Serialize;
 use tch::{Device, Tensor};
 
 pub(crate) use self::{
-    classification::TestImages,
+    classification::{BATCH, TestImages},
     inpainting::{Pictures, TestPhotos, is_fashion},
 };
 use crate::{

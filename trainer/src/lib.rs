@@ -10,6 +10,7 @@
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
+//! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
 //! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
@@ -23,8 +24,12 @@ pub mod datasets;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
+mod metrics;
 pub mod quality;
 pub mod retrain;
+mod service;
+pub mod serving;
 pub mod space;
+mod state;
 pub mod study;
 pub mod supernet;

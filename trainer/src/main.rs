@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, datasets, engine, evaluate, export, retrain};
+use asng_trainer::{client, datasets, engine, evaluate, export, retrain, serving};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,6 +90,8 @@ struct Serve {
     /// Let go of the lease of a step that takes longer, so that another trainer gets it
     #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
     step_limit: Duration,
+    #[command(flatten)]
+    serving: serving::Options,
 }
 
 // One thread is enough for the network: what computes has a thread of its own.
@@ -114,7 +116,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
     match command {
-        Command::Serve(Serve { study, checkpoint_every, step_limit }) => {
+        Command::Serve(Serve { study, checkpoint_every, step_limit, serving }) => {
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut terminate = signal(SignalKind::terminate())?;
             let stop = async move {
@@ -126,7 +128,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             let engine = engine::Config { data, photos, device, threads };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
-            client::serve(config, engine, stop).await
+            client::serve(config, engine, serving.open().await?, stop).await
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);

@@ -12,21 +12,52 @@ const TOKEN: &str = "--token-file FILE, ASNG_TOKEN_FILE or ASNG_TOKEN";
 const CLIENT_CERTIFICATE: &str = "if it asks for a client certificate: --tls-cert FILE and --tls-key FILE, signed by an \
                                   authority that it knows";
 
+/// Who was called, in words.
+struct Peer {
+    noun: &'static str,
+    program: &'static str,
+    option: &'static str,
+    variable: &'static str,
+}
+
+const CONTROLLER: Peer = Peer {
+    noun: "controller",
+    program: "asng-controller",
+    option: "--controller",
+    variable: "ASNG_CONTROLLER",
+};
+const TRAINER: Peer = Peer {
+    noun: "trainer",
+    program: "asng-trainer serve",
+    option: "--trainer",
+    variable: "ASNG_TRAINER",
+};
+
 /// A call's failure as a sentence, and below it a line for each detail and what to do. `url` is
 /// [`Connection::url`](crate::Connection::url).
 pub fn explain(status: &Status, url: &str) -> String {
+    explain_peer(status, url, &CONTROLLER)
+}
+
+/// As [`explain`], of a call to a trainer.
+pub fn explain_trainer(status: &Status, url: &str) -> String {
+    explain_peer(status, url, &TRAINER)
+}
+
+fn explain_peer(status: &Status, url: &str, peer: &Peer) -> String {
+    let Peer { noun, program, option, variable } = peer;
     if let Some(error) = tls_error(status) {
         return format!("no TLS connection to {url}: {error}\n  {}", tls_advice(error));
     }
     if caused_by::<ConnectError>(status) {
         return format!(
-            "no controller answers at {url}: {}\n  start one with `asng-controller`, or name \
-             another with --controller URL or ASNG_CONTROLLER",
+            "no {noun} answers at {url}: {}\n  start one with `{program}`, or name another with \
+             {option} URL or {variable}",
             innermost(status)
         );
     }
     if caused_by::<TimeoutExpired>(status) {
-        return format!("the controller at {url} did not answer within {REQUEST_TIMEOUT:?}");
+        return format!("the {noun} at {url} did not answer within {REQUEST_TIMEOUT:?}");
     }
     // What a controller sends has no source; what happened to the connection has.
     if status.source().is_some() {
@@ -42,7 +73,7 @@ pub fn explain(status: &Status, url: &str) -> String {
         "" => status.code().to_string(),
         message => message.to_owned(),
     };
-    for line in field_lines(status).into_iter().chain(advice(status)) {
+    for line in field_lines(status).into_iter().chain(advice(status, noun)) {
         // The message often says what the first of them says.
         if !text.contains(&line) {
             text += &format!("\n  {line}");
@@ -83,12 +114,12 @@ fn field_lines(status: &Status) -> Vec<String> {
 }
 
 /// What to do.
-fn advice(status: &Status) -> Option<String> {
+fn advice(status: &Status, noun: &str) -> Option<String> {
     if let Some(owner) = owner(status) {
         return Some(format!("its owner is {owner}: try again, or give --controller that address"));
     }
     match status.code() {
-        Code::Unauthenticated => Some(format!("give a token that the controller knows: {TOKEN}")),
+        Code::Unauthenticated => Some(format!("give a token that the {noun} knows: {TOKEN}")),
         Code::PermissionDenied => Some(format!("give a token that may do this: {TOKEN}")),
         _ => {
             let pause = status.get_details_retry_info()?.retry_delay?;

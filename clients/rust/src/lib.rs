@@ -29,7 +29,7 @@ mod token;
 
 pub use self::{
     connection::{Connection, REQUEST_TIMEOUT},
-    explain::explain,
+    explain::{explain, explain_trainer},
     insist::{insist, is_transient},
     options::Options,
 };

@@ -2,21 +2,16 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use asng_serving::status::{DOMAIN, denial, precondition, short};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
 
 use crate::{
-    access::Denied,
-    limits::Client,
     studies::Error,
     study::{self, Violation},
 };
 
-/// Whose reasons those in google.rpc.ErrorInfo are.
-const DOMAIN: &str = "asng";
-/// Bytes of a text in a status.
-const MAX_TEXT: usize = 250;
 /// Violations that a status lists.
 const MAX_VIOLATIONS: usize = 16;
 
@@ -94,51 +89,7 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// The beginning of a text that may quote what a client sent: a status travels in headers, which must stay small.
-fn short(text: &str) -> String {
-    if text.len() <= MAX_TEXT {
-        return text.into();
-    }
-    format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT)])
-}
-
-/// UNAUTHENTICATED or PERMISSION_DENIED.
-pub(super) fn denied(denied: &Denied) -> Status {
-    let (code, reason) = match denied {
-        Denied::NoToken => (Code::Unauthenticated, "TOKEN_MISSING"),
-        Denied::Malformed => (Code::Unauthenticated, "TOKEN_MALFORMED"),
-        Denied::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
-        Denied::Role { .. } => (Code::PermissionDenied, "ROLE"),
-    };
-    denial(code, reason, denied.to_string())
-}
-
-fn denial(code: Code, reason: &str, message: String) -> Status {
-    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, message, details)
-}
-
-/// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
-pub(super) fn too_many_requests(client: &Client, wait: Duration) -> Status {
-    let message = format!("too many requests of {client}: send this one again in {wait:.1?}");
-    let mut details = ErrorDetails::with_retry_info(Some(wait));
-    details.add_quota_failure_violation(client.to_string(), "requests a second");
-    Status::with_error_details(Code::ResourceExhausted, message, details)
-}
-
-/// DEADLINE_EXCEEDED, by the controller's own limit.
-pub(super) fn took_too_long(limit: Duration) -> Status {
-    let message = format!("not answered within the controller's limit of {limit:?}");
-    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
-    Status::with_error_details(Code::DeadlineExceeded, message, details)
-}
-
 fn quota(subject: &str, message: String) -> Status {
     let details = ErrorDetails::with_quota_failure_violation(subject, &message);
     Status::with_error_details(Code::ResourceExhausted, message, details)
-}
-
-fn precondition(kind: &str, study: &str, message: String) -> Status {
-    let details = ErrorDetails::with_precondition_failure_violation(kind, study, &message);
-    Status::with_error_details(Code::FailedPrecondition, message, details)
 }

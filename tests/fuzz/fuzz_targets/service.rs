@@ -11,7 +11,8 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use asng_controller::{Config, limits, store::Location, studies};
+use asng_controller::{Config, store::Location, studies};
+use asng_serving::limits::Limits;
 use asng_tests::hostile::{METHODS, Request, is_fault};
 use libfuzzer_sys::fuzz_target;
 use tokio::{net::TcpListener, runtime::Runtime};
@@ -26,17 +27,19 @@ static CONTROLLER: LazyLock<(Runtime, Channel)> = LazyLock::new(|| {
         let config = Config {
             location: Location::Directory(tempfile::tempdir().unwrap().keep()),
             studies: studies::Limits::default(),
-            tls: None,
-            tokens: None,
-            limits: limits::Limits {
-                max_message_size: 16 << 20,
-                max_connections: 16,
-                max_streams: 100,
-                request_timeout: Duration::from_secs(60),
-                rate_limit: None,
+            serving: asng_serving::Config {
+                tls: None,
+                tokens: None,
+                limits: Limits {
+                    max_message_size: 16 << 20,
+                    max_connections: 16,
+                    max_streams: 100,
+                    request_timeout: Duration::from_secs(60),
+                    rate_limit: None,
+                },
+                grace: Duration::from_secs(1),
+                reload: Default::default(),
             },
-            grace: Duration::from_secs(1),
-            reload: Default::default(),
         };
         tokio::spawn(async {
             asng_controller::run(config, listener, None, std::future::pending()).await.unwrap();

@@ -1,28 +1,34 @@
 //! Steps of the space `enas-micro` on CIFAR-10.
 
-use std::{path::Path, rc::Rc, time::Instant};
+use std::{collections::BTreeMap, path::Path, rc::Rc, time::Instant};
 
 use tch::{Device, Kind};
 
 use super::{Error, Measured, Step, Study, cosine, seeds, warn_of};
 use crate::{
     data::{self, Augment, Batches, Cifar10, Images, Preprocess, cifar10},
+    evaluate::{BATCH, TestImages},
+    metrics::{self, Phase},
     space::enas_micro::{Architecture, Settings},
-    supernet::{Batch, Snapshot, Supernet},
+    supernet::{Batch, Evaluation, Snapshot, Supernet},
 };
 
 /// The training set on the device, in the halves for the weights and for the ranking.
 pub(super) struct Halves {
     train: Images,
     rank: Images,
+    /// Of the test set, on the CPU.
+    test: Images,
     preprocess: Preprocess,
 }
 
 impl Halves {
     pub(super) fn load(directory: &Path, device: Device) -> Result<Halves, data::Error> {
-        let (train, rank) = Cifar10::load(directory)?.search_halves()?;
+        let cifar10 = Cifar10::load(directory)?;
+        let (train, rank) = cifar10.search_halves()?;
         let (train, rank) = (train.to_device(device)?, rank.to_device(device)?);
-        Ok(Halves { train, rank, preprocess: Preprocess::cifar10(device, Kind::Float, true)? })
+        let preprocess = Preprocess::cifar10(device, Kind::Float, true)?;
+        Ok(Halves { train, rank, test: cifar10.test, preprocess })
     }
 }
 
@@ -30,6 +36,7 @@ impl Halves {
 pub(super) struct Classification {
     settings: Settings,
     images: Rc<Halves>,
+    device: Device,
     supernet: Supernet,
     batches: (Batches, Batches),
 }
@@ -47,7 +54,7 @@ impl Classification {
         };
         let (train, rank) = seeds(settings.seed);
         let batches = (batches(&images.train, train)?, batches(&images.rank, rank)?);
-        Ok(Classification { settings, images, supernet, batches })
+        Ok(Classification { settings, images, device, supernet, batches })
     }
 }
 
@@ -69,6 +76,7 @@ impl Study for Classification {
         let train_batch = batch(&self.images.train, &mut self.batches.0, seeds.0)?;
         let rank_batch = batch(&self.images.rank, &mut self.batches.1, seeds.1)?;
         let loading = started.elapsed();
+        metrics::phase(Phase::Data, loading);
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
@@ -81,7 +89,25 @@ impl Study for Classification {
             ("learning_rate", learning_rate),
             ("loading_seconds", loading.as_secs_f64()),
         ];
-        Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
+        let images = (step.train.len() + step.rank.len()) as u64 * settings.batch_size as u64;
+        Ok(Measured { losses: outcome.losses, metrics: metrics.into(), images })
+    }
+
+    fn evaluate(
+        &self,
+        values: &[i64],
+        images: Option<i64>,
+    ) -> Result<(u64, BTreeMap<&'static str, f64>), Error> {
+        let architecture = Architecture::decode(self.settings.nodes as usize, values)?;
+        let images =
+            TestImages::of(&self.images.test, images, self.device).map_err(Error::TestImages)?;
+        if images.len() % BATCH != 0 {
+            let fault = anyhow::anyhow!("must be a multiple of {BATCH}");
+            return Err(Error::TestImages(fault));
+        }
+        let mean = images.mean(|batch| self.supernet.evaluate(batch, &architecture));
+        let Evaluation { loss, accuracy } = mean.map_err(Error::Evaluation)?;
+        Ok((images.len() as u64, [("loss", loss), ("accuracy", accuracy)].into()))
     }
 
     fn snapshot(&self) -> Result<Snapshot, Error> {

@@ -1,6 +1,6 @@
 //! Steps of the spaces `inpaint-cat` and `inpaint-int` on a directory of photos.
 
-use std::{path::Path, rc::Rc, time::Instant};
+use std::{collections::BTreeMap, path::Path, rc::Rc, time::Instant};
 
 use tch::{Device, Kind};
 use tracing::warn;
@@ -8,10 +8,12 @@ use tracing::warn;
 use super::{Error, Measured, Step, Study, cosine, seeds, warn_of};
 use crate::{
     data::{self, Augment, Batches, Images, Photos, Preprocess, mask},
+    evaluate::TestPhotos,
+    metrics::{self, Phase},
     space::inpaint::{Architecture, Coding, Settings},
     supernet::{
         Snapshot,
-        inpaint::{Batch, Supernet},
+        inpaint::{Batch, Evaluation, Supernet},
     },
 };
 
@@ -20,6 +22,8 @@ pub(super) struct Halves {
     pub(super) side: i64,
     train: Images,
     rank: Images,
+    /// Those held out for tests, on the CPU.
+    test: Images,
     preprocess: Preprocess,
 }
 
@@ -31,7 +35,8 @@ impl Halves {
         }
         let (train, rank) = photos.search_halves()?;
         let (train, rank) = (train.to_device(device)?, rank.to_device(device)?);
-        Ok(Halves { side, train, rank, preprocess: Preprocess::unit(device, Kind::Float, true)? })
+        let preprocess = Preprocess::unit(device, Kind::Float, true)?;
+        Ok(Halves { side, train, rank, test: photos.test, preprocess })
     }
 
     /// How many photos there are.
@@ -89,6 +94,7 @@ impl Study for Inpainting {
         let train_batch = batch(&self.photos.train, &mut self.batches.0, seeds.0)?;
         let rank_batch = batch(&self.photos.rank, &mut self.batches.1, seeds.1)?;
         let loading = started.elapsed();
+        metrics::phase(Phase::Data, loading);
         let learning_rate = cosine(settings.learning_rate, step.progress);
         let outcome =
             self.supernet.search_step(&train_batch, &train, &rank_batch, &rank, learning_rate)?;
@@ -101,7 +107,21 @@ impl Study for Inpainting {
             ("learning_rate", learning_rate),
             ("loading_seconds", loading.as_secs_f64()),
         ];
-        Ok(Measured { losses: outcome.losses, metrics: metrics.into() })
+        let images = (step.train.len() + step.rank.len()) as u64 * settings.batch_size as u64;
+        Ok(Measured { losses: outcome.losses, metrics: metrics.into(), images })
+    }
+
+    fn evaluate(
+        &self,
+        values: &[i64],
+        images: Option<i64>,
+    ) -> Result<(u64, BTreeMap<&'static str, f64>), Error> {
+        let architecture = Architecture::decode(&self.settings.space(self.coding), values)?;
+        let photos = TestPhotos::of(&self.photos.test, images, self.settings.mask, self.device);
+        let photos = photos.map_err(Error::TestImages)?;
+        let mean = photos.mean(|batch| self.supernet.evaluate(batch, &architecture));
+        let Evaluation { loss, psnr, ssim } = mean.map_err(Error::Evaluation)?;
+        Ok((photos.len() as u64, [("loss", loss), ("psnr", psnr), ("ssim", ssim)].into()))
     }
 
     fn snapshot(&self) -> Result<Snapshot, Error> {

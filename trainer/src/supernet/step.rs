@@ -1,12 +1,14 @@
 //! One step of a search, the same for every network with shared weights.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
 use super::gradients::Gradients;
 use super::sgd::Sgd;
 use super::{Error, loss};
+use crate::metrics::{self, Phase};
 
 /// A network whose weights are shared by all architectures of its space.
 pub(super) trait Shared {
@@ -67,6 +69,7 @@ pub(super) fn search<N: Shared>(
     if rank.is_empty() {
         return Err(Error::NoArchitectures);
     }
+    let started = Instant::now();
     let mut failures = Vec::new();
     let mut numbers = Vec::new();
     let mut gradients = Gradients::default();
@@ -85,6 +88,8 @@ pub(super) fn search<N: Shared>(
     }
     drop(gradients);
     let of_training = numbers.len();
+    let trained = Instant::now();
+    metrics::phase(Phase::Train, trained - started);
 
     let _guard = tch::no_grad_guard();
     for (place, architecture) in rank.iter().enumerate() {
@@ -95,7 +100,9 @@ pub(super) fn search<N: Shared>(
     if failures.len() == train.len() + rank.len() {
         return Err(Error::NothingComputed(failures.swap_remove(0).reason));
     }
+    // Only here is a GPU waited for: what it still had to do of the training counts as ranking.
     let numbers = loss::read(&numbers)?;
+    metrics::phase(Phase::Rank, trained.elapsed());
     let (trained, ranked) = numbers.split_at(of_training);
     let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
     let trained = &trained[..2 * train.len()];

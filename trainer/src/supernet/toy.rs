@@ -4,13 +4,17 @@
 //! k_d / K + (x_dk - t_d)^2, with noise t_d ~ N(0, 1 / K^2) that is one for the training and another for the ranking, as
 //! two minibatches are. Without noise, the smallest cost of all is 0: of the first choices, with their weights at 0.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use rand_distr::{Distribution, Normal, StandardNormal};
 use tch::Tensor;
 
 use super::{Error, Snapshot, checkpoint};
-use crate::{data::generator, space::toy::Settings};
+use crate::{
+    data::generator,
+    metrics::{self, Phase},
+    space::toy::Settings,
+};
 
 /// The weights, with their optimiser.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +56,7 @@ impl Toy {
         rank: &[Vec<usize>],
         learning_rate: f64,
     ) -> ToyOutcome {
+        let started = Instant::now();
         let (here, there) = (self.noise(2 * number), self.noise(2 * number + 1));
         let still = vec![0.0; self.weights.len()];
         let mut noiseless: Vec<f64> = train.iter().map(|a| self.cost(a, &still)).collect();
@@ -60,12 +65,21 @@ impl Toy {
         if !train.is_empty() {
             self.descend(train, &here, learning_rate);
         }
+        let trained = Instant::now();
+        metrics::phase(Phase::Train, trained - started);
         noiseless.extend(rank.iter().map(|a| self.cost(a, &still)));
+        let losses = rank.iter().map(|a| self.cost(a, &there)).collect();
+        metrics::phase(Phase::Rank, trained.elapsed());
         ToyOutcome {
-            losses: rank.iter().map(|a| self.cost(a, &there)).collect(),
+            losses,
             train_loss,
             best_noiseless: noiseless.into_iter().fold(f64::INFINITY, f64::min),
         }
+    }
+
+    /// What an architecture costs with the present weights, without noise.
+    pub fn noiseless_cost(&self, architecture: &[usize]) -> f64 {
+        self.cost(architecture, &vec![0.0; self.weights.len()])
     }
 
     /// Moves all weights along the mean gradient of the architectures, by SGD with momentum.

@@ -13,20 +13,13 @@ use std::{
 
 use anyhow::bail;
 use asng_client::telemetry;
-use asng_controller::{
-    Config, access,
-    limits::Limits,
-    store::Location,
-    studies,
-    tls::{self, Files},
-    web,
-};
+use asng_controller::{Config, store::Location, studies, web};
+use asng_serving::{Exposure, limits::Limits};
 use clap::{
     Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
     error::ErrorKind, parser::ValueSource,
 };
 use tokio::sync::Notify;
-use tracing::warn;
 
 use crate::{backup, certs, token};
 
@@ -152,23 +145,6 @@ const LIMITS: &str = "Limits";
 impl Options {
     /// Reads the files that the options name, and refuses what would be open to the world by oversight.
     pub(crate) async fn config(self, reload: Arc<Notify>) -> anyhow::Result<Config> {
-        let tls = match (self.tls_cert, self.tls_key) {
-            (Some(cert), Some(key)) => Some(Files { cert, key, client_ca: self.tls_client_ca }),
-            (None, None) if self.tls_client_ca.is_none() => None,
-            _ => bail!("TLS needs both --tls-cert and --tls-key"),
-        };
-        let open_to_all = match &tls {
-            _ if self.listen.ip().to_canonical().is_loopback() => None,
-            None => Some(
-                "would be in plain text. For TLS give --tls-cert and --tls-key, which \
-                 `asng-controller certs --host NAME` makes",
-            ),
-            Some(Files { client_ca: None, .. }) if self.token_file.is_none() => Some(
-                "would let anybody do anything. Give --tls-client-ca, which `asng-controller \
-                 certs --host NAME` makes, or --token-file",
-            ),
-            Some(_) => None,
-        };
         let location = match self.store {
             None => Location::Directory(self.state_dir),
             Some(url) => {
@@ -178,32 +154,26 @@ impl Options {
                 Location::Postgres { url, advertise: self.advertise.unwrap_or_default() }
             }
         };
-        if let Some(danger) = open_to_all {
-            if !self.insecure {
-                bail!("serving other machines, on {}, {danger}; or say --insecure", self.listen);
-            }
-            warn!("insecure: serving other machines, on {}, {danger}", self.listen);
-        }
+        let exposure = Exposure {
+            prefix: "",
+            tls_cert: self.tls_cert,
+            tls_key: self.tls_key,
+            tls_client_ca: self.tls_client_ca,
+            token_file: self.token_file,
+            insecure: self.insecure,
+        };
+        let (tls, tokens) = exposure.read(self.listen).await?;
+        let limits = Limits {
+            max_message_size: self.max_message_size,
+            max_connections: self.max_connections,
+            max_streams: self.max_streams,
+            request_timeout: self.request_timeout,
+            rate_limit: self.rate_limit,
+        };
         Ok(Config {
             location,
             studies: studies::Limits { studies: self.max_studies, disk: self.disk_budget },
-            tls: match tls {
-                Some(files) => Some(tls::read(files).await?),
-                None => None,
-            },
-            tokens: match self.token_file {
-                Some(file) => Some(access::read(file).await?),
-                None => None,
-            },
-            limits: Limits {
-                max_message_size: self.max_message_size,
-                max_connections: self.max_connections,
-                max_streams: self.max_streams,
-                request_timeout: self.request_timeout,
-                rate_limit: self.rate_limit,
-            },
-            grace: self.grace,
-            reload,
+            serving: asng_serving::Config { tls, tokens, limits, grace: self.grace, reload },
         })
     }
 }

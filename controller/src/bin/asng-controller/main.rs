@@ -85,7 +85,7 @@ async fn run(
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let http = web.listen().await?;
-    let (tls, address) = (config.tls.is_some(), listener.local_addr()?);
+    let (tls, address) = (config.serving.tls.is_some(), listener.local_addr()?);
     if let Location::Postgres { advertise, .. } = &mut config.location
         && advertise.is_empty()
     {

@@ -33,6 +33,7 @@ Examples:
   asngctl study watch cifar
   asngctl study list --output json
   ASNG_CONTROLLER=http://gpu-box:50051 asngctl study show cifar
+  asngctl trainer status --trainer http://gpu-box:50053
   asngctl doctor --controller https://asng.lab --tls-ca ca.pem --token-file token
 
 Exit status: 0 when all went well, 1 on an error or a FAILED study, 2 when the command line is wrong, 130 after Ctrl-C.";
@@ -52,6 +53,15 @@ pub(crate) enum Command {
     Study {
         #[command(subcommand)]
         command: StudyCommand,
+    },
+    /// A trainer: what it does, how good an architecture is with its weights, saving and ending it.
+    Trainer {
+        /// URL of the trainer, https:// for TLS; the options of TLS and tokens go for it as well.
+        #[arg(long, global = true, env = "ASNG_TRAINER", value_name = "URL")]
+        #[arg(default_value = "http://127.0.0.1:50053")]
+        trainer: String,
+        #[command(subcommand)]
+        command: TrainerCommand,
     },
     /// Check each controller address, one thing after the other, and say what to do about what fails.
     #[command(after_help = "Exit status: 0 when nothing failed, 1 otherwise.")]
@@ -100,6 +110,55 @@ pub(crate) enum StudyCommand {
     Export(ExportArgs),
     /// Create a study from a file that `export` wrote.
     Import(ImportArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrainerCommand {
+    /// Show what it does: study, step, last losses, last checkpoint.
+    Status,
+    /// Measure an architecture on test images with the weights that the trainer has now, between two steps.
+    Evaluate(EvaluateArgs),
+    /// Have it save its weights, and wait until they are on the disk.
+    Checkpoint,
+    /// Have it finish and report its step, save its weights and end.
+    Drain,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    /// The architecture: mode or incumbent, for which the controller is asked, or its values, such as 0,3,1.
+    #[arg(long, default_value = "mode", value_name = "ARCHITECTURE", value_parser = Which::parse)]
+    pub(crate) architecture: Which,
+    /// How many test images, the first ones; for cells in steps of 250 [default: all].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) images: Option<u32>,
+}
+
+/// Which architecture is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// The most likely one.
+    Mode,
+    /// The one with the smallest loss reported.
+    Incumbent,
+    /// The one with these values.
+    Values(Vec<i64>),
+}
+
+impl Which {
+    fn parse(text: &str) -> Result<Which, &'static str> {
+        match text {
+            "mode" => Ok(Which::Mode),
+            "incumbent" => Ok(Which::Incumbent),
+            values => {
+                let values = values.split(',').map(|value| value.trim().parse());
+                let values: Result<_, _> = values.collect();
+                values
+                    .map(Which::Values)
+                    .map_err(|_| "expected mode, incumbent or values such as 0,3,1")
+            }
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -475,6 +534,13 @@ mod tests {
         assert_eq!(pair("note="), Ok(("note".into(), String::new())));
         assert!(pair("cells").is_err());
         assert!(pair("=8").is_err());
+    }
+
+    #[test]
+    fn an_architecture_is_named_or_given_by_its_values() {
+        assert_eq!(Which::parse("incumbent"), Ok(Which::Incumbent));
+        assert_eq!(Which::parse("0, 3,-1"), Ok(Which::Values(vec![0, 3, -1])));
+        assert!(Which::parse("best").is_err() && Which::parse("").is_err());
     }
 
     #[test]

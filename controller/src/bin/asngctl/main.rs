@@ -1,9 +1,9 @@
-//! `asngctl`, the command line for people: creates, shows, watches and ends the studies of controllers over gRPC. It
+//! `asngctl`, the command line for people: creates, shows, watches and ends the studies of controllers over gRPC, and asks trainers. It
 //! knows the contract, and of the controller's insides only which defaults a spec has.
 //!
 //! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
 //! live line, [`history`] the past; [`archive`] keeps studies in files, [`mod@file`] makes files appear when complete;
-//! [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
+//! [`mod@trainer`] asks trainers; [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
 //! what is wrong.
 
 mod archive;
@@ -16,6 +16,7 @@ mod json;
 mod names;
 mod start;
 mod text;
+mod trainer;
 mod variables;
 mod watch;
 
@@ -52,6 +53,9 @@ async fn main() -> ExitCode {
             let url = connection.url();
             let done = run(client::connect(connection), &url, output, command).await;
             done.map_err(|error| client::explained(error, &url))
+        }
+        Command::Trainer { trainer, command } => {
+            trainer::run(&options, &trainer, output, command).await
         }
         Command::Doctor => doctor::examine(&options, output).await,
         Command::Completions { shell } => completions(shell).map_err(Into::into),

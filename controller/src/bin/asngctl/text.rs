@@ -102,9 +102,9 @@ pub(crate) fn show(study: &Study, url: &str, now: SystemTime) -> String {
     sections.join("\n\n")
 }
 
-type Row = [String; 2];
+pub(crate) type Row = [String; 2];
 
-fn row(name: &str, value: impl ToString) -> Row {
+pub(crate) fn row(name: &str, value: impl ToString) -> Row {
     [format!("  {name}"), value.to_string()]
 }
 
@@ -282,17 +282,17 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-fn age(since: Timestamp, now: SystemTime) -> String {
+pub(crate) fn age(since: Timestamp, now: SystemTime) -> String {
     // Clocks of two machines differ: what was created in the future was created now.
     let since = SystemTime::try_from(since).unwrap_or(now);
     brief(now.duration_since(since).unwrap_or_default())
 }
 
-fn or_dash(text: Option<String>) -> String {
+pub(crate) fn or_dash(text: Option<String>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
-fn section(title: &str, rows: Vec<Row>) -> String {
+pub(crate) fn section(title: &str, rows: Vec<Row>) -> String {
     let mut table = table([]);
     table.add_rows(rows);
     format!("{title}\n{}", render(table))

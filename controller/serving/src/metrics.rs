@@ -1,42 +1,24 @@
-//! The text of `/metrics`: what was counted, what the process takes, and a look at the studies.
+//! What every program tells in `/metrics`: its RPCs, its release, and what the process takes.
 
 use std::fmt;
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use super::studies::Snapshot;
-use crate::{metrics, rpc};
+use crate::rpc;
 
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Everything but the studies.
-pub(super) fn registry() -> Registry {
+/// What every program tells; it adds its own.
+pub fn registry() -> Registry {
     let mut registry = Registry::default();
     rpc::register(&mut registry);
-    metrics::register(&mut registry);
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("asng_build", "The release that runs", build);
     registry.register_collector(Box::new(ThisProcess));
     registry
-}
-
-/// The text of all that is in `registry`, and of the studies if they have answered.
-pub(super) fn text(registry: &Registry, studies: Option<Snapshot>) -> String {
-    let mut text = String::new();
-    let mut shelf = Registry::default();
-    if let Some(studies) = studies {
-        shelf.register_collector(Box::new(studies));
-    }
-    // Unwrap safety: writing to a string does not fail, nor do our collectors by themselves.
-    text::encode_registry(&mut text, registry).unwrap();
-    text::encode_registry(&mut text, &shelf).unwrap();
-    text::encode_eof(&mut text).unwrap();
-    text
 }
 
 /// What the process takes of the machine, under the names that every dashboard knows.

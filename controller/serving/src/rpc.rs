@@ -50,6 +50,11 @@ const BUCKETS: [f64; 16] = [
     1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// The name of a status code, as in gRPC's own documents.
+pub fn code_name(code: Code) -> &'static str {
+    CODES[code as usize]
+}
+
 static METHODS: LazyLock<Methods> = LazyLock::new(Methods::new);
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -68,13 +73,17 @@ struct Methods {
 struct Method {
     service: String,
     name: String,
-    in_flight: Gauge,
+    in_flight: OnceLock<Gauge>,
     seconds: OnceLock<Histogram>,
     /// By code.
     ended: [OnceLock<Counter>; CODES.len()],
 }
 
 impl Method {
+    fn in_flight(&self) -> &Gauge {
+        self.in_flight.get_or_init(|| METHODS.in_flight.get_or_create_owned(&self.labels()))
+    }
+
     fn labels(&self) -> Labels<2> {
         [("service", self.service.clone()), ("method", self.name.clone())]
     }
@@ -82,16 +91,12 @@ impl Method {
 
 impl Methods {
     fn new() -> Methods {
-        let in_flight = Family::<Labels<2>, Gauge>::default();
-        let method = |service: &str, name: &str| {
-            let labels = [("service", service.into()), ("method", name.into())];
-            Method {
-                service: service.into(),
-                name: name.into(),
-                in_flight: in_flight.get_or_create_owned(&labels),
-                seconds: OnceLock::new(),
-                ended: array::from_fn(|_| OnceLock::new()),
-            }
+        let method = |service: &str, name: &str| Method {
+            service: service.into(),
+            name: name.into(),
+            in_flight: OnceLock::new(),
+            seconds: OnceLock::new(),
+            ended: array::from_fn(|_| OnceLock::new()),
         };
         let mut known = HashMap::new();
         for descriptors in [
@@ -113,7 +118,7 @@ impl Methods {
         let other = method("other", "other");
         let seconds: Family<_, _, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
-        Methods { known, other, requests: Family::default(), in_flight, seconds }
+        Methods { known, other, requests: Family::default(), in_flight: Family::default(), seconds }
     }
 }
 
@@ -144,7 +149,7 @@ struct Call {
 impl Call {
     fn start(path: &str, headers: &HeaderMap) -> Call {
         let method = METHODS.known.get(path).unwrap_or(&METHODS.other);
-        method.in_flight.inc();
+        method.in_flight().inc();
         let span = debug_span!(
             "rpc",
             otel.name = path.trim_start_matches('/'),
@@ -170,13 +175,17 @@ impl Drop for Call {
         let number = *code as usize;
         let ended = method.ended[number].get_or_init(|| {
             let [service, name] = method.labels();
-            METHODS.requests.get_or_create_owned(&[service, name, ("code", CODES[number].into())])
+            METHODS.requests.get_or_create_owned(&[
+                service,
+                name,
+                ("code", code_name(*code).into()),
+            ])
         });
         ended.inc();
         let seconds =
             method.seconds.get_or_init(|| METHODS.seconds.get_or_create_owned(&method.labels()));
         seconds.observe(started.elapsed().as_secs_f64());
-        method.in_flight.dec();
+        method.in_flight().dec();
         span.record("rpc.grpc.status_code", number);
         // Of the rest, the caller is the cause.
         if matches!(
@@ -347,7 +356,7 @@ mod tests {
             future::poll_fn(|cx| Pin::new(response.body_mut()).poll_frame(cx)).await;
         }
         drop(response);
-        assert_eq!(method.in_flight.get(), 0);
+        assert_eq!(method.in_flight().get(), 0);
         let mut ends = Vec::new();
         for ((code, before), after) in CODES.iter().zip(before).zip(count(method)) {
             ends.extend((before..after).map(|_| *code));

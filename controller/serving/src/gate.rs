@@ -13,18 +13,41 @@ use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 use tracing::{debug, info};
 
-use super::status;
 use crate::{
-    access::{Identity, Role, Tokens, least_role},
+    access::{Identity, Role, Tokens},
     limits::{Client, RateLimit},
+    status,
 };
 
-/// The one method whose request may go on for long before it is answered.
-const IMPORT: &str = "/asng.v1.StudyService/ImportStudy";
+/// What the methods of a program ask of those who call them.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    /// What the program is called in errors, such as "controller".
+    pub server: &'static str,
+    /// The least role that may call a method of its own services, given by its path such as
+    /// "/asng.v1.StudyService/GetStudy".
+    pub least_role: fn(&str) -> Role,
+    /// The paths of the methods that may go on for long before they are answered.
+    pub unhurried: &'static [&'static str],
+}
+
+impl Rules {
+    /// The least role that may call a method, given by its path; none when it is open to all.
+    fn least_role(&self, path: &str) -> Option<Role> {
+        if path.starts_with("/grpc.health.v1.Health/") {
+            None
+        } else if path.starts_with("/grpc.reflection.v1.ServerReflection/") {
+            Some(Role::Viewer)
+        } else {
+            Some((self.least_role)(path))
+        }
+    }
+}
 
 /// Lets requests through to the services, with their sender's [`Identity`] among their extensions.
 #[derive(Clone)]
 pub(crate) struct Gate {
+    pub(crate) rules: Rules,
     /// Where tokens are in use.
     pub(crate) tokens: Option<watch::Receiver<Arc<Tokens>>>,
     /// Where clients are limited.
@@ -36,7 +59,7 @@ pub(crate) struct Gate {
 impl Gate {
     fn check<B>(&self, request: &Request<B>) -> Result<Identity, Status> {
         let path = request.uri().path();
-        let Some(least_role) = least_role(path) else { return Ok(Identity::anybody()) };
+        let Some(least_role) = self.rules.least_role(path) else { return Ok(Identity::anybody()) };
         let identity = match &self.tokens {
             Some(tokens) => tokens.borrow().identify(request.headers()),
             None => Ok(Identity::anybody()),
@@ -54,10 +77,12 @@ impl Gate {
                 limit.check(&client).map_err(|wait| status::too_many_requests(&client, wait))?;
             }
         }
-        let allowed = identity.and_then(|identity| identity.check_role(path).map(|()| identity));
+        let allowed =
+            identity.and_then(|identity| identity.check_role(path, least_role).map(|()| identity));
         let identity = allowed.map_err(|denied| {
-            debug!(?peer, path, %denied, "refused");
-            status::denied(&denied)
+            let refusal = status::denied(&denied, self.rules.server);
+            debug!(?peer, path, denied = refusal.message(), "refused");
+            refusal
         })?;
         if let (Role::Admin, Some(token)) = (least_role, identity.name()) {
             info!(token, ?peer, path, "an admin acts");
@@ -100,15 +125,32 @@ where
             Ok(identity) => request.extensions_mut().insert(identity),
             Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
         };
-        if request.uri().path() == IMPORT {
+        if self.gate.rules.unhurried.contains(&request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
-        let (limit, response) = (self.gate.request_timeout, self.inner.call(request));
+        let Gate { rules: Rules { server, .. }, request_timeout: limit, .. } = self.gate;
+        let response = self.inner.call(request);
         Box::pin(async move {
             match timeout(limit, response).await {
                 Ok(response) => response,
-                Err(_) => Ok(status::took_too_long(limit).into_http()),
+                Err(_) => Ok(status::took_too_long(server, limit).into_http()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_open_to_all_and_reflection_to_those_who_may_look() {
+        let rules = Rules { server: "test", least_role: |_| Role::Admin, unhurried: &[] };
+        assert_eq!(rules.least_role("/grpc.health.v1.Health/Check"), None);
+        let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        assert_eq!(rules.least_role(reflection), Some(Role::Viewer));
+        for path in ["/asng.v1.New/Method", "/grpc.health.v1.Healthy/Check", "/", "x"] {
+            assert_eq!(rules.least_role(path), Some(Role::Admin), "{path}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 
-/// Limits of what clients send. How much is kept is limited by [`studies::Limits`](crate::studies::Limits).
+/// Limits of what clients send.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Largest request, in bytes.

@@ -1,0 +1,212 @@
+//! TrainerService: decode, one look or one job for the engine, encode.
+
+use std::path::Path;
+
+use asng_proto::v1::{self, trainer_service_server::TrainerService};
+use asng_serving::{
+    Rules,
+    access::{Identity, Role, Scope},
+    status::{denial, precondition, short},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tracing::{error, info};
+
+use crate::{
+    checkpoints,
+    engine::{self, Engine},
+    state::{Last, Open, State},
+};
+
+/// What its callers must meet. What waits for steps takes as long as these do.
+pub(crate) const RULES: Rules = Rules {
+    server: "trainer",
+    least_role,
+    unhurried: &[
+        "/asng.v1.TrainerService/EvaluateArchitecture",
+        "/asng.v1.TrainerService/SaveCheckpoint",
+    ],
+};
+
+fn least_role(path: &str) -> Role {
+    match path {
+        "/asng.v1.TrainerService/GetStatus" => Role::Viewer,
+        "/asng.v1.TrainerService/EvaluateArchitecture" => Role::Trainer,
+        _ => Role::Admin,
+    }
+}
+
+/// The service.
+pub(crate) struct Api {
+    pub(crate) engine: Engine,
+    pub(crate) state: watch::Receiver<State>,
+    /// Asks the trainer to end.
+    pub(crate) drain: CancellationToken,
+}
+
+impl Api {
+    /// A request by somebody who may see whatever the trainer works on, and what it is doing.
+    fn open<T>(&self, request: Request<T>) -> Result<(State, T), Status> {
+        let identity = request.extensions().get::<Identity>();
+        let identity = identity.ok_or_else(|| Status::internal("the request is of nobody"))?;
+        if identity.scope() != Scope::default() {
+            let message =
+                "this token is bound to an owner or to labels, and a trainer works on any study";
+            return Err(denial(Code::PermissionDenied, "SCOPE", message.into()));
+        }
+        Ok((self.state.borrow().clone(), request.into_inner()))
+    }
+}
+
+/// The open study of `state`, which is to be `wanted`, if that says one.
+fn opened(state: State, wanted: &str) -> Result<Open, Status> {
+    let Some(open) = state.open else { return Err(not_open()) };
+    if !wanted.is_empty() && wanted != open.study {
+        let message = format!("study {:?} is open, not {:?}", open.study, short(wanted));
+        return Err(precondition("OTHER_STUDY", &short(wanted), message));
+    }
+    Ok(open)
+}
+
+fn not_open() -> Status {
+    let message =
+        "no study is open: the trainer has had no step of one yet, or the study has ended";
+    precondition("NO_STUDY", "study", message.into())
+}
+
+fn invalid(field: &str, description: String) -> Status {
+    let description = short(&description);
+    let details = ErrorDetails::with_bad_request_violation(field, &description);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {description}"), details)
+}
+
+fn status(error: &engine::Error) -> Status {
+    use engine::Error;
+    match error {
+        Error::Cells(_) | Error::Autoencoder(_) | Error::Toy(_) => {
+            invalid("architecture.values", error.to_string())
+        }
+        Error::TestImages(_) => invalid("images", error.to_string()),
+        Error::NotOpen => not_open(),
+        Error::Evaluation(_)
+        | Error::Data(_)
+        | Error::Supernet(_)
+        | Error::NoImages { .. }
+        | Error::Checkpoints(_)
+        | Error::Thread(_)
+        | Error::Died => {
+            error!("{error}");
+            Status::internal(short(&error.to_string()))
+        }
+    }
+}
+
+/// The newest checkpoint in `directory`.
+fn checkpoint(directory: &Path) -> Option<v1::Checkpoint> {
+    let (file, time) = checkpoints::last(directory)?;
+    Some(v1::Checkpoint {
+        step_id: checkpoints::step(&file)?,
+        time: Some(time.into()),
+        path: file.display().to_string(),
+    })
+}
+
+#[tonic::async_trait]
+impl TrainerService for Api {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let (state, v1::GetStatusRequest {}) = self.open(request)?;
+        let doing = match (state.draining, &state.step) {
+            (true, _) => v1::TrainerState::Draining,
+            (false, Some(_)) => v1::TrainerState::Working,
+            (false, None) => v1::TrainerState::Idle,
+        };
+        let mut answer = v1::GetStatusResponse {
+            trainer_id: state.trainer_id,
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: state.device,
+            spaces: state.spaces.into_iter().map(String::from).collect(),
+            controller: state.controller,
+            state: doing.into(),
+            uptime: state.started.elapsed().try_into().ok(),
+            step_id: state.step.map_or(0, |step| step.id),
+            step_time: state.step.map(|step| step.since.into()),
+            steps: state.steps,
+            ..Default::default()
+        };
+        if let Some(Open { study, study_id, directory, last, .. }) = state.open {
+            answer.checkpoint = checkpoint(&directory);
+            (answer.study, answer.study_id) = (study, study_id);
+            if let Some(Last { losses, metrics, images_per_second }) = last {
+                (answer.losses, answer.metrics) = (losses, metrics);
+                answer.images_per_second = images_per_second;
+            }
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn evaluate_architecture(
+        &self,
+        request: Request<v1::EvaluateArchitectureRequest>,
+    ) -> Result<Response<v1::EvaluateArchitectureResponse>, Status> {
+        let (state, request) = self.open(request)?;
+        let v1::EvaluateArchitectureRequest { study, architecture, images } = request;
+        let trainer_id = state.trainer_id.clone();
+        let Open { study, study_id, directory, .. } = opened(state, &study)?;
+        let Some(v1::Architecture { values }) = architecture else {
+            return Err(invalid("architecture", "is required".into()));
+        };
+        let images = (images > 0).then_some(images.into());
+        let evaluated = self.engine.evaluate(directory, values, images).await;
+        let mut evaluated = evaluated.map_err(|error| status(&error))?;
+        let loss = evaluated.figures.remove("loss").unwrap_or(f64::NAN);
+        let figures = evaluated.figures.into_iter().map(|(name, figure)| (name.into(), figure));
+        Ok(Response::new(v1::EvaluateArchitectureResponse {
+            study,
+            study_id,
+            step_id: evaluated.step,
+            trainer_id,
+            images: evaluated.images as u32,
+            loss,
+            figures: figures.collect(),
+        }))
+    }
+
+    async fn save_checkpoint(
+        &self,
+        request: Request<v1::SaveCheckpointRequest>,
+    ) -> Result<Response<v1::SaveCheckpointResponse>, Status> {
+        let (state, v1::SaveCheckpointRequest {}) = self.open(request)?;
+        let Open { directory, .. } = opened(state, "")?;
+        self.engine.save(directory.clone()).await.map_err(|error| status(&error))?;
+        let checkpoint = Some(checkpoint(&directory).ok_or_else(not_open)?);
+        Ok(Response::new(v1::SaveCheckpointResponse { checkpoint }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let (_, v1::DrainRequest {}) = self.open(request)?;
+        info!("asked to drain");
+        self.drain.cancel();
+        Ok(Response::new(v1::DrainResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_be_harmless_needs_an_admin() {
+        assert_eq!(least_role("/asng.v1.TrainerService/GetStatus"), Role::Viewer);
+        for path in ["/asng.v1.TrainerService/Drain", "/asng.v1.StudyService/GetStudy", "x"] {
+            assert_eq!(least_role(path), Role::Admin, "{path}");
+        }
+    }
+}
