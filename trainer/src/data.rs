@@ -39,10 +39,10 @@ pub use preprocess::Preprocess;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data set's directory is not there.
-    #[error("{}: no such directory; `cargo xtask setup` fetches CIFAR-10", .0.display())]
+    #[error("{}: no such directory; `asng-trainer data fetch cifar10` fetches it", .0.display())]
     MissingDirectory(PathBuf),
     /// A file could not be read; one that is missing counts as such.
-    #[error("{}: {source}; `cargo xtask setup` fetches what is missing", file.display())]
+    #[error("{}: {source}; `asng-trainer data fetch cifar10` fetches what is missing", file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -50,8 +50,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file ends too early.
-    #[error("{}: truncated in record {record} (file has {bytes} bytes, expected {expected})",
-        file.display())]
+    #[error("{}: truncated in record {record} (file has {bytes} bytes, expected {expected}); \
+        `asng-trainer data fetch cifar10` fetches it again", file.display())]
     Truncated {
         /// The file.
         file: PathBuf,
@@ -63,7 +63,8 @@ pub enum Error {
         expected: usize,
     },
     /// A file holds more than it should.
-    #[error("{}: too long (file has {bytes} bytes, expected {expected})", file.display())]
+    #[error("{}: too long (file has {bytes} bytes, expected {expected}); \
+        `asng-trainer data fetch cifar10` fetches it again", file.display())]
     TooLong {
         /// The file.
         file: PathBuf,
@@ -73,7 +74,8 @@ pub enum Error {
         expected: usize,
     },
     /// A label names no class.
-    #[error("{}: record {record}: label {label} is not in 0..=9", file.display())]
+    #[error("{}: record {record}: label {label} is not in 0..=9; \
+        `asng-trainer data fetch` brings good files", file.display())]
     Label {
         /// The file.
         file: PathBuf,
@@ -91,7 +93,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what its name says.
-    #[error("{}: {reason}", file.display())]
+    #[error("{}: {reason}; `asng-trainer data fetch fashion-mnist` brings a good one", file.display())]
     Malformed {
         /// The file.
         file: PathBuf,
@@ -102,18 +104,23 @@ pub enum Error {
     #[error("photos cannot be 0 pixels high and wide")]
     NoSize,
     /// A directory of photos has none.
-    #[error("{}: no .jpg, .jpeg or .png file in it or in its folders", .0.display())]
+    #[error("{}: no .jpg, .jpeg or .png file in it or in its folders; `asng-trainer data fetch photos` \
+        brings some", .0.display())]
     NoPhotos(PathBuf),
     /// Too many photos cannot be used.
-    #[error("{refused} of {files} photos cannot be used; the first: {first}")]
+    #[error("{} of {files} photos cannot be used; the first: {}", refused.len(), photos::first(refused))]
     BadPhotos {
-        /// How many of them.
-        refused: usize,
+        /// Which of them, and why.
+        refused: Vec<photos::Refused>,
         /// How many there are.
         files: usize,
-        /// The names of the first ones, and why.
-        first: String,
     },
+    /// Nothing in a directory is known.
+    #[error(
+        "{}: neither data_batch_1.bin (CIFAR-10, binary version), nor train-images-idx3-ubyte.gz (Fashion-MNIST, \
+         packed or not), nor a .jpg, .jpeg or .png file in it or in its folders", .0.display()
+    )]
+    NoDataSet(PathBuf),
     /// A batch cannot be filled.
     #[error("batch size {batch_size} is not in 1..={examples}, the number of examples")]
     BatchSize {

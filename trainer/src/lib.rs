@@ -11,6 +11,7 @@
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`study`] | what a study means here: settings, architectures, files |
+//! | [`datasets`] | fetches data sets, and looks at directories of images |
 //! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
@@ -18,6 +19,7 @@
 pub mod checkpoints;
 pub mod client;
 pub mod data;
+pub mod datasets;
 pub mod engine;
 pub mod evaluate;
 pub mod export;

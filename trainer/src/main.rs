@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, engine, evaluate, export, retrain};
+use asng_trainer::{client, datasets, engine, evaluate, export, retrain};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,7 +32,7 @@ struct Common {
         value_name = "DIR"
     )]
     work_dir: PathBuf,
-    /// Directory of CIFAR-10's binary files, as `cargo xtask setup` makes it
+    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it
     #[arg(
         long,
         global = true,
@@ -41,7 +41,7 @@ struct Common {
         value_name = "DIR"
     )]
     data: PathBuf,
-    /// Directory of photos, JPEG and PNG, flat or in a folder for each class; without it, no inpainting is served
+    /// Directory of photos, JPEG and PNG, flat or in a folder for each class (`asng-trainer data fetch photos` brings some); without it, no inpainting is served
     #[arg(
         long,
         global = true,
@@ -70,6 +70,9 @@ enum Command {
     Retrain(retrain::Arguments),
     /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
     Export(export::Arguments),
+    /// Fetch data sets, or look at a directory of images
+    #[command(subcommand)]
+    Data(datasets::Command),
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +137,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             set_threads(threads);
             retrain::run(arguments, &controller, &data, &photos, device).await
         }
+        Command::Data(command) => datasets::run(command),
     }
 }
 

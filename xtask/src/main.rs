@@ -1,7 +1,7 @@
 //! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench`.
 //!
-//! This crate must build on a machine that has nothing but Rust, so it depends on no other member of
-//! the workspace.
+//! This crate must build on a machine that has no libtorch yet, so of the workspace's other members it depends
+//! on the one that fetches data alone.
 
 use std::env;
 use std::path::{Path, PathBuf};

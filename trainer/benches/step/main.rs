@@ -15,8 +15,12 @@ use std::{
 use anyhow::ensure;
 use asng_trainer::{
     data::cifar10::CLASSES,
-    space::enas_micro::{self, Architecture, DecodeError, Settings},
-    supernet::{Batch, Supernet},
+    space::{
+        Decision,
+        enas_micro::{self, Architecture, DecodeError, Settings},
+        inpaint,
+    },
+    supernet::{self, Batch, Supernet},
 };
 use clap::{Parser, Subcommand};
 use rand::{RngExt, SeedableRng};
@@ -25,6 +29,7 @@ use tch::{Device, Kind, Tensor};
 
 use self::plain::Plain;
 
+mod autoencoder;
 mod engine;
 mod memory;
 mod plain;
@@ -95,8 +100,16 @@ fn bench(data: &Path) -> anyhow::Result<()> {
     println!("the trainer, through its engine");
     println!("  peak of resident memory {:.0} MB, CIFAR-10 included", engine.peak_rss_mb);
     println!("  not computing for {:.4} of a step; wanted: under 0.03", engine.loader_share);
-    // There is no other space to measure yet.
-    let inpaint_speedup: Option<f64> = None;
+    let inpainting = compare_inpainting()?;
+    let inpaint_speedup = speedup(&inpainting.plain, &inpainting.best);
+    let inpaint::Settings { nodes, image_size, batch_size, .. } = inpaint::Settings::default();
+    println!(
+        "a step of inpaint-cat: {nodes} nodes, {batch_size} photos of {image_size} x {image_size}"
+    );
+    println!("                                       seconds   speed-up");
+    println!("  {:36} {:7.3}", "the authors' way, contiguous", median(inpainting.plain));
+    println!("  {:36} {:7.3} {inpaint_speedup:10.2}", "the trainer", median(inpainting.best));
+    println!("  wanted: 1.5");
     let json = serde_json::json!({
         "layout_speedup": compared.layout_speedup(),
         "best_speedup": compared.best_speedup(),
@@ -183,6 +196,68 @@ fn compare() -> anyhow::Result<Compared> {
         compared.best.push(best_seconds);
     }
     Ok(compared)
+}
+
+/// The same of the paper's autoencoders, whose layout and whose cut weights are one thing.
+fn compare_inpainting() -> anyhow::Result<Compared> {
+    let settings = inpaint::Settings::default();
+    let mut plain = autoencoder::Plain::new(&settings)?;
+    let mut best = supernet::inpaint::Supernet::new(&settings, 3, Device::Cpu)?;
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let [train_batch, rank_batch] = [(); 2].map(|()| photos(&settings));
+
+    let rank = autoencoders(&settings, &mut random)?;
+    let expected = plain.search_step(&train_batch, &[], &rank_batch, &rank)?;
+    let losses = best.search_step(&train_batch, &[], &rank_batch, &rank, 0.0)?.losses;
+    let same = expected.iter().zip(&losses).all(|(a, b)| (a - b).abs() < TOLERANCE);
+    ensure!(same, "the implementations differ: {expected:?}, {losses:?}");
+
+    let mut compared = Compared::default();
+    for round in 0..=ROUNDS {
+        let [train, rank] = [(); 2].map(|()| autoencoders(&settings, &mut random));
+        let (train, rank) = (train?, rank?);
+        let plain_seconds =
+            seconds(|| plain.search_step(&train_batch, &train, &rank_batch, &rank))?;
+        let rate = settings.learning_rate;
+        let best_seconds =
+            seconds(|| best.search_step(&train_batch, &train, &rank_batch, &rank, rate))?;
+        progress(&format!(
+            "inpaint-cat, round {round} of {ROUNDS}: {plain_seconds:.2} s, trainer {best_seconds:.2} s"
+        ));
+        if round > 0 {
+            compared.plain.push(plain_seconds);
+            compared.best.push(best_seconds);
+        }
+    }
+    Ok(compared)
+}
+
+fn photos(settings: &inpaint::Settings) -> supernet::inpaint::Batch {
+    let (side, options) = (settings.image_size, (Kind::Float, Device::Cpu));
+    supernet::inpaint::Batch {
+        images: Tensor::rand([settings.batch_size, 3, side, side], options),
+        mask: Tensor::rand([settings.batch_size, 1, side, side], options)
+            .gt(0.8)
+            .to_kind(Kind::Float),
+    }
+}
+
+fn autoencoders(
+    settings: &inpaint::Settings,
+    random: &mut ChaCha8Rng,
+) -> Result<Vec<inpaint::Architecture>, inpaint::DecodeError> {
+    let space = settings.space(inpaint::Coding::Categorical);
+    let draw = |random: &mut ChaCha8Rng| -> Vec<i64> {
+        let decisions = space.variables().into_iter();
+        let value = |decision| match decision {
+            Decision::Categorical(variable) => {
+                random.random_range(0..variable.choices.len() as i64)
+            }
+            Decision::Integer(variable) => random.random_range(variable.low..=variable.high),
+        };
+        decisions.map(value).collect()
+    };
+    (0..LAMBDA).map(|_| inpaint::Architecture::decode(&space, &draw(random))).collect()
 }
 
 fn seconds<T, E>(step: impl FnOnce() -> Result<T, E>) -> Result<f64, E> {

@@ -107,6 +107,8 @@ fn read_records(path: &Path, records: usize) -> Result<Tensor, Error> {
 mod tests {
     use super::*;
 
+    use proptest::array;
+    use proptest::prelude::*;
     use tch::{Device, IndexOp};
     use tempfile::TempDir;
 
@@ -196,7 +198,8 @@ mod tests {
         let error = complaint("data_batch_3.bin", |content| content.truncate(2 * 3073 + 5));
         assert!(
             error.ends_with(
-                "data_batch_3.bin: truncated in record 2 (file has 6151 bytes, expected 12292)"
+                "data_batch_3.bin: truncated in record 2 (file has 6151 bytes, expected 12292); \
+                 `asng-trainer data fetch cifar10` fetches it again"
             ),
             "{error}"
         );
@@ -211,13 +214,38 @@ mod tests {
     #[test]
     fn a_file_that_is_too_long_is_refused() {
         let error = complaint("data_batch_5.bin", |content| content.push(0));
-        assert!(error.ends_with("too long (file has 12293 bytes, expected 12292)"), "{error}");
+        assert!(
+            error.contains("too long (file has 12293 bytes, expected 12292); `asng-trainer"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_label_that_is_no_class_names_file_and_record() {
         let error = complaint("data_batch_2.bin", |content| content[3 * 3073] = 37);
-        assert!(error.ends_with("data_batch_2.bin: record 3: label 37 is not in 0..=9"), "{error}");
+        assert!(error.contains("data_batch_2.bin: record 3: label 37 is not in 0..=9"), "{error}");
+    }
+
+    proptest! {
+        /// Whatever is in a file, it is read whole with all labels below 10, or it is an error.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in 0..3 * RECORD_BYTES,
+            labels in array::uniform2(0_u8..12),
+            fill: u8,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("test_batch.bin");
+            for bytes in [bytes, 2 * RECORD_BYTES] {
+                let mut content = vec![fill; bytes];
+                for (record, label) in content.chunks_mut(RECORD_BYTES).zip(labels) {
+                    record[0] = label;
+                }
+                fs::write(&file, &content).unwrap();
+                let good = bytes == 2 * RECORD_BYTES && labels.iter().all(|&label| label < 10);
+                prop_assert_eq!(read_records(&file, 2).is_ok(), good);
+            }
+        }
     }
 
     #[test]
@@ -225,9 +253,9 @@ mod tests {
         let directory = small_data_set();
         fs::remove_file(directory.path().join("data_batch_4.bin")).unwrap();
         let error = load(&directory).unwrap_err().to_string();
-        assert!(error.contains("data_batch_4.bin: ") && error.contains("cargo xtask setup"));
+        assert!(error.contains("data_batch_4.bin: ") && error.contains("data fetch cifar10"));
 
         let error = Cifar10::load(&directory.path().join("nowhere")).unwrap_err().to_string();
-        assert!(error.contains("nowhere: no such directory; `cargo xtask setup`"), "{error}");
+        assert!(error.contains("nowhere: no such directory; `asng-trainer data fetch"), "{error}");
     }
 }

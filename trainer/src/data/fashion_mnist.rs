@@ -1,11 +1,12 @@
 //! Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from its four files in the IDX format, packed by
-//! gzip: `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and the same of `t10k`.
+//! gzip: `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and the same of `t10k`. Where one
+//! is missing, its unpacked twin without `.gz` is read.
 //!
 //! An IDX file is a magic number (the type of the entries and the number of dimensions), the size
 //! of each dimension, all as big-endian 32-bit numbers, and the entries.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use flate2::read::GzDecoder;
@@ -34,8 +35,7 @@ pub struct FashionMnist {
 }
 
 impl FashionMnist {
-    /// Reads the four files from `directory`; Debian's package `dataset-fashion-mnist` has them in
-    /// `/usr/share/datasets/fashion-mnist`.
+    /// Reads the four files from `directory`, usually `data/fashion-mnist`.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         Self::load_records(directory, TRAIN_RECORDS, TEST_RECORDS)
     }
@@ -71,8 +71,8 @@ fn read_idx(path: &Path, magic: u32, dimensions: &[usize]) -> Result<Vec<u8>, Er
     let expected = header.len() + dimensions.iter().product::<usize>();
     let mut content = Vec::with_capacity(expected + 1);
     // One byte more than there should be, however much a file unpacks to.
-    File::open(path)
-        .and_then(|file| GzDecoder::new(file).take(expected as u64 + 1).read_to_end(&mut content))
+    open(path)
+        .and_then(|file| file.take(expected as u64 + 1).read_to_end(&mut content))
         .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     let malformed = |reason| Err(Error::Malformed { file: path.to_owned(), reason });
     if !content.starts_with(&header) {
@@ -92,6 +92,15 @@ fn read_idx(path: &Path, magic: u32, dimensions: &[usize]) -> Result<Vec<u8>, Er
     Ok(content.split_off(header.len()))
 }
 
+/// What the packed file at `path` unpacks to, or its unpacked twin.
+fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    let plain = path.with_extension("");
+    if !path.exists() && plain.exists() {
+        return Ok(Box::new(File::open(plain)?));
+    }
+    Ok(Box::new(GzDecoder::new(File::open(path)?)))
+}
+
 /// Bytes as hexadecimal words.
 fn words(bytes: &[u8]) -> String {
     let words = bytes.chunks(4).map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect());
@@ -105,6 +114,8 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use proptest::collection;
+    use proptest::prelude::*;
     use tch::IndexOp;
     use tempfile::TempDir;
 
@@ -165,30 +176,62 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_error_and_never_a_panic(
+            content in collection::vec(any::<u8>(), 0..40),
+            honest in 0_usize..12,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let labels = directory.path().join("t10k-labels-idx1-ubyte.gz");
+            // Up to all of a header as it must be, and then anything.
+            let start = &idx(LABELS_MAGIC, &[3], 0..3)[..honest.min(7)];
+            let content = [start, &content].concat();
+            write(&directory, "t10k-labels-idx1-ubyte.gz", &content);
+            let unpacked = read_idx(&labels, LABELS_MAGIC, &[3]);
+            prop_assert!(unpacked.is_err() || content.len() == 11, "{content:?}");
+            fs::write(&labels, &content).unwrap();
+            prop_assert!(read_idx(&labels, LABELS_MAGIC, &[3]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_may_be_unpacked() {
+        let directory = small_data_set();
+        fs::remove_file(directory.path().join("t10k-labels-idx1-ubyte.gz")).unwrap();
+        let plain = directory.path().join("t10k-labels-idx1-ubyte");
+        fs::write(&plain, idx(LABELS_MAGIC, &[3], 7..10)).unwrap();
+        let labels = load(&directory).unwrap().test.labels;
+        assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [7, 8, 9]);
+        fs::write(&plain, idx(LABELS_MAGIC, &[3], 7..9)).unwrap();
+        let error = load(&directory).unwrap_err().to_string();
+        assert!(error.contains("10 bytes, not 11"), "{error}");
+    }
+
     #[test]
     fn another_header_is_named() {
         let labels = idx(LABELS_MAGIC, &[12], 0..12);
         let error = complaint("train-images-idx3-ubyte.gz", &labels);
         assert!(error.contains("train-images-idx3-ubyte.gz: its header is 00000801 0000000c"));
-        assert!(error.ends_with("not 00000803 0000000c 0000001c 0000001c (bytes of [12, 28, 28])"));
+        assert!(error.contains("not 00000803 0000000c 0000001c 0000001c (bytes of [12, 28, 28])"));
         let error = complaint("t10k-labels-idx1-ubyte.gz", &[]);
-        assert!(error.ends_with("its header is , not 00000801 00000003 (bytes of [3])"), "{error}");
+        assert!(error.contains("its header is , not 00000801 00000003 (bytes of [3])"), "{error}");
     }
 
     #[test]
     fn a_file_that_is_too_short_or_too_long_is_refused() {
         let error = complaint("t10k-labels-idx1-ubyte.gz", &idx(LABELS_MAGIC, &[3], 0..2));
-        assert!(error.ends_with("unpacks to 10 bytes, not 11"), "{error}");
+        assert!(error.contains("unpacks to 10 bytes, not 11"), "{error}");
         let long = idx(LABELS_MAGIC, &[3], (0..3).chain([0; 100_000]));
         let error = complaint("t10k-labels-idx1-ubyte.gz", &long);
-        assert!(error.ends_with("unpacks to more than 11 bytes"), "{error}");
+        assert!(error.contains("unpacks to more than 11 bytes"), "{error}");
     }
 
     #[test]
     fn a_label_that_is_no_class_names_file_and_record() {
         let labels = idx(LABELS_MAGIC, &[3], [4, 10, 0].into_iter());
         let error = complaint("t10k-labels-idx1-ubyte.gz", &labels);
-        assert!(error.ends_with("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
+        assert!(error.contains("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
     }
 
     #[test]

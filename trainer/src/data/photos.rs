@@ -41,17 +41,26 @@ pub struct Photos {
     /// Those held out: a tenth of the folders if there are ten or more, else a tenth of the files,
     /// rounded up.
     pub test: Images,
+    /// The names of the folders, in the order of labels; none if all files are in none.
+    pub folders: Vec<String>,
     /// The files that are left out.
     pub refused: Vec<Refused>,
 }
 
 /// A file that is no photo.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
 pub struct Refused {
     /// The file.
     pub file: PathBuf,
     /// What is wrong with it.
     pub reason: String,
+}
+
+/// Names the first of many.
+pub(super) fn first(refused: &[Refused]) -> String {
+    let names: Vec<String> = refused.iter().take(NAMED).map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 impl Photos {
@@ -62,15 +71,15 @@ impl Photos {
         if side == 0 {
             return Err(Error::NoSize);
         }
-        let mut files = list(directory)?;
+        let (folders, mut files) = list(directory)?;
         if files.is_empty() {
             return Err(Error::NoPhotos(directory.to_owned()));
         }
         hold_out(directory, &mut files);
-        Self::read(files, side)
+        Self::read(folders, files, side)
     }
 
-    fn read(files: Vec<Listed>, side: u16) -> Result<Self, Error> {
+    fn read(folders: Vec<String>, files: Vec<Listed>, side: u16) -> Result<Self, Error> {
         let bytes = 3 * usize::from(side) * usize::from(side);
         let mut pixels = vec![0; files.len() * bytes];
         let reasons = decode_all(&files, side, &mut pixels);
@@ -92,18 +101,14 @@ impl Photos {
         refused.sort_by(|a: &Refused, b| a.file.cmp(&b.file));
         let too_many = refused.len() > TOLERATED && refused.len() * 100 > total;
         if too_many || labels.is_empty() {
-            let name =
-                |refused: &Refused| format!("{} ({})", refused.file.display(), refused.reason);
-            let first: Vec<String> = refused.iter().take(NAMED).map(name).collect();
-            let (refused, files, first) = (refused.len(), total, first.join(", "));
-            return Err(Error::BadPhotos { refused, files, first });
+            return Err(Error::BadPhotos { refused, files: total });
         }
         pixels.truncate(labels.len() * bytes);
         let shape = [labels.len() as i64, 3, side.into(), side.into()];
         let pixels = Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?;
         let all = Images { pixels, labels: Tensor::f_from_slice(&labels)? };
         let test = all.narrow(train, all.len() - train)?;
-        Ok(Self { train: all.narrow(0, train)?, test, refused })
+        Ok(Self { train: all.narrow(0, train)?, test, folders, refused })
     }
 
     /// Cuts `train` for a search: every other photo trains the weights, the others rank the
@@ -126,8 +131,8 @@ struct Listed {
     test: bool,
 }
 
-/// The files of a directory, then those of its folders, each in the order of their names.
-fn list(directory: &Path) -> Result<Vec<Listed>, Error> {
+/// The folders of a directory, and its files, then those of its folders, each in the order of their names.
+fn list(directory: &Path) -> Result<(Vec<String>, Vec<Listed>), Error> {
     let (mut folders, files) = entries(directory)?;
     let list = |files: Vec<PathBuf>, label| {
         files.into_iter().map(move |file| Listed { file, label, test: false })
@@ -138,7 +143,8 @@ fn list(directory: &Path) -> Result<Vec<Listed>, Error> {
         let (_, files) = entries(folder)?;
         listed.extend(list(files, label));
     }
-    Ok(listed)
+    let name = |folder: &PathBuf| folder.file_name().unwrap_or_default().display().to_string();
+    Ok((folders.iter().map(name).collect(), listed))
 }
 
 /// Marks those of the files of `directory` that are held out, and puts them after all others.
@@ -241,6 +247,8 @@ fn has_an_end(jpeg: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use image::{ImageBuffer, Luma, Rgb, RgbImage, Rgba};
+    use proptest::collection;
+    use proptest::prelude::*;
     use tch::IndexOp;
     use tempfile::TempDir;
 
@@ -258,7 +266,8 @@ mod tests {
 
     /// Reads all files, none of them held out.
     fn read(directory: &TempDir, side: u16) -> Result<Photos, Error> {
-        Photos::read(list(directory.path())?, side)
+        let (folders, files) = list(directory.path())?;
+        Photos::read(folders, files, side)
     }
 
     fn colour(images: &Images, image: i64) -> Vec<u8> {
@@ -406,17 +415,42 @@ mod tests {
         let error = Photos::load(directory.path(), 8).unwrap_err().to_string();
         assert!(error.starts_with("11 of 12 photos cannot be used; the first: "), "{error}");
         assert!(
-            error.contains("00.jpg (") && error.contains("02.jpg (") && !error.contains("03.jpg")
+            error.contains("00.jpg: ") && error.contains("02.jpg: ") && !error.contains("03.jpg")
         );
         fs::remove_file(directory.path().join("10.jpg")).unwrap();
         assert_eq!(Photos::load(directory.path(), 8).unwrap().refused.len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_never_panic(
+            jpeg: bool,
+            changes in collection::vec((any::<usize>(), any::<u8>()), 1..8),
+            length in 0_usize..2000,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let noisy = RgbImage::from_fn(20, 16, |x, y| Rgb([(x * y * 37 % 251) as u8; 3]));
+            save(&directory, if jpeg { "a.jpg" } else { "a.png" }, &noisy);
+            let file = directory.path().join(if jpeg { "a.jpg" } else { "a.png" });
+            let mut content = fs::read(&file).unwrap();
+            for (place, byte) in changes {
+                let place = place % content.len();
+                content[place] = byte;
+            }
+            content.truncate(length);
+            fs::write(&file, &content).unwrap();
+            let mut place = [0; 3 * 8 * 8];
+            if let Err(reason) = decode(&file, 8, &mut place) {
+                prop_assert!(!reason.is_empty());
+            }
+        }
     }
 
     #[test]
     fn a_directory_without_photos_or_that_is_none_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let error = Photos::load(directory.path(), 8).unwrap_err().to_string();
-        assert!(error.ends_with("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
+        assert!(error.contains("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
         let error = Photos::load(&directory.path().join("nowhere"), 8).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }), "{error}");
         assert!(matches!(Photos::load(directory.path(), 0), Err(Error::NoSize)));

