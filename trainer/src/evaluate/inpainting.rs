@@ -31,7 +31,8 @@ pub(crate) struct Pictures {
 impl Pictures {
     /// Reads the photos of a directory at `side` pixels, or Fashion-MNIST, whose images keep their 28.
     pub(crate) fn load(directory: &Path, side: i64) -> anyhow::Result<Pictures> {
-        if directory.join("train-images-idx3-ubyte.gz").exists() {
+        let idx = ["train-images-idx3-ubyte.gz", "train-images-idx3-ubyte"];
+        if idx.iter().any(|file| directory.join(file).exists()) {
             let FashionMnist { train, test } = FashionMnist::load(directory)?;
             return Ok(Pictures { train, test });
         }
