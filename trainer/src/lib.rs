@@ -13,12 +13,13 @@
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
-//! | [`evaluate`], [`retrain`], [`export`] | what is done with an architecture after, or beside, the search |
+//! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
 
 pub mod checkpoints;
 pub mod client;
+pub mod compare;
 pub mod data;
 pub mod datasets;
 pub mod engine;

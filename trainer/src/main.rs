@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, datasets, engine, evaluate, export, retrain, serving};
+use asng_trainer::{client, compare, datasets, engine, evaluate, export, retrain, serving};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +68,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
+    /// What the search buys: ASNG, SNG and random search with the same steps and seeds, each result retrained
+    Compare(compare::Arguments),
     /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
     Export(export::Arguments),
     /// Fetch data sets, or look at a directory of images
@@ -133,6 +135,11 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         Command::Evaluate(arguments) => {
             set_threads(threads);
             evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
+        }
+        Command::Compare(arguments) => {
+            set_threads(threads);
+            let engine = engine::Config { data, photos, device, threads };
+            compare::run(arguments, compare::Place { controller, work_dir, engine }).await
         }
         Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {

@@ -57,18 +57,32 @@ pub struct Arguments {
     /// A setting of that space, as of a study; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, requires = "space")]
     settings: Vec<(String, String)>,
+    #[command(flatten)]
+    how: How,
+    /// Seed of the weights and of the order and augmentation of the images
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Directory for the results, made if it is not there
+    #[arg(long, default_value = "retrained", value_name = "DIR", help_heading = "Results")]
+    out: PathBuf,
+    /// Print the results as one line of JSON
+    #[arg(long, help_heading = "Results")]
+    json: bool,
+}
+
+/// How any network is trained.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct How {
     /// Where all that is not given comes from: the paper, or what two cores do in minutes
     #[arg(long, value_enum, default_value = "paper")]
-    preset: Preset,
+    pub(crate) preset: Preset,
     /// Images in a minibatch [paper: 80, autoencoders 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=4096))]
     batch_size: Option<u16>,
     /// Learning rate at the start of the schedule [paper: 0.025, autoencoders 0.001]
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Seed of the weights and of the order and augmentation of the images
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     /// Use only the first N training images
     #[arg(long, value_name = "N")]
     images: Option<i64>,
@@ -79,25 +93,19 @@ pub struct Arguments {
     classification: classification::Flags,
     #[command(flatten)]
     inpainting: inpainting::Flags,
-    /// Directory for the results, made if it is not there
-    #[arg(long, default_value = "retrained", value_name = "DIR", help_heading = "Results")]
-    out: PathBuf,
     /// Write a checkpoint this often, and after each evaluation: what a crash can cost
     #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Results")]
     checkpoint_every: Duration,
-    /// Print the results as one line of JSON
-    #[arg(long, help_heading = "Results")]
-    json: bool,
 }
 
-fn setting(text: &str) -> Result<(String, String), String> {
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("say NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Where defaults come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Preset {
+pub(crate) enum Preset {
     /// Akimoto et al., ICML 2019: days on a GPU
     Paper,
     /// A small network, or a short training: minutes on two cores
@@ -106,12 +114,12 @@ enum Preset {
 
 /// What came out.
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     space: String,
-    parameters: i64,
+    pub(crate) parameters: i64,
     iterations: u64,
     #[serde(flatten)]
-    figures: BTreeMap<&'static str, f64>,
+    pub(crate) figures: BTreeMap<&'static str, f64>,
     weights: PathBuf,
     best: PathBuf,
     log: PathBuf,
@@ -138,7 +146,8 @@ pub async fn run(
     };
     let found = arguments.subject.find(study.as_ref(), space)?;
     let stop = stop_on_signals()?;
-    let results = retrain(&arguments, &found, (data, photos), device, &stop)?;
+    let Arguments { how, seed, out, .. } = &arguments;
+    let results = retrain(how, &found, *seed, out, (data, photos), device, &stop)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
         return Ok(());
@@ -162,7 +171,7 @@ pub async fn run(
 }
 
 /// Becomes true with the first SIGINT or SIGTERM; the second one ends the program at once.
-fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 1, stop.clone())?;
@@ -171,20 +180,23 @@ fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn retrain(
-    arguments: &Arguments,
+/// Trains the architecture into the directory `out`, or says what an earlier run made of it there.
+pub(crate) fn retrain(
+    how: &How,
     found: &Found,
+    seed: u64,
+    out: &Path,
     (data, photos): (&Path, &Path),
     device: Device,
     stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
     match &found.space {
         Space::EnasMicro(settings) => {
-            refuse(arguments.inpainting.given(), enas_micro::NAME)?;
+            refuse(how.inpainting.given(), enas_micro::NAME)?;
             let nodes = settings.nodes as usize;
             let architecture = enas_micro::Architecture::decode(nodes, &found.values)?;
             let data = Cifar10::load(data)?;
-            let recipe = arguments.classification.recipe(arguments, &architecture, &data)?;
+            let recipe = how.classification.recipe(how, seed, &architecture, &data)?;
             let parameters = architecture.parameters(&recipe.size()?, true);
             let drawn = Drawn {
                 space: enas_micro::NAME,
@@ -193,15 +205,21 @@ fn retrain(
                 parameters,
             };
             let mut training = Classification::new(&recipe, &data, device)?;
-            train(arguments, Recipe::Classification(recipe), &drawn, &mut training, stop)
+            train(
+                out,
+                how.checkpoint_every,
+                Recipe::Classification(recipe),
+                &drawn,
+                &mut training,
+                stop,
+            )
         }
         Space::Inpaint(coding, settings) => {
-            refuse(arguments.classification.given(), coding.name())?;
+            refuse(how.classification.given(), coding.name())?;
             let architecture =
                 inpaint::Architecture::decode(&settings.space(*coding), &found.values)?;
-            let pictures = Pictures::load(photos, arguments.inpainting.side(settings))?;
-            let recipe =
-                arguments.inpainting.recipe(arguments, settings, &architecture, &pictures)?;
+            let pictures = Pictures::load(photos, how.inpainting.side(settings))?;
+            let recipe = how.inpainting.recipe(how, seed, settings, &architecture, &pictures)?;
             let drawn = Drawn {
                 space: coding.name(),
                 json: serde_json::to_string_pretty(&recipe.architecture)?,
@@ -209,7 +227,14 @@ fn retrain(
                 parameters: architecture.parameters(recipe.image, recipe.batch_norm),
             };
             let mut training = Inpainting::new(&recipe, &pictures, device)?;
-            train(arguments, Recipe::Inpainting(recipe), &drawn, &mut training, stop)
+            train(
+                out,
+                how.checkpoint_every,
+                Recipe::Inpainting(recipe),
+                &drawn,
+                &mut training,
+                stop,
+            )
         }
         Space::Toy(_) => bail!("an architecture of the space toy is no network to retrain"),
     }
@@ -240,13 +265,13 @@ struct Drawn {
 
 /// Writes what decides the training, trains, and says what came out.
 fn train(
-    arguments: &Arguments,
+    directory: &Path,
+    checkpoint_every: Duration,
     recipe: Recipe,
     drawn: &Drawn,
     training: &mut dyn Training,
     stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
-    let directory = &arguments.out;
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let file = |name: &str| directory.join(name);
@@ -262,7 +287,7 @@ fn train(
     }
     write(&file("architecture.json"), &drawn.json)?;
     write(&file("architecture.dot"), &drawn.dot)?;
-    let reached = training::run(training, directory, arguments.checkpoint_every, stop)?;
+    let reached = training::run(training, directory, checkpoint_every, stop)?;
     Ok(Results {
         space: drawn.space.to_owned(),
         parameters: drawn.parameters,
@@ -328,7 +353,11 @@ mod tests {
         let data = Cifar10 { train: images(7, 32), test: images(3, 32) };
         let architecture = enas_micro::Architecture::decode(5, &[0; 40]).unwrap();
         let arguments = arguments(typed);
-        arguments.classification.recipe(&arguments, &architecture, &data).unwrap()
+        arguments
+            .how
+            .classification
+            .recipe(&arguments.how, arguments.seed, &architecture, &data)
+            .unwrap()
     }
 
     fn autoencoder(typed: &[&str]) -> recipe::Inpainting {
@@ -339,7 +368,11 @@ mod tests {
         values[0] = 1;
         let architecture = inpaint::Architecture::decode(&space, &values).unwrap();
         let arguments = arguments(typed);
-        arguments.inpainting.recipe(&arguments, &settings, &architecture, &pictures).unwrap()
+        arguments
+            .how
+            .inpainting
+            .recipe(&arguments.how, arguments.seed, &settings, &architecture, &pictures)
+            .unwrap()
     }
 
     #[test]

@@ -79,6 +79,11 @@ pub struct Doors {
     http: Option<TcpListener>,
 }
 
+impl Doors {
+    /// Nothing is served.
+    pub(crate) const CLOSED: Doors = Doors { grpc: None, http: None };
+}
+
 impl Options {
     /// Reads the files and takes the ports.
     pub async fn open(self) -> anyhow::Result<Doors> {

@@ -66,11 +66,12 @@ impl Flags {
     /// What decides the training of this architecture.
     pub(super) fn recipe(
         &self,
-        arguments: &super::Arguments,
+        how: &super::How,
+        seed: u64,
         architecture: &Architecture,
         data: &Cifar10,
     ) -> anyhow::Result<Recipe> {
-        let preset = match arguments.preset {
+        let preset = match how.preset {
             super::Preset::Paper => Retraining::PAPER,
             super::Preset::Quick => Retraining::QUICK,
         };
@@ -78,8 +79,8 @@ impl Flags {
             cells: self.cells.map_or(preset.cells, usize::from),
             max_parameters: self.max_parameters.unwrap_or(preset.max_parameters),
             epochs: self.epochs.unwrap_or(preset.epochs),
-            batch_size: arguments.batch_size.map_or(preset.batch_size, usize::from),
-            learning_rate: arguments.learning_rate.unwrap_or(preset.learning_rate),
+            batch_size: how.batch_size.map_or(preset.batch_size, usize::from),
+            learning_rate: how.learning_rate.unwrap_or(preset.learning_rate),
             drop_path: self.drop_path.unwrap_or(preset.drop_path),
             cutout: self.cutout.unwrap_or(preset.cutout),
             ..preset
@@ -101,9 +102,9 @@ impl Flags {
             architecture: architecture.describe(),
             channels,
             schedule,
-            seed: arguments.seed,
-            images: arguments.images.unwrap_or(data.train.len()),
-            test_images: arguments.test_images.unwrap_or(data.test.len()),
+            seed,
+            images: how.images.unwrap_or(data.train.len()),
+            test_images: how.test_images.unwrap_or(data.test.len()),
         })
     }
 }

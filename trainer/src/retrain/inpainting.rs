@@ -63,12 +63,13 @@ impl Flags {
     /// What decides the training of this architecture.
     pub(super) fn recipe(
         &self,
-        arguments: &super::Arguments,
+        how: &super::How,
+        seed: u64,
         settings: &Settings,
         architecture: &Architecture,
         pictures: &Pictures,
     ) -> anyhow::Result<Recipe> {
-        let preset = match arguments.preset {
+        let preset = match how.preset {
             super::Preset::Paper => Retraining::PAPER,
             super::Preset::Quick => Retraining::QUICK,
         };
@@ -86,15 +87,15 @@ impl Flags {
             mask: self.mask.unwrap_or(settings.mask),
             batch_norm: self.batch_norm.unwrap_or(settings.batch_norm),
             schedule: Retraining {
-                batch_size: arguments.batch_size.map_or(preset.batch_size, i64::from),
+                batch_size: how.batch_size.map_or(preset.batch_size, i64::from),
                 iterations: self.iterations.unwrap_or(preset.iterations),
-                learning_rate: arguments.learning_rate.unwrap_or(preset.learning_rate),
+                learning_rate: how.learning_rate.unwrap_or(preset.learning_rate),
                 evaluate_every: self.evaluate_every.unwrap_or(preset.evaluate_every),
                 ..preset
             },
-            seed: arguments.seed,
-            images: arguments.images.unwrap_or(pictures.train.len()),
-            test_images: arguments.test_images.unwrap_or(pictures.test.len()),
+            seed,
+            images: how.images.unwrap_or(pictures.train.len()),
+            test_images: how.test_images.unwrap_or(pictures.test.len()),
         })
     }
 }

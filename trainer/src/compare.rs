@@ -1,0 +1,285 @@
+//! `asng-trainer compare`: what the search buys. ASNG, SNG with a fixed step and random search get the same steps and
+//! seeds; what each finds is trained alone, as is an architecture that nobody searched for.
+//!
+//! Every part goes on after an interruption, and is taken as it is when it is whole.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use asng_client::{Options, explain, insist};
+use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
+use clap::{Args, ValueEnum};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use tracing::info;
+
+use crate::{
+    client, engine,
+    retrain::{self, How},
+    serving::Doors,
+    space::Space,
+    study::{self, Found},
+};
+
+/// What to compare.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "It needs a controller, and computes all else itself: searches, and then trainings. After an interruption the same \
+    command goes on. Studies are called NAME-ALGORITHM-SEED; networks lie in OUT/ALGORITHM-SEED."
+)]
+pub struct Arguments {
+    /// The space that is searched
+    #[arg(long)]
+    space: String,
+    /// A setting of the space, as of a study; may be repeated. The preset is that of --preset
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = retrain::setting)]
+    settings: Vec<(String, String)>,
+    /// Steps of each search
+    #[arg(long, value_name = "N")]
+    max_steps: u64,
+    /// Seeds: everything is done so often
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// What the names of the studies begin with
+    #[arg(long, default_value = "compare")]
+    name: String,
+    #[command(flatten)]
+    how: How,
+    /// Directory for the networks, made if it is not there
+    #[arg(long, default_value = "compared", value_name = "DIR", help_heading = "Results")]
+    out: PathBuf,
+    /// Print the results as one line of JSON
+    #[arg(long, help_heading = "Results")]
+    json: bool,
+}
+
+/// Where an architecture comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Origin {
+    /// The most likely architecture after a search by ASNG.
+    Asng,
+    /// The most likely one after a search with a fixed step.
+    Sng,
+    /// The one with the smallest loss of those that a random search met.
+    Random,
+    /// Drawn, without a search.
+    Drawn,
+}
+
+impl Origin {
+    const ALL: [Origin; 4] = [Origin::Asng, Origin::Sng, Origin::Random, Origin::Drawn];
+
+    /// In the names of studies and directories.
+    fn name(self) -> &'static str {
+        match self {
+            Origin::Asng => "asng",
+            Origin::Sng => "sng",
+            Origin::Random => "random",
+            Origin::Drawn => "drawn",
+        }
+    }
+
+    /// For people.
+    fn title(self) -> &'static str {
+        match self {
+            Origin::Asng => "ASNG",
+            Origin::Sng => "SNG, fixed step",
+            Origin::Random => "random search",
+            Origin::Drawn => "drawn, no search",
+        }
+    }
+
+    /// How the study searches, if there is one.
+    fn algorithm(self) -> Option<Algorithm> {
+        match self {
+            Origin::Asng => Some(Algorithm::Asng),
+            Origin::Sng => Some(Algorithm::Sng),
+            Origin::Random => Some(Algorithm::Random),
+            Origin::Drawn => None,
+        }
+    }
+}
+
+/// What came out of one origin.
+#[derive(Debug, Serialize)]
+struct Row {
+    origin: Origin,
+    /// One of each seed.
+    architectures: Vec<Vec<i64>>,
+    /// Of each seed, by name; `parameters` among them.
+    figures: BTreeMap<&'static str, Vec<f64>>,
+}
+
+/// Where data and weights are, and what computes.
+pub struct Place {
+    /// How the controller is reached.
+    pub controller: Options,
+    /// Directory of the searches' weights.
+    pub work_dir: PathBuf,
+    /// Images and device.
+    pub engine: engine::Config,
+}
+
+/// Searches, trains and prints.
+pub async fn run(arguments: Arguments, place: Place) -> anyhow::Result<()> {
+    let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
+    let preset = arguments.how.preset.to_possible_value().expect("no preset is hidden");
+    settings.insert("preset".to_owned(), preset.get_name().to_owned());
+    study::named(&arguments.space, &settings)?;
+    let stop = retrain::stop_on_signals()?;
+    let mut rows = Vec::new();
+    for origin in Origin::ALL {
+        let mut row = Row { origin, architectures: Vec::new(), figures: BTreeMap::new() };
+        for seed in 0..arguments.seeds {
+            let mut settings = settings.clone();
+            settings.insert("seed".to_owned(), seed.to_string());
+            let found = match origin.algorithm() {
+                Some(algorithm) => {
+                    let name = format!("{}-{}-{seed}", arguments.name, origin.name());
+                    let request = request(&arguments, name, settings, algorithm, seed);
+                    search(request, algorithm, &place, &stop).await?
+                }
+                None => drawn(study::named(&arguments.space, &settings)?, seed),
+            };
+            info!(origin = origin.name(), seed, values = ?found.values, "training what was found");
+            let out = arguments.out.join(format!("{}-{seed}", origin.name()));
+            let engine::Config { data, photos, device, .. } = &place.engine;
+            let images: (&Path, &Path) = (data, photos);
+            let results =
+                retrain::retrain(&arguments.how, &found, seed, &out, images, *device, &stop)?;
+            row.architectures.push(found.values);
+            row.figures.entry("parameters").or_default().push(results.parameters as f64);
+            for (name, figure) in results.figures {
+                row.figures.entry(name).or_default().push(figure);
+            }
+        }
+        rows.push(row);
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string(&rows)?);
+    } else {
+        print(&rows);
+    }
+    Ok(())
+}
+
+fn drawn(space: Space, seed: u64) -> Found {
+    let values = space.draw(&mut ChaCha8Rng::seed_from_u64(seed));
+    Found { space, values }
+}
+
+fn request(
+    arguments: &Arguments,
+    name: String,
+    settings: BTreeMap<String, String>,
+    algorithm: Algorithm,
+    seed: u64,
+) -> v1::CreateStudyRequest {
+    let algorithm = v1::AlgorithmSettings {
+        algorithm: algorithm.into(),
+        seed: Some(seed),
+        ..Default::default()
+    };
+    let stop = v1::StopRules { max_steps: arguments.max_steps, ..Default::default() };
+    let spec = v1::StudySpec {
+        space: arguments.space.clone(),
+        settings,
+        algorithm: Some(algorithm),
+        stop: Some(stop),
+        ..Default::default()
+    };
+    v1::CreateStudyRequest { name, spec: Some(spec) }
+}
+
+/// Searches to the end, from where an earlier search came to; what it found.
+async fn search(
+    request: v1::CreateStudyRequest,
+    algorithm: Algorithm,
+    place: &Place,
+    stop: &AtomicBool,
+) -> anyhow::Result<Found> {
+    let connection = place.controller.connect()?;
+    let created = insist(&request, |request| {
+        let mut studies = StudyServiceClient::new(connection.clone());
+        async move { studies.create_study(request).await }
+    });
+    if let Err(status) = created.await {
+        bail!("{}", explain(&status, &connection.url()));
+    }
+    let name = request.name;
+    let config = client::Config {
+        controller: place.controller.clone(),
+        study: Some(name.clone()),
+        work_dir: place.work_dir.clone(),
+        checkpoint_every: Duration::from_secs(600),
+        step_limit: Duration::from_secs(1800),
+    };
+    let ended = |study: &v1::Study| study.state() == StudyState::Finished;
+    if !ended(&study::get(&connection, &name).await?) {
+        info!(study = name, "searching");
+        let stopped = async {
+            while !stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        client::serve(config, place.engine.clone(), Doors::CLOSED, stopped).await?;
+    }
+    let study = study::get(&connection, &name).await?;
+    ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
+    ensure!(ended(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
+    let architecture = match algorithm {
+        Algorithm::Random => study.incumbent.clone().and_then(|incumbent| incumbent.architecture),
+        _ => study.mode.clone(),
+    };
+    let v1::Architecture { values } =
+        architecture.with_context(|| format!("study {name:?} has found nothing"))?;
+    Ok(Found { space: study::space(&study)?, values })
+}
+
+fn print(rows: &[Row]) {
+    let Some(first) = rows.first() else { return };
+    print!("{:18}", "");
+    for name in first.figures.keys() {
+        print!(" {:>22}", name.replace('_', " "));
+    }
+    println!();
+    for row in rows {
+        print!("{:18}", row.origin.title());
+        for (name, figures) in &row.figures {
+            let (mean, deviation) = mean_and_deviation(figures);
+            match *name {
+                "parameters" => print!(" {:>22}", format!("{mean:.0} ± {deviation:.0}")),
+                _ => print!(" {:>22}", format!("{mean:.4} ± {deviation:.4}")),
+            }
+        }
+        println!();
+    }
+}
+
+/// The deviation is that of a sample, and NaN for one alone.
+fn mean_and_deviation(figures: &[f64]) -> (f64, f64) {
+    let count = figures.len() as f64;
+    let mean = figures.iter().sum::<f64>() / count;
+    let squares: f64 = figures.iter().map(|figure| (figure - mean).powi(2)).sum();
+    (mean, (squares / (count - 1.0)).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deviation_is_a_sample_s() {
+        let (mean, deviation) = mean_and_deviation(&[1.0, 2.0, 3.0, 6.0]);
+        assert_eq!(mean, 3.0);
+        assert!((deviation - (14.0_f64 / 3.0).sqrt()).abs() < 1e-15);
+        assert!(mean_and_deviation(&[1.0]).1.is_nan());
+    }
+}
