@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use asng_tests::{terminate, trainer_program};
+use asng_proto::v1::ListStudiesRequest;
+use asng_tests::{Controller, terminate, trainer_program};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
@@ -201,4 +202,43 @@ fn a_directory_has_one_retraining_at_a_time_and_divergence_ends_it() {
     let mut command = autoencoder(&photos, &directory.path().join("diverged"), "400");
     command.args(["--learning-rate", "1e30"]);
     assert!(complaint(command).contains("has diverged before minibatch 100"));
+}
+
+#[tokio::test]
+async fn a_comparison_searches_and_trains_for_each_seed_and_goes_on_where_it_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let photos = write_photos(directory.path());
+    let controller = Controller::start(&directory.path().join("state"));
+    let out = directory.path().join("compared");
+    let compare = || {
+        let mut command = trainer();
+        command.args(["compare", "--space", "inpaint-cat", "--preset", "quick", "--json"]);
+        for setting in ["nodes=3", "channels=2", "image_size=16", "batch_size=4"] {
+            command.args(["--set", setting]);
+        }
+        command.args(["--max-steps", "10", "--seeds", "2", "--iterations", "20"]);
+        command.arg("--photos").arg(&photos).arg("--out").arg(&out);
+        command.arg("--work-dir").arg(directory.path().join("work"));
+        command.args(["--controller", &controller.url()]);
+        command
+    };
+    let mut killed = compare().spawn().unwrap();
+    while !out.join("asng-1/last.safetensors").exists() {
+        assert!(killed.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let rows = json(compare().output().unwrap());
+    assert_eq!(json(compare().output().unwrap()), rows, "all was there already");
+    let origins: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["origin"]).collect();
+    assert_eq!(origins, ["asng", "sng", "random", "drawn"]);
+    for row in rows.as_array().unwrap() {
+        for figures in row["figures"].as_object().unwrap().values() {
+            assert_eq!(figures.as_array().unwrap().len(), 2);
+        }
+        assert_ne!(row["architectures"][0], row["architectures"][1]);
+    }
+    let studies = controller.studies().list_studies(ListStudiesRequest::default()).await.unwrap();
+    assert_eq!(studies.into_inner().studies.len(), 6);
 }
