@@ -27,6 +27,9 @@ use crate::{
     study::{self, Found},
 };
 
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10 * 60);
+const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(
@@ -214,26 +217,22 @@ async fn search(
         bail!("{}", explain(&status, &connection.url()));
     }
     let name = request.name;
-    let config = client::Config {
-        controller: place.controller.clone(),
-        study: Some(name.clone()),
-        work_dir: place.work_dir.clone(),
-        checkpoint_every: Duration::from_secs(600),
-        step_limit: Duration::from_secs(1800),
-    };
-    let ended = |study: &v1::Study| study.state() == StudyState::Finished;
-    if !ended(&study::get(&connection, &name).await?) {
+    let finished = |study: &v1::Study| study.state() == StudyState::Finished;
+    if !finished(&study::get(&connection, &name).await?) {
         info!(study = name, "searching");
-        let stopped = async {
-            while !stop.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
+        let config = client::Config {
+            controller: place.controller.clone(),
+            study: Some(name.clone()),
+            work_dir: place.work_dir.clone(),
+            checkpoint_every: CHECKPOINT_EVERY,
+            step_limit: STEP_LIMIT,
         };
-        client::serve(config, place.engine.clone(), Doors::CLOSED, stopped).await?;
+        let end = client::asked_to_end()?;
+        client::serve(config, place.engine.clone(), Doors::CLOSED, end).await?;
     }
     let study = study::get(&connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
-    ensure!(ended(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
+    ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
     let architecture = match algorithm {
         Algorithm::Random => study.incumbent.clone().and_then(|incumbent| incumbent.architecture),
         _ => study.mode.clone(),

@@ -6,8 +6,7 @@ use asng_client::{Options, telemetry};
 use asng_trainer::{client, compare, datasets, engine, evaluate, export, retrain, serving};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::error;
 
 /// Trains the shared weights of a supernet for a neural architecture search, and what the search has found.
 #[derive(Debug, Parser)]
@@ -119,18 +118,10 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
     match command {
         Command::Serve(Serve { study, checkpoint_every, step_limit, serving }) => {
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut terminate = signal(SignalKind::terminate())?;
-            let stop = async move {
-                tokio::select! {
-                    _ = interrupt.recv() => info!("interrupted"),
-                    _ = terminate.recv() => info!("terminated"),
-                }
-            };
             let engine = engine::Config { data, photos, device, threads };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
-            client::serve(config, engine, serving.open().await?, stop).await
+            client::serve(config, engine, serving.open().await?, client::asked_to_end()?).await
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);
