@@ -43,6 +43,9 @@ pub struct Arguments {
     /// A setting of the space, as of a study; may be repeated. The preset is that of --preset
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = retrain::setting)]
     settings: Vec<(String, String)>,
+    /// What is compared
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Origin::ALL, value_name = "ORIGIN,...")]
+    origins: Vec<Origin>,
     /// Steps of each search
     #[arg(long, value_name = "N")]
     max_steps: u64,
@@ -63,16 +66,16 @@ pub struct Arguments {
 }
 
 /// Where an architecture comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Origin {
-    /// The most likely architecture after a search by ASNG.
+    /// The most likely architecture after a search by ASNG
     Asng,
-    /// The most likely one after a search with a fixed step.
+    /// The most likely one after a search with a fixed step
     Sng,
-    /// The one with the smallest loss of those that a random search met.
+    /// The one with the smallest loss of those that a random search met
     Random,
-    /// Drawn, without a search.
+    /// Drawn, without a search
     Drawn,
 }
 
@@ -138,7 +141,7 @@ pub async fn run(arguments: Arguments, place: Place) -> anyhow::Result<()> {
     study::named(&arguments.space, &settings)?;
     let stop = retrain::stop_on_signals()?;
     let mut rows = Vec::new();
-    for origin in Origin::ALL {
+    for origin in arguments.origins.iter().copied() {
         let mut row = Row { origin, architectures: Vec::new(), figures: BTreeMap::new() };
         for seed in 0..arguments.seeds {
             let mut settings = settings.clone();
