@@ -49,6 +49,10 @@ pub struct Arguments {
     /// Steps of each search
     #[arg(long, value_name = "N")]
     max_steps: u64,
+    /// The step of SNG, and of ASNG at the start, as of a study [default: 1]. A small one leaves the weights more time
+    /// before the search makes up its mind
+    #[arg(long, value_name = "X")]
+    delta_init: Option<f64>,
     /// Seeds: everything is done so often
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
@@ -190,6 +194,7 @@ fn request(
 ) -> v1::CreateStudyRequest {
     let algorithm = v1::AlgorithmSettings {
         algorithm: algorithm.into(),
+        delta_init: arguments.delta_init,
         seed: Some(seed),
         ..Default::default()
     };
