@@ -3,7 +3,10 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, compare, datasets, engine, evaluate, export, retrain, serving};
+use asng_trainer::{
+    client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
+    supernet::Precision,
+};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tokio::signal::unix::{SignalKind, signal};
@@ -93,6 +96,8 @@ struct Serve {
     #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
     step_limit: Duration,
     #[command(flatten)]
+    computing: computing::Options,
+    #[command(flatten)]
     serving: serving::Options,
 }
 
@@ -118,7 +123,8 @@ async fn main() -> ExitCode {
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
     match command {
-        Command::Serve(Serve { study, checkpoint_every, step_limit, serving }) => {
+        Command::Serve(Serve { study, checkpoint_every, step_limit, computing, serving }) => {
+            computing.apply(device)?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut terminate = signal(SignalKind::terminate())?;
             let stop = async move {
@@ -127,7 +133,8 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
                     _ = terminate.recv() => info!("terminated"),
                 }
             };
-            let engine = engine::Config { data, photos, device, threads };
+            let precision = computing.precision;
+            let engine = engine::Config { data, photos, device, threads, precision };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
             client::serve(config, engine, serving.open().await?, stop).await
@@ -138,7 +145,8 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         }
         Command::Compare(arguments) => {
             set_threads(threads);
-            let engine = engine::Config { data, photos, device, threads };
+            let precision = Precision::default();
+            let engine = engine::Config { data, photos, device, threads, precision };
             compare::run(arguments, compare::Place { controller, work_dir, engine }).await
         }
         Command::Export(arguments) => export::run(&arguments),
