@@ -27,6 +27,6 @@ fn a_weight_that_was_moved_is_converted_anew() {
         f64::try_from(x.matmul(&weight).sum(Kind::Float)).unwrap()
     };
     assert_eq!(sum(), 4.0);
-    tch::no_grad(|| weight.shallow_clone().fill_(2.0));
+    let _ = tch::no_grad(|| weight.shallow_clone().fill_(2.0));
     assert_eq!(sum(), 8.0);
 }
