@@ -226,12 +226,14 @@ pub fn trainer_program() -> &'static Path {
     PATH.get_or_init(|| binary("asng-trainer", "asng-trainer"))
 }
 
-/// The trainer's command line, on one thread and the real CIFAR-10.
+/// The trainer's command line, on one thread and the real CIFAR-10. `ASNG_TEST_DEVICE` says what computes, the CPU or a
+/// GPU such as `cuda:0`.
 pub fn trainer_command(controller: &Controller, work_dir: &Path) -> Command {
     let mut command = Command::new(trainer_program());
     command
         .env("ASNG_CONTROLLER", controller.url())
-        .args(["--device", "cpu", "--threads", "1"])
+        .args(["--threads", "1", "--device"])
+        .arg(std::env::var("ASNG_TEST_DEVICE").unwrap_or_else(|_| "cpu".into()))
         .args(["--data", concat!(env!("CARGO_MANIFEST_DIR"), "/../data/cifar-10-batches-bin")])
         .arg("--work-dir")
         .arg(work_dir);

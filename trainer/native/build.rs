@@ -7,7 +7,10 @@ use std::{
 };
 
 fn main() {
-    println!("cargo::rerun-if-changed=src/batch_norm.cpp");
+    const FILES: [&str; 2] = ["src/autocast.cpp", "src/batch_norm.cpp"];
+    for file in FILES {
+        println!("cargo::rerun-if-changed={file}");
+    }
     for variable in ["DEP_TCH_LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -35,7 +38,7 @@ fn main() {
         // libtorch's headers are not ours to correct.
         .flag(format!("-isystem{}", include.display()))
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
-        .file("src/batch_norm.cpp")
+        .files(FILES)
         .compile("asng_native");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{library}");
 }

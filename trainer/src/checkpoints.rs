@@ -39,7 +39,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The list is not one.
-    #[error("{}: {source}", .file.display())]
+    #[error(
+        "{} is damaged: {source}; move the directory away to start with new weights",
+        .file.display()
+    )]
     List {
         /// The list.
         file: PathBuf,

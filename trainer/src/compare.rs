@@ -138,7 +138,10 @@ pub struct Place {
 }
 
 /// Searches, trains and prints.
-pub async fn run(arguments: Arguments, place: Place) -> anyhow::Result<()> {
+pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
+    let computing = arguments.how.computing;
+    computing.apply(place.engine.device)?;
+    place.engine.precision = computing.precision;
     let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
     let preset = arguments.how.preset.to_possible_value().expect("no preset is hidden");
     settings.insert("preset".to_owned(), preset.get_name().to_owned());

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tch::{Device, TchError, Tensor};
 
 pub mod augment;
 pub mod batches;
@@ -140,6 +141,13 @@ pub enum Error {
     /// libtorch refused, for want of memory for instance.
     #[error(transparent)]
     Tensor(#[from] tch::TchError),
+}
+
+/// Copies a tensor of the CPU to `device`, if that is another, without waiting for what a GPU still
+/// has to compute.
+fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    let (non_blocking, copy) = (true, false);
+    tensor.f_to_device_(device, tensor.kind(), non_blocking, copy)
 }
 
 /// Starts the generator for number `index` of one purpose. The ChaCha key is the seed, the name of

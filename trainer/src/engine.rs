@@ -31,7 +31,7 @@ use crate::{
     checkpoints::{self, Checkpoints},
     data,
     space::{self, Space, inpaint::Coding},
-    supernet::{self, Failure, Snapshot},
+    supernet::{self, Failure, Precision, Snapshot},
 };
 
 /// Why the engine cannot do what it is asked.
@@ -91,6 +91,8 @@ pub struct Config {
     pub device: Device,
     /// Threads of one operation on a CPU; libtorch's own choice when absent.
     pub threads: Option<u16>,
+    /// What steps compute with.
+    pub precision: Precision,
 }
 
 /// A step of the search, in the wire's values.
@@ -324,16 +326,17 @@ impl Workshop {
         self.open = None;
         let newest = checkpoints::newest(&directory)?;
         let checkpoints = Checkpoints::new(directory)?;
+        let Config { device, precision, .. } = self.config;
         let mut study: Box<dyn Study> = match space {
             Space::EnasMicro(settings) => {
                 let (space, data) = (space::enas_micro::NAME, &self.config.data);
                 let images =
                     self.cifar10.clone().ok_or(Error::NoImages { space, data: data.clone() })?;
-                Box::new(Classification::new(settings, images, self.config.device)?)
+                Box::new(Classification::new(settings, images, device, precision)?)
             }
             Space::Inpaint(coding, settings) => {
                 let photos = self.photos(settings.image_size)?;
-                Box::new(Inpainting::new(coding, settings, photos, self.config.device)?)
+                Box::new(Inpainting::new(coding, settings, photos, device, precision)?)
             }
             Space::Toy(settings) => Box::new(Toy::new(settings)),
         };

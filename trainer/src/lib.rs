@@ -7,6 +7,7 @@
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
 //! | [`quality`] | how close images are: PSNR and SSIM |
+//! | [`computing`] | options of how training computes |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
@@ -20,6 +21,7 @@
 pub mod checkpoints;
 pub mod client;
 pub mod compare;
+pub mod computing;
 pub mod data;
 pub mod datasets;
 pub mod engine;

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use asng_client::{Options, telemetry};
-use asng_trainer::{client, compare, datasets, engine, evaluate, export, retrain, serving};
+use asng_trainer::{
+    client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
+    supernet::Precision,
+};
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
 use tracing::error;
@@ -92,6 +95,8 @@ struct Serve {
     #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
     step_limit: Duration,
     #[command(flatten)]
+    computing: computing::Options,
+    #[command(flatten)]
     serving: serving::Options,
 }
 
@@ -117,8 +122,10 @@ async fn main() -> ExitCode {
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
     match command {
-        Command::Serve(Serve { study, checkpoint_every, step_limit, serving }) => {
-            let engine = engine::Config { data, photos, device, threads };
+        Command::Serve(Serve { study, checkpoint_every, step_limit, computing, serving }) => {
+            computing.apply(device)?;
+            let precision = computing.precision;
+            let engine = engine::Config { data, photos, device, threads, precision };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
             client::serve(config, engine, serving.open().await?, client::asked_to_end()?).await
@@ -129,7 +136,8 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         }
         Command::Compare(arguments) => {
             set_threads(threads);
-            let engine = engine::Config { data, photos, device, threads };
+            let precision = Precision::default();
+            let engine = engine::Config { data, photos, device, threads, precision };
             compare::run(arguments, compare::Place { controller, work_dir, engine }).await
         }
         Command::Export(arguments) => export::run(&arguments),

@@ -35,6 +35,7 @@ use self::{
     training::Training,
 };
 use crate::{
+    computing,
     data::{Cifar10, Images},
     evaluate::Pictures,
     space::{Space, enas_micro, inpaint},
@@ -89,6 +90,8 @@ pub(crate) struct How {
     /// Use only the first N test images
     #[arg(long, value_name = "N")]
     test_images: Option<i64>,
+    #[command(flatten)]
+    pub(crate) computing: computing::Options,
     #[command(flatten)]
     classification: classification::Flags,
     #[command(flatten)]
@@ -147,6 +150,7 @@ pub async fn run(
     let found = arguments.subject.find(study.as_ref(), space)?;
     let stop = stop_on_signals()?;
     let Arguments { how, seed, out, .. } = &arguments;
+    how.computing.apply(device)?;
     let results = retrain(how, &found, *seed, out, (data, photos), device, &stop)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
@@ -190,6 +194,7 @@ pub(crate) fn retrain(
     device: Device,
     stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
+    let precision = how.computing.precision;
     match &found.space {
         Space::EnasMicro(settings) => {
             refuse(how.inpainting.given(), enas_micro::NAME)?;
@@ -204,7 +209,7 @@ pub(crate) fn retrain(
                 dot: architecture.dot(),
                 parameters,
             };
-            let mut training = Classification::new(&recipe, &data, device)?;
+            let mut training = Classification::new(&recipe, &data, device, precision)?;
             train(
                 out,
                 how.checkpoint_every,
@@ -226,7 +231,7 @@ pub(crate) fn retrain(
                 dot: architecture.dot(),
                 parameters: architecture.parameters(recipe.image, recipe.batch_norm),
             };
-            let mut training = Inpainting::new(&recipe, &pictures, device)?;
+            let mut training = Inpainting::new(&recipe, &pictures, device, precision)?;
             train(
                 out,
                 how.checkpoint_every,

@@ -11,6 +11,7 @@
 //! * [`Toy`]: the weights of the artificial problem, which needs none of these
 //! * `layers`: convolution, batch normalisation and the linear layer; `initial`: their values at
 //!   the start
+//! * [`Precision`]: how many bits training computes with
 //! * `checkpoint`: named tensors in a safetensors file
 //!
 //! Whatever libtorch refuses, memory included, is an [`Error`] and no panic; after one, the tensors
@@ -25,6 +26,7 @@ mod initial;
 pub mod inpaint;
 mod layers;
 pub mod loss;
+mod precision;
 mod retrained;
 mod search;
 pub mod sgd;
@@ -34,6 +36,7 @@ mod toy;
 use tch::{TchError, Tensor};
 
 pub use checkpoint::{Numbers, Snapshot};
+pub use precision::Precision;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
 pub use search::{StepOutcome, Supernet};
 pub use step::Failure;

@@ -31,6 +31,9 @@ enum Command {
         /// Fetch only these.
         #[arg(value_name = "PART")]
         parts: Vec<setup::Part>,
+        /// Fetch all of PyTorch with CUDA, 5 GB, to ./libtorch-cuda, and build the trainer with that from now on.
+        #[arg(long)]
+        cuda: bool,
     },
     /// Starts both services and searches an architecture on real CIFAR-10.
     Demo(demo::Arguments),
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     let root = workspace_root()?;
     match args.command {
-        Command::Setup { parts } => setup::command(&root, &parts),
+        Command::Setup { parts, cuda } => setup::command(&root, &parts, cuda),
         Command::Demo(arguments) => demo::demo(&root, &arguments),
         Command::Test(arguments) => test::test(&root, &arguments),
         Command::Bench(what) => bench::bench(&root, &what),

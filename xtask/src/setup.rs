@@ -37,7 +37,12 @@ pub(crate) fn setup(root: &Path) -> Result<()> {
 }
 
 /// The subcommand: the same for some parts (none named: what it takes to run the programs), and says what there is.
-pub(crate) fn command(root: &Path, parts: &[Part]) -> Result<()> {
+/// With `cuda`, the libtorch is that of a whole PyTorch.
+pub(crate) fn command(root: &Path, parts: &[Part], cuda: bool) -> Result<()> {
+    if cuda {
+        let _lock = lock(root)?;
+        libtorch::ensure_cuda(root).map_err(name_full_disk).context("no PyTorch with CUDA")?;
+    }
     let parts = if parts.is_empty() { &ALL } else { parts };
     for found in ensure(root, parts)? {
         println!("{found}");

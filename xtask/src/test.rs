@@ -13,10 +13,20 @@ use crate::{
 /// How much to test.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Many more random lists of operations, kills and hostile requests; and run the demo as well
+    /// Many more random lists of operations, kills of either service, hostile requests and seeds of the artificial
+    /// problem; and run the demo as well
     #[arg(long)]
     full: bool,
 }
+
+/// How much of what is random: the variable that a test reads, without and with `--full`.
+const COUNTS: [(&str, &str, &str); 5] = [
+    ("ASNG_LISTS", "500", "10000"),
+    ("ASNG_KILLS", "20", "200"),
+    ("ASNG_HOSTILE_REQUESTS", "30000", "1000000"),
+    ("ASNG_SEARCH_KILLS", "4", "20"),
+    ("ASNG_TOY_SEEDS", "1", "50"),
+];
 
 /// Sets up first when needed.
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
@@ -26,10 +36,9 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
     let mut tests = cargo(root, ["test", "--locked", "--workspace"]);
-    let [lists, kills, requests] =
-        if arguments.full { ["10000", "200", "1000000"] } else { ["500", "20", "30000"] };
-    tests.env("ASNG_LISTS", lists);
-    tests.env("ASNG_KILLS", kills).env("ASNG_HOSTILE_REQUESTS", requests);
+    for (variable, short, full) in COUNTS {
+        tests.env(variable, if arguments.full { full } else { short });
+    }
     // libtorch's threads spin while they wait, and take the time from those that they wait for.
     tests.env("GOMP_SPINCOUNT", "10000");
     run(&mut tests)?;

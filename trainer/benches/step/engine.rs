@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Instant};
 use asng_trainer::{
     engine::{Config, Engine, Step},
     space::Space,
+    supernet::Precision,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +34,13 @@ pub(crate) fn measure(data: PathBuf) -> anyhow::Result<Figures> {
 
 async fn loader_share(data: PathBuf) -> anyhow::Result<f64> {
     let photos = data.join("none");
-    let config = Config { data, photos, device: Device::Cpu, threads: Some(THREADS) };
+    let config = Config {
+        data,
+        photos,
+        device: Device::Cpu,
+        threads: Some(THREADS),
+        precision: Precision::F32,
+    };
     let engine = Engine::start(config).await?;
     let directory = tempfile::tempdir()?;
     engine.open(Space::EnasMicro(settings()), directory.path().join("study")).await?;

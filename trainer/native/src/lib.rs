@@ -1,6 +1,10 @@
-//! Operations that libtorch lacks, in C++ against its headers: the only unsafe code of the project.
+//! Operations that libtorch lacks, and modes that tch does not reach, in C++ against its headers: the only unsafe code of the project.
 //!
 //! An exception of C++ becomes a [`TchError`] with its message.
+
+mod autocast;
+
+pub use autocast::Autocast;
 
 use std::{
     ffi::{CStr, c_char},

@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use super::Error;
+use super::{Error, to_device};
 
 /// Labelled images, resident on one device.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Images {
         if let Some(&index) = indices.iter().find(|index| !(0..examples).contains(index)) {
             return Err(Error::Index { index, examples });
         }
-        let indices = Tensor::f_from_slice(indices)?.f_to_device(self.labels.device())?;
+        let indices = to_device(&Tensor::f_from_slice(indices)?, self.labels.device())?;
         Ok(Self {
             pixels: self.pixels.f_index_select(0, &indices)?,
             labels: self.labels.f_index_select(0, &indices)?,

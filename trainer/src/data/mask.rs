@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use tch::{Device, Kind, Tensor};
 
-use super::{Error, generator};
+use super::{Error, generator, to_device};
 use crate::space::inpaint::Mask;
 
 /// Part of the pixels that [`Mask::Pixel`] hides.
@@ -53,7 +53,7 @@ pub fn draw(
         }
     }
     let seen = Tensor::f_from_slice(&seen)?.f_view([count, 1, height, width])?;
-    Ok(seen.f_to_kind(kind)?.f_to_device(device)?)
+    Ok(to_device(&seen.f_to_kind(kind)?, device)?)
 }
 
 #[cfg(test)]

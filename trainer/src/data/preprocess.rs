@@ -3,9 +3,9 @@
 
 use tch::{Device, IndexOp, Kind, Tensor};
 
-use super::Error;
 use super::augment::{Augment, Draw};
 use super::cifar10::{MEAN, STD};
+use super::{Error, to_device};
 
 /// Turns batches of pixels into batches of input: type, memory layout and normalisation.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Preprocess {
             draws.iter().map(|draw| draw.column).collect(),
         ]
         .concat();
-        let numbers = Tensor::f_from_slice(&numbers)?.f_view([5, -1, 1])?.f_to_device(device)?;
+        let numbers = to_device(&Tensor::f_from_slice(&numbers)?.f_view([5, -1, 1])?, device)?;
         let [top, left, mirrored, row, column] = [0, 1, 2, 3, 4].map(|i| numbers.i(i)); // [B, 1]
         let rows = Tensor::f_arange(height, (Kind::Int64, device))?; // [H]
         let columns = Tensor::f_arange(width, (Kind::Int64, device))?; // [W]

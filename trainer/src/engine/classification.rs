@@ -10,7 +10,7 @@ use crate::{
     evaluate::{BATCH, TestImages},
     metrics::{self, Phase},
     space::enas_micro::{Architecture, Settings},
-    supernet::{Batch, Evaluation, Snapshot, Supernet},
+    supernet::{Batch, Evaluation, Precision, Snapshot, Supernet},
 };
 
 /// The training set on the device, in the halves for the weights and for the ranking.
@@ -46,8 +46,10 @@ impl Classification {
         settings: Settings,
         images: Rc<Halves>,
         device: Device,
+        precision: Precision,
     ) -> Result<Classification, Error> {
-        let supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
+        let mut supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
+        supernet.set_precision(precision);
         // Each half has an order of its own.
         let batches = |half: &Images, seed: u64| {
             Batches::new(seed, half.len() as usize, settings.batch_size as usize)

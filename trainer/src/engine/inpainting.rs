@@ -12,7 +12,7 @@ use crate::{
     metrics::{self, Phase},
     space::inpaint::{Architecture, Coding, Settings},
     supernet::{
-        Snapshot,
+        Precision, Snapshot,
         inpaint::{Batch, Evaluation, Supernet},
     },
 };
@@ -61,8 +61,10 @@ impl Inpainting {
         settings: Settings,
         photos: Rc<Halves>,
         device: Device,
+        precision: Precision,
     ) -> Result<Inpainting, Error> {
-        let supernet = Supernet::new(&settings, 3, device)?;
+        let mut supernet = Supernet::new(&settings, 3, device)?;
+        supernet.set_precision(precision);
         // Each half has an order of its own.
         let batches = |half: &Images, seed: u64| {
             Batches::new(seed, half.len() as usize, settings.batch_size as usize)

@@ -16,7 +16,7 @@ use crate::{
     engine::cosine,
     evaluate::TestImages,
     space::enas_micro::{Architecture, Retraining, Size},
-    supernet::{self, Batch, Numbers, Retrained},
+    supernet::{self, Batch, Numbers, Precision, Retrained},
 };
 
 /// What can be set of classifiers alone.
@@ -126,9 +126,12 @@ impl Classification {
         recipe: &Recipe,
         data: &Cifar10,
         device: Device,
+        precision: Precision,
     ) -> anyhow::Result<Classification> {
         let Recipe { schedule, seed, images, test_images, .. } = recipe;
         let train = super::first(&data.train, *images)?.to_device(device)?;
+        let mut network = recipe.network(device)?;
+        network.set_precision(precision);
         Ok(Classification {
             schedule: schedule.clone(),
             seed: *seed,
@@ -137,7 +140,7 @@ impl Classification {
             batches: Batches::new(*seed, train.len() as usize, schedule.batch_size)?,
             train,
             test: TestImages::of(&data.test, Some(*test_images), device)?,
-            network: recipe.network(device)?,
+            network,
         })
     }
 }

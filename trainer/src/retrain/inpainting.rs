@@ -15,7 +15,7 @@ use crate::{
     evaluate::{Pictures, TestPhotos},
     space::inpaint::{Architecture, Mask, Retraining, Settings},
     supernet::{
-        self, Numbers,
+        self, Numbers, Precision,
         inpaint::{Batch, Retrained},
     },
 };
@@ -118,9 +118,12 @@ impl Inpainting {
         recipe: &Recipe,
         pictures: &Pictures,
         device: Device,
+        precision: Precision,
     ) -> anyhow::Result<Inpainting> {
         let Recipe { schedule, seed, images, test_images, mask, .. } = *recipe;
         let train = super::first(&pictures.train, images)?.to_device(device)?;
+        let mut network = recipe.network(device)?;
+        network.set_precision(precision);
         Ok(Inpainting {
             schedule,
             seed,
@@ -130,7 +133,7 @@ impl Inpainting {
             batches: Batches::new(seed, train.len() as usize, schedule.batch_size as usize)?,
             train,
             test: TestPhotos::of(&pictures.test, Some(test_images), mask, device)?,
-            network: recipe.network(device)?,
+            network,
         })
     }
 }

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 use super::enas_micro::{Mode, Network};
 use super::gradients::Gradients;
 use super::sgd::{Rates, Sgd};
-use super::{Batch, Error, Evaluation, Numbers, Snapshot, checkpoint, loss};
+use super::{Batch, Error, Evaluation, Numbers, Precision, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Size};
 
 /// How much the auxiliary head's loss counts (authors' `weight_auxiliary`).
@@ -30,6 +30,7 @@ pub struct Retrained {
     architecture: Architecture,
     network: Network,
     sgd: Sgd,
+    precision: Precision,
 }
 
 impl Retrained {
@@ -44,7 +45,12 @@ impl Retrained {
     ) -> Result<Retrained, Error> {
         let network = Network::alone(size, &architecture, seed, device, Kind::Float)?;
         let sgd = Sgd::new(network.parameters(), rates)?;
-        Ok(Retrained { architecture, network, sgd })
+        Ok(Retrained { architecture, network, sgd, precision: Precision::F32 })
+    }
+
+    /// Computes the steps from now on with this precision, which is [`Precision::F32`] at first.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Moves the weights along the gradient of the main loss plus [`AUXILIARY_WEIGHT`] times the
@@ -55,6 +61,7 @@ impl Retrained {
         learning_rate: f64,
         drop_path: f64,
     ) -> Result<TrainOutcome, Error> {
+        let autocast = self.precision.enter(batch.images.device());
         let logits =
             self.network.forward(&batch.images, &self.architecture, Mode::Train { drop_path })?;
         let main = loss::cross_entropy(&logits.main, &batch.labels)?;
@@ -66,6 +73,7 @@ impl Retrained {
             }
             None => main.shallow_clone(),
         };
+        drop(autocast);
         let gradients = Gradients::of(&total, self.network.parameters())?;
         let norm = self.sgd.step(self.network.parameters_mut(), &gradients, learning_rate)?;
         let numbers = loss::read(&[main.f_detach()?, accuracy, norm])?;
@@ -158,6 +166,18 @@ mod tests {
         let mut retrained = retrained(0);
         let before = retrained.evaluate(&batch()).unwrap();
         // The last steps move only the statistics, which trail behind the weights.
+        for learning_rate in [[0.02; 30], [0.0; 30]].concat() {
+            retrained.train_step(&batch(), learning_rate, 0.0).unwrap();
+        }
+        let after = retrained.evaluate(&batch()).unwrap();
+        assert!(after.loss < 0.5 * before.loss, "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn training_with_16_bits_lowers_the_loss_of_32() {
+        let mut retrained = retrained(0);
+        retrained.set_precision(Precision::Bf16);
+        let before = retrained.evaluate(&batch()).unwrap();
         for learning_rate in [[0.02; 30], [0.0; 30]].concat() {
             retrained.train_step(&batch(), learning_rate, 0.0).unwrap();
         }

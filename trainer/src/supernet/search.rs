@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::enas_micro::{Mode, Network};
 use super::sgd::{Rates, Sgd};
 use super::step::{self, Shared};
-use super::{Batch, Error, Evaluation, Failure, Snapshot, checkpoint, loss};
+use super::{Batch, Error, Evaluation, Failure, Precision, Snapshot, checkpoint, loss};
 use crate::space::enas_micro::{Architecture, Settings};
 
 /// What a step reports.
@@ -36,6 +36,7 @@ pub struct StepOutcome {
 pub struct Supernet {
     network: Network,
     sgd: Sgd,
+    precision: Precision,
 }
 
 impl Supernet {
@@ -55,7 +56,12 @@ impl Supernet {
         };
         let network = Network::supernet(&size, settings.seed as u64, device, Kind::Float)?;
         let sgd = Sgd::new(network.parameters(), rates)?;
-        Ok(Supernet { network, sgd })
+        Ok(Supernet { network, sgd, precision: Precision::F32 })
+    }
+
+    /// Computes the steps from now on with this precision, which is [`Precision::F32`] at first.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// One step of the search (authors' `architecture_search`): moves the weights along the mean
@@ -76,6 +82,7 @@ impl Supernet {
             (train_batch, train),
             (rank_batch, rank),
             learning_rate,
+            self.precision,
         )?;
         Ok(StepOutcome {
             losses: measured.losses,
@@ -211,6 +218,28 @@ mod tests {
             assert_eq!(step(&mut one), step(&mut same));
         }
         assert_eq!(weight(&one), weight(&same));
+    }
+
+    #[test]
+    fn with_16_bits_the_losses_are_near_and_the_weights_keep_32() {
+        let (mut exact, mut short) = (supernet(0), supernet(0));
+        short.set_precision(Precision::Bf16);
+        let (exact, outcome) = (step(&mut exact), step(&mut short));
+        assert_ne!(exact.losses, outcome.losses, "it has no effect");
+        // A number of 16 bits is right to 1 part in 256.
+        for (loss, exact) in outcome.losses.iter().zip(&exact.losses) {
+            assert!((loss - exact).abs() < 0.03 * exact, "{loss}, not {exact}");
+            // Of 32 bits.
+            assert_ne!(Tensor::from(*loss).to_kind(Kind::BFloat16).double_value(&[]), *loss);
+        }
+        let norms = (outcome.gradient_norm, exact.gradient_norm);
+        assert!((norms.0 - norms.1).abs() < 0.1 * norms.1, "{norms:?}");
+        let all = [short.network.parameters(), short.sgd.momentum()];
+        assert!(all.iter().all(|tensors| tensors.values().all(|t| t.kind() == Kind::Float)));
+        let (one, other) = (supernet(0), &mut supernet(0));
+        other.set_precision(Precision::Bf16);
+        let evaluate = |supernet: &Supernet| supernet.evaluate(&batch(0.0), &architectures()[0]);
+        assert_eq!(evaluate(&one).unwrap(), evaluate(other).unwrap());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::gradients::Gradients;
 use super::sgd::Sgd;
-use super::{Error, loss};
+use super::{Error, Precision, loss};
 use crate::metrics::{self, Phase};
 
 /// A network whose weights are shared by all architectures of its space.
@@ -65,6 +65,7 @@ pub(super) fn search<N: Shared>(
     (train_batch, train): (&N::Batch, &[N::Architecture]),
     (rank_batch, rank): (&N::Batch, &[N::Architecture]),
     learning_rate: f64,
+    precision: Precision,
 ) -> Result<Measured, Error> {
     if rank.is_empty() {
         return Err(Error::NoArchitectures);
@@ -74,7 +75,7 @@ pub(super) fn search<N: Shared>(
     let mut numbers = Vec::new();
     let mut gradients = Gradients::default();
     for (place, architecture) in train.iter().enumerate() {
-        let result = gradient(network, train_batch, architecture, train.len());
+        let result = gradient(network, train_batch, architecture, train.len(), precision);
         match contain(result, place, &mut failures)? {
             Some((measured, part)) => {
                 gradients = gradients.plus(part)?;
@@ -92,11 +93,13 @@ pub(super) fn search<N: Shared>(
     metrics::phase(Phase::Train, trained - started);
 
     let _guard = tch::no_grad_guard();
+    let autocast = precision.enter(device(network));
     for (place, architecture) in rank.iter().enumerate() {
         let result = network.measure(rank_batch, architecture);
         let measured = contain(result, train.len() + place, &mut failures)?;
         numbers.extend(measured.map_or_else(|| diverged(network), Ok)?);
     }
+    drop(autocast);
     if failures.len() == train.len() + rank.len() {
         return Err(Error::NothingComputed(failures.swap_remove(0).reason));
     }
@@ -123,8 +126,11 @@ fn gradient<N: Shared>(
     batch: &N::Batch,
     architecture: &N::Architecture,
     count: usize,
+    precision: Precision,
 ) -> Result<([Tensor; 2], Gradients), Error> {
+    let autocast = precision.enter(device(network));
     let [loss, quality] = network.measure(batch, architecture)?;
+    drop(autocast);
     let gradients = Gradients::of(&loss.f_div_scalar(count as f64)?, network.shared())?;
     Ok(([loss.f_detach()?, quality], gradients))
 }
@@ -147,9 +153,12 @@ fn contain<T>(
 
 /// Loss and figure of what could not be computed.
 fn diverged(network: &impl Shared) -> Result<[Tensor; 2], Error> {
-    let device = network.shared().values().next().map_or(Device::Cpu, Tensor::device);
-    let nan = || Tensor::f_full([0; 0], f64::NAN, (Kind::Float, device));
+    let nan = || Tensor::f_full([0; 0], f64::NAN, (Kind::Float, device(network)));
     Ok([nan()?, nan()?])
+}
+
+fn device(network: &impl Shared) -> Device {
+    network.shared().values().next().map_or(Device::Cpu, Tensor::device)
 }
 
 fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {

@@ -1,8 +1,8 @@
 //! libtorch for the CPU, cut out of the wheels of PyTorch, where the user has not brought their own.
 //!
 //! The wheel of `torch` is built for CUDA: its `libtorch_cpu.so` wants the two small NVIDIA libraries
-//! that come with it here, but no driver and no GPU. A GPU needs the whole of PyTorch instead:
-//! `pip install torch==2.13.0` and `LIBTORCH_USE_PYTORCH=1`.
+//! that come with it here, but no driver and no GPU. A GPU needs the whole of PyTorch instead, which
+//! pip installs in a folder of its own; `libtorch` is then a link into it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -53,6 +53,9 @@ const LIBRARIES: [(&str, u64); 5] = [
 /// The size of these and of all headers; only for a progress bar.
 const UNPACKED_BYTES: u64 = 483_929_421;
 
+/// What only a PyTorch with CUDA has, in the folder that pip installs it in.
+const CUDA_LIBRARY: &str = "torch/lib/libtorch_cuda.so";
+
 /// Where the libtorch in use comes from.
 #[derive(Debug, PartialEq, Eq)]
 enum Source {
@@ -86,6 +89,55 @@ pub(super) fn ensure(root: &Path) -> Result<String> {
         }
         Source::Setup => ensure_ours(&destination),
     }
+}
+
+/// Makes sure that there is a PyTorch with CUDA, and that builds take it.
+pub(super) fn ensure_cuda(root: &Path) -> Result<()> {
+    let (destination, whole) = (root.join("libtorch"), root.join("libtorch-cuda"));
+    let use_pytorch = env::var_os("LIBTORCH_USE_PYTORCH");
+    let libtorch = env::var_os("LIBTORCH");
+    if source(use_pytorch.as_deref(), libtorch.as_deref(), &destination) != Source::Setup {
+        bail!("LIBTORCH or LIBTORCH_USE_PYTORCH is set, and builds take that: unset it first");
+    }
+    if !whole.join(CUDA_LIBRARY).exists() {
+        let part = part_folder(&whole)?;
+        eprintln!("PyTorch {VERSION} with CUDA: pip fetches 5 GB");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"])
+            .args(["--no-cache-dir", "--only-binary=:all:", "--target"])
+            .arg(part.path().join("whole"))
+            .arg(format!("torch=={VERSION}"))
+            .env("TMPDIR", part.path());
+        let status = pip.status().context("cannot run python3")?;
+        if !status.success() {
+            bail!("pip could not install torch=={VERSION}: {status}");
+        }
+        let fetched = part.path().join("whole");
+        if !fetched.join(CUDA_LIBRARY).exists() {
+            bail!("the torch=={VERSION} that pip found has no CUDA");
+        }
+        if whole.exists() {
+            fs::remove_dir_all(&whole)?;
+        }
+        fs::rename(fetched, &whole)?;
+    }
+    link(&destination, Path::new("libtorch-cuda/torch"))
+}
+
+/// Puts a link in the place of our `libtorch` folder, and of nobody else's.
+fn link(destination: &Path, target: &Path) -> Result<()> {
+    if fs::read_link(destination).is_ok_and(|linked| linked == target) {
+        return Ok(());
+    }
+    if destination.is_dir() && !destination.is_symlink() && destination.join(STAMP_FILE).exists() {
+        fs::remove_dir_all(destination)?;
+    }
+    if destination.exists() || destination.is_symlink() {
+        bail!("{} is not from setup: move it elsewhere", destination.display());
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(target, destination)?;
+    Ok(())
 }
 
 /// cargo sets LIBTORCH to `destination` for all it runs (.cargo/config.toml), unless it was set.
@@ -331,6 +383,30 @@ mod tests {
         let error = ensure_ours(other.path()).unwrap_err().to_string();
         assert!(error.contains("move it elsewhere"), "{error}");
         assert!(other.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn a_link_takes_the_place_of_our_folder_and_of_nobody_else_s() {
+        let root = tempfile::tempdir().unwrap();
+        let destination = root.path().join("libtorch");
+        let target = Path::new("libtorch-cuda/torch");
+        fs::create_dir_all(root.path().join(target)).unwrap();
+        link(&destination, target).unwrap();
+        assert_eq!(
+            destination.canonicalize().unwrap(),
+            root.path().join(target).canonicalize().unwrap()
+        );
+        link(&destination, target).unwrap();
+        fs::remove_file(&destination).unwrap();
+
+        fs::create_dir(&destination).unwrap();
+        fs::write(destination.join("thesis.tex"), "").unwrap();
+        let error = link(&destination, target).unwrap_err().to_string();
+        assert!(error.contains("move it elsewhere"), "{error}");
+        assert!(destination.join("thesis.tex").exists());
+        fs::write(destination.join(STAMP_FILE), STAMP).unwrap();
+        link(&destination, target).unwrap();
+        assert!(destination.is_symlink());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::super::adam::Adam;
 use super::super::gradients::Gradients;
-use super::super::{Error, Numbers, Snapshot, checkpoint, loss};
+use super::super::{Error, Numbers, Precision, Snapshot, checkpoint, loss};
 use super::search::squared_error;
 use super::{Batch, Evaluation, Mode, Network};
 use crate::space::inpaint::Architecture;
@@ -26,6 +26,7 @@ pub struct Retrained {
     architecture: Architecture,
     network: Network,
     adam: Adam,
+    precision: Precision,
 }
 
 impl Retrained {
@@ -40,14 +41,21 @@ impl Retrained {
     ) -> Result<Retrained, Error> {
         let network = Network::alone(&architecture, image, batch_norm, seed, device, Kind::Float)?;
         let adam = Adam::new(network.parameters(), grad_clip)?;
-        Ok(Retrained { architecture, network, adam })
+        Ok(Retrained { architecture, network, adam, precision: Precision::F32 })
+    }
+
+    /// Computes the steps from now on with this precision, which is [`Precision::F32`] at first.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Moves the weights along the gradient of the mean squared error.
     pub fn train_step(&mut self, batch: &Batch, learning_rate: f64) -> Result<TrainOutcome, Error> {
         let mode = Mode::Train { drop_path: 0.0 };
+        let autocast = self.precision.enter(batch.images.device());
         let output = self.network.fill_in(batch, &self.architecture, mode)?;
         let error = squared_error(&output, batch)?;
+        drop(autocast);
         let gradients = Gradients::of(&error, self.network.parameters())?;
         let norm = self.adam.step(self.network.parameters_mut(), &gradients, learning_rate)?;
         let numbers = loss::read(&[error.f_detach()?, norm])?;

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use super::super::sgd::{Rates, Sgd};
 use super::super::step::{self, Shared};
-use super::super::{Error, Failure, Snapshot, checkpoint, loss};
+use super::super::{Error, Failure, Precision, Snapshot, checkpoint, loss};
 use super::{Batch, Evaluation, Mode, Network};
 use crate::quality;
 use crate::space::inpaint::{Architecture, Settings};
@@ -41,6 +41,7 @@ pub struct StepOutcome {
 pub struct Supernet {
     network: Network,
     sgd: Sgd,
+    precision: Precision,
 }
 
 impl Supernet {
@@ -58,7 +59,12 @@ impl Supernet {
         };
         let network = Network::supernet(&size, settings.seed as u64, device, Kind::Float)?;
         let sgd = Sgd::new(network.parameters(), rates)?;
-        Ok(Supernet { network, sgd })
+        Ok(Supernet { network, sgd, precision: Precision::F32 })
+    }
+
+    /// Computes the steps from now on with this precision, which is [`Precision::F32`] at first.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// One step of the search (authors' `arch_search_valid`): moves the weights along the mean
@@ -80,6 +86,7 @@ impl Supernet {
             (train_batch, train),
             (rank_batch, rank),
             learning_rate,
+            self.precision,
         )?;
         Ok(StepOutcome {
             losses: measured.losses,

@@ -245,6 +245,19 @@ mod search {
     }
 
     #[test]
+    fn with_16_bits_the_losses_are_near() {
+        let (mut exact, mut short) = (supernet(0), supernet(0));
+        short.set_precision(crate::supernet::Precision::Bf16);
+        let (exact, short) = (step(&mut exact), step(&mut short));
+        assert_ne!(exact.losses, short.losses, "it has no effect");
+        for (loss, exact) in short.losses.iter().zip(&exact.losses) {
+            assert!((loss - exact).abs() < 0.03 * exact, "{loss}, not {exact}");
+        }
+        let norms = (short.gradient_norm, exact.gradient_norm);
+        assert!((norms.0 - norms.1).abs() < 0.1 * norms.1, "{norms:?}");
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_weights_and_the_same_steps() {
         let (mut one, mut same, mut other) = (supernet(7), supernet(7), supernet(8));
         for _ in 0..2 {
