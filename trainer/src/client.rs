@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     future::{Future, pending},
-    mem,
+    io, mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use asng_proto::v1::{
 };
 use serde::Serialize;
 use tokio::{
+    signal::unix::{SignalKind, signal},
     sync::watch,
     time::{interval_at, sleep, timeout},
 };
@@ -55,6 +56,18 @@ pub struct Config {
     pub checkpoint_every: Duration,
     /// Time after which a step counts as stuck.
     pub step_limit: Duration,
+}
+
+/// Ready on SIGINT or SIGTERM.
+pub fn asked_to_end() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => info!("interrupted"),
+            _ = terminate.recv() => info!("terminated"),
+        }
+    })
 }
 
 /// Works until the study has ended, `stop` is ready, or somebody asks through `doors` for an end; then finishes and reports the step in

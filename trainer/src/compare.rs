@@ -27,6 +27,9 @@ use crate::{
     study::{self, Found},
 };
 
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10 * 60);
+const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(
@@ -40,9 +43,16 @@ pub struct Arguments {
     /// A setting of the space, as of a study; may be repeated. The preset is that of --preset
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = retrain::setting)]
     settings: Vec<(String, String)>,
+    /// What is compared
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Origin::ALL, value_name = "ORIGIN,...")]
+    origins: Vec<Origin>,
     /// Steps of each search
     #[arg(long, value_name = "N")]
     max_steps: u64,
+    /// The step of SNG, and of ASNG at the start, as of a study [default: 1]. A small one leaves the weights more time
+    /// before the search makes up its mind
+    #[arg(long, value_name = "X")]
+    delta_init: Option<f64>,
     /// Seeds: everything is done so often
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
@@ -60,16 +70,16 @@ pub struct Arguments {
 }
 
 /// Where an architecture comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Origin {
-    /// The most likely architecture after a search by ASNG.
+    /// The most likely architecture after a search by ASNG
     Asng,
-    /// The most likely one after a search with a fixed step.
+    /// The most likely one after a search with a fixed step
     Sng,
-    /// The one with the smallest loss of those that a random search met.
+    /// The one with the smallest loss of those that a random search met
     Random,
-    /// Drawn, without a search.
+    /// Drawn, without a search
     Drawn,
 }
 
@@ -138,7 +148,7 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     study::named(&arguments.space, &settings)?;
     let stop = retrain::stop_on_signals()?;
     let mut rows = Vec::new();
-    for origin in Origin::ALL {
+    for origin in arguments.origins.iter().copied() {
         let mut row = Row { origin, architectures: Vec::new(), figures: BTreeMap::new() };
         for seed in 0..arguments.seeds {
             let mut settings = settings.clone();
@@ -187,6 +197,7 @@ fn request(
 ) -> v1::CreateStudyRequest {
     let algorithm = v1::AlgorithmSettings {
         algorithm: algorithm.into(),
+        delta_init: arguments.delta_init,
         seed: Some(seed),
         ..Default::default()
     };
@@ -217,26 +228,22 @@ async fn search(
         bail!("{}", explain(&status, &connection.url()));
     }
     let name = request.name;
-    let config = client::Config {
-        controller: place.controller.clone(),
-        study: Some(name.clone()),
-        work_dir: place.work_dir.clone(),
-        checkpoint_every: Duration::from_secs(600),
-        step_limit: Duration::from_secs(1800),
-    };
-    let ended = |study: &v1::Study| study.state() == StudyState::Finished;
-    if !ended(&study::get(&connection, &name).await?) {
+    let finished = |study: &v1::Study| study.state() == StudyState::Finished;
+    if !finished(&study::get(&connection, &name).await?) {
         info!(study = name, "searching");
-        let stopped = async {
-            while !stop.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
+        let config = client::Config {
+            controller: place.controller.clone(),
+            study: Some(name.clone()),
+            work_dir: place.work_dir.clone(),
+            checkpoint_every: CHECKPOINT_EVERY,
+            step_limit: STEP_LIMIT,
         };
-        client::serve(config, place.engine.clone(), Doors::CLOSED, stopped).await?;
+        let end = client::asked_to_end()?;
+        client::serve(config, place.engine.clone(), Doors::CLOSED, end).await?;
     }
     let study = study::get(&connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
-    ensure!(ended(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
+    ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
     let architecture = match algorithm {
         Algorithm::Random => study.incumbent.clone().and_then(|incumbent| incumbent.architecture),
         _ => study.mode.clone(),

@@ -9,8 +9,7 @@ use asng_trainer::{
 };
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::error;
 
 /// Trains the shared weights of a supernet for a neural architecture search, and what the search has found.
 #[derive(Debug, Parser)]
@@ -125,19 +124,11 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     match command {
         Command::Serve(Serve { study, checkpoint_every, step_limit, computing, serving }) => {
             computing.apply(device)?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut terminate = signal(SignalKind::terminate())?;
-            let stop = async move {
-                tokio::select! {
-                    _ = interrupt.recv() => info!("interrupted"),
-                    _ = terminate.recv() => info!("terminated"),
-                }
-            };
             let precision = computing.precision;
             let engine = engine::Config { data, photos, device, threads, precision };
             let config =
                 client::Config { controller, study, work_dir, checkpoint_every, step_limit };
-            client::serve(config, engine, serving.open().await?, stop).await
+            client::serve(config, engine, serving.open().await?, client::asked_to_end()?).await
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);

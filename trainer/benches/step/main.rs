@@ -29,7 +29,6 @@ use tch::{Device, Kind, Tensor};
 
 use self::plain::Plain;
 
-mod autoencoder;
 mod engine;
 mod memory;
 mod plain;
@@ -156,8 +155,8 @@ fn compare() -> anyhow::Result<Compared> {
     tch::set_num_threads(THREADS.into());
     tch::manual_seed(SEED as i64);
     let settings = settings();
-    let mut plain = Plain::new(&settings, CLASSES)?;
-    let mut layout = Plain::new(&settings, CLASSES)?;
+    let mut plain = Plain::cells(&settings, CLASSES)?;
+    let mut layout = Plain::cells(&settings, CLASSES)?;
     let mut best = Supernet::new(&settings, 3, CLASSES, Device::Cpu)?;
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let batches = [(); 2].map(|()| batch(settings.batch_size));
@@ -201,7 +200,7 @@ fn compare() -> anyhow::Result<Compared> {
 /// The same of the paper's autoencoders, whose layout and whose cut weights are one thing.
 fn compare_inpainting() -> anyhow::Result<Compared> {
     let settings = inpaint::Settings::default();
-    let mut plain = autoencoder::Plain::new(&settings)?;
+    let mut plain = Plain::autoencoder(&settings)?;
     let mut best = supernet::inpaint::Supernet::new(&settings, 3, Device::Cpu)?;
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let [train_batch, rank_batch] = [(); 2].map(|()| photos(&settings));

@@ -1,157 +1,71 @@
-//! The search step that the trainer's is compared with: the same network and the same step on libtorch's own operations
-//! alone, each where the paper has it, in whatever layout the images come. Gradients and optimiser are the trainer's, so
-//! that the network alone makes the difference.
+//! What the trainer's search step is compared with: the same networks and the same step on libtorch's own operations alone.
+//! Gradients and optimiser are the trainer's, so that the network alone makes the difference.
+
+mod autoencoder;
+mod cells;
 
 use std::collections::BTreeMap;
 
-use asng_trainer::{
-    space::enas_micro::{Architecture, CELL_INPUTS, CellSize, Op, Settings, Size},
-    supernet::{
-        Batch, Error, enas_micro::Network, gradients::Gradients, loss::cross_entropy, sgd::Rates,
-        sgd::Sgd,
-    },
+use asng_trainer::supernet::{
+    Error,
+    gradients::Gradients,
+    sgd::{Rates, Sgd},
 };
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-/// The supernet's weights by name, and their optimiser.
-pub(crate) struct Plain {
-    size: Size,
-    learning_rate: f64,
-    parameters: BTreeMap<String, Tensor>,
-    sgd: Sgd,
+/// A network, whose weights are somewhere else.
+pub(crate) trait Forward {
+    type Batch;
+    type Architecture;
+
+    fn loss(
+        &self,
+        weights: &BTreeMap<String, Tensor>,
+        batch: &Self::Batch,
+        architecture: &Self::Architecture,
+    ) -> Result<Tensor, Error>;
 }
 
-impl Plain {
-    /// Starts with the weights that a supernet of these settings starts with.
-    pub(crate) fn new(settings: &Settings, classes: i64) -> Result<Plain, Error> {
-        let size = settings.size(3, classes);
-        let network = Network::supernet(&size, settings.seed as u64, Device::Cpu, Kind::Float)?;
-        let named = network.parameters().iter();
-        let parameters = named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        let parameters: BTreeMap<String, Tensor> = parameters.collect();
-        let rates = Rates {
-            momentum: settings.momentum,
-            weight_decay: settings.weight_decay,
-            grad_clip: settings.grad_clip,
-        };
-        let sgd = Sgd::new(&parameters, rates)?;
-        Ok(Plain { size, learning_rate: settings.learning_rate, parameters, sgd })
+/// A supernet with its weights by name, and their optimiser.
+pub(crate) struct Plain<N> {
+    network: N,
+    weights: BTreeMap<String, Tensor>,
+    sgd: Sgd,
+    learning_rate: f64,
+}
+
+impl<N: Forward> Plain<N> {
+    fn new(
+        network: N,
+        weights: &BTreeMap<String, Tensor>,
+        rates: Rates,
+        learning_rate: f64,
+    ) -> Result<Plain<N>, Error> {
+        let named = weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        let weights = named.collect();
+        let sgd = Sgd::new(&weights, rates)?;
+        Ok(Plain { network, weights, sgd, learning_rate })
     }
 
     /// Returns the losses of `rank` with the moved weights.
     pub(crate) fn search_step(
         &mut self,
-        train_batch: &Batch,
-        train: &[Architecture],
-        rank_batch: &Batch,
-        rank: &[Architecture],
+        train_batch: &N::Batch,
+        train: &[N::Architecture],
+        rank_batch: &N::Batch,
+        rank: &[N::Architecture],
     ) -> Result<Vec<f64>, Error> {
         let mut gradients = Gradients::default();
         for architecture in train {
-            let loss = self.loss(train_batch, architecture)? / train.len() as f64;
-            gradients = gradients.plus(Gradients::of(&loss, &self.parameters)?)?;
+            let loss = self.network.loss(&self.weights, train_batch, architecture)?;
+            let loss = loss / train.len() as f64;
+            gradients = gradients.plus(Gradients::of(&loss, &self.weights)?)?;
         }
-        let _norm = self.sgd.step(&mut self.parameters, &gradients, self.learning_rate)?;
+        let _norm = self.sgd.step(&mut self.weights, &gradients, self.learning_rate)?;
         let _guard = tch::no_grad_guard();
-        let mut losses = Vec::new();
-        for architecture in rank {
-            losses.push(f64::try_from(self.loss(rank_batch, architecture)?)?);
-        }
-        Ok(losses)
-    }
-
-    fn loss(&self, batch: &Batch, architecture: &Architecture) -> Result<Tensor, Error> {
-        let x = conv(&batch.images, self.weight("stem.conv"), 1, 1);
-        let bias = &self.parameters["stem.norm.bias"];
-        let x = norm(&x, Some((self.weight("stem.norm"), bias)));
-        let mut last_two = [x.shallow_clone(), x];
-        for (index, cell) in self.size.cells().iter().enumerate() {
-            let output = self.cell(&format!("cell{index}"), cell, &last_two, architecture);
-            let [_, previous] = last_two;
-            last_two = [previous, output];
-        }
-        let pooled = last_two[1].mean_dim([2, 3].as_slice(), false, None::<Kind>);
-        let bias = &self.parameters["classifier.bias"];
-        let logits = pooled.linear(self.weight("classifier"), Some(bias));
-        cross_entropy(&logits, &batch.labels)
-    }
-
-    fn cell(
-        &self,
-        name: &str,
-        cell: &CellSize,
-        inputs: &[Tensor; CELL_INPUTS],
-        architecture: &Architecture,
-    ) -> Tensor {
-        let graph = architecture.graph(cell);
-        let first = format!("{name}.input1");
-        let first = if cell.after_reduction {
-            self.reduce(&first, &inputs[0])
-        } else {
-            self.relu_conv_norm(&first, &inputs[0])
+        let loss = |architecture| {
+            Ok(f64::try_from(self.network.loss(&self.weights, rank_batch, architecture)?)?)
         };
-        let mut values = vec![first, self.relu_conv_norm(&format!("{name}.input2"), &inputs[1])];
-        for (index, node) in graph.nodes.iter().enumerate() {
-            let [one, other] = node.sides().map(|(input, op)| {
-                let name = format!("{name}.node{index}.from{input}.{}", op.name());
-                self.operation(&name, op, cell.stride(input), &values[input])
-            });
-            values.push(one + other);
-        }
-        let unused = graph.unused_nodes();
-        let nodes: Vec<&Tensor> = unused.iter().map(|node| &values[CELL_INPUTS + node]).collect();
-        let weight = self.weight(&format!("{name}.output.conv"));
-        let block = |node: &usize| weight.narrow(1, *node as i64 * cell.channels, cell.channels);
-        let blocks: Vec<Tensor> = unused.iter().map(block).collect();
-        norm(&conv(&Tensor::cat(&nodes, 1).relu(), &Tensor::cat(&blocks, 1), 1, 0), None)
+        rank.iter().map(loss).collect()
     }
-
-    fn operation(&self, name: &str, op: Op, stride: i64, x: &Tensor) -> Tensor {
-        match op {
-            Op::Identity if stride == 1 => x.shallow_clone(),
-            Op::Identity => self.reduce(name, x),
-            Op::AvgPool3x3 => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, true, None::<i64>),
-            Op::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
-            Op::SepConv3x3 => self.sep_conv(name, 3, stride, x),
-            Op::SepConv5x5 => self.sep_conv(name, 5, stride, x),
-        }
-    }
-
-    fn relu_conv_norm(&self, name: &str, x: &Tensor) -> Tensor {
-        norm(&conv(&x.relu(), self.weight(&format!("{name}.conv")), 1, 0), None)
-    }
-
-    fn reduce(&self, name: &str, x: &Tensor) -> Tensor {
-        let x = x.relu();
-        let (height, width) = (x.size()[2], x.size()[3]);
-        let shifted = x.narrow(2, 1, height - 1).narrow(3, 1, width - 1);
-        let one = conv(&x, self.weight(&format!("{name}.conv1")), 2, 0);
-        let other = conv(&shifted, self.weight(&format!("{name}.conv2")), 2, 0);
-        norm(&Tensor::cat(&[one, other], 1), None)
-    }
-
-    fn sep_conv(&self, name: &str, kernel: i64, stride: i64, x: &Tensor) -> Tensor {
-        let mut x = x.shallow_clone();
-        for (half, stride) in [(1, stride), (2, 1)] {
-            let depthwise = self.weight(&format!("{name}.depthwise{half}"));
-            x = conv(&x.relu(), depthwise, stride, kernel / 2);
-            x = norm(&conv(&x, self.weight(&format!("{name}.pointwise{half}")), 1, 0), None);
-        }
-        x
-    }
-
-    fn weight(&self, layer: &str) -> &Tensor {
-        &self.parameters[&format!("{layer}.weight")]
-    }
-}
-
-/// A weight for fewer inputs than there are is for groups of them.
-fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64) -> Tensor {
-    let groups = x.size()[1] / weight.size()[1];
-    x.conv2d(weight, None::<Tensor>, [stride; 2], [padding; 2], [1, 1], groups)
-}
-
-fn norm(x: &Tensor, affine: Option<(&Tensor, &Tensor)>) -> Tensor {
-    let (weight, bias) = affine.unzip();
-    x.batch_norm(weight, bias, None, None, true, 0.1, 1e-5, true)
 }

@@ -46,8 +46,8 @@ impl Retraining {
     /// down to its benefit.
     pub const QUICK: Retraining = Retraining {
         cells: 5,
-        max_parameters: 100_000,
-        epochs: 3,
+        max_parameters: 40_000,
+        epochs: 2,
         drop_path: 0.0,
         cutout: 0,
         ..Retraining::PAPER
