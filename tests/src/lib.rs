@@ -186,19 +186,24 @@ fn spawn(
         eprint!("{line}");
         (read > 0).then_some(line)
     };
-    let (address, http) = loop {
-        let line = next().expect("the controller has started");
+    let (address, http) = ports(&mut next);
+    // Keeps the pipe empty.
+    thread::spawn(move || while next().is_some() {});
+    (child, address, http)
+}
+
+/// The addresses of gRPC and of HTTP that a program's log says it serves.
+pub fn ports(next: &mut impl FnMut() -> Option<String>) -> (SocketAddr, SocketAddr) {
+    loop {
+        let line = next().expect("the program has started");
         let field = |name: &str| {
             let (_, rest) = line.split_once(name)?;
             rest.split_whitespace().next()?.parse().ok()
         };
         if let (Some(address), Some(http)) = (field("address="), field("http=")) {
-            break (address, http);
+            return (address, http);
         }
-    };
-    // Keeps the pipe empty.
-    thread::spawn(move || while next().is_some() {});
-    (child, address, http)
+    }
 }
 
 /// A trainer in a process of its own; killed when dropped.

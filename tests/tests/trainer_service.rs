@@ -15,7 +15,7 @@ use asng_proto::v1::{
     self, StudyState, TrainerState, trainer_service_client::TrainerServiceClient,
 };
 use asng_tests::{
-    Controller, Trainer, applied, asng_controller, asngctl, study_when, theta, tiny_search,
+    Controller, Trainer, applied, asng_controller, asngctl, ports, study_when, theta, tiny_search,
     trainer_command,
 };
 use image::{Rgb, RgbImage};
@@ -49,16 +49,7 @@ impl Served {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         let mut next = move || lines.next().inspect(|line| eprintln!("{line}"));
-        let (address, http) = loop {
-            let line = next().expect("the trainer has started");
-            let field = |name: &str| {
-                let (_, rest) = line.split_once(name)?;
-                rest.split_whitespace().next()?.parse().ok()
-            };
-            if let (Some(address), Some(http)) = (field("address="), field("http=")) {
-                break (address, http);
-            }
-        };
+        let (address, http) = ports(&mut next);
         // Keeps the pipe empty.
         thread::spawn(move || while next().is_some() {});
         Served { trainer: Trainer(child), address, http }

@@ -34,7 +34,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Args)]
 #[command(
     after_help = "It needs a controller, and computes all else itself: searches, and then trainings. After an interruption the same \
-    command goes on. Studies are called NAME-ALGORITHM-SEED; networks lie in OUT/ALGORITHM-SEED."
+    command goes on. Studies are called NAME-ALGORITHM-SEED; networks lie in OUT/ORIGIN-SEED."
 )]
 pub struct Arguments {
     /// The space that is searched
@@ -145,7 +145,11 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
     let preset = arguments.how.preset.to_possible_value().expect("no preset is hidden");
     settings.insert("preset".to_owned(), preset.get_name().to_owned());
-    study::named(&arguments.space, &settings)?;
+    let toy = matches!(study::named(&arguments.space, &settings)?, Space::Toy(_));
+    ensure!(
+        !toy,
+        "an architecture of the space toy is no network to retrain; see `cargo xtask bench toy`"
+    );
     let stop = retrain::stop_on_signals()?;
     let mut rows = Vec::new();
     for origin in arguments.origins.iter().copied() {

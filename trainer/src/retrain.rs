@@ -403,9 +403,9 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_preset() {
-        let recipe = cells(&["--preset", "quick", "--epochs", "2", "--learning-rate", "0.1"]);
+        let recipe = cells(&["--preset", "quick", "--epochs", "5", "--learning-rate", "0.1"]);
         let quick = enas_micro::Retraining::QUICK;
-        let expected = enas_micro::Retraining { epochs: 2, learning_rate: 0.1, ..quick };
+        let expected = enas_micro::Retraining { epochs: 5, learning_rate: 0.1, ..quick };
         assert_eq!(recipe.schedule, expected);
         assert_eq!(cells(&["--channels", "9"]).channels, 9);
 
