@@ -5,6 +5,7 @@
 //! after the other. The handle may be dropped at any time; the thread then ends after the step it is in.
 
 mod classification;
+mod images;
 mod inpainting;
 mod toy;
 
@@ -23,15 +24,16 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Span, info, warn};
 
 use self::{
-    classification::{Classification, Halves},
+    classification::Classification,
+    images::{Halves, Search},
     inpainting::Inpainting,
     toy::Toy,
 };
 use crate::{
     checkpoints::{self, Checkpoints},
-    data,
+    data::{self, cifar10},
     space::{self, Space, inpaint::Coding},
-    supernet::{self, Failure, Precision, Snapshot},
+    supernet::{self, Failure, Precision, Snapshot, Supernet},
 };
 
 /// Why the engine cannot do what it is asked.
@@ -247,7 +249,7 @@ struct Workshop {
     config: Config,
     cifar10: Option<Rc<Halves>>,
     /// Of the size that a study wanted last.
-    photos: Option<Rc<inpainting::Halves>>,
+    photos: Option<Rc<Halves>>,
     open: Option<Open>,
 }
 
@@ -302,7 +304,7 @@ impl Workshop {
         let Config { data, device, .. } = &config;
         let mut cifar10 = None;
         if data.exists() {
-            cifar10 = Some(Rc::new(Halves::load(data, *device)?));
+            cifar10 = Some(Rc::new(classification::load(data, *device)?));
             info!(?device, threads = tch::get_num_threads(), "images loaded");
         } else {
             let data = data.display();
@@ -332,11 +334,15 @@ impl Workshop {
                 let (space, data) = (space::enas_micro::NAME, &self.config.data);
                 let images =
                     self.cifar10.clone().ok_or(Error::NoImages { space, data: data.clone() })?;
-                Box::new(Classification::new(settings, images, device, precision)?)
+                let supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
+                let task = Classification { settings, device };
+                Box::new(Search::new(task, images, supernet, precision)?)
             }
             Space::Inpaint(coding, settings) => {
                 let photos = self.photos(settings.image_size)?;
-                Box::new(Inpainting::new(coding, settings, photos, device, precision)?)
+                let supernet = supernet::inpaint::Supernet::new(&settings, 3, device)?;
+                let task = Inpainting { coding, settings, device };
+                Box::new(Search::new(task, photos, supernet, precision)?)
             }
             Space::Toy(settings) => Box::new(Toy::new(settings)),
         };
@@ -349,13 +355,13 @@ impl Workshop {
     }
 
     /// The photos, with sides of so many pixels.
-    fn photos(&mut self, side: i64) -> Result<Rc<inpainting::Halves>, Error> {
-        if let Some(photos) = self.photos.as_ref().filter(|photos| photos.side == side) {
+    fn photos(&mut self, side: i64) -> Result<Rc<Halves>, Error> {
+        if let Some(photos) = self.photos.as_ref().filter(|photos| photos.side() == side) {
             return Ok(photos.clone());
         }
         let Config { photos: directory, device, .. } = &self.config;
-        let photos = Rc::new(inpainting::Halves::load(directory, side, *device)?);
-        info!(photos = photos.len(), side, "photos loaded");
+        let photos = Rc::new(inpainting::load(directory, side, *device)?);
+        info!(photos = photos.train.len() + photos.rank.len(), side, "photos loaded");
         self.photos = Some(photos.clone());
         Ok(photos)
     }
@@ -384,12 +390,6 @@ impl Workshop {
             None => Ok(()),
         }
     }
-}
-
-/// Seeds of the data that trains the weights and of the data that ranks, from a study's own.
-fn seeds(seed: i64) -> (u64, u64) {
-    let seed = seed.cast_unsigned().wrapping_mul(2);
-    (seed, seed.wrapping_add(1))
 }
 
 /// Logs what libtorch could not compute of a step.

@@ -5,9 +5,10 @@
 //! [`Retrained`] is one architecture alone, trained from scratch. Both are plain values for one
 //! thread to own. They know nothing of studies, leases or where images come from.
 //!
-//! * [`enas_micro`]: the network; [`loss`]: what it is trained on; [`gradients`] of it; [`sgd`] and
-//!   [`adam`]: the optimisers; `step`: one step of a search
-//! * [`inpaint`]: network, search and retraining of the autoencoders
+//! * `search`: shared weights and one step of a search, for every network that is [`Shared`]
+//! * [`enas_micro`]: the network of cells; [`loss`]: what it is trained on; [`gradients`] of it;
+//!   [`sgd`] and [`adam`]: the optimisers
+//! * [`inpaint`]: network and retraining of the autoencoders
 //! * [`Toy`]: the weights of the artificial problem, which needs none of these
 //! * `layers`: convolution, batch normalisation and the linear layer; `initial`: their values at
 //!   the start
@@ -28,9 +29,8 @@ mod layers;
 pub mod loss;
 mod precision;
 mod retrained;
-mod search;
+pub(crate) mod search;
 pub mod sgd;
-mod step;
 mod toy;
 
 use tch::{TchError, Tensor};
@@ -38,9 +38,11 @@ use tch::{TchError, Tensor};
 pub use checkpoint::{Numbers, Snapshot};
 pub use precision::Precision;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
-pub use search::{StepOutcome, Supernet};
-pub use step::Failure;
+pub use search::{Failure, Shared, StepOutcome};
 pub use toy::{Toy, ToyOutcome};
+
+/// Shared weights of cells with their optimiser.
+pub type Supernet = search::Supernet<enas_micro::Network>;
 
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]

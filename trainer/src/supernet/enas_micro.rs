@@ -8,6 +8,7 @@
 //! `from2` is node 0), `cell3.output.conv.weight`, `auxiliary.conv2.weight`, `classifier.bias`.
 
 mod cell;
+mod measure;
 mod operation;
 
 use std::collections::BTreeMap;

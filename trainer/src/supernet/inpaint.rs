@@ -33,9 +33,9 @@
 //! `node3.conv_5x5_skip.mirror.weight`, alone also `node3.conv_5x5_skip.conv_norm.bias` and so on;
 //! `output.weight`.
 
+mod measure;
 mod node;
 mod retrained;
-mod search;
 
 use std::collections::BTreeMap;
 
@@ -44,12 +44,14 @@ use tch::{Device, Kind, Tensor, nn};
 use self::node::{Node, NodeSize, Transposed};
 use super::enas_micro::channels_last;
 use super::layers::NormKind;
-use super::{Error, Snapshot, initial};
+use super::{Error, Snapshot, initial, search};
 use crate::space::inpaint::{Architecture, Layer, Module, OUTPUT_KERNEL, Size};
 
 pub use self::retrained::{Retrained, TrainOutcome};
-pub use self::search::{StepOutcome, Supernet};
 pub use super::layers::Mode;
+
+/// Shared weights with their optimiser.
+pub type Supernet = search::Supernet<Network>;
 
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]

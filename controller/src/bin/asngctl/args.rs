@@ -1,17 +1,12 @@
-//! What can be typed, and the study spec that it means. Ranges are stated here for people and checked by the
-//! controller, which says what is wrong with which field.
+//! What can be typed.
 
-use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
 use asng_client::Options;
-use asng_proto::v1::{
-    Algorithm, Distribution, Retention, Start, StudySpec, Target, retention::Keep, start::From,
-};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{start, variables};
+use crate::spec::{CLONE_EXAMPLE, CREATE_EXAMPLES, CloneArgs, CreateArgs};
 
 /// Creates, shows, watches and ends the studies of an ASNG controller.
 #[derive(Debug, Parser)]
@@ -167,16 +162,6 @@ pub(crate) struct StudyName {
     pub(crate) name: String,
 }
 
-const CREATE_EXAMPLES: &str = r#"Examples:
-  The paper's search, a small one, and one of settings of its own, in spaces that the project's trainer knows:
-    asngctl study create cifar --space enas-micro --preset paper
-    asngctl study create small --space enas-micro --preset quick --wait
-    asngctl study create own --space enas-micro --set cells=12 --max-steps 50000
-  Variables of an external trainer:
-    asngctl study create mine --variables variables.json --max-steps 10000
-  where variables.json holds them in order:
-    [{"name": "op", "choices": ["conv3", "conv5"]}, {"name": "width", "low": 8, "high": 64}]"#;
-
 const WATCH_HELP: &str = "\
 On a terminal this is one live line. Elsewhere a line is printed when something has changed: progress \
 at most every 5 s, another state or an outage of the controller at once. With --output json each \
@@ -253,273 +238,26 @@ pub(crate) struct ImportArgs {
     pub(crate) name: Option<String>,
 }
 
-/// Steps of a search in the spaces of the project's trainer: of the paper, and of the preset `quick`.
-const STEPS: [(&str, u64, u64); 4] = [
-    ("enas-micro", 39_000, 2_000),
-    ("inpaint-cat", 50_000, 2_000),
-    ("inpaint-int", 50_000, 2_000),
-    ("toy", 100_000, 10_000),
-];
-
-#[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
-    /// Name: 1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit.
-    pub(crate) name: String,
-    /// Name of a space that trainers know, such as enas-micro; may be left out with --variables.
-    #[arg(long, required_unless_present = "variables")]
-    space: Option<String>,
-    /// JSON array of variables, 1 to 4096; left out: a trainer that serves the space describes them.
-    #[arg(long, value_name = "FILE")]
-    variables: Option<PathBuf>,
-    /// Settings to start from, as the project's trainer knows them: paper, or quick (minutes on two cores). The same as
-    /// --set preset=NAME, and the steps that go with it.
-    #[arg(long, value_parser = ["paper", "quick"], conflicts_with = "variables")]
-    preset: Option<String>,
-    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it [default: the preset's].
-    #[arg(long, value_name = "N", required_unless_present = "preset")]
-    max_steps: Option<u64>,
-    #[command(flatten)]
-    spec: SpecArgs,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-const CLONE_EXAMPLE: &str = "\
-Example: the same search with another setting
-  asngctl study clone cifar cifar-12 --set cells=12";
-
-#[derive(Debug, Args)]
-pub(crate) struct CloneArgs {
-    /// Name of the study whose spec is taken.
-    pub(crate) source: String,
-    /// Name of the new study.
-    pub(crate) name: String,
-    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it.
-    #[arg(long, value_name = "N")]
-    max_steps: Option<u64>,
-    #[command(flatten)]
-    spec: SpecArgs,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Wait {
-    /// Wait until a trainer has described the space, or rejected the settings (exit status 1).
-    #[arg(long)]
-    pub(crate) wait: bool,
-}
-
-/// What may be typed of a spec, new or cloned.
-#[derive(Debug, Args)]
-struct SpecArgs {
-    /// Setting of the space and its training, understood by the trainer; repeatable, up to 100.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
-    settings: Vec<(String, String)>,
-    /// Keep a variable at one value, a choice or a number, out of the search; repeatable.
-    #[arg(long = "fix", value_name = "NAME=VALUE", value_parser = pair)]
-    fixed: Vec<(String, String)>,
-    /// Finish after this time since the variables became known, such as 12h, 1s to 10 years.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    max_duration: Option<Duration>,
-    /// Finish when the distribution has converged this far, above 0 and up to 1.
-    #[arg(long, value_name = "X")]
-    converged_at: Option<f64>,
-    /// Finish when a report has a metric this good; "loss" is the smallest loss of the report.
-    #[arg(long, value_name = "METRIC<=X | METRIC>=X", value_parser = target)]
-    target: Option<Target>,
-    /// Start from the distribution that this study has now.
-    #[arg(long, value_name = "STUDY", conflicts_with = "start_distribution")]
-    start_from: Option<String>,
-    /// Start from a distribution in JSON, as `study distribution --output json` prints it.
-    #[arg(long, value_name = "FILE")]
-    start_distribution: Option<PathBuf>,
-    /// How the distribution moves: asng, or as baselines sng (constant step) and random [default: asng].
-    #[arg(long, value_parser = algorithm)]
-    algorithm: Option<Algorithm>,
-    /// Threshold of the signal-to-noise ratio of updates, no unit, above 0 [default: 1.5].
-    #[arg(long, value_name = "X")]
-    alpha: Option<f64>,
-    /// Initial trust region (the paper's delta^0), no unit, above 0 [default: 1].
-    #[arg(long, value_name = "X")]
-    delta_init: Option<f64>,
-    /// Upper bound of the paper's Delta, no unit, above 0 [default: none].
-    #[arg(long, value_name = "X")]
-    delta_max: Option<f64>,
-    /// Architectures per step to train weights on, 0 to 1024; 0 when there are no weights [default: 2].
-    #[arg(long, value_name = "N")]
-    lambda_x: Option<u32>,
-    /// Architectures per step to be ranked, 2 to 1024 [default: 2].
-    #[arg(long, value_name = "N")]
-    lambda_theta: Option<u32>,
-    /// Steps gathered into one update of the distribution, 1 to 1024 [default: 1].
-    #[arg(long, value_name = "N")]
-    steps_per_update: Option<u32>,
-    /// Generations a report may be late and still count, 0 to 1000000; 0 is sequential [default: 64].
-    #[arg(long, value_name = "N")]
-    max_staleness: Option<u32>,
-    /// Seed of everything the study draws, 0 to 2^64 - 1 [default: drawn by the controller].
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// How long a trainer may keep a step without a sign of life, such as 90s, 1s to 24h [default: 60s].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    lease: Option<Duration>,
-    /// Label for people and access rules; repeatable, up to 50.
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
-    labels: Vec<(String, String)>,
-    /// Whose study it is [default: the name of the token in use].
-    #[arg(long, value_name = "NAME")]
-    owner: Option<String>,
-    /// Keep only every K-th step in the history, by its number [default: all].
-    #[arg(long, value_name = "K", conflicts_with = "keep_last")]
-    keep_every: Option<u64>,
-    /// Keep only about the newest N steps in the history [default: all].
-    #[arg(long, value_name = "N")]
-    keep_last: Option<u64>,
-}
-
-impl CreateArgs {
-    /// The spec that was typed. Reads the files.
-    pub(crate) fn into_spec(self) -> anyhow::Result<StudySpec> {
-        let variables = self.variables.as_deref().map(variables::read).transpose()?;
-        let mut spec = StudySpec {
-            space: self.space.unwrap_or_default(),
-            variables: variables.unwrap_or_default(),
-            ..Default::default()
-        };
-        let steps = STEPS.iter().find(|(space, ..)| *space == spec.space);
-        let steps = steps
-            .zip(self.preset.as_deref())
-            .map(|((_, paper, quick), preset)| if preset == "paper" { *paper } else { *quick });
-        spec.stop.get_or_insert_default().max_steps =
-            self.max_steps.or(steps).with_context(|| {
-                format!(
-                    "how many steps a search in {:?} takes is for you to say: give --max-steps",
-                    spec.space
-                )
-            })?;
-        spec.settings.extend(self.preset.map(|preset| ("preset".into(), preset)));
-        self.spec.change(&mut spec)?;
-        Ok(spec)
-    }
-}
-
-impl CloneArgs {
-    /// The spec of the source, changed as was typed. Reads the files.
-    pub(crate) fn into_spec(self, mut spec: StudySpec) -> anyhow::Result<StudySpec> {
-        let stop = spec.stop.get_or_insert_default();
-        stop.max_steps = self.max_steps.unwrap_or(stop.max_steps);
-        self.spec.change(&mut spec)?;
-        Ok(spec)
-    }
-}
-
-impl SpecArgs {
-    fn change(self, spec: &mut StudySpec) -> anyhow::Result<()> {
-        insert(&mut spec.settings, self.settings, "--set")?;
-        insert(&mut spec.fixed, self.fixed, "--fix")?;
-        insert(&mut spec.labels, self.labels, "--label")?;
-
-        let algorithm = spec.algorithm.get_or_insert_default();
-        algorithm.algorithm = self.algorithm.map_or(algorithm.algorithm, Into::into);
-        algorithm.alpha = self.alpha.or(algorithm.alpha);
-        algorithm.delta_init = self.delta_init.or(algorithm.delta_init);
-        algorithm.delta_max = self.delta_max.or(algorithm.delta_max);
-        algorithm.lambda_x = self.lambda_x.or(algorithm.lambda_x);
-        algorithm.lambda_theta = self.lambda_theta.or(algorithm.lambda_theta);
-        algorithm.steps_per_update = self.steps_per_update.or(algorithm.steps_per_update);
-        algorithm.max_staleness = self.max_staleness.or(algorithm.max_staleness);
-        // A clone with the seed of its source would repeat it.
-        algorithm.seed = self.seed;
-
-        let stop = spec.stop.get_or_insert_default();
-        let max_duration = self.max_duration.map(prost_types::Duration::try_from).transpose()?;
-        stop.max_duration = max_duration.or(stop.max_duration);
-        stop.convergence = self.converged_at.or(stop.convergence);
-        stop.target = self.target.or(stop.target.take());
-
-        let lease = self.lease.map(prost_types::Duration::try_from).transpose()?;
-        spec.lease = lease.or(spec.lease);
-        spec.owner = self.owner.unwrap_or(mem::take(&mut spec.owner));
-        let keep = self.keep_every.map(Keep::Every).or(self.keep_last.map(Keep::Last));
-        if let Some(keep) = keep {
-            spec.retention = Some(Retention { keep: Some(keep) });
-        }
-        let marginals = self.start_distribution.as_deref().map(start::read).transpose()?;
-        let distribution = |marginals| From::Distribution(Distribution { marginals });
-        if let Some(from) = self.start_from.map(From::Study).or(marginals.map(distribution)) {
-            spec.start = Some(Start { from: Some(from) });
-        }
-        Ok(())
-    }
-}
-
-fn insert(
-    map: &mut BTreeMap<String, String>,
-    pairs: Vec<(String, String)>,
-    flag: &str,
-) -> anyhow::Result<()> {
-    let mut typed = BTreeMap::new();
-    for (key, value) in pairs {
-        ensure!(typed.insert(key.clone(), value).is_none(), "{flag} {key} is given twice");
-    }
-    map.extend(typed);
-    Ok(())
-}
-
 /// Parses `key=value`; the value may be empty and may hold further `=`.
-fn pair(text: &str) -> Result<(String, String), &'static str> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE"),
     }
 }
 
-/// Parses `metric<=x` or `metric>=x`.
-fn target(text: &str) -> Result<Target, &'static str> {
-    let (metric, value, at_least) = text
-        .split_once("<=")
-        .map(|(metric, value)| (metric, value, false))
-        .or_else(|| text.split_once(">=").map(|(metric, value)| (metric, value, true)))
-        .ok_or("expected METRIC<=X or METRIC>=X, in quotes")?;
-    let value = value.trim().parse().map_err(|_| "X must be a number")?;
-    Ok(Target { metric: metric.trim().into(), value, at_least })
-}
-
-fn algorithm(name: &str) -> Result<Algorithm, &'static str> {
-    match name {
-        "asng" => Ok(Algorithm::Asng),
-        "sng" => Ok(Algorithm::Sng),
-        "random" => Ok(Algorithm::Random),
-        _ => Err("expected asng, sng or random"),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use asng_proto::v1::{AlgorithmSettings, StopRules};
+pub(crate) mod tests {
     use clap::CommandFactory;
 
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<StudyCommand, clap::Error> {
+    pub(crate) fn parse(arguments: &[&str]) -> Result<StudyCommand, clap::Error> {
         let line = ["asngctl", "study"].iter().chain(arguments);
         let Command::Study { command } = Cli::try_parse_from(line)?.command else {
             unreachable!("study was parsed")
         };
         Ok(command)
-    }
-
-    fn create(arguments: &[&str]) -> anyhow::Result<StudySpec> {
-        let command = parse(&[&["create", "a", "--max-steps", "9"], arguments].concat())?;
-        let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
-        args.into_spec()
-    }
-
-    fn clone(spec: StudySpec, arguments: &[&str]) -> anyhow::Result<StudySpec> {
-        let command = parse(&[&["clone", "a", "b"], arguments].concat())?;
-        let StudyCommand::Clone(args) = command else { unreachable!("clone was parsed") };
-        args.into_spec(spec)
     }
 
     #[test]
@@ -541,93 +279,5 @@ mod tests {
         assert_eq!(Which::parse("incumbent"), Ok(Which::Incumbent));
         assert_eq!(Which::parse("0, 3,-1"), Ok(Which::Values(vec![0, 3, -1])));
         assert!(Which::parse("best").is_err() && Which::parse("").is_err());
-    }
-
-    #[test]
-    fn a_target_is_reached_from_above_or_below() {
-        let expected =
-            |metric: &str, value, at_least| Target { metric: metric.into(), value, at_least };
-        assert_eq!(target("loss<=0.5"), Ok(expected("loss", 0.5, false)));
-        assert_eq!(target("accuracy >= 9e-1"), Ok(expected("accuracy", 0.9, true)));
-        for text in ["loss", "loss=1", "loss<1", "loss<=", "loss<=x"] {
-            assert!(target(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_typed_is_not_submitted() {
-        let spec = create(&["--space", "toy"]).unwrap();
-        let stop = Some(StopRules { max_steps: 9, ..Default::default() });
-        let algorithm = Some(AlgorithmSettings::default());
-        let expected = StudySpec { space: "toy".into(), stop, algorithm, ..Default::default() };
-        assert_eq!(spec, expected);
-    }
-
-    #[test]
-    fn what_is_typed_is_submitted() {
-        let flags = ["--space=toy", "--set=k=1", "--algorithm=sng", "--alpha=2", "--lease=2m 1s"];
-        let spec = create(&flags).unwrap();
-        let algorithm = spec.algorithm.unwrap();
-        assert_eq!((algorithm.algorithm(), algorithm.alpha), (Algorithm::Sng, Some(2.0)));
-        assert_eq!(spec.lease.unwrap().seconds, 121);
-        assert_eq!(spec.settings["k"], "1");
-
-        let flags =
-            ["--max-duration=1h", "--converged-at=0.9", "--target=loss<=0", "--fix=op=conv3"];
-        let more = ["--space=toy", "--label=team=vision", "--owner=lab", "--keep-last=5"];
-        let spec = create(&[&flags[..], &more, &["--start-from=b"]].concat()).unwrap();
-        let stop = spec.stop.unwrap();
-        assert_eq!((stop.max_duration.unwrap().seconds, stop.convergence), (3600, Some(0.9)));
-        assert_eq!(stop.target.unwrap().metric, "loss");
-        assert_eq!(
-            (&*spec.fixed["op"], &*spec.labels["team"], &*spec.owner),
-            ("conv3", "vision", "lab")
-        );
-        assert_eq!(spec.retention.unwrap().keep, Some(Keep::Last(5)));
-        assert_eq!(spec.start.unwrap().from, Some(From::Study("b".into())));
-    }
-
-    #[test]
-    fn a_preset_brings_its_steps() {
-        let create = |flags: &[&str]| {
-            let command = parse(&[&["create", "a"], flags].concat())?;
-            let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
-            args.into_spec()
-        };
-        let paper = create(&["--space=enas-micro", "--preset=paper"]).unwrap();
-        assert_eq!((paper.stop.unwrap().max_steps, &*paper.settings["preset"]), (39_000, "paper"));
-        let quick = create(&["--space=toy", "--preset=quick", "--set=seed=1"]).unwrap();
-        assert_eq!((quick.stop.unwrap().max_steps, quick.settings.len()), (10_000, 2));
-        let short = create(&["--space=toy", "--preset=quick", "--max-steps=9"]).unwrap();
-        assert_eq!(short.stop.unwrap().max_steps, 9);
-        assert!(create(&["--space=mine", "--preset=quick"]).is_err());
-    }
-
-    #[test]
-    fn a_clone_has_the_spec_of_its_source_but_for_what_is_typed() {
-        let flags = ["--space=toy", "--set=k=1", "--set=l=2", "--alpha=2", "--label=a=b"];
-        let more = ["--seed=7", "--lease=9s", "--owner=lab", "--keep-every=3", "--converged-at=1"];
-        let source = create(&[flags, more].concat()).unwrap();
-        let mut expected = source.clone();
-        expected.algorithm.as_mut().unwrap().seed = None;
-        assert_eq!(clone(source.clone(), &[]).unwrap(), expected);
-
-        let changed = clone(source, &["--set=k=3", "--max-steps=8", "--seed=1"]).unwrap();
-        expected.settings.insert("k".into(), "3".into());
-        expected.stop.as_mut().unwrap().max_steps = 8;
-        expected.algorithm.as_mut().unwrap().seed = Some(1);
-        assert_eq!(changed, expected);
-    }
-
-    #[test]
-    fn what_contradicts_itself_is_an_error() {
-        for flags in [
-            &[][..],
-            &["--space=toy", "--set=k=1", "--set=k=2"],
-            &["--space=toy", "--keep-every=1", "--keep-last=1"],
-            &["--space=toy", "--start-from=a", "--start-distribution=f"],
-        ] {
-            assert!(create(flags).is_err(), "{flags:?}");
-        }
     }
 }

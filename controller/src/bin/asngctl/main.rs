@@ -14,6 +14,7 @@ mod file;
 mod history;
 mod json;
 mod names;
+mod spec;
 mod start;
 mod text;
 mod trainer;

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::super::adam::Adam;
 use super::super::gradients::Gradients;
 use super::super::{Error, Numbers, Precision, Snapshot, checkpoint, loss};
-use super::search::squared_error;
+use super::measure::squared_error;
 use super::{Batch, Evaluation, Mode, Network};
 use crate::space::inpaint::Architecture;
 

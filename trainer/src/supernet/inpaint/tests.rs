@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use tch::{Device, IndexOp, Kind, Tensor};
 
-use super::super::Numbers;
 use super::super::gradients::Gradients;
+use super::super::{Numbers, StepOutcome};
 use super::*;
 use crate::space::Decision;
 use crate::space::inpaint::{Coding, Settings, Space};
@@ -229,7 +229,7 @@ mod search {
         let outcome = step(&mut supernet);
         let after = architectures().map(|a| supernet.evaluate(&batch(1.0), &a).unwrap());
         assert_eq!(outcome.losses, after.map(|evaluation| evaluation.loss));
-        assert_eq!(outcome.rank_psnr, (after[0].psnr + after[1].psnr) / 2.0);
+        assert_eq!(outcome.rank_quality, (after[0].psnr + after[1].psnr) / 2.0);
         assert_ne!(before.loss, after[0].loss);
         assert!(outcome.gradient_norm > 0.0);
         assert!((-1.0..1.0).contains(&after[0].ssim));
@@ -241,7 +241,7 @@ mod search {
         let outcomes: Vec<_> = (0..40).map(|_| step(&mut supernet)).collect();
         let (first, last) = (&outcomes[0], &outcomes[39]);
         assert!(last.train_loss < 0.3 * first.train_loss, "{first:?} {last:?}");
-        assert!(last.train_psnr > first.train_psnr + 3.0, "{first:?} {last:?}");
+        assert!(last.train_quality > first.train_quality + 3.0, "{first:?} {last:?}");
     }
 
     #[test]
