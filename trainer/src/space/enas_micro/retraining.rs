@@ -47,7 +47,7 @@ impl Retraining {
     pub const QUICK: Retraining = Retraining {
         cells: 5,
         max_parameters: 40_000,
-        epochs: 2,
+        epochs: 1,
         drop_path: 0.0,
         cutout: 0,
         ..Retraining::PAPER
