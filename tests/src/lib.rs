@@ -4,6 +4,7 @@
 pub mod hostile;
 mod postgres;
 mod proxy;
+pub mod quality;
 pub mod toy;
 
 use std::{

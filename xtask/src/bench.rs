@@ -23,6 +23,17 @@ pub(crate) enum Bench {
         #[arg(long, conflicts_with = "seconds")]
         quick: bool,
     },
+    /// How good the searches are: NAS-Bench-201, and a noisy function with 1 to 64 trainers
+    ///
+    /// Takes some minutes, and fetches 36 MB. Writes the tables and curves of docs/quality.md; the last line of the output is JSON.
+    Quality {
+        /// Searches of each algorithm on each data set
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(2..))]
+        runs: u64,
+        /// Searches for each number of trainers
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+        scaling_runs: u64,
+    },
     /// The paper's artificial problem: steps to success of ASNG, of SNG with several steps, of the authors' code
     ///
     /// A search that fails goes on for 100,000 steps. Draws docs/toy.svg; the last line of the output is JSON.
@@ -48,6 +59,11 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
         }
         Bench::Controller { seconds, .. } => {
             program(root, "bench-controller", &[format!("--seconds={seconds}")])
+        }
+        Bench::Quality { runs, scaling_runs } => {
+            setup::nasbench201(root)?;
+            let runs = [format!("--runs={runs}"), format!("--scaling-runs={scaling_runs}")];
+            program(root, "bench-quality", &runs)
         }
         Bench::Toy { seeds, sng_seeds } => program(
             root,

@@ -13,10 +13,14 @@ use anyhow::{Context, Result};
 use asng_datasets::{DataSet, fetch};
 
 mod libtorch;
+mod nasbench201;
 mod postgresql;
 
 /// Where CIFAR-10 lies, under the workspace's directory.
 pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
+
+/// Where the tables of NAS-Bench-201 lie, under the workspace's directory.
+const NASBENCH201: &str = "data/nasbench201";
 
 /// A part of the setup.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -25,6 +29,8 @@ pub(crate) enum Part {
     Libtorch,
     /// The images that the trainer's first space is searched on
     Cifar10,
+    /// What 15,625 networks reach, to measure how good searches are; only where it is named here
+    Nasbench201,
     /// The database server that the tests of several controllers start; only where it is named here
     Postgresql,
 }
@@ -34,6 +40,11 @@ const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
 /// Makes sure that all of setup is there under `root`; quiet if it is.
 pub(crate) fn setup(root: &Path) -> Result<()> {
     ensure(root, &ALL).map(|_| ())
+}
+
+/// Makes sure that NAS-Bench-201 is there; quiet if it is.
+pub(crate) fn nasbench201(root: &Path) -> Result<()> {
+    ensure(root, &[Part::Nasbench201]).map(|_| ())
 }
 
 /// The subcommand: the same for some parts (none named: what it takes to run the programs), and says what there is.
@@ -55,6 +66,9 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
     let _lock = lock(root)?;
     let ensure = |part: &Part| match part {
         Part::Libtorch => libtorch::ensure(root).map_err(name_full_disk).context("no libtorch"),
+        Part::Nasbench201 => nasbench201::ensure(&root.join(NASBENCH201))
+            .map_err(name_full_disk)
+            .context("no NAS-Bench-201"),
         Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
         Part::Cifar10 => {
             let fetched = DataSet::Cifar10.ensure(&root.join(CIFAR10), false);

@@ -31,6 +31,7 @@ const COUNTS: [(&str, &str, &str); 5] = [
 /// Sets up first when needed.
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     setup::setup(root)?;
+    setup::nasbench201(root)?;
     run(&mut cargo(
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],

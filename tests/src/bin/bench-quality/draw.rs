@@ -1,0 +1,62 @@
+//! Curves over a logarithmic axis, a panel for each problem.
+
+use std::path::Path;
+
+use anyhow::Context;
+use plotters::prelude::*;
+
+/// Width and height of a panel, in pixels.
+const PANEL: (u32, u32) = (560, 420);
+
+/// Points in order.
+pub(crate) struct Curve {
+    pub(crate) label: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Writes an SVG file of panels, each a title and curves.
+pub(crate) fn draw(
+    file: &Path,
+    x: &str,
+    y: &str,
+    panels: &[(String, Vec<Curve>)],
+) -> anyhow::Result<()> {
+    let size = (PANEL.0, PANEL.1 * panels.len() as u32);
+    let area = SVGBackend::new(file, size).into_drawing_area();
+    area.fill(&WHITE)?;
+    for (area, (title, curves)) in area.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        let points = || curves.iter().flat_map(|curve| &curve.points);
+        let range = |values: &mut dyn Iterator<Item = f64>| {
+            let (low, high) = values
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+                    (low.min(value), high.max(value))
+                });
+            low..high
+        };
+        let across = range(&mut points().map(|point| point.0));
+        let up = range(&mut points().map(|point| point.1));
+        let margin = 0.05 * (up.end - up.start);
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 18))
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(across.log_scale(), up.start - margin..up.end + margin)?;
+        chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
+        for (i, Curve { label, points }) in curves.iter().enumerate() {
+            let style = Palette99::pick(i).stroke_width(2);
+            let key = move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style);
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), style))?
+                .label(label)
+                .legend(key);
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(BLACK)
+            .draw()?;
+    }
+    area.present().with_context(|| format!("cannot write {}", file.display()))
+}
