@@ -46,6 +46,7 @@ impl Bench {
             lease: self.study.lease_id(step),
             trainer: trainer.into(),
             losses: losses.to_vec(),
+            costs: Vec::new(),
             metrics: BTreeMap::new(),
         };
         self.study.report(report, None, self.now)
@@ -95,6 +96,7 @@ fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
         lease: bench.study.lease_id(&step),
         trainer: "b".into(),
         losses: vec![2.0, 1.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let again = bench.study.report(report, Some(known), bench.now).unwrap();
@@ -202,6 +204,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
         lease: bench.study.lease_id(&slow),
         trainer: "slow".into(),
         losses: vec![1.0, 2.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let receipt = bench.study.report(report, Some(closed), bench.now).unwrap();
@@ -329,6 +332,7 @@ fn rule_7_a_study_ends_when_a_report_reaches_the_target() {
                 lease: bench.study.lease_id(&step),
                 trainer: "a".into(),
                 losses: losses.to_vec(),
+                costs: Vec::new(),
                 metrics: [("accuracy".into(), losses[0])].into(),
             };
             bench.study.report(report, None, bench.now).unwrap().outcome
@@ -452,6 +456,7 @@ fn rule_8_bad_reports_are_refused_and_change_nothing() {
         lease: other_study,
         trainer: "t".into(),
         losses: vec![1.0, 2.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let refused = bench.study.report(report, None, bench.now);
