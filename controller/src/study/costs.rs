@@ -1,6 +1,9 @@
 //! What architectures cost: the rules of a study about it, how evaluated architectures rank by loss and costs, and which
 //! of them are remembered for their costs. Knows costs by name alone, whatever they count.
 
+#[cfg(test)]
+mod tests;
+
 use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
