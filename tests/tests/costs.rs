@@ -6,6 +6,7 @@ use asng_proto::v1;
 use asng_tests::{
     Controller, applied, asngctl, costs, create_request, limit, report, study_when, train,
 };
+use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -33,6 +34,7 @@ async fn a_limit_on_parameters_is_never_exceeded_by_the_final_architecture() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(directory.path());
     let mut created = controller.studies();
+    let mut running = JoinSet::new();
     for seed in 0..searches {
         let most = 250.0 + 20.0 * (seed % 10) as f64;
         let name = format!("s{seed}");
@@ -41,17 +43,24 @@ async fn a_limit_on_parameters_is_never_exceeded_by_the_final_architecture() {
         spec.costs = vec![limit(most)];
         spec.algorithm.as_mut().unwrap().seed = Some(seed);
         created.create_study(request).await.unwrap();
-        let study = train(controller.search(), &name, "t", |_, _| {}).await;
-        assert!(chosen(&study) <= most, "seed {seed}: {} of {most}", chosen(&study));
-        let incumbent = study.incumbent.unwrap();
-        assert!(incumbent.costs["parameters"] <= most, "seed {seed}");
-        assert!(study.progress.unwrap().over_limit > 0, "seed {seed}: the limit means something");
+        let search = controller.search();
+        running.spawn(async move {
+            let study = train(search, &name, "t", |_, _| {}).await;
+            assert!(chosen(&study) <= most, "seed {seed}: {} of {most}", chosen(&study));
+            let incumbent = study.incumbent.unwrap();
+            assert!(incumbent.costs["parameters"] <= most, "seed {seed}");
+            let over = study.progress.unwrap().over_limit;
+            assert!(over > 0, "seed {seed}: the limit means something");
+        });
     }
     // The same without a limit: what is good is dear.
     created.create_study(create_request("free", 150)).await.unwrap();
     let study = train(controller.search(), "free", "t", |_, _| {}).await;
     assert!(mode(&study) > 430.0, "{}", mode(&study));
     assert_eq!(study.chosen.unwrap().architecture, study.mode);
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
