@@ -692,6 +692,24 @@ mod tests {
     use super::{super::tests::changes, *};
 
     #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let Some(server) = crate::postgres::Postgres::start() else { return };
+        let url = server.url("upgrade");
+        let mut store = Postgres::open(&url, "http://here").unwrap();
+        store.commit(&changes("s", 7)).unwrap();
+        let downgrade = "ALTER TABLE states DROP COLUMN selection;
+             ALTER TABLE history DROP COLUMN costs; UPDATE schema_version SET version = 1;";
+        store
+            .run(async |connection| Ok(sqlx::raw_sql(downgrade).execute(connection).await?))
+            .unwrap();
+        drop(store);
+        let mut store = Postgres::open(&url, "http://here").unwrap();
+        assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+        store.commit(&changes("later", 8)).unwrap();
+        assert_eq!(store.run(async |connection| make_tables(connection).await).unwrap(), VERSION);
+    }
+
+    #[test]
     fn a_study_has_one_owner_and_one_that_lost_it_cannot_write() {
         let Some(server) = crate::postgres::Postgres::start() else { return };
         let url = server.url("fencing");

@@ -368,3 +368,46 @@ fn to_ms(time: SystemTime) -> i64 {
 fn from_ms(ms: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In MessagePack a row is an array, whose first byte says how long it is.
+    #[test]
+    fn what_has_no_costs_is_in_the_journal_as_before_there_were_any() {
+        let report = ReportRow {
+            trainer: "t".into(),
+            losses: "[1.0,2.0]".into(),
+            metrics: "{}".into(),
+            staleness: 0,
+            reported_ms: 1,
+            generation_made: Some(3),
+            costs: None,
+        };
+        let bytes = rmp_serde::to_vec(&report).unwrap();
+        assert_eq!(bytes[0], 0x90 | 6);
+        let read: ReportRow = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!((read.generation_made, read.costs), (Some(3), None));
+        let step = StepRow {
+            study: 1,
+            step: 2,
+            generation: 0,
+            applied: 0,
+            train: [].into(),
+            rank: [].into(),
+            attempt: 1,
+        };
+        let past = PastRow { step, report: Some(report), dropped: false };
+        let bytes = rmp_serde::to_vec(&past).unwrap();
+        assert_eq!(bytes[0], 0x90 | 2);
+        let read: PastRow = rmp_serde::from_slice(&bytes).unwrap();
+        assert!(!read.dropped);
+
+        let costs = Some(r#"[{"size":1.0},{"size":2.0}]"#.to_owned());
+        let report = past.report.map(|report| ReportRow { costs: costs.clone(), ..report });
+        let past = PastRow { report, dropped: true, ..past };
+        let read: PastRow = rmp_serde::from_slice(&rmp_serde::to_vec(&past).unwrap()).unwrap();
+        assert_eq!((read.dropped, read.report.unwrap().costs), (true, costs));
+    }
+}

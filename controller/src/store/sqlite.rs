@@ -578,6 +578,28 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_the_oldest_version_and_its_backup_are_read_and_brought_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, restored) = (directory.path().join("state"), directory.path().join("restored"));
+        let backup = directory.path().join("backup.db");
+        let mut store = Sqlite::open(&state).unwrap();
+        store.settle(changes("s", 7)).unwrap();
+        let downgrade = "ALTER TABLE states DROP COLUMN selection;
+             ALTER TABLE history DROP COLUMN costs; PRAGMA user_version = 3;";
+        store.connection.execute_batch(downgrade).unwrap();
+        drop(store);
+        assert_eq!(back_up(&state, &backup).unwrap(), 1);
+        assert_eq!(restore(&backup, &restored).unwrap(), 1);
+        for directory in [state, restored] {
+            let mut store = Sqlite::open(&directory).unwrap();
+            assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+            store.settle(changes("later", 8)).unwrap();
+            let version = check_version(&store.connection, &directory).unwrap();
+            assert_eq!((version, store.load(Instant::now()).unwrap().len()), (VERSION, 2));
+        }
+    }
+
+    #[test]
     fn a_backup_is_made_while_the_database_is_in_use_and_can_be_restored() {
         let directory = tempfile::tempdir().unwrap();
         let (state, restored) = (directory.path().join("state"), directory.path().join("restored"));

@@ -159,7 +159,7 @@ fn a_front_has_what_nothing_beats_and_is_bounded() {
 fn the_most_probable_candidates_stay_when_there_are_too_many() {
     let mut learner = Learner::new(40, vec![rule("size", None, Some(1e9))]);
     let loss = |values: &[i64]| values.iter().filter(|value| **value != 0).count() as f64;
-    for _ in 0..2000 {
+    for _ in 0..1200 {
         learner.step(2, |values| (loss(values), costs(&[("size", 1.0)])));
     }
     assert!(learner.asng.convergence() > 0.7, "{}", learner.asng.convergence());
@@ -191,6 +191,8 @@ fn evaluation() -> impl Strategy<Value = (f64, f64, f64)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn a_final_architecture_never_exceeds_a_limit_whatever_is_reported(
         categoricals in 1..50_usize,
