@@ -13,7 +13,7 @@ use crate::asng::{self, Asng, Ranked, is_settled};
 
 /// Costs of an architecture, rules of a study, fronts of a study.
 const MAX_COSTS: usize = 10;
-const MAX_CANDIDATES: usize = 1024;
+const MAX_CANDIDATES: usize = 256;
 const MAX_POINTS: usize = 128;
 /// Values of architectures among the candidates, and on a front: bounds both where a space has many variables.
 const MAX_VALUES: usize = 1 << 16;
@@ -215,7 +215,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// One that comes from elsewhere; [`Selection::fits`] says whether it makes sense.
+    /// One that comes from elsewhere; a study checks that it makes sense.
     pub fn new(candidates: Vec<Candidate>, fronts: BTreeMap<String, Vec<Point>>) -> Selection {
         Selection { candidates, fronts }
     }

@@ -132,7 +132,7 @@ pub enum Start {
 /// A figure that ends a study when a report reaches it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// A metric's name; "loss" stands for the smallest loss of a report.
+    /// A metric's name; "loss" stands for the smallest loss of a report, of what is within the limits.
     pub metric: String,
     /// The figure.
     pub value: f64,
