@@ -228,6 +228,33 @@ mod tests {
     }
 
     #[test]
+    fn a_study_s_final_architecture_is_meant_unless_another_is_named() {
+        let architecture = |value| v1::Architecture { values: vec![value] };
+        let chosen = v1::Candidate { architecture: Some(architecture(2)), ..Default::default() };
+        let study = v1::Study {
+            name: "s".into(),
+            spec: Some(v1::StudySpec { space: "toy".into(), ..Default::default() }),
+            mode: Some(architecture(1)),
+            chosen: Some(chosen),
+            ..Default::default()
+        };
+        let find = |study: &v1::Study, arguments: &[&str]| {
+            #[derive(clap::Parser)]
+            struct Line {
+                #[command(flatten)]
+                subject: Subject,
+            }
+            let line = [&["program"], arguments].concat();
+            let Line { subject } = clap::Parser::parse_from(line);
+            subject.find(Some(study), None).map(|found| found.values)
+        };
+        assert_eq!(find(&study, &[]).unwrap(), [2]);
+        assert_eq!(find(&study, &["--architecture", "mode"]).unwrap(), [1]);
+        let error = find(&v1::Study { chosen: None, ..study }, &[]).unwrap_err().to_string();
+        assert!(error.ends_with("or none within its limits"), "{error}");
+    }
+
+    #[test]
     fn a_file_says_its_space_and_old_ones_are_of_cells() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("architecture.json");

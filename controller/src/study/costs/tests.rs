@@ -3,7 +3,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::asng::{Architecture, Settings, Variable};
+use crate::asng::{Algorithm, Architecture, Marginal, Settings, Variable};
 
 fn rule(cost: &str, weight: Option<f64>, limit: Option<f64>) -> CostRule {
     CostRule { cost: cost.into(), weight, limit }
@@ -157,16 +157,23 @@ fn a_front_has_what_nothing_beats_and_is_bounded() {
 
 #[test]
 fn the_most_probable_candidates_stay_when_there_are_too_many() {
-    let mut learner = Learner::new(40, vec![rule("size", None, Some(1e9))]);
-    let loss = |values: &[i64]| values.iter().filter(|value| **value != 0).count() as f64;
-    for _ in 0..1200 {
-        learner.step(2, |values| (loss(values), costs(&[("size", 1.0)])));
+    let mut learner = Learner::new(40, vec![rule("size", None, Some(1.0))]);
+    // Of a theta that stays as it is, so that what was the most probable is so at the end.
+    let settings = Settings { algorithm: Algorithm::Random, ..Settings::default() };
+    learner.asng = Asng::new(learner.asng.variables(), settings).unwrap();
+    for i in 0..40 {
+        learner.asng.start_at(i, &Marginal::Categorical(vec![0.6, 0.2, 0.2])).unwrap();
     }
-    assert!(learner.asng.convergence() > 0.7, "{}", learner.asng.convergence());
+    let zeros = |values: &[i64]| values.iter().filter(|value| **value == 0).count();
+    let mut most = 0;
+    for _ in 0..500 {
+        learner.step(2, |values| {
+            most = most.max(zeros(values));
+            (1.0, costs(&[("size", 1.0)]))
+        });
+        assert_eq!(zeros(&learner.chosen().unwrap().values), most);
+    }
     assert!((MAX_CANDIDATES / 2..=MAX_CANDIDATES).contains(&learner.selection.candidates().len()));
-    let chosen = loss(&learner.chosen().unwrap().values);
-    let mode = loss(&learner.asng.mode().settled(learner.asng.variables()));
-    assert!(chosen <= mode + 3.0, "{chosen} of the chosen one, {mode} of the mode");
 }
 
 #[test]
