@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{distribution::Family, utility::utilities};
 pub use self::{
-    space::{Architecture, Value, Variable},
+    space::{Architecture, Value, Variable, is_settled},
     state::State,
 };
 
@@ -455,6 +455,18 @@ impl Asng {
             mode.0[free.index] = free.family.mode(self.theta(free));
         }
         mode
+    }
+
+    /// How probable settled architectures of this space are: logarithms, up to a summand that all share, of choices'
+    /// probabilities and the density at integers.
+    pub fn log_probabilities<'a>(&self, settled: impl Iterator<Item = &'a [i64]>) -> Vec<f64> {
+        let logs: Vec<f64> = self.state.theta.iter().map(|parameter| parameter.ln()).collect();
+        let of_free = |free: &Free, values: &[i64]| {
+            let logs = &logs[free.range.clone()];
+            free.family.log_probability(self.theta(free), logs, values[free.index])
+        };
+        let of_all = |values| self.free.iter().map(|free| of_free(free, values)).sum();
+        settled.map(of_all).collect()
     }
 
     /// How settled theta is, from 0 to 1: the mean over free variables of the largest probability,

@@ -23,7 +23,8 @@ use crate::{
     store::{Page, Reader},
     studies::{Error, Shelf, Studies},
     study::{
-        self, LeaseId, Next, Now, Origin, Report, StepId, Study, StudyId, Violation, is_label,
+        self, COSTS_RULE, Costs, LeaseId, Next, Now, Origin, Report, StepId, Study, StudyId,
+        Violation, are_costs, is_label,
     },
 };
 
@@ -200,10 +201,7 @@ impl StudyService for Api {
                 && (owner.is_empty() || owner == study.owner())
                 && labels.iter().all(|(key, value)| study.spec().labels.get(key) == Some(value))
         };
-        let summary = |study: &Study| {
-            let variables = Vec::new();
-            (study.age(), v1::Study { variables, ..convert::study(study) })
-        };
+        let summary = |study: &Study| (study.age(), convert::summary(study));
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
         let mut studies = caller
@@ -416,12 +414,17 @@ impl SearchService for Api {
             losses,
             metrics,
             lease_next,
+            costs,
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if metrics.len() > MAX_METRICS || !metrics.keys().all(|name| is_label(name)) {
             let rule = format!("up to {MAX_METRICS} metrics, names of 1 to 200 characters");
             violations.push(Violation::new("metrics", rule));
+        }
+        let costs: Vec<Costs> = costs.into_iter().map(|costs| costs.figures).collect();
+        if let Some(i) = costs.iter().position(|costs| !are_costs(costs)) {
+            violations.push(Violation::new(format!("costs[{i}]"), COSTS_RULE));
         }
         let lease = check_lease(&lease_id, step_id, &mut violations);
         let Some(lease) = lease.filter(|_| violations.is_empty()) else {
@@ -430,7 +433,7 @@ impl SearchService for Api {
         let closing = *self.closing.borrow();
         let response = caller
             .run(move |shelf, now| {
-                let report = Report { lease, trainer: trainer_id.clone(), losses, metrics };
+                let report = Report { lease, trainer: trainer_id.clone(), losses, costs, metrics };
                 let receipt = shelf.report(&study, report, now)?;
                 let next = if lease_next && closing {
                     Some(convert::next(&Next::NoWork(RETRY_WHEN_CLOSING), None))

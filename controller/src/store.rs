@@ -195,7 +195,12 @@ impl Changes {
 
     /// A step went into the history.
     pub fn past(&mut self, study: StudyId, past: &Past) {
-        self.past.push(PastRow::new(study, past));
+        self.past.push(PastRow::new(study, past, false));
+    }
+
+    /// A step has passed that the history does not keep. Until theta is stored, it follows from its report too.
+    pub fn drop_past(&mut self, study: StudyId, past: &Past) {
+        self.past.push(PastRow::new(study, past, true));
     }
 
     /// A step that the history has as closed was reported after all.

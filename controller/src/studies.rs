@@ -552,6 +552,8 @@ impl Shelf {
                     // A step that was closed unreported is always kept, so that its late report is known for one.
                     if kept || past.report.is_none() {
                         self.changes.past(id, past);
+                    } else {
+                        self.changes.drop_past(id, past);
                     }
                 }
                 Event::ReportedLate(step, report) => self.changes.late(id, *step, report),
@@ -686,6 +688,7 @@ mod tests {
             lease,
             trainer: "t".into(),
             losses: vec![f64::NAN, 0.1 + 0.2],
+            costs: Vec::new(),
             metrics: BTreeMap::new(),
         };
         let receipt = studies.run(|shelf, now| shelf.report("s", report, now)).await?;
@@ -801,8 +804,8 @@ mod tests {
         assert!(matches!(shelf.create("new", spec(), "", now), Err(Error::OverBudget(1))));
         assert!(matches!(lease(&mut shelf, "s", "2", now), Ok(Next::NoWork(_))));
         assert!(matches!(lease(&mut shelf, "ended", "2", now), Ok(Next::Finished)));
-        let (losses, metrics) = (vec![1.0, 2.0], BTreeMap::new());
-        let report = Report { lease: lease_id, trainer: "t".into(), losses, metrics };
+        let (losses, costs, metrics) = (vec![1.0, 2.0], Vec::new(), BTreeMap::new());
+        let report = Report { lease: lease_id, trainer: "t".into(), losses, costs, metrics };
         let receipt = shelf.report("s", report, now).unwrap();
         assert_eq!(receipt.outcome, Some(Outcome::Applied));
     }

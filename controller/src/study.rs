@@ -4,6 +4,7 @@
 //! through [`Study::take_events`]; it knows no database, no network and no clock. ARCHITECTURE.md lists the rules it
 //! keeps ("Rules of a step"); comments here cite them by number.
 
+mod costs;
 mod record;
 mod spec;
 mod step;
@@ -13,13 +14,18 @@ mod tests;
 use std::{
     collections::BTreeMap,
     mem,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use self::costs::Standing;
 pub use self::{
+    costs::{
+        COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs, learn,
+    },
     record::{Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule},
     spec::{
         Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,
@@ -27,7 +33,7 @@ pub use self::{
     },
     step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId, StudyId},
 };
-use crate::asng::{Architecture, Asng, Ranked};
+use crate::asng::{Architecture, Asng};
 
 /// Bounds the memory of a study, whatever `steps_per_update` and `max_staleness` allow.
 const MAX_LIVE_STEPS: usize = 4096;
@@ -53,6 +59,7 @@ struct Search {
     /// Empty where the spec has them.
     described: Vec<Variable>,
     asng: Asng,
+    selection: Arc<Selection>,
 }
 
 /// Something that happened to a study and has to be stored.
@@ -241,7 +248,9 @@ impl Study {
                     record.spec.shapes(&variables).map_err(|found| found[0].to_string())?;
                 let asng = Asng::from_state(&shapes, record.spec.optimiser(), state)
                     .map_err(|error| error.to_string())?;
-                Some(Search { described: record.spec.unless_given(variables), asng })
+                let (described, selection) =
+                    (record.spec.unless_given(variables), record.selection);
+                Some(Search { described, asng, selection })
             }
             _ => None,
         };
@@ -252,6 +261,10 @@ impl Study {
         let incumbent = record.incumbent.iter().map(|incumbent| &incumbent.architecture);
         if !architectures.chain(incumbent).all(|architecture| architecture.fits(shapes)) {
             return Err("an architecture does not fit the variables".into());
+        }
+        let selection = search.as_ref().map(|search| &search.selection);
+        if selection.is_some_and(|selection| !selection.fits(&record.spec.costs, shapes)) {
+            return Err("what it remembers of costs does not fit it".into());
         }
         let (train, rank) = (record.spec.lambda_x(), record.spec.lambda_theta());
         let sound = |step: &Step| {
@@ -264,7 +277,13 @@ impl Study {
         ids.sort();
         ids.dedup();
         let progress = record.progress;
-        let counters = [progress.sampled, progress.duplicate, progress.diverged, progress.expired];
+        let counters = [
+            progress.sampled,
+            progress.duplicate,
+            progress.diverged,
+            progress.over_limit,
+            progress.expired,
+        ];
         if progress.generation > progress.applied
             || progress.applied > progress.sampled.min(record.spec.max_steps)
             || progress.stale > progress.sampled
@@ -272,15 +291,23 @@ impl Study {
         {
             return Err("its counters make no sense".into());
         }
-        if record.incumbent.as_ref().is_some_and(|incumbent| !incumbent.loss.is_finite()) {
-            return Err("the loss of its incumbent is not finite".into());
+        let sound_incumbent = |Incumbent { loss, costs, .. }: &Incumbent| {
+            let standing = Standing::of(&record.spec.costs, *loss, Some(costs));
+            matches!(standing, Standing::Within(_)) && are_costs(costs)
+        };
+        if !record.incumbent.as_ref().is_none_or(sound_incumbent) {
+            return Err("its incumbent has diverged or is over a limit".into());
         }
+        let costs_fit = |pending: &Pending| {
+            costs::report_violations(&record.spec.costs, &pending.costs, rank).is_empty()
+                && pending.costs.iter().all(are_costs)
+        };
         if (search.is_none() || record.state.has_ended()) && !open.is_empty() {
             return Err("it has open steps, which its state does not allow".into());
         }
         if !open.iter().all(|step| sound(step))
             || ids.len() < open.len()
-            || !record.pending.iter().all(|pending| pending.losses.len() == rank)
+            || !record.pending.iter().all(|p| p.losses.len() == rank && costs_fit(p))
         {
             return Err("its open steps do not fit it".into());
         }
@@ -321,6 +348,7 @@ impl Study {
             asng: self.asng().map(|asng| asng.state().clone()),
             progress: self.progress,
             incumbent: self.incumbent.clone(),
+            selection: self.selection(),
             live: self.live.values().cloned().collect(),
             pending: self.pending.values().cloned().collect(),
         }
@@ -479,34 +507,43 @@ impl Study {
             let description = format!("{count} losses; the step has {expected} rank architectures");
             return Err(Error::Invalid(vec![Violation::new("losses", description)]));
         }
+        let violations = costs::report_violations(&self.spec.costs, &report.costs, expected);
+        if !violations.is_empty() {
+            return Err(Error::Invalid(violations));
+        }
         if let Some(pending) = self.pending.get(&id) {
             self.progress.duplicate += 1;
             let staleness = pending.staleness;
             return Ok(Receipt { outcome: Some(Outcome::Pending), duplicate: true, staleness });
         }
         self.end_in_time(now);
-        let Report { trainer, losses, metrics, .. } = report;
+        let report = PastReport {
+            trainer: report.trainer,
+            losses: report.losses,
+            costs: report.costs,
+            metrics: report.metrics,
+            staleness: 0,
+            at: now.wall,
+            update: None,
+        };
         let Some(step) = self.live.remove(&id) else {
-            return Ok(self.report_closed(id, closed, trainer, losses, metrics, now));
+            return Ok(self.report_closed(id, closed, report));
         };
         let staleness = self.progress.generation - step.generation;
         if staleness > self.spec.max_staleness() {
-            self.note_report(id, &trainer, Outcome::Stale, staleness);
-            let report =
-                PastReport { trainer, losses, metrics, staleness, at: now.wall, update: None };
-            self.pass(step, report);
+            self.note_report(id, &report.trainer, Outcome::Stale, staleness);
+            self.pass(step, PastReport { staleness, ..report });
             return Ok(Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness });
         }
-        self.note_incumbent(&step, &losses);
-        self.progress.diverged += losses.iter().filter(|loss| !loss.is_finite()).count() as u64;
-        let target = self.spec.reaches_target(&losses, &metrics);
+        let PastReport { trainer, losses, costs, metrics, at, .. } = report;
+        let target = self.judge(&step, &losses, &costs, &metrics);
         let full = self.pending.len() + 1 >= self.spec.steps_per_update();
         let all_reported = self.live.is_empty()
             && self.progress.applied + self.pending.len() as u64 + 1 >= self.spec.max_steps;
         let outcome =
             if full || all_reported || target { Outcome::Applied } else { Outcome::Pending };
         self.note_report(id, &trainer, outcome, staleness);
-        let pending = Pending { step, trainer, losses, metrics, staleness, at: now.wall };
+        let pending = Pending { step, trainer, losses, costs, metrics, staleness, at };
         self.pending.insert(id, pending);
         if outcome == Outcome::Applied {
             self.update();
@@ -524,15 +561,7 @@ impl Study {
     }
 
     /// Takes a report of a step that the history knows, unless it no longer keeps it.
-    fn report_closed(
-        &mut self,
-        id: StepId,
-        closed: Option<Closed>,
-        trainer: String,
-        losses: Vec<f64>,
-        metrics: BTreeMap<String, f64>,
-        now: Now,
-    ) -> Receipt {
+    fn report_closed(&mut self, id: StepId, closed: Option<Closed>, report: PastReport) -> Receipt {
         // A step that was closed while this report was on its way: by the end of the study's time.
         let just_closed = self.events.iter().find_map(|event| match event {
             Event::Passed(past) if past.step.id == id && past.report.is_none() => {
@@ -549,8 +578,8 @@ impl Study {
             self.progress.duplicate += 1;
             return Receipt { outcome: closed.outcome, duplicate: true, staleness };
         }
-        self.note_report(id, &trainer, Outcome::Stale, staleness);
-        let report = PastReport { trainer, losses, metrics, staleness, at: now.wall, update: None };
+        self.note_report(id, &report.trainer, Outcome::Stale, staleness);
+        let report = PastReport { staleness, ..report };
         self.events.push(Event::ReportedLate(id, Box::new(report)));
         Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness }
     }
@@ -571,14 +600,39 @@ impl Study {
         self.events.push(Event::Passed(Box::new(past)));
     }
 
-    fn note_incumbent(&mut self, step: &Step, losses: &[f64]) {
-        for (architecture, &loss) in step.rank.iter().zip(losses) {
-            let best = self.incumbent.as_ref().map_or(f64::INFINITY, |incumbent| incumbent.loss);
-            if loss.is_finite() && loss < best {
-                let architecture = architecture.clone();
-                self.incumbent = Some(Incumbent { architecture, loss, step: step.id });
+    /// Looks at a report that counts: for the counters, for the incumbent, and whether it reaches the target.
+    fn judge(
+        &mut self,
+        step: &Step,
+        losses: &[f64],
+        costs: &[Costs],
+        metrics: &BTreeMap<String, f64>,
+    ) -> bool {
+        let rules = &self.spec.costs;
+        let mut best = match &self.incumbent {
+            Some(best) => Standing::of(rules, best.loss, Some(&best.costs)),
+            None => Standing::Within(f64::INFINITY),
+        };
+        let standings = costs::standings(rules, losses, costs);
+        for (i, standing) in standings.enumerate() {
+            match standing {
+                Standing::Diverged => self.progress.diverged += 1,
+                Standing::Over(_) => self.progress.over_limit += 1,
+                Standing::Within(_) if standing < best => {
+                    best = standing;
+                    self.incumbent = Some(Incumbent {
+                        architecture: step.rank[i].clone(),
+                        loss: losses[i],
+                        step: step.id,
+                        costs: costs.get(i).cloned().unwrap_or_default(),
+                    });
+                }
+                Standing::Within(_) => {}
             }
         }
+        let within = costs::standings(rules, losses, costs).zip(losses);
+        let within = within.filter(|(standing, _)| matches!(standing, Standing::Within(_)));
+        self.spec.reaches_target(within.map(|(_, loss)| *loss), metrics)
     }
 
     /// Applies the pending reports, in the order of their steps so that the order of arrival leaves no trace in the
@@ -586,17 +640,18 @@ impl Study {
     fn update(&mut self) {
         let batch = mem::take(&mut self.pending);
         let Some(search) = self.search.as_mut().filter(|_| !batch.is_empty()) else { return };
-        let ranked: Vec<Ranked<'_>> = batch
+        let evaluations: Vec<Evaluation<'_>> = batch
             .values()
-            .map(|Pending { step, losses, .. }| Ranked { architectures: &step.rank, losses })
+            .map(|Pending { step, losses, costs, .. }| Evaluation { step, losses, costs })
             .collect();
         // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
-        search.asng.tell(&ranked).unwrap();
+        learn(&mut search.asng, &mut search.selection, &self.spec.costs, &evaluations).unwrap();
         self.progress.generation += 1;
         self.progress.applied += batch.len() as u64;
         let update = Some(self.progress.generation);
-        for Pending { step, trainer, losses, metrics, staleness, at } in batch.into_values() {
-            self.pass(step, PastReport { trainer, losses, metrics, staleness, at, update });
+        for Pending { step, trainer, losses, costs, metrics, staleness, at } in batch.into_values()
+        {
+            self.pass(step, PastReport { trainer, losses, costs, metrics, staleness, at, update });
         }
     }
 
@@ -672,7 +727,8 @@ impl Study {
         if !violations.is_empty() {
             return Err(violations);
         }
-        self.search = Some(Search { described: self.spec.unless_given(variables), asng });
+        let described = self.spec.unless_given(variables);
+        self.search = Some(Search { described, asng, selection: Arc::default() });
         self.started = Some(now.wall);
         self.events.push(Event::Described);
         self.change_state(State::Running, now);
@@ -745,6 +801,18 @@ impl Study {
     /// The most likely architecture, once the variables are known.
     pub fn mode(&self) -> Option<Architecture> {
         self.search.as_ref().map(|search| search.asng.mode())
+    }
+
+    /// The final architecture, as things stand: the mode, or what is chosen in its place where a limit is not known to be
+    /// kept by it.
+    pub fn chosen(&self) -> Option<Candidate> {
+        let Search { asng, selection, .. } = self.search.as_ref()?;
+        selection.chosen(asng, &self.spec.costs)
+    }
+
+    /// What is remembered of evaluated architectures for their costs.
+    pub fn selection(&self) -> Arc<Selection> {
+        self.search.as_ref().map_or_else(Arc::default, |search| search.selection.clone())
     }
 
     /// The distribution, variable by variable; empty while the variables are not known.

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-use crate::{Controller, categoricals, create_request, report};
+use crate::{Controller, categoricals, create_request, limit, report};
 
 /// Every method of the controller, and one that it has not.
 pub const METHODS: [&str; 21] = [
@@ -132,6 +132,7 @@ impl Kept {
             let spec = request.spec.as_mut().unwrap();
             spec.space = "kept-b7e1a90c5d-space".into();
             spec.lease = Some(prost_types::Duration { seconds: 24 * 3600, nanos: 0 });
+            spec.costs = vec![limit(350.0)];
             if name == WAITING {
                 spec.variables.clear();
             }
@@ -228,7 +229,7 @@ impl Kept {
         let (step_id, lease_id) = (good.step_id, good.lease_id.clone());
         let never_given = lease_id.rsplit_once('-').map(|(rest, _)| format!("{rest}-2")).unwrap();
         let bad_label = ["".into(), "x".repeat(201), "a\nb".into()].choose(random).unwrap().clone();
-        match random.random_range(0..14) {
+        match random.random_range(0..15) {
             0 => {
                 let count = *[0, 1, 3, 100_000].choose(random).unwrap();
                 let losses = (0..count).map(|_| float(random)).collect();
@@ -319,6 +320,22 @@ impl Kept {
                 "/asng.v1.StudyService/ExportStudy",
                 &v1::ExportStudyRequest { name, fork: random.random() },
             ),
+            13 => {
+                let mut costs = good.costs.clone();
+                match random.random_range(0..4) {
+                    0 => costs.truncate(random.random_range(0..costs.len())),
+                    1 => costs.push(costs[0].clone()),
+                    2 => {
+                        let wrong = *[-1.0, f64::NAN, f64::INFINITY].choose(random).unwrap();
+                        costs[0].figures.insert("parameters".into(), wrong);
+                    }
+                    _ => costs[0].figures.extend((0..10).map(|i| (format!("{i}"), 1.0))),
+                }
+                encoded(
+                    "/asng.v1.SearchService/ReportStep",
+                    &v1::ReportStepRequest { costs, ..good },
+                )
+            }
             _ => encoded("/asng.v1.StudyService/WatchStudy", &v1::WatchStudyRequest { name }),
         }
     }
@@ -399,6 +416,9 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             lease_id,
             trainer_id,
             losses: (0..random.random_range(0..4)).map(|_| float(random)).collect(),
+            costs: (0..random.random_range(0..4))
+                .map(|_| v1::Costs { figures: [(text.clone(), float(random))].into() })
+                .collect(),
             metrics: [(text, float(random))].into(),
             lease_next: random.random(),
         }
@@ -423,6 +443,11 @@ fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {
         if random.random_bool(0.8) { Some(sane) } else { Some(float(random)) }
     };
     let (alpha, delta_init, delta_max, convergence) = (odd(1.5), odd(1.0), odd(1e9), odd(0.9));
+    let rule = v1::CostRule {
+        cost: text(random),
+        weight: Some(float(random)),
+        limit: Some(float(random)).filter(|limit| *limit != 1.0),
+    };
     let target = v1::Target { metric: text(random), value: float(random), at_least: true };
     let retention = v1::Retention { keep: Some(v1::retention::Keep::Last(number(random))) };
     v1::StudySpec {
@@ -451,6 +476,7 @@ fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {
         fixed: random.random_bool(0.2).then(|| ("v0".into(), text(random))).into_iter().collect(),
         labels: random.random_bool(0.2).then(|| (text(random), text(random))).into_iter().collect(),
         retention: random.random_bool(0.2).then_some(retention),
+        costs: random.random_bool(0.2).then_some(rule).into_iter().collect(),
         ..Default::default()
     }
 }

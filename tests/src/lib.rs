@@ -338,6 +338,21 @@ pub fn loss(architecture: &v1::Architecture) -> f64 {
     sum + (hash % 1000) as f64 / 1000.0
 }
 
+/// What an architecture of [`create_request`] costs: the more "parameters" the more variables are 0, so that a small loss is
+/// dear, and the more the wider it is; and some "macs".
+pub fn costs(architecture: &v1::Architecture) -> v1::Costs {
+    let (choices, width) = architecture.values.split_at(10.min(architecture.values.len()));
+    let parameters: i64 = choices.iter().map(|choice| 10 * (5 - choice)).sum();
+    let parameters = (parameters + width.iter().sum::<i64>()) as f64;
+    let figures = [("parameters", parameters), ("macs", parameters.sqrt())];
+    v1::Costs { figures: figures.map(|(name, cost)| (name.into(), cost)).into() }
+}
+
+/// A rule that allows so many parameters.
+pub fn limit(parameters: f64) -> v1::CostRule {
+    v1::CostRule { cost: "parameters".into(), limit: Some(parameters), weight: None }
+}
+
 /// The report of a step by a scripted trainer.
 pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
     v1::ReportStepRequest {
@@ -346,6 +361,7 @@ pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
         lease_id: step.lease_id.clone(),
         trainer_id: trainer_id.into(),
         losses: step.rank.iter().map(loss).collect(),
+        costs: step.rank.iter().map(costs).collect(),
         metrics: [("steps".to_string(), step.step_id as f64)].into(),
         lease_next: true,
     }

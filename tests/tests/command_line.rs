@@ -61,7 +61,7 @@ async fn a_history_is_written_and_a_study_moves_in_a_file() {
     let history = text(run("study history s"));
     let rows: Vec<Vec<&str>> = history.lines().map(|line| line.split(',').collect()).collect();
     assert_eq!(rows.len(), 1 + 9 * 4, "two to train and two to rank in each step");
-    assert_eq!((rows[0][0], rows[0][10], rows[0][21]), ("step", "loss", "width"));
+    assert_eq!((rows[0][0], rows[0][10], rows[0][22]), ("step", "loss", "width"));
     assert_eq!((rows[36][0], rows[36][2], rows[36][5]), ("9", "APPLIED", "t"));
     assert!(text(run("study history s --format json --out h.json")).is_empty());
     let lines = std::fs::read_to_string(directory.path().join("h.json")).unwrap();

@@ -1,7 +1,9 @@
 //! A study can be followed, written out, and taken in elsewhere, where it goes on as if nothing had happened.
 
 use asng_proto::v1::{self, study_part::Part};
-use asng_tests::{Controller, Postgres, applied, create_request, report, study_when, theta, train};
+use asng_tests::{
+    Controller, Postgres, applied, create_request, limit, report, study_when, theta, train,
+};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
@@ -56,6 +58,7 @@ async fn half_done(controller: &Controller) -> v1::Study {
     let mut request = create_request("moved", STEPS);
     let algorithm = request.spec.as_mut().unwrap().algorithm.as_mut().unwrap();
     algorithm.steps_per_update = Some(4);
+    request.spec.as_mut().unwrap().costs = vec![limit(320.0)];
     controller.studies().create_study(request).await.unwrap();
     for step in 1..=STEPS / 2 {
         let leased = lease(controller, "moved", "t").await;
@@ -94,6 +97,7 @@ async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
     let before = half_done(&here).await;
     let progress = before.progress.unwrap();
     assert_eq!((progress.pending, progress.outstanding), (2, 1), "what is open moves as well");
+    assert!(before.chosen.is_some() && before.fronts.len() == 2, "and what is known of costs");
 
     let parts = export(&here, "moved", false).await.unwrap();
     let after = import(&there, "", parts.clone()).await.unwrap();
@@ -111,6 +115,8 @@ async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
         let (finished_there, theta_there) = finish(&there, name).await;
         assert_eq!(theta_there, theta_here, "{name}");
         assert_eq!(finished_there.incumbent, finished_here.incumbent);
+        assert_eq!(finished_there.chosen, finished_here.chosen);
+        assert_eq!(finished_there.fronts, finished_here.fronts);
         assert_eq!(applied(&finished_there), STEPS);
     }
     let finished = export(&here, "moved", false).await.unwrap();

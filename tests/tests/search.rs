@@ -37,7 +37,9 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert!(trainer.0.wait().unwrap().success());
     let study = study_when(&controller, "tiny", |_| true).await;
     assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 5));
-    assert!(study.incumbent.is_some());
+    let incumbent = study.incumbent.as_ref().unwrap();
+    assert_eq!(incumbent.costs.keys().collect::<Vec<_>>(), ["macs", "parameters"]);
+    assert!(incumbent.costs.values().all(|cost| *cost > 1000.0), "{:?}", incumbent.costs);
 
     let arguments = ["evaluate", "--study", "tiny", "--images", "250", "--random", "2", "--json"];
     let output = trainer_command(&controller, &work_dir).args(arguments).output().unwrap();

@@ -275,6 +275,7 @@ impl Trainer {
             lease_id: step.lease_id,
             trainer_id: self.trainer_id.clone(),
             losses: outcome.losses,
+            costs: outcome.costs.iter().map(costs).collect(),
             metrics: outcome.metrics,
             lease_next: !self.stopping.is_cancelled(),
         };
@@ -519,6 +520,12 @@ impl Trainer {
             Err(_) => warn!("step not given back: the controller does not answer"),
         }
     }
+}
+
+/// The names of costs, for a study's rules.
+fn costs(&engine::Costs { parameters, macs }: &engine::Costs) -> v1::Costs {
+    let figures = [("parameters", parameters), ("macs", macs)];
+    v1::Costs { figures: figures.map(|(name, cost)| (name.into(), cost as f64)).into() }
 }
 
 /// Counts a call to the controller if it has failed.

@@ -250,7 +250,7 @@ async fn search(
     ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
     let architecture = match algorithm {
         Algorithm::Random => study.incumbent.clone().and_then(|incumbent| incumbent.architecture),
-        _ => study.mode.clone(),
+        _ => study::chosen(&study),
     };
     let v1::Architecture { values } =
         architecture.with_context(|| format!("study {name:?} has found nothing"))?;

@@ -111,11 +111,22 @@ pub struct Step {
     pub progress: f64,
 }
 
+/// What an architecture costs at the size at which it is searched: of what it uses of the supernet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// Weights that are trained.
+    pub parameters: i64,
+    /// Multiplications with an addition, for one image.
+    pub macs: i64,
+}
+
 /// What a step gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Losses of the `rank` architectures, in order.
     pub losses: Vec<f64>,
+    /// Their costs; empty where architectures are no networks.
+    pub costs: Vec<Costs>,
     /// Figures for people.
     pub metrics: BTreeMap<String, f64>,
     /// Images that passed through the network, once for each architecture.
@@ -292,6 +303,8 @@ trait Study {
 /// What a step measured.
 struct Measured {
     losses: Vec<f64>,
+    /// Empty where architectures are no networks.
+    costs: Vec<Costs>,
     metrics: BTreeMap<&'static str, f64>,
     images: u64,
 }
@@ -372,11 +385,11 @@ impl Workshop {
         // Whatever comes of it, the weights may have moved.
         open.step = step.batch + 1;
         open.unsaved = Some(open.step);
-        let Measured { losses, mut metrics, images } = open.study.step(step)?;
+        let Measured { losses, costs, mut metrics, images } = open.study.step(step)?;
         let computing = started.elapsed();
         metrics.insert("computing_seconds", computing.as_secs_f64());
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        Ok(Outcome { losses, metrics, images, computing })
+        Ok(Outcome { losses, costs, metrics, images, computing })
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {

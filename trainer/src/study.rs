@@ -57,15 +57,21 @@ pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
     work_dir.join("studies").join(format!("{}-{}", study.name, study.study_id))
 }
 
+/// The final architecture of a study, as things stand.
+pub fn chosen(study: &v1::Study) -> Option<v1::Architecture> {
+    study.chosen.as_ref()?.architecture.clone()
+}
+
 /// Which architecture is meant.
 #[derive(Clone, Debug, Args)]
 pub struct Subject {
     /// The study whose architecture, space and settings are meant
     #[arg(long)]
     pub study: Option<String>,
-    /// The architecture: "mode" (the study's most likely one), "incumbent" (the one with the smallest loss reported),
-    /// "random:SEED" (drawn uniformly), or a JSON file
-    #[arg(long, default_value = "mode", value_name = "WHICH")]
+    /// The architecture: "chosen" (the study's final one as things stand: the most likely one, within the limits on costs),
+    /// "mode" (the most likely one), "incumbent" (the one with the smallest loss reported), "random:SEED" (drawn uniformly),
+    /// or a JSON file
+    #[arg(long, default_value = "chosen", value_name = "WHICH")]
     architecture: Choice,
 }
 
@@ -94,11 +100,16 @@ impl Subject {
             let study = study.context(
                 "name the --study whose architecture is meant, or give --architecture a file",
             )?;
-            let v1::Architecture { values } = values
-                .with_context(|| format!("study {:?} has no such architecture yet", study.name))?;
+            let v1::Architecture { values } = values.with_context(|| {
+                format!(
+                    "study {:?} has no such architecture yet, or none within its limits",
+                    study.name
+                )
+            })?;
             Ok(Found { space: space(study)?, values })
         };
         match &self.architecture {
+            Choice::Chosen => of_study(study.and_then(chosen)),
             Choice::Mode => of_study(study.and_then(|study| study.mode.clone())),
             Choice::Incumbent => {
                 let incumbent = study.and_then(|study| study.incumbent.clone());
@@ -130,6 +141,8 @@ impl Subject {
 /// Which architecture a person named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
+    /// The final one of the study, as things stand.
+    Chosen,
     /// The most likely one of the study.
     Mode,
     /// The one of the study with the smallest loss reported.
@@ -145,6 +158,7 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> Result<Choice, Self::Err> {
         Ok(match (text, text.strip_prefix("random:")) {
+            ("chosen", _) => Choice::Chosen,
             ("mode", _) => Choice::Mode,
             ("incumbent", _) => Choice::Incumbent,
             (_, Some(seed)) => Choice::Random(seed.parse().map_err(|_| "say random:0 or so")?),
@@ -211,6 +225,33 @@ mod tests {
         assert!(error.starts_with("name the --study or the --space"), "{error}");
         let error = find("mode", None).unwrap_err().to_string();
         assert!(error.starts_with("name the --study whose"), "{error}");
+    }
+
+    #[test]
+    fn a_study_s_final_architecture_is_meant_unless_another_is_named() {
+        let architecture = |value| v1::Architecture { values: vec![value] };
+        let chosen = v1::Candidate { architecture: Some(architecture(2)), ..Default::default() };
+        let study = v1::Study {
+            name: "s".into(),
+            spec: Some(v1::StudySpec { space: "toy".into(), ..Default::default() }),
+            mode: Some(architecture(1)),
+            chosen: Some(chosen),
+            ..Default::default()
+        };
+        let find = |study: &v1::Study, arguments: &[&str]| {
+            #[derive(clap::Parser)]
+            struct Line {
+                #[command(flatten)]
+                subject: Subject,
+            }
+            let line = [&["program"], arguments].concat();
+            let Line { subject } = clap::Parser::parse_from(line);
+            subject.find(Some(study), None).map(|found| found.values)
+        };
+        assert_eq!(find(&study, &[]).unwrap(), [2]);
+        assert_eq!(find(&study, &["--architecture", "mode"]).unwrap(), [1]);
+        let error = find(&v1::Study { chosen: None, ..study }, &[]).unwrap_err().to_string();
+        assert!(error.ends_with("or none within its limits"), "{error}");
     }
 
     #[test]

@@ -91,7 +91,7 @@ struct Random {
 struct Study {
     state: String,
     progress: Progress,
-    mode: Mode,
+    chosen: Chosen,
 }
 
 #[derive(Deserialize)]
@@ -101,7 +101,12 @@ struct Progress {
 }
 
 #[derive(Deserialize)]
-struct Mode {
+struct Chosen {
+    architecture: Architecture,
+}
+
+#[derive(Deserialize)]
+struct Architecture {
     values: Vec<i64>,
 }
 
@@ -214,7 +219,7 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let results = Results {
         steps: study.progress.applied,
         convergence: study.progress.convergence,
-        architecture: study.mode.values,
+        architecture: study.chosen.architecture.values,
         found_accuracy: evaluation.accuracy,
         random_accuracy: evaluation.random,
         retrained_accuracy: retrained.test_accuracy,

@@ -13,19 +13,20 @@ use crate::{
 /// How much to test.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Many more random lists of operations, kills of either service, hostile requests and seeds of the artificial
-    /// problem; and run the demo as well
+    /// Many more random lists of operations, kills of either service, hostile requests, seeds of the artificial problem
+    /// and searches within limits; and run the demo as well
     #[arg(long)]
     full: bool,
 }
 
 /// How much of what is random: the variable that a test reads, without and with `--full`.
-const COUNTS: [(&str, &str, &str); 5] = [
+const COUNTS: [(&str, &str, &str); 6] = [
     ("ASNG_LISTS", "500", "10000"),
     ("ASNG_KILLS", "20", "200"),
     ("ASNG_HOSTILE_REQUESTS", "30000", "1000000"),
     ("ASNG_SEARCH_KILLS", "4", "20"),
     ("ASNG_TOY_SEEDS", "1", "50"),
+    ("ASNG_LIMITED_SEARCHES", "10", "100"),
 ];
 
 /// Sets up first when needed.

@@ -215,6 +215,15 @@ impl Family {
         }
     }
 
+    /// Logarithm of the probability of a choice, or of the density at a number but for what is the same at all numbers.
+    /// `logs` are the logarithms of theta.
+    pub(super) fn log_probability(&self, theta: &[f64], logs: &[f64], settled: i64) -> f64 {
+        match self {
+            Categorical { .. } => logs[settled as usize],
+            Integer { .. } => -(settled as f64 - theta[0]).powi(2) / (2.0 * theta[1]),
+        }
+    }
+
     /// The largest probability, or how far the deviation has come from its largest (0) to its
     /// smallest (1).
     pub(super) fn certainty(&self, theta: &[f64]) -> f64 {

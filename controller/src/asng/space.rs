@@ -61,6 +61,15 @@ impl Variable {
         }
     }
 
+    /// Whether a draw can settle on `value`.
+    fn settles_on(self, value: i64) -> bool {
+        match self {
+            Variable::Categorical { choices } => (0..choices as i64).contains(&value),
+            Variable::Fixed { choice, .. } => value == choice as i64,
+            Variable::Integer { low, high } => (low..=high).contains(&value),
+        }
+    }
+
     /// Whether `value` can have been drawn for this variable.
     pub(super) fn accepts(self, value: Value) -> bool {
         match (self, value) {
@@ -82,6 +91,12 @@ pub enum Value {
     Choice(u32),
     /// An integer's draw, before clamping and rounding.
     Real(f64),
+}
+
+/// Whether these are the values of a settled architecture of `variables`.
+pub fn is_settled(values: &[i64], variables: &[Variable]) -> bool {
+    values.len() == variables.len()
+        && variables.iter().zip(values).all(|(variable, &value)| variable.settles_on(value))
 }
 
 /// One value for each variable of a space, in its order.

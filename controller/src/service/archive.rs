@@ -8,8 +8,8 @@ use super::convert;
 use crate::{
     asng::{self, Architecture, Value},
     study::{
-        Incumbent, Past, PastReport, Pending, Progress, Record, State, Step, StepId, StopRule,
-        Study, StudyId, Violation,
+        Candidate, Costs, Incumbent, Past, PastReport, Pending, Point, Progress, Record, Selection,
+        State, Step, StepId, StopRule, Study, StudyId, Violation, are_costs,
     },
 };
 
@@ -33,6 +33,7 @@ pub(super) fn report(past: &Past) -> v1::Report {
             v1::Report {
                 outcome: outcome.into(),
                 losses: report.losses.clone(),
+                costs: report.costs.iter().cloned().map(costs_message).collect(),
                 metrics: report.metrics.clone(),
                 trainer_id: report.trainer.clone(),
                 staleness: report.staleness,
@@ -55,6 +56,7 @@ pub(super) fn archive(study: &Study, fork: bool) -> v1::StudyArchive {
         start: (!start.is_empty())
             .then(|| v1::Distribution { marginals: convert::marginal_messages(start) }),
         fork,
+        candidates: study.selection().candidates().iter().map(convert::candidate).collect(),
         study: Some(convert::study(study)),
     }
 }
@@ -69,6 +71,7 @@ pub(super) fn open_steps(study: &Study) -> Vec<v1::OpenStep> {
         report: Some(v1::Report {
             outcome: v1::ReportOutcome::Pending.into(),
             losses: pending.losses,
+            costs: pending.costs.into_iter().map(costs_message).collect(),
             metrics: pending.metrics,
             trainer_id: pending.trainer,
             staleness: pending.staleness,
@@ -84,7 +87,8 @@ pub(super) fn open_steps(study: &Study) -> Vec<v1::OpenStep> {
 pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>> {
     let refuse =
         |field: &str, what: &str| vec![Violation::new(format!("part.archive.{field}"), what)];
-    let v1::StudyArchive { format, study, theta, sampled, start_time, start, .. } = archive;
+    let v1::StudyArchive { format, study, theta, sampled, start_time, start, candidates, .. } =
+        archive;
     if format != FORMAT {
         let what = format!("is {format}; this release reads {FORMAT}");
         return Err(refuse("format", &what));
@@ -111,8 +115,13 @@ pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>
             architecture: draw(&shapes, v1::Draw { values })?,
             loss: incumbent.loss,
             step: StepId(incumbent.step_id),
+            costs: incumbent.costs.clone(),
         })
     });
+    let selection = Selection::new(
+        candidates.into_iter().map(candidate).collect(),
+        study.fronts.iter().map(front).collect(),
+    );
     Ok(Record {
         id: StudyId(u64::from_str_radix(&study.study_id, 16).unwrap_or(0)),
         name: study.name.clone(),
@@ -133,6 +142,7 @@ pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>
             stale: progress.stale,
             duplicate: progress.duplicate,
             diverged: progress.diverged,
+            over_limit: progress.over_limit,
             expired: progress.expired,
             sampled,
         },
@@ -141,6 +151,7 @@ pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>
             Some(found) => found,
             None => None,
         },
+        selection: selection.into(),
         live: Vec::new(),
         pending: Vec::new(),
         spec,
@@ -162,6 +173,7 @@ pub(super) fn add_open_step(
             step: past.step,
             trainer: report.trainer,
             losses: report.losses,
+            costs: report.costs,
             metrics: report.metrics,
             staleness: report.staleness,
             at: report.at,
@@ -212,18 +224,43 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
     if outcome == v1::ReportOutcome::Unspecified {
         return Some(Past { step, report: None });
     }
-    if report.losses.len() != step.rank.len() {
+    let costs: Vec<Costs> = report.costs.into_iter().map(|costs| costs.figures).collect();
+    let count = step.rank.len();
+    if report.losses.len() != count
+        || ![0, count].contains(&costs.len())
+        || !costs.iter().all(are_costs)
+    {
         return None;
     }
     let report = PastReport {
         trainer: report.trainer_id,
         losses: report.losses,
+        costs,
         metrics: report.metrics,
         staleness: report.staleness,
         at: time(report.report_time),
         update: (outcome == v1::ReportOutcome::Applied).then_some(report.update),
     };
     Some(Past { step, report: Some(report) })
+}
+
+fn costs_message(figures: Costs) -> v1::Costs {
+    v1::Costs { figures }
+}
+
+fn candidate(candidate: v1::Candidate) -> Candidate {
+    let v1::Candidate { architecture, costs } = candidate;
+    Candidate { values: architecture.unwrap_or_default().values.into(), costs: costs.into() }
+}
+
+fn front(front: &v1::Front) -> (String, Vec<Point>) {
+    let point = |point: &v1::FrontPoint| Point {
+        cost: point.cost,
+        loss: point.loss,
+        values: point.architecture.clone().unwrap_or_default().values.into(),
+        step: StepId(point.step_id),
+    };
+    (front.cost.clone(), front.points.iter().map(point).collect())
 }
 
 fn step_message(step: &Step) -> v1::Report {

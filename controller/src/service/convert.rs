@@ -7,8 +7,8 @@ use asng_proto::v1;
 use crate::{
     asng::{self, Architecture},
     study::{
-        Kind, NamedMarginal, Next, Outcome, Retention, Spec, Start, State, Step, StopRule, Study,
-        StudyId, Target, Variable, Violation,
+        Candidate, CostRule, Kind, NamedMarginal, Next, Outcome, Point, Retention, Spec, Start,
+        State, Step, StopRule, Study, StudyId, Target, Variable, Violation,
     },
 };
 
@@ -76,6 +76,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
     if !violations.is_empty() {
         return Err(violations);
     }
+    let rule = |v1::CostRule { cost, weight, limit }| CostRule { cost, weight, limit };
     Ok(Spec {
         space: spec.space,
         settings: spec.settings,
@@ -104,6 +105,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         labels: spec.labels,
         owner: spec.owner,
         retention,
+        costs: spec.costs.into_iter().map(rule).collect(),
     })
 }
 
@@ -163,12 +165,21 @@ pub(super) fn variables(
 
 /// A study as people see it.
 pub(super) fn study(study: &Study) -> v1::Study {
+    v1::Study {
+        variables: study.variables().unwrap_or_default().iter().map(variable).collect(),
+        fronts: study.selection().fronts().iter().map(front).collect(),
+        ..summary(study)
+    }
+}
+
+/// A study as people see it in a list: without what may be large.
+pub(super) fn summary(study: &Study) -> v1::Study {
     let progress = study.progress();
     v1::Study {
         name: study.name().into(),
         spec: Some(spec_message(study.spec())),
         state: state(study.state()).into(),
-        variables: study.variables().unwrap_or_default().iter().map(variable).collect(),
+        variables: Vec::new(),
         progress: Some(v1::Progress {
             generation: progress.generation,
             applied: progress.applied,
@@ -180,12 +191,14 @@ pub(super) fn study(study: &Study) -> v1::Study {
             expired: progress.expired,
             max_steps: study.spec().max_steps,
             convergence: study.convergence(),
+            over_limit: progress.over_limit,
         }),
         mode: study.mode().map(|mode| architecture(study, &mode)),
         incumbent: study.incumbent().map(|incumbent| v1::Incumbent {
             architecture: Some(architecture(study, &incumbent.architecture)),
             loss: incumbent.loss,
             step_id: incumbent.step.0,
+            costs: incumbent.costs.clone(),
         }),
         failure: match study.state() {
             State::Failed(violations) => violations.iter().map(violation_message).collect(),
@@ -197,7 +210,25 @@ pub(super) fn study(study: &Study) -> v1::Study {
         study_id: study.id().to_string(),
         stop_reason: stop_reason(study.state()).into(),
         owner: study.owner().into(),
+        chosen: study.chosen().as_ref().map(candidate),
+        fronts: Vec::new(),
     }
+}
+
+pub(super) fn candidate(candidate: &Candidate) -> v1::Candidate {
+    let Candidate { values, costs } = candidate;
+    let architecture = v1::Architecture { values: values.to_vec() };
+    v1::Candidate { architecture: Some(architecture), costs: (**costs).clone() }
+}
+
+fn front((cost, points): (&String, &Vec<Point>)) -> v1::Front {
+    let point = |Point { cost, loss, values, step }: &Point| v1::FrontPoint {
+        cost: *cost,
+        loss: *loss,
+        architecture: Some(v1::Architecture { values: values.to_vec() }),
+        step_id: step.0,
+    };
+    v1::Front { cost: cost.clone(), points: points.iter().map(point).collect() }
 }
 
 /// Whether a study, as people see it, has ended.
@@ -341,6 +372,7 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
         Some(asng::Algorithm::Sng) => v1::Algorithm::Sng,
         Some(asng::Algorithm::Random) => v1::Algorithm::Random,
     };
+    let rule = |CostRule { cost, weight, limit }| v1::CostRule { cost, weight, limit };
     v1::StudySpec {
         space: spec.space.clone(),
         settings: spec.settings.clone(),
@@ -388,6 +420,7 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
             };
             v1::Retention { keep: Some(keep) }
         }),
+        costs: spec.costs.iter().cloned().map(rule).collect(),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A commit of many studies touches many pages, and most of what it writes is overtaken soon after. So a commit appends one
 //! row to the journal, and every so often what has gathered goes to the tables: in their order, and part by part, so that
-//! no commit has to wait for all of it. Theta is not in the journal: it follows from the theta in the tables and the
-//! reports in the journal.
+//! no commit has to wait for all of it. Theta is not in the journal, nor what is remembered of costs: both follow from what
+//! the tables have of them and the reports in the journal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -121,7 +121,8 @@ impl Journal {
 
     /// What became of a step, if that is here.
     pub(super) fn closed(&self, key: Key) -> Option<Closed> {
-        let PastRow { step, report } = self.parts().find_map(|gathered| gathered.past.get(&key))?;
+        let PastRow { step, report, .. } =
+            self.parts().find_map(|gathered| gathered.past.get(&key))?;
         let made = report.as_ref().and_then(|report| report.generation_made);
         Some(rows::closed(step.generation, report.is_some() || self.is_late(key), made))
     }
@@ -156,12 +157,13 @@ impl Journal {
         self.newer.states.keys().copied().collect()
     }
 
-    /// Computes the theta of a study from that in the tables and the reports here, after a start.
-    pub(super) fn find_theta(&mut self, study: &StudyRow, table: &StateRow) -> Result<(), Error> {
+    /// Computes theta of a study, and what it remembers of costs, from those in the tables and the reports here, after a
+    /// start.
+    pub(super) fn find_learnt(&mut self, study: &StudyRow, table: &StateRow) -> Result<(), Error> {
         let past = self.newer.past.range((study.id, i64::MIN)..=(study.id, i64::MAX));
-        let theta = rows::replay(study, table, past.map(|(_, row)| row))?;
+        let learnt = rows::replay(study, table, past.map(|(_, row)| row))?;
         if let Some(state) = self.newer.states.get_mut(&study.id) {
-            state.theta = theta;
+            (state.theta, state.selection) = learnt;
         }
         Ok(())
     }

@@ -9,10 +9,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     str::FromStr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
+use serde::de::DeserializeOwned;
 use sqlx::{
     Connection, PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
@@ -25,12 +25,13 @@ use super::{
     Changes, Error, Page, Tick,
     rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
 };
-use crate::{
-    asng::Architecture,
-    study::{Closed, StepId, Study, StudyId},
-};
+use crate::study::{Closed, StepId, Study, StudyId};
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+/// From version 1 to version 2.
+const UPGRADE: &str =
+    "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;
+     UPDATE schema_version SET version = 2;";
 const SCHEMA: &str = include_str!("postgres.sql");
 /// A controller that has not been heard of for this long has lost its studies.
 const LEASE: Duration = Duration::from_secs(4);
@@ -314,9 +315,13 @@ async fn make_tables(connection: &mut PgConnection) -> Result<i64, Error> {
         .fetch_one(&mut *transaction)
         .await?;
     let version = if there {
-        sqlx::query_scalar("SELECT version FROM schema_version")
+        let found = sqlx::query_scalar("SELECT version FROM schema_version")
             .fetch_one(&mut *transaction)
-            .await?
+            .await?;
+        if found == 1 {
+            sqlx::raw_sql(UPGRADE).execute(&mut *transaction).await?;
+        }
+        found
     } else {
         sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
         sqlx::query("INSERT INTO schema_version (version) VALUES ($1)")
@@ -430,12 +435,13 @@ async fn write(
     let states = &changes.states;
     if !states.is_empty() {
         sqlx::query(
-            "INSERT INTO states (study, state, state_ms, started_ms, theta, progress, incumbent)
+            "INSERT INTO states
+                 (study, state, state_ms, started_ms, theta, progress, incumbent, selection)
              SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[],
-                 $6::text[], $7::text[])
+                 $6::text[], $7::text[], $8::text[])
              ON CONFLICT (study) DO UPDATE SET state = excluded.state, state_ms = excluded.state_ms,
                  started_ms = excluded.started_ms, theta = excluded.theta, progress = excluded.progress,
-                 incumbent = excluded.incumbent",
+                 incumbent = excluded.incumbent, selection = excluded.selection",
         )
         .bind(column!(states, row => row.study))
         .bind(column!(states, row => row.state.as_str()))
@@ -444,6 +450,7 @@ async fn write(
         .bind(column!(states, row => row.theta.as_deref()))
         .bind(column!(states, row => row.progress.as_str()))
         .bind(column!(states, row => row.incumbent.as_deref()))
+        .bind(column!(states, row => row.selection.as_deref().map(rows::json)))
         .execute(&mut *connection)
         .await?;
     }
@@ -480,7 +487,7 @@ async fn write(
         .execute(&mut *connection)
         .await?;
     }
-    let past = &changes.past;
+    let past: Vec<_> = changes.past.iter().filter(|past| !past.dropped).collect();
     if !past.is_empty() {
         let report = |row: &PastRow, value: fn(&ReportRow) -> i64| row.report.as_ref().map(value);
         fn text(row: &PastRow, value: fn(&ReportRow) -> &str) -> Option<&str> {
@@ -489,9 +496,10 @@ async fn write(
         sqlx::query(
             "INSERT INTO history
                  (study, step, generation, applied, train, rank, attempt, trainer, losses, metrics, staleness,
-                  reported_ms, generation_made)
+                  reported_ms, generation_made, costs)
              SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
-                 $7::bigint[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[])
+                 $7::bigint[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
+                 $14::text[])
              ON CONFLICT DO NOTHING",
         )
         .bind(column!(past, row => row.step.study))
@@ -507,13 +515,14 @@ async fn write(
         .bind(column!(past, row => report(row, |report| report.staleness)))
         .bind(column!(past, row => report(row, |report| report.reported_ms)))
         .bind(column!(past, row => row.report.as_ref().and_then(|report| report.generation_made)))
+        .bind(column!(past, row => row.report.as_ref().and_then(|report| report.costs.as_deref())))
         .execute(&mut *connection)
         .await?;
     }
     for (study, step, report) in &changes.late {
         sqlx::query(
-            "UPDATE history SET trainer = $3, losses = $4, metrics = $5, staleness = $6, reported_ms = $7
-             WHERE study = $1 AND step = $2",
+            "UPDATE history SET trainer = $3, losses = $4, metrics = $5, staleness = $6,
+                 reported_ms = $7, costs = $8 WHERE study = $1 AND step = $2",
         )
         .bind(study)
         .bind(step)
@@ -522,6 +531,7 @@ async fn write(
         .bind(&report.metrics)
         .bind(report.staleness)
         .bind(report.reported_ms)
+        .bind(&report.costs)
         .execute(&mut *connection)
         .await?;
     }
@@ -565,6 +575,7 @@ fn studies(found: &[PgRow], open: &[PgRow], now: Instant) -> Result<Vec<Study>, 
             theta: row.try_get("theta")?,
             progress: row.try_get("progress")?,
             incumbent: row.try_get("incumbent")?,
+            selection: json(row, "selection")?,
         };
         let open = open_steps.remove(&study.id).unwrap_or_default();
         studies.push(rows::study(study, state, open, now)?);
@@ -578,15 +589,16 @@ fn step_row(row: &PgRow) -> Result<StepRow, sqlx::Error> {
         step: row.try_get("step")?,
         generation: row.try_get("generation")?,
         applied: row.try_get("applied")?,
-        train: architectures(row, "train")?,
-        rank: architectures(row, "rank")?,
+        train: json(row, "train")?,
+        rank: json(row, "rank")?,
         attempt: row.try_get("attempt")?,
     })
 }
 
-fn architectures(row: &PgRow, column: &str) -> Result<Arc<[Architecture]>, sqlx::Error> {
-    let text: String = row.try_get(column)?;
-    serde_json::from_str(&text)
+/// What a column holds as JSON; null is JSON's null.
+fn json<T: DeserializeOwned>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
+    let text: Option<String> = row.try_get(column)?;
+    serde_json::from_str(text.as_deref().unwrap_or("null"))
         .map_err(|error| sqlx::Error::ColumnDecode { index: column.into(), source: error.into() })
 }
 
@@ -600,9 +612,10 @@ fn past_row(row: &PgRow) -> Result<PastRow, sqlx::Error> {
             staleness: row.try_get("staleness")?,
             reported_ms: row.try_get("reported_ms")?,
             generation_made: row.try_get("generation_made")?,
+            costs: row.try_get("costs")?,
         })
     });
-    Ok(PastRow { step: step_row(row)?, report: report.transpose()? })
+    Ok(PastRow { step: step_row(row)?, report: report.transpose()?, dropped: false })
 }
 
 /// Reads through a few connections of its own.
@@ -677,6 +690,24 @@ pub(crate) fn forget_controllers(url: &str) {
 #[cfg(test)]
 mod tests {
     use super::{super::tests::changes, *};
+
+    #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let Some(server) = crate::postgres::Postgres::start() else { return };
+        let url = server.url("upgrade");
+        let mut store = Postgres::open(&url, "http://here").unwrap();
+        store.commit(&changes("s", 7)).unwrap();
+        let downgrade = "ALTER TABLE states DROP COLUMN selection;
+             ALTER TABLE history DROP COLUMN costs; UPDATE schema_version SET version = 1;";
+        store
+            .run(async |connection| Ok(sqlx::raw_sql(downgrade).execute(connection).await?))
+            .unwrap();
+        drop(store);
+        let mut store = Postgres::open(&url, "http://here").unwrap();
+        assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+        store.commit(&changes("later", 8)).unwrap();
+        assert_eq!(store.run(async |connection| make_tables(connection).await).unwrap(), VERSION);
+    }
 
     #[test]
     fn a_study_has_one_owner_and_one_that_lost_it_cannot_write() {

@@ -26,7 +26,8 @@ CREATE TABLE states (
     started_ms  BIGINT,
     theta       BYTEA,
     progress    TEXT NOT NULL,
-    incumbent   TEXT
+    incumbent   TEXT,
+    selection   TEXT
 ) WITH (fillfactor = 50);
 
 CREATE TABLE open_steps (
@@ -57,6 +58,7 @@ CREATE TABLE history (
     staleness   BIGINT,
     reported_ms BIGINT,
     generation_made BIGINT,
+    costs       TEXT,
     PRIMARY KEY (study, step)
 );
 

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
 use crate::{
-    asng::{self, Architecture, Asng, Ranked},
+    asng::{self, Architecture, Asng},
     study::{
-        Closed, Lease, Outcome, Past, PastReport, Pending, Progress, Record, Spec, Step, StepId,
-        Study, StudyId, Variable,
+        Closed, Costs, Evaluation, Lease, Outcome, Past, PastReport, Pending, Progress, Record,
+        Selection, Spec, Step, StepId, Study, StudyId, Variable, learn,
     },
 };
 
@@ -40,6 +40,9 @@ pub(super) struct StateRow {
     pub(super) theta: Option<Vec<u8>>,
     pub(super) progress: String,
     pub(super) incumbent: Option<String>,
+    /// Not in the journal. None if it is empty.
+    #[serde(skip)]
+    pub(super) selection: Option<Arc<Selection>>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -65,6 +68,9 @@ pub(super) struct OpenRow {
 pub(super) struct PastRow {
     pub(super) step: StepRow,
     pub(super) report: Option<ReportRow>,
+    /// In the journal only, for the theta that follows from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) dropped: bool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -75,6 +81,9 @@ pub(super) struct ReportRow {
     pub(super) staleness: i64,
     pub(super) reported_ms: i64,
     pub(super) generation_made: Option<i64>,
+    /// None if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) costs: Option<String>,
 }
 
 /// A report that waits for its batch, as JSON.
@@ -82,6 +91,8 @@ pub(super) struct ReportRow {
 struct Waiting {
     trainer: String,
     losses: Vec<Option<f64>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    costs: Vec<Costs>,
     metrics: BTreeMap<String, Option<f64>>,
     staleness: u64,
     reported_ms: i64,
@@ -112,6 +123,7 @@ impl StateRow {
             theta: study.asng().map(|asng| asng.state().to_bytes()),
             progress: json(study.progress()),
             incumbent: study.incumbent().map(json),
+            selection: Some(study.selection()).filter(|selection| !selection.is_empty()),
         }
     }
 }
@@ -162,6 +174,7 @@ impl OpenRow {
         let waiting = Waiting {
             trainer: pending.trainer.clone(),
             losses: pending.losses.iter().map(finite).collect(),
+            costs: pending.costs.clone(),
             metrics: pending.metrics.iter().map(|(k, v)| (k.clone(), finite(v))).collect(),
             staleness: pending.staleness,
             reported_ms: to_ms(pending.at),
@@ -176,9 +189,9 @@ impl OpenRow {
 }
 
 impl PastRow {
-    pub(super) fn new(study: StudyId, past: &Past) -> PastRow {
+    pub(super) fn new(study: StudyId, past: &Past, dropped: bool) -> PastRow {
         let report = past.report.as_ref().map(ReportRow::new);
-        PastRow { step: StepRow::new(study, &past.step), report }
+        PastRow { step: StepRow::new(study, &past.step), report, dropped }
     }
 
     /// What became of it.
@@ -203,15 +216,18 @@ impl ReportRow {
             staleness: report.staleness.cast_signed(),
             reported_ms: to_ms(report.at),
             generation_made: report.update.map(u64::cast_signed),
+            costs: (!report.costs.is_empty()).then(|| json(&report.costs)),
         }
     }
 
     fn report(&self, study: i64) -> Result<PastReport, Error> {
         let losses: Vec<Option<f64>> = parse(study, "losses", &self.losses)?;
         let metrics: BTreeMap<String, Option<f64>> = parse(study, "metrics", &self.metrics)?;
+        let costs = self.costs.as_deref().map(|costs| parse(study, "costs", costs)).transpose()?;
         Ok(PastReport {
             trainer: self.trainer.clone(),
             losses: losses.into_iter().map(or_nan).collect(),
+            costs: costs.unwrap_or_default(),
             metrics: metrics.into_iter().map(|(name, value)| (name, or_nan(value))).collect(),
             staleness: self.staleness.cast_unsigned(),
             at: from_ms(self.reported_ms),
@@ -254,6 +270,7 @@ pub(super) fn study(
             .map_err(|error| damaged(error.to_string()))?,
         progress: parse(id, "progress", &state.progress)?,
         incumbent: state.incumbent.map(|text| parse(id, "incumbent", &text)).transpose()?,
+        selection: state.selection.unwrap_or_default(),
         live: Vec::new(),
         pending: Vec::new(),
     };
@@ -265,6 +282,7 @@ pub(super) fn study(
                 step: row.step.step(None),
                 trainer: waiting.trainer,
                 losses: waiting.losses.into_iter().map(or_nan).collect(),
+                costs: waiting.costs,
                 metrics: waiting.metrics.into_iter().map(|(k, v)| (k, or_nan(v))).collect(),
                 staleness: waiting.staleness,
                 at: from_ms(waiting.reported_ms),
@@ -279,14 +297,19 @@ pub(super) fn study(
     Study::restore(record).map_err(damaged)
 }
 
-/// The theta to which the reports of `past` lead that entered later updates than `state` knows of.
+/// Theta, and what is remembered of costs.
+pub(super) type Learnt = (Option<Vec<u8>>, Option<Arc<Selection>>);
+
+/// What has been learnt when the reports of `past` have entered that entered later updates than `state` knows of.
 pub(super) fn replay<'a>(
     row: &StudyRow,
     state: &StateRow,
     past: impl Iterator<Item = &'a PastRow>,
-) -> Result<Option<Vec<u8>>, Error> {
+) -> Result<Learnt, Error> {
     let damaged = |what: String| Error::Damaged { study: row.id, what };
-    let (Some(variables), Some(theta)) = (&row.variables, &state.theta) else { return Ok(None) };
+    let (Some(variables), Some(theta)) = (&row.variables, &state.theta) else {
+        return Ok((None, None));
+    };
     let spec: Spec = parse(row.id, "spec", &row.spec)?;
     let variables: Vec<Variable> = parse(row.id, "variables", variables)?;
     let known: Progress = parse(row.id, "progress", &state.progress)?;
@@ -294,6 +317,7 @@ pub(super) fn replay<'a>(
     let asng = asng::State::from_bytes(theta)
         .and_then(|state| Asng::from_state(&shapes, spec.optimiser(), state));
     let mut asng = asng.map_err(|error| damaged(error.to_string()))?;
+    let mut selection = state.selection.clone().unwrap_or_default();
     let mut batches: BTreeMap<u64, Vec<Past>> = BTreeMap::new();
     for row in past {
         let past = row.past()?;
@@ -304,14 +328,20 @@ pub(super) fn replay<'a>(
         }
     }
     for batch in batches.values() {
-        let ranked = batch.iter().flat_map(|Past { step, report }| {
-            let losses = report.iter().map(|report| &report.losses);
-            losses.map(|losses| Ranked { architectures: &step.rank, losses })
+        let reports = batch.iter().filter_map(|Past { step, report }| {
+            let PastReport { losses, costs, .. } = report.as_ref()?;
+            Some(Evaluation { step, losses, costs })
         });
-        let told = asng.tell(&ranked.collect::<Vec<_>>());
-        told.map_err(|error| damaged(error.to_string()))?;
+        let reports: Vec<_> = reports.collect();
+        let learnt = learn(&mut asng, &mut selection, &spec.costs, &reports);
+        learnt.map_err(|error| damaged(error.to_string()))?;
     }
-    Ok(Some(asng.state().to_bytes()))
+    let selection = Some(selection).filter(|selection| !selection.is_empty());
+    Ok((Some(asng.state().to_bytes()), selection))
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn or_nan(number: Option<f64>) -> f64 {
@@ -337,4 +367,47 @@ fn to_ms(time: SystemTime) -> i64 {
 
 fn from_ms(ms: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In MessagePack a row is an array, whose first byte says how long it is.
+    #[test]
+    fn what_has_no_costs_is_in_the_journal_as_before_there_were_any() {
+        let report = ReportRow {
+            trainer: "t".into(),
+            losses: "[1.0,2.0]".into(),
+            metrics: "{}".into(),
+            staleness: 0,
+            reported_ms: 1,
+            generation_made: Some(3),
+            costs: None,
+        };
+        let bytes = rmp_serde::to_vec(&report).unwrap();
+        assert_eq!(bytes[0], 0x90 | 6);
+        let read: ReportRow = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!((read.generation_made, read.costs), (Some(3), None));
+        let step = StepRow {
+            study: 1,
+            step: 2,
+            generation: 0,
+            applied: 0,
+            train: [].into(),
+            rank: [].into(),
+            attempt: 1,
+        };
+        let past = PastRow { step, report: Some(report), dropped: false };
+        let bytes = rmp_serde::to_vec(&past).unwrap();
+        assert_eq!(bytes[0], 0x90 | 2);
+        let read: PastRow = rmp_serde::from_slice(&bytes).unwrap();
+        assert!(!read.dropped);
+
+        let costs = Some(r#"[{"size":1.0},{"size":2.0}]"#.to_owned());
+        let report = past.report.map(|report| ReportRow { costs: costs.clone(), ..report });
+        let past = PastRow { report, dropped: true, ..past };
+        let read: PastRow = rmp_serde::from_slice(&rmp_serde::to_vec(&past).unwrap()).unwrap();
+        assert_eq!((read.dropped, read.report.unwrap().costs), (true, costs));
+    }
 }

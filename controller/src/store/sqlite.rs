@@ -9,6 +9,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params, types::Type};
+use serde::de::DeserializeOwned;
 
 use super::{
     Changes, Error, Page,
@@ -17,11 +18,16 @@ use super::{
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, StepId, Study, StudyId},
+    study::{Closed, Selection, StepId, Study, StudyId},
 };
 
 /// Version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
+/// The oldest version that can still be read: without the columns for costs.
+const OLDEST: i64 = 3;
+/// From the oldest version to this one.
+const UPGRADE: &str =
+    "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;";
 const SCHEMA: &str = include_str!("sqlite.sql");
 /// Name of the database in the state directory.
 const FILE: &str = "asng.db";
@@ -98,8 +104,8 @@ fn check_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let database = file.display().to_string();
     match found {
-        0 | VERSION => Ok(found),
-        1..VERSION => Err(Error::Older(database)),
+        0 | OLDEST..=VERSION => Ok(found),
+        1..OLDEST => Err(Error::Older(database)),
         _ => Err(Error::Newer { database, found, known: VERSION }),
     }
 }
@@ -114,11 +120,14 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.set_prepared_statement_cache_capacity(32);
-        if found == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?;
-        }
+        let steps = match found {
+            0 => SCHEMA,
+            OLDEST => UPGRADE,
+            _ => "",
+        };
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;"
+        ))?;
         connection.execute("UPDATE absent SET importing = NULL", [])?;
         let journal = read_journal(&connection)?;
         Ok(Sqlite { connection, journal, sweeping: true, _lock: lock })
@@ -261,7 +270,7 @@ fn read_journal(connection: &Connection) -> Result<Journal, Error> {
     )?;
     for study in journal.studies() {
         if let Some((study, state)) = one.query_row([study], study_row).optional()? {
-            journal.find_theta(&study, &state)?;
+            journal.find_learnt(&study, &state)?;
         }
     }
     Ok(journal)
@@ -312,8 +321,8 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
         connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO states
-                     (study, state, state_ms, started_ms, theta, progress, incumbent)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                     (study, state, state_ms, started_ms, theta, progress, incumbent, selection)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 row.study,
@@ -322,7 +331,8 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
                 row.started_ms,
                 row.theta,
                 row.progress,
-                row.incumbent
+                row.incumbent,
+                row.selection.as_deref().map(rows::json)
             ])?;
     }
     for key in &changes.passed {
@@ -342,12 +352,12 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
         statement.raw_bind_parameter(10, report)?;
         statement.raw_execute()?;
     }
-    for PastRow { step, report } in &changes.past {
+    for PastRow { step, report, .. } in changes.past.iter().filter(|past| !past.dropped) {
         let mut statement = connection.prepare_cached(
             "INSERT OR REPLACE INTO history
                  (study, step, generation, applied, train, rank, attempt,
-                  trainer, losses, metrics, staleness, reported_ms, generation_made)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                  trainer, losses, metrics, staleness, reported_ms, generation_made, costs)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?;
         bind_step(&mut statement, step)?;
         let report = report.as_ref();
@@ -357,13 +367,14 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
         statement.raw_bind_parameter(11, report.map(|report| report.staleness))?;
         statement.raw_bind_parameter(12, report.map(|report| report.reported_ms))?;
         statement.raw_bind_parameter(13, report.and_then(|report| report.generation_made))?;
+        statement.raw_bind_parameter(14, report.and_then(|report| report.costs.as_deref()))?;
         statement.raw_execute()?;
     }
     for (study, step, report) in &changes.late {
         connection
             .prepare_cached(
-                "UPDATE history SET trainer = ?3, losses = ?4, metrics = ?5, staleness = ?6, reported_ms = ?7
-                 WHERE study = ?1 AND step = ?2",
+                "UPDATE history SET trainer = ?3, losses = ?4, metrics = ?5, staleness = ?6,
+                     reported_ms = ?7, costs = ?8 WHERE study = ?1 AND step = ?2",
             )?
             .execute(params![
                 study,
@@ -372,7 +383,8 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
                 report.losses,
                 report.metrics,
                 report.staleness,
-                report.reported_ms
+                report.reported_ms,
+                report.costs
             ])?;
     }
     for key in &changes.pruned {
@@ -412,8 +424,18 @@ fn study_row(row: &Row<'_>) -> rusqlite::Result<(StudyRow, StateRow)> {
         theta: row.get("theta")?,
         progress: row.get("progress")?,
         incumbent: row.get("incumbent")?,
+        selection: selection(row)?,
     };
     Ok((study, state))
+}
+
+/// A backup of the oldest version has no such column.
+fn selection(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Selection>>> {
+    match row.get::<_, Option<String>>("selection") {
+        Ok(Some(text)) => Ok(Some(parse(&text)?)),
+        Ok(None) | Err(rusqlite::Error::InvalidColumnName(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
@@ -429,8 +451,11 @@ fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
 }
 
 fn architectures(row: &Row<'_>, column: &str) -> rusqlite::Result<Arc<[Architecture]>> {
-    let text: String = row.get(column)?;
-    serde_json::from_str(&text)
+    parse(&row.get::<_, String>(column)?)
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
 }
 
@@ -453,9 +478,10 @@ fn past_row(row: &Row<'_>) -> rusqlite::Result<PastRow> {
             staleness: row.get("staleness")?,
             reported_ms: row.get("reported_ms")?,
             generation_made: row.get("generation_made")?,
+            costs: row.get("costs")?,
         })
     });
-    Ok(PastRow { step: step_row(row)?, report: report.transpose()? })
+    Ok(PastRow { step: step_row(row)?, report: report.transpose()?, dropped: false })
 }
 
 /// Reads the file through connections of its own.
@@ -548,7 +574,29 @@ mod tests {
         store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(store);
         let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
-        assert!(error.to_string().contains("schema version 4, this release knows 3"), "{error}");
+        assert!(error.to_string().contains("schema version 5, this release knows 4"), "{error}");
+    }
+
+    #[test]
+    fn a_database_of_the_oldest_version_and_its_backup_are_read_and_brought_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, restored) = (directory.path().join("state"), directory.path().join("restored"));
+        let backup = directory.path().join("backup.db");
+        let mut store = Sqlite::open(&state).unwrap();
+        store.settle(changes("s", 7)).unwrap();
+        let downgrade = "ALTER TABLE states DROP COLUMN selection;
+             ALTER TABLE history DROP COLUMN costs; PRAGMA user_version = 3;";
+        store.connection.execute_batch(downgrade).unwrap();
+        drop(store);
+        assert_eq!(back_up(&state, &backup).unwrap(), 1);
+        assert_eq!(restore(&backup, &restored).unwrap(), 1);
+        for directory in [state, restored] {
+            let mut store = Sqlite::open(&directory).unwrap();
+            assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+            store.settle(changes("later", 8)).unwrap();
+            let version = check_version(&store.connection, &directory).unwrap();
+            assert_eq!((version, store.load(Instant::now()).unwrap().len()), (VERSION, 2));
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ CREATE TABLE states (
     started_ms  INTEGER,                    -- when the variables became known
     theta       BLOB,                       -- the optimiser's state, once the variables are known
     progress    TEXT    NOT NULL,           -- JSON: counters
-    incumbent   TEXT                        -- JSON
+    incumbent   TEXT,                       -- JSON
+    selection   TEXT                        -- JSON: what is remembered of evaluated architectures for their costs
 ) STRICT;
 
 -- Steps that are handed out, or to be handed out again, or whose report waits for its batch.
@@ -51,6 +52,7 @@ CREATE TABLE history (
     staleness   INTEGER,
     reported_ms INTEGER,
     generation_made INTEGER,                -- by the update it entered; null in a stale one
+    costs       TEXT,                       -- JSON; null if none were reported
     PRIMARY KEY (study, step)
 ) STRICT, WITHOUT ROWID;
 

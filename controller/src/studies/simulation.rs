@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     asng::{Architecture, Asng, Ranked},
-    study::{Kind, LeaseId, Outcome, StepId, Variable},
+    study::{CostRule, Kind, LeaseId, Outcome, StepId, Variable},
 };
 
 const TRAINERS: usize = 3;
@@ -30,6 +30,7 @@ enum Operation {
         trainer: usize,
         held: usize,
         losses: [f64; 2],
+        sizes: [f64; 2],
         crash: bool,
     },
     Release {
@@ -61,10 +62,12 @@ enum Operation {
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
     use Operation::*;
     let loss = || prop_oneof![8 => -5.0..5.0, 1 => Just(f64::NAN), 1 => Just(1.0)];
+    let size = || prop_oneof![4 => 0.0..10.0, 1 => Just(3.0)];
+    let crash = prop::bool::weighted(0.1);
     let operation = prop_oneof![
         8 => (0..TRAINERS, any::<bool>()).prop_map(|(trainer, again)| Lease { trainer, again }),
-        12 => (0..TRAINERS, any::<usize>(), [loss(), loss()], prop::bool::weighted(0.1)).prop_map(
-            |(trainer, held, losses, crash)| Report { trainer, held, losses, crash }
+        12 => (0..TRAINERS, any::<usize>(), [loss(), loss()], [size(), size()], crash).prop_map(
+            |(trainer, held, losses, sizes, crash)| Report { trainer, held, losses, sizes, crash }
         ),
         1 => any::<usize>().prop_map(|held| Release { held }),
         1 => any::<usize>().prop_map(|held| Extend { held }),
@@ -81,33 +84,52 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
 }
 
 fn specs() -> impl Strategy<Value = Spec> {
-    (1..4_u32, 0..3_u32, 1..30_u64).prop_map(|(steps_per_update, max_staleness, max_steps)| {
-        let choices = ["a", "b", "c"].map(String::from).to_vec();
-        Spec {
-            variables: vec![
-                Variable { name: "c".into(), kind: Kind::Categorical { choices } },
-                Variable { name: "i".into(), kind: Kind::Integer { low: -5, high: 5 } },
-            ],
-            seed: Some(1),
-            steps_per_update: Some(steps_per_update),
-            max_staleness: Some(max_staleness),
-            max_steps,
-            ..Spec::default()
-        }
-    })
+    let numbers = (1..4_u32, 0..3_u32, 1..30_u64);
+    let every = prop_oneof![3 => Just(None), 1 => (1..4_u64).prop_map(Some)];
+    let limit = prop_oneof![1 => Just(None), 2 => (2..8_u32).prop_map(Some)];
+    (numbers, every, limit).prop_map(
+        |((steps_per_update, max_staleness, max_steps), every, limit)| {
+            let choices = ["a", "b", "c"].map(String::from).to_vec();
+            let rule = |limit| CostRule {
+                cost: "size".into(),
+                weight: Some(0.5),
+                limit: Some(f64::from(limit)),
+            };
+            Spec {
+                costs: limit.map(rule).into_iter().collect(),
+                retention: every.map(Retention::Every),
+                variables: vec![
+                    Variable { name: "c".into(), kind: Kind::Categorical { choices } },
+                    Variable { name: "i".into(), kind: Kind::Integer { low: -5, high: 5 } },
+                ],
+                seed: Some(1),
+                steps_per_update: Some(steps_per_update),
+                max_staleness: Some(max_staleness),
+                max_steps,
+                ..Spec::default()
+            }
+        },
+    )
 }
 
 /// What must be true of the study, kept apart from it.
 struct Model {
     asng: Asng,
     max_staleness: u64,
+    /// Whether the history does not keep all.
+    forgets: bool,
     generation: u64,
     /// Every step ever handed out: its generation and what is ranked.
     sampled: BTreeMap<StepId, (u64, Arc<[Architecture]>)>,
     /// Steps whose report was acknowledged, with the outcome then.
     acknowledged: BTreeMap<StepId, Outcome>,
-    /// Losses that wait for their batch.
-    pending: BTreeMap<StepId, [f64; 2]>,
+    limit: Option<f64>,
+    /// Losses and sizes that wait for their batch.
+    pending: BTreeMap<StepId, ([f64; 2], [f64; 2])>,
+    /// Size and loss of all that was evaluated.
+    evaluated: Vec<(f64, f64)>,
+    /// Sizes of the architectures that were within the limit when they were last evaluated.
+    within: BTreeMap<Vec<i64>, f64>,
     applied: u64,
 }
 
@@ -149,6 +171,8 @@ impl Simulation {
         let shapes: Vec<_> = spec.variables.iter().map(Variable::shape).collect();
         let asng = Asng::new(&shapes, spec.optimiser()).unwrap();
         let max_staleness = spec.max_staleness();
+        let forgets = spec.retention.is_some();
+        let limit = spec.costs.first().and_then(|rule| rule.limit);
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
         let mut shelf = load(&location);
         shelf.create(STUDY, spec, "", now).unwrap();
@@ -156,10 +180,14 @@ impl Simulation {
         let model = Model {
             asng,
             max_staleness,
+            forgets,
             generation: 0,
             sampled: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
+            limit,
             pending: BTreeMap::new(),
+            evaluated: Vec::new(),
+            within: BTreeMap::new(),
             applied: 0,
         };
         Simulation { location, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
@@ -211,12 +239,13 @@ impl Simulation {
                 let origin = Origin::Request(self.requests.to_string());
                 self.lease(trainer, &origin);
             }
-            Report { trainer, held: number, losses, crash } => {
+            Report { trainer, held: number, losses, sizes, crash } => {
                 let Some(lease) = held(number) else { return };
                 let report = study::Report {
                     lease,
                     trainer: format!("t{trainer}"),
                     losses: losses.to_vec(),
+                    costs: self.model.costs(sizes),
                     metrics: BTreeMap::new(),
                 };
                 let now = self.now;
@@ -226,7 +255,7 @@ impl Simulation {
                     // The process died before the commit: nobody was told, so nothing may have changed.
                     return self.restart();
                 }
-                self.model.report(lease.step, losses, receipt, ended);
+                self.model.report(lease.step, (losses, sizes), receipt, ended);
                 self.lease(trainer, &Origin::Report(lease));
             }
             Release { held: number } => {
@@ -289,12 +318,49 @@ impl Simulation {
         assert_eq!(progress.stale, stale.count() as u64);
         let counted: BTreeSet<_> = model.sampled.keys().collect();
         assert_eq!(progress.sampled, counted.len() as u64, "every step sampled was handed out");
+        self.check_costs();
+    }
+
+    /// The final architecture is within the limit, and nothing is missing in the front.
+    fn check_costs(&self) {
+        let (study, model) = (self.study(), &self.model);
+        let mode = model.asng.mode().settled(model.asng.variables());
+        let chosen = study.chosen();
+        let values = chosen.as_ref().map(|chosen| chosen.values.to_vec());
+        if model.limit.is_none() || model.within.contains_key(&mode) {
+            assert_eq!(values.as_ref(), Some(&mode));
+        }
+        if model.limit.is_some() {
+            let size = chosen.map(|chosen| chosen.costs["size"]);
+            assert_eq!(size, values.as_ref().and_then(|values| model.within.get(values)).copied());
+            assert_eq!(size.is_some(), !model.within.is_empty());
+        }
+        let best = |(size, loss): (f64, f64)| {
+            !model
+                .evaluated
+                .iter()
+                .any(|&other| other.0 <= size && other.1 <= loss && other != (size, loss))
+        };
+        let front: BTreeSet<_> = model
+            .evaluated
+            .iter()
+            .filter(|evaluated| best(**evaluated))
+            .map(|(size, loss)| (size.to_bits(), loss.to_bits()))
+            .collect();
+        let selection = study.selection();
+        let found = selection.fronts().get("size").into_iter().flatten();
+        let found: BTreeSet<_> =
+            found.map(|point| (point.cost.to_bits(), point.loss.to_bits())).collect();
+        assert_eq!(found, front);
     }
 }
 
 impl Simulation {
     /// The history has every step that is not open, and theta follows from it.
     fn check_history(&mut self) {
+        if self.model.forgets {
+            return;
+        }
         self.shelf().settle().unwrap();
         let study = self.study();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -317,10 +383,17 @@ impl Simulation {
         let mut asng =
             Asng::new(study.asng().unwrap().variables(), study.spec().optimiser()).unwrap();
         for batch in batches.values() {
-            let ranked = batch.iter().map(|past| Ranked {
-                architectures: &past.step.rank,
-                losses: &past.report.as_ref().unwrap().losses,
+            let keys = batch.iter().map(|past| {
+                let report = past.report.as_ref().unwrap();
+                let sizes = report.costs.iter().map(|costs| costs["size"]).collect::<Vec<_>>();
+                let sizes = sizes.try_into().unwrap_or_default();
+                self.model.keys(report.losses.clone().try_into().unwrap(), sizes)
             });
+            let keys: Vec<_> = keys.collect();
+            let ranked = batch
+                .iter()
+                .zip(&keys)
+                .map(|(past, losses)| Ranked { architectures: &past.step.rank, losses });
             asng.tell(&ranked.collect::<Vec<_>>()).unwrap();
         }
         assert_eq!(asng.state(), study.asng().unwrap().state(), "theta from the history");
@@ -328,7 +401,29 @@ impl Simulation {
 }
 
 impl Model {
-    fn report(&mut self, step: StepId, losses: [f64; 2], receipt: Receipt, ended: bool) {
+    /// What is sent of sizes: nothing where no rule wants it.
+    fn costs(&self, sizes: [f64; 2]) -> Vec<study::Costs> {
+        let costs = |size| [("size".to_owned(), size)].into();
+        if self.limit.is_none() { Vec::new() } else { sizes.map(costs).to_vec() }
+    }
+
+    /// Losses as they rank: half of the size is added, and what is over the limit comes after all losses there are.
+    fn keys(&self, losses: [f64; 2], sizes: [f64; 2]) -> [f64; 2] {
+        let key = |i: usize| match self.limit {
+            Some(limit) if sizes[i] > limit && losses[i].is_finite() => 1000.0 + sizes[i],
+            Some(_) => losses[i] + 0.5 * sizes[i],
+            None => losses[i],
+        };
+        [key(0), key(1)]
+    }
+
+    fn report(
+        &mut self,
+        step: StepId,
+        reported: ([f64; 2], [f64; 2]),
+        receipt: Receipt,
+        ended: bool,
+    ) {
         if let Some(first) = self.acknowledged.get(&step) {
             assert!(receipt.duplicate, "rule 2");
             let now = if *first == Outcome::Pending && !self.pending.contains_key(&step) {
@@ -336,7 +431,8 @@ impl Model {
             } else {
                 *first
             };
-            assert_eq!(receipt.outcome, Some(now));
+            assert!(receipt.outcome.is_none_or(|outcome| outcome == now));
+            assert!(receipt.outcome.is_some() || self.forgets, "it is no longer kept");
             return;
         }
         assert!(!receipt.duplicate);
@@ -348,7 +444,7 @@ impl Model {
         if outcome == Outcome::Stale {
             return;
         }
-        self.pending.insert(step, losses);
+        self.pending.insert(step, reported);
         if outcome == Outcome::Applied {
             self.update();
         }
@@ -359,11 +455,26 @@ impl Model {
         if batch.is_empty() {
             return;
         }
+        let keys = batch.values().map(|(losses, sizes)| self.keys(*losses, *sizes));
+        let keys: Vec<_> = keys.collect();
         let ranked: Vec<_> = batch
-            .iter()
+            .keys()
+            .zip(&keys)
             .map(|(step, losses)| Ranked { architectures: &self.sampled[step].1, losses })
             .collect();
         self.asng.tell(&ranked).unwrap();
+        for (step, (losses, sizes)) in batch.iter().filter(|_| self.limit.is_some()) {
+            let reported = losses.iter().zip(sizes).zip(self.sampled[step].1.iter());
+            for ((&loss, &size), architecture) in reported.filter(|((l, _), _)| l.is_finite()) {
+                self.evaluated.push((size, loss));
+                let values = architecture.settled(self.asng.variables());
+                if self.limit.is_some_and(|limit| size <= limit) {
+                    self.within.insert(values, size);
+                } else {
+                    self.within.remove(&values);
+                }
+            }
+        }
         self.generation += 1;
         self.applied += batch.len() as u64;
     }

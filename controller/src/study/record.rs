@@ -1,10 +1,10 @@
 //! What a database keeps of a study, but for its history.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{NamedMarginal, Spec, Step, StepId, StudyId, Variable, Violation};
+use super::{Costs, NamedMarginal, Selection, Spec, Step, StepId, StudyId, Variable, Violation};
 use crate::asng::{self, Architecture};
 
 /// All of a study that a database keeps, but for its history.
@@ -38,6 +38,8 @@ pub struct Record {
     pub progress: Progress,
     /// Best so far.
     pub incumbent: Option<Incumbent>,
+    /// What is remembered of evaluated architectures for their costs.
+    pub selection: Arc<Selection>,
     /// Steps handed out, or to be handed out again.
     pub live: Vec<Step>,
     /// Reports that wait for their batch.
@@ -108,21 +110,31 @@ pub struct Progress {
     pub duplicate: u64,
     /// Losses that were not finite, in reports that counted.
     pub diverged: u64,
+    /// Architectures over a limit, with finite losses, in reports that counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub over_limit: u64,
     /// Leases that ran out.
     pub expired: u64,
     /// Steps sampled so far; the next one has this number plus 1.
     pub sampled: u64,
 }
 
-/// The best architecture evaluated so far.
+fn is_zero(counter: &u64) -> bool {
+    *counter == 0
+}
+
+/// The best architecture evaluated so far, of those within the limits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incumbent {
     /// What was evaluated.
     pub architecture: Architecture,
-    /// The smallest finite loss reported.
+    /// The smallest finite loss reported; where costs have weights, that of the smallest sum of both.
     pub loss: f64,
     /// The step whose report carried it.
     pub step: StepId,
+    /// The costs reported with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub costs: Costs,
 }
 
 /// A report that waits for its batch.
@@ -134,6 +146,8 @@ pub struct Pending {
     pub trainer: String,
     /// Losses of the step's `rank` architectures.
     pub losses: Vec<f64>,
+    /// Their costs; empty for none.
+    pub costs: Vec<Costs>,
     /// Further figures.
     pub metrics: BTreeMap<String, f64>,
     /// Generation of the study when it arrived, minus the step's.
@@ -158,6 +172,8 @@ pub struct PastReport {
     pub trainer: String,
     /// Losses of the step's `rank` architectures; NaN for whatever was not finite.
     pub losses: Vec<f64>,
+    /// Their costs; empty for none.
+    pub costs: Vec<Costs>,
     /// Further figures.
     pub metrics: BTreeMap<String, f64>,
     /// Generation of the study when it arrived, minus the step's.

@@ -10,6 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::costs::{self, CostRule};
 use crate::asng::{self, Marginal};
 
 const MAX_VARIABLES: usize = 4096;
@@ -131,7 +132,7 @@ pub enum Start {
 /// A figure that ends a study when a report reaches it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// A metric's name; "loss" stands for the smallest loss of a report.
+    /// A metric's name; "loss" stands for the smallest loss of a report, of what is within the limits.
     pub metric: String,
     /// The figure.
     pub value: f64,
@@ -196,6 +197,9 @@ pub struct Spec {
     pub owner: String,
     /// How much of the history is kept; all when absent.
     pub retention: Option<Retention>,
+    /// What costs of architectures count for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub costs: Vec<CostRule>,
 }
 
 impl Spec {
@@ -324,6 +328,7 @@ impl Spec {
             }
             _ => {}
         }
+        found.extend(costs::rule_violations(&self.costs));
         if !self.variables.is_empty() {
             found.extend(self.variable_violations("spec.variables", &self.variables));
             if found.is_empty()
@@ -364,11 +369,15 @@ impl Spec {
         if found.is_empty() { Ok(shapes) } else { Err(found) }
     }
 
-    /// Whether a report with these figures reaches the target.
-    pub fn reaches_target(&self, losses: &[f64], metrics: &BTreeMap<String, f64>) -> bool {
+    /// Whether a report with these figures reaches the target; `losses` are those that count.
+    pub fn reaches_target(
+        &self,
+        losses: impl Iterator<Item = f64>,
+        metrics: &BTreeMap<String, f64>,
+    ) -> bool {
         let Some(Target { metric, value, at_least }) = &self.target else { return false };
         let figure = match metric.as_str() {
-            "loss" => losses.iter().copied().filter(|loss| loss.is_finite()).reduce(f64::min),
+            "loss" => losses.reduce(f64::min),
             metric => metrics.get(metric).copied(),
         };
         figure.is_some_and(|figure| if *at_least { figure >= *value } else { figure <= *value })
@@ -437,7 +446,8 @@ impl Spec {
 /// What `is_name` asks for.
 pub const NAME_RULE: &str =
     "1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit";
-const LABEL_RULE: &str = "names have 1 to 200 characters, none of them a control character";
+pub(super) const LABEL_RULE: &str =
+    "names have 1 to 200 characters, none of them a control character";
 
 /// Whether `name` can name a study or a space: it is safe in a URL, a file name and a log line.
 pub fn is_name(name: &str) -> bool {

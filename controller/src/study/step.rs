@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::Costs;
 use crate::asng::Architecture;
 
 /// Which study, drawn at random when it is created: 16 hexadecimal digits on the wire.
@@ -126,6 +127,8 @@ pub struct Report {
     pub trainer: String,
     /// Losses of the step's `rank` architectures, in order.
     pub losses: Vec<f64>,
+    /// Their costs; empty for none.
+    pub costs: Vec<Costs>,
     /// Further figures, for people.
     pub metrics: BTreeMap<String, f64>,
 }

@@ -46,6 +46,7 @@ impl Bench {
             lease: self.study.lease_id(step),
             trainer: trainer.into(),
             losses: losses.to_vec(),
+            costs: Vec::new(),
             metrics: BTreeMap::new(),
         };
         self.study.report(report, None, self.now)
@@ -95,6 +96,7 @@ fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
         lease: bench.study.lease_id(&step),
         trainer: "b".into(),
         losses: vec![2.0, 1.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let again = bench.study.report(report, Some(known), bench.now).unwrap();
@@ -202,6 +204,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
         lease: bench.study.lease_id(&slow),
         trainer: "slow".into(),
         losses: vec![1.0, 2.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let receipt = bench.study.report(report, Some(closed), bench.now).unwrap();
@@ -329,6 +332,7 @@ fn rule_7_a_study_ends_when_a_report_reaches_the_target() {
                 lease: bench.study.lease_id(&step),
                 trainer: "a".into(),
                 losses: losses.to_vec(),
+                costs: Vec::new(),
                 metrics: [("accuracy".into(), losses[0])].into(),
             };
             bench.study.report(report, None, bench.now).unwrap().outcome
@@ -452,6 +456,7 @@ fn rule_8_bad_reports_are_refused_and_change_nothing() {
         lease: other_study,
         trainer: "t".into(),
         losses: vec![1.0, 2.0],
+        costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
     let refused = bench.study.report(report, None, bench.now);
@@ -486,4 +491,119 @@ fn a_rejected_study_fails_with_the_reasons() {
     bench.study.reject(reasons.clone(), bench.now).unwrap();
     assert_eq!(*bench.study.state(), State::Failed(reasons));
     assert!(bench.study.describe(spec().variables, bench.now).is_err());
+}
+
+fn with_a_limit() -> Spec {
+    let rule = CostRule { cost: "size".into(), weight: Some(1.0), limit: Some(10.0) };
+    Spec { costs: vec![rule], ..spec() }
+}
+
+impl Bench {
+    fn report_sizes(
+        &mut self,
+        step: &Step,
+        losses: [f64; 2],
+        costs: &[(&str, f64)],
+    ) -> Result<Receipt, Error> {
+        let costs = costs.iter().map(|(name, cost)| [(name.to_string(), *cost)].into());
+        let report = Report {
+            lease: self.study.lease_id(step),
+            trainer: "t".into(),
+            losses: losses.to_vec(),
+            costs: costs.collect(),
+            metrics: BTreeMap::new(),
+        };
+        self.study.report(report, None, self.now)
+    }
+
+    fn chosen(&self) -> Option<Vec<i64>> {
+        self.study.chosen().map(|chosen| chosen.values.to_vec())
+    }
+}
+
+#[test]
+fn rule_8_a_report_without_a_cost_that_a_rule_is_about_is_refused_and_changes_nothing() {
+    let mut bench = Bench::new(with_a_limit());
+    let step = bench.lease("a");
+    let before = format!("{:?}", bench.study);
+    for costs in [&[][..], &[("size", 1.0)], &[("size", 1.0), ("time", 1.0)]] {
+        let refused = bench.report_sizes(&step, [1.0, 2.0], costs);
+        let Err(Error::Invalid(violations)) = refused else { panic!("{refused:?}") };
+        assert_eq!(violations[0].field, "costs");
+    }
+    let three = [("size", 1.0), ("size", 1.0), ("size", 1.0)];
+    assert!(bench.report_sizes(&step, [1.0, 2.0], &three).is_err());
+    assert_eq!(format!("{:?}", bench.study), before);
+    // Without rules costs are welcome.
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    bench.report_sizes(&step, [1.0, 2.0], &[("size", 1.0), ("time", 1.0)]).unwrap();
+    assert_eq!(bench.study.selection().fronts().keys().collect::<Vec<_>>(), ["size", "time"]);
+}
+
+#[test]
+fn rule_8_what_is_over_a_limit_ranks_after_what_is_within() {
+    let (mut limited, mut plain) = (Bench::new(with_a_limit()), Bench::new(spec()));
+    for (losses, sizes, as_if) in [
+        ([1.0, 2.0], [11.0, 10.0], [2.0, 1.0]), // over, within
+        ([1.0, 2.0], [30.0, 20.0], [2.0, 1.0]), // both over, one by more
+        ([1.0, 2.0], [5.0, 1.0], [2.0, 1.0]),   // 6 and 3 together
+        ([f64::NAN, 2.0], [1.0, 99.0], [2.0, 1.0]),
+        ([1.0, 2.0], [2.0, 1.0], [1.0, 1.0]), // they tie
+    ] {
+        let (a, b) = (limited.lease("t"), plain.lease("t"));
+        assert_eq!(a.rank, b.rank);
+        limited.report_sizes(&a, losses, &sizes.map(|size| ("size", size))).unwrap();
+        plain.report(&b, &as_if);
+        assert_eq!(limited.theta(), plain.theta());
+    }
+    let progress = limited.study.progress;
+    assert_eq!((progress.over_limit, progress.diverged), (4, 1));
+}
+
+#[test]
+fn rule_11_incumbent_target_and_final_architecture_are_within_the_limits() {
+    let target = Target { metric: "loss".into(), value: 0.5, at_least: false };
+    let mut bench = Bench::new(Spec { target: Some(target), ..with_a_limit() });
+    assert_eq!(bench.chosen(), None, "nothing was evaluated");
+    let step = bench.lease("a");
+    bench.report_sizes(&step, [0.1, f64::NAN], &[("size", 11.0), ("size", 1.0)]).unwrap();
+    assert_eq!(*bench.study.state(), State::Running, "the target counts within the limits alone");
+    assert_eq!((bench.study.incumbent(), bench.chosen()), (None, None));
+
+    let step = bench.lease("a");
+    bench.report_sizes(&step, [3.0, 9.0], &[("size", 9.0), ("size", 2.0)]).unwrap();
+    let incumbent = bench.study.incumbent().unwrap();
+    assert_eq!((incumbent.loss, incumbent.costs["size"]), (9.0, 2.0), "11 together, not 12");
+    let chosen = bench.chosen().unwrap();
+    assert!(step.rank.iter().any(|ranked| bench.study.settle(ranked) == chosen));
+    let restored = Study::restore(bench.study.record()).unwrap();
+    assert_eq!(restored.chosen(), bench.study.chosen());
+    assert_eq!(restored.incumbent(), bench.study.incumbent());
+
+    let spoil: [fn(&mut Record); 3] = [
+        |record| record.spec.costs[0].limit = Some(1.0),
+        |record| {
+            record.incumbent = None;
+            record.spec.costs[0].limit = Some(1.0);
+        },
+        |record| record.incumbent.as_mut().unwrap().costs.clear(),
+    ];
+    for (i, spoil) in spoil.iter().enumerate() {
+        let mut record = bench.study.record();
+        spoil(&mut record);
+        assert!(Study::restore(record).is_err(), "{i}");
+    }
+}
+
+#[test]
+fn rule_11_without_a_limit_the_final_architecture_is_the_mode() {
+    for costs in [Vec::new(), vec![CostRule { limit: None, ..with_a_limit().costs.remove(0) }]] {
+        let mut bench = Bench::new(Spec { costs, ..spec() });
+        for _ in 0..5 {
+            assert_eq!(bench.chosen(), Some(bench.study.settle(&bench.study.mode().unwrap())));
+            let step = bench.lease("a");
+            bench.report_sizes(&step, [1.0, 2.0], &[("size", 1.0), ("size", 2.0)]).unwrap();
+        }
+    }
 }

@@ -126,6 +126,8 @@ impl Collector for Snapshot {
         self.counter(to, "asng_study_leases_expired", help, |study| study.progress.expired)?;
         let help = "Losses that were not finite, in reports that counted.";
         self.counter(to, "asng_study_diverged_losses", help, |study| study.progress.diverged)?;
+        let help = "Architectures over a limit on costs, in reports that counted.";
+        self.counter(to, "asng_study_over_limit", help, |study| study.progress.over_limit)?;
 
         let help = "Reports by what became of them.";
         let name = "asng_study_reports";

@@ -6,11 +6,11 @@ use anyhow::anyhow;
 use tch::{Device, Kind};
 
 use super::{
-    Error,
+    Costs, Error,
     images::{Halves, Pace, Task},
 };
 use crate::{
-    data::{self, Augment, Cifar10, Images, Preprocess},
+    data::{self, Augment, Cifar10, Images, Preprocess, cifar10},
     evaluate::{BATCH, TestImages},
     space::enas_micro::{Architecture, Settings},
     supernet::{Batch, Evaluation, Supernet, enas_micro::Network},
@@ -55,6 +55,14 @@ impl Task for Classification {
         let augment = Augment { cutout: self.settings.cutout as u16, ..Augment::PAPER };
         let pixels = preprocess.augmented(&images.pixels, augment, seed, number)?;
         Ok(Batch { images: pixels, labels: images.labels })
+    }
+
+    fn costs(&self, architecture: &Architecture) -> Costs {
+        let size = self.settings.size(3, cifar10::CLASSES);
+        Costs {
+            parameters: architecture.parameters(&size, false),
+            macs: architecture.macs(&size, cifar10::SIDE),
+        }
     }
 
     fn evaluate(

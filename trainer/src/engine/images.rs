@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, rc::Rc, time::Instant};
 
-use super::{Error, Measured, Step, Study, cosine, warn_of};
+use super::{Costs, Error, Measured, Step, Study, cosine, warn_of};
 use crate::{
     data::{self, Batches, Images, Preprocess},
     metrics::{self, Phase},
@@ -52,6 +52,9 @@ pub(super) trait Task {
         seed: u64,
         number: u64,
     ) -> Result<Batch<Self>, data::Error>;
+
+    /// What an architecture costs at the search's size: [`Costs`].
+    fn costs(&self, architecture: &Architecture<Self>) -> Costs;
 
     /// Figures of an architecture on the first `count` test images, or all; and how many these are.
     fn evaluate(
@@ -123,7 +126,8 @@ impl<T: Task> Study for Search<T> {
             ("loading_seconds", loading.as_secs_f64()),
         ];
         let images = (step.train.len() + step.rank.len()) as u64 * batch_size as u64;
-        Ok(Measured { losses: outcome.losses, metrics: metrics.into(), images })
+        let costs = rank.iter().map(|architecture| self.task.costs(architecture)).collect();
+        Ok(Measured { losses: outcome.losses, costs, metrics: metrics.into(), images })
     }
 
     fn evaluate(

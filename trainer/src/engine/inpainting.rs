@@ -6,7 +6,7 @@ use tch::{Device, Kind};
 use tracing::warn;
 
 use super::{
-    Error,
+    Costs, Error,
     images::{Halves, Pace, Task},
 };
 use crate::{
@@ -61,6 +61,12 @@ impl Task for Inpainting {
         let shape = [batch_size, image_size, image_size];
         let mask = mask::draw(mask, seed, number, shape, Kind::Float, self.device)?;
         Ok(Batch { images, mask })
+    }
+
+    fn costs(&self, architecture: &Architecture) -> Costs {
+        let side = self.settings.image_size;
+        let image = [3, side, side];
+        Costs { parameters: architecture.parameters(image, false), macs: architecture.macs(image) }
     }
 
     fn evaluate(

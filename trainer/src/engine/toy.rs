@@ -32,7 +32,8 @@ impl Study for Toy {
             ("best_noiseless", outcome.best_noiseless),
             ("learning_rate", learning_rate),
         ];
-        Ok(Measured { losses: outcome.losses, metrics: metrics.into(), images: 0 })
+        let (losses, costs) = (outcome.losses, Vec::new());
+        Ok(Measured { losses, costs, metrics: metrics.into(), images: 0 })
     }
 
     /// The cost without noise; of no images.

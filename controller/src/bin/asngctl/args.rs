@@ -84,7 +84,7 @@ pub(crate) enum StudyCommand {
     List(ListArgs),
     /// Show all of a study: state, spec, progress, mode and incumbent.
     Show(StudyName),
-    /// Follow a study until it ends, through restarts of the controller; then print its mode.
+    /// Follow a study until it ends, through restarts of the controller; then print what it has found.
     #[command(after_help = WATCH_HELP)]
     Watch(StudyName),
     /// Stop handing out steps; reports of steps already handed out still count.
@@ -121,8 +121,9 @@ pub(crate) enum TrainerCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvaluateArgs {
-    /// The architecture: mode or incumbent, for which the controller is asked, or its values, such as 0,3,1.
-    #[arg(long, default_value = "mode", value_name = "ARCHITECTURE", value_parser = Which::parse)]
+    /// The architecture: chosen (the final one as things stand), mode or incumbent, for which the controller is asked, or
+    /// its values, such as 0,3,1.
+    #[arg(long, default_value = "chosen", value_name = "ARCHITECTURE", value_parser = Which::parse)]
     pub(crate) architecture: Which,
     /// How many test images, the first ones; for cells in steps of 250 [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -132,6 +133,8 @@ pub(crate) struct EvaluateArgs {
 /// Which architecture is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
+    /// The final one, as things stand.
+    Chosen,
     /// The most likely one.
     Mode,
     /// The one with the smallest loss reported.
@@ -143,6 +146,7 @@ pub(crate) enum Which {
 impl Which {
     fn parse(text: &str) -> Result<Which, &'static str> {
         match text {
+            "chosen" => Ok(Which::Chosen),
             "mode" => Ok(Which::Mode),
             "incumbent" => Ok(Which::Incumbent),
             values => {
@@ -150,7 +154,7 @@ impl Which {
                 let values: Result<_, _> = values.collect();
                 values
                     .map(Which::Values)
-                    .map_err(|_| "expected mode, incumbent or values such as 0,3,1")
+                    .map_err(|_| "expected chosen, mode, incumbent or values such as 0,3,1")
             }
         }
     }
@@ -190,7 +194,8 @@ pub(crate) struct ListArgs {
 
 const HISTORY_HELP: &str = "\
 As CSV there is a line for each architecture: those of `use` train only trained the weights, those of rank \
-have a loss. Metrics are a JSON object in one column, variables are the last columns. As JSON there is a line \
+have a loss, and costs if these were reported. Metrics and costs are JSON objects in a column each, variables are the \
+last columns. As JSON there is a line \
 for each step, with the names of the contract. A step that was closed unreported has the outcome UNSPECIFIED.";
 
 #[derive(Debug, Args)]

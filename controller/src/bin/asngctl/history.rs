@@ -66,7 +66,7 @@ fn csv(rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<Vec<u8>> {
     writer.into_inner().map_err(IntoInnerError::into_error)
 }
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "step",
     "generation",
     "outcome",
@@ -78,6 +78,7 @@ const COLUMNS: [&str; 11] = [
     "use",
     "index",
     "loss",
+    "costs",
 ];
 
 fn header(variables: &[Variable]) -> Vec<String> {
@@ -102,6 +103,8 @@ fn rows(report: &Report, variables: &[Variable]) -> Vec<Vec<String>> {
         let mut row = step.to_vec();
         row.extend([usage.into(), index.to_string()]);
         row.push(loss.map(ToString::to_string).unwrap_or_default());
+        let costs = report.costs.get(index).filter(|_| usage == "rank");
+        row.push(costs.map(|costs| json!(costs.figures).to_string()).unwrap_or_default());
         let values = names::architecture(draw, variables).values;
         row.extend(variables.iter().zip(values).map(|(variable, v)| names::choice(variable, v)));
         row
@@ -128,6 +131,7 @@ fn object(report: &Report, variables: &[Variable]) -> Value {
         "rank": architectures(&report.rank),
         "outcome": names::outcome(report),
         "losses": report.losses,
+        "costs": report.costs.iter().map(|costs| json!(costs.figures)).collect::<Value>(),
         "metrics": report.metrics,
         "trainer_id": report.trainer_id,
         "staleness": report.staleness,
@@ -139,7 +143,7 @@ fn object(report: &Report, variables: &[Variable]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use asng_proto::v1::ReportOutcome;
+    use asng_proto::v1::{Costs, ReportOutcome};
 
     use super::*;
     use crate::names::tests::two_variables;
@@ -153,6 +157,7 @@ mod tests {
             rank: vec![draw(1.0, 71.3), draw(0.0, 36.5)],
             outcome: ReportOutcome::Applied.into(),
             losses: vec![0.5, f64::NAN],
+            costs: vec![Costs { figures: [("size".to_string(), 3.0)].into() }, Costs::default()],
             metrics: [("train_loss".to_string(), 0.25)].into(),
             trainer_id: "a, b".into(),
             update: 4,
@@ -167,10 +172,10 @@ mod tests {
         let text = csv(all).unwrap();
         let step = r#"4,3,APPLIED,0,4,"a, b",,"{""train_loss"":0.25}""#;
         let expected = [
-            "step,generation,outcome,staleness,update,trainer,time,metrics,use,index,loss,op,width",
-            &format!("{step},train,0,,conv3,8"),
-            &format!("{step},rank,0,0.5,conv5,64"),
-            &format!("{step},rank,1,NaN,conv3,37"),
+            "step,generation,outcome,staleness,update,trainer,time,metrics,use,index,loss,costs,op,width",
+            &format!("{step},train,0,,,conv3,8"),
+            &format!(r#"{step},rank,0,0.5,"{{""size"":3.0}}",conv5,64"#),
+            &format!("{step},rank,1,NaN,{{}},conv3,37"),
             "",
         ];
         assert_eq!(String::from_utf8(text).unwrap(), expected.join("\n"));
@@ -182,6 +187,7 @@ mod tests {
         assert_eq!(value["rank"][0]["choices"], json!({ "op": "conv5", "width": 64 }));
         assert_eq!(value["rank"][0]["draw"], json!([1.0, 71.3]));
         assert_eq!(value["losses"], json!([0.5, null]));
+        assert_eq!(value["costs"], json!([{ "size": 3.0 }, {}]));
         assert_eq!(value["outcome"], "APPLIED");
     }
 

@@ -1,9 +1,9 @@
 //! The stable output for programs: names as in the contract, enums without their prefix, times in RFC 3339.
 
 use asng_proto::v1::{
-    Architecture, FieldViolation, GetDistributionResponse, Incumbent, Marginal, Progress,
-    Retention, Start, StopRules, Study, StudySpec, Target, Variable, marginal, retention::Keep,
-    start::From, variable::Kind,
+    Architecture, Candidate, CostRule, FieldViolation, Front, FrontPoint, GetDistributionResponse,
+    Incumbent, Marginal, Progress, Retention, Start, StopRules, Study, StudySpec, Target, Variable,
+    marginal, retention::Keep, start::From, variable::Kind,
 };
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,8 @@ pub(crate) fn study(study: &Study) -> Value {
         "progress": progress(&study.progress.unwrap_or_default()),
         "mode": study.mode.as_ref().map(|a| architecture(a, variables)),
         "incumbent": study.incumbent.as_ref().map(|i| incumbent(i, variables)),
+        "chosen": study.chosen.as_ref().map(|c| candidate(c, variables)),
+        "fronts": study.fronts.iter().map(|f| front(f, variables)).collect::<Value>(),
         "stop_reason": names::stop_reason(study),
         "owner": study.owner,
         "failure": study.failure.iter().map(violation).collect::<Value>(),
@@ -81,7 +83,12 @@ fn spec(spec: &StudySpec) -> Value {
         "labels": spec.labels,
         "owner": spec.owner,
         "retention": spec.retention.as_ref().map(retention),
+        "costs": spec.costs.iter().map(rule).collect::<Value>(),
     })
+}
+
+fn rule(CostRule { cost, weight, limit }: &CostRule) -> Value {
+    json!({ "cost": cost, "weight": weight, "limit": limit })
 }
 
 fn stop(stop: &StopRules) -> Value {
@@ -121,6 +128,7 @@ fn progress(progress: &Progress) -> Value {
         "stale": progress.stale,
         "duplicate": progress.duplicate,
         "diverged": progress.diverged,
+        "over_limit": progress.over_limit,
         "expired": progress.expired,
         "max_steps": progress.max_steps,
         "convergence": progress.convergence,
@@ -154,7 +162,27 @@ fn incumbent(incumbent: &Incumbent, variables: &[Variable]) -> Value {
         "architecture": incumbent.architecture.as_ref().map(|a| architecture(a, variables)),
         "loss": incumbent.loss,
         "step_id": incumbent.step_id,
+        "costs": incumbent.costs,
     })
+}
+
+fn candidate(candidate: &Candidate, variables: &[Variable]) -> Value {
+    json!({
+        "architecture": candidate.architecture.as_ref().map(|a| architecture(a, variables)),
+        "costs": candidate.costs,
+    })
+}
+
+fn front(front: &Front, variables: &[Variable]) -> Value {
+    let point = |point: &FrontPoint| {
+        json!({
+            "cost": point.cost,
+            "loss": point.loss,
+            "architecture": point.architecture.as_ref().map(|a| architecture(a, variables)),
+            "step_id": point.step_id,
+        })
+    };
+    json!({ "cost": front.cost, "points": front.points.iter().map(point).collect::<Value>() })
 }
 
 fn violation(violation: &FieldViolation) -> Value {
@@ -182,6 +210,9 @@ mod tests {
         assert_eq!(value["spec"]["lease"], "60s");
         assert_eq!(value["mode"]["choices"]["op"], "conv3");
         assert_eq!(value["incumbent"]["architecture"]["choices"]["width"], 64);
+        assert_eq!(value["chosen"]["architecture"]["choices"]["width"], 12);
+        assert_eq!(value["chosen"]["costs"], json!({ "size": 12.5 }));
+        assert_eq!(value["fronts"][0]["points"][1]["cost"], 2.0);
     }
 
     #[test]

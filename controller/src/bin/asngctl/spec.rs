@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
 use asng_proto::v1::{
-    Algorithm, Distribution, Retention, Start, StudySpec, Target, retention::Keep, start::From,
+    Algorithm, CostRule, Distribution, Retention, Start, StudySpec, Target, retention::Keep,
+    start::From,
 };
 use clap::Args;
 
@@ -16,6 +17,8 @@ pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
     asngctl study create cifar --space enas-micro --preset paper
     asngctl study create small --space enas-micro --preset quick --wait
     asngctl study create own --space enas-micro --set cells=12 --max-steps 50000
+  No larger than 100,000 parameters, and of two that are as good, the smaller one:
+    asngctl study create light --space enas-micro --preset paper --limit parameters=100000 --penalty parameters=1e-7
   Variables of an external trainer:
     asngctl study create mine --variables variables.json --max-steps 10000
   where variables.json holds them in order:
@@ -109,6 +112,12 @@ struct SpecArgs {
     /// Finish when a report has a metric this good; "loss" is the smallest loss of the report.
     #[arg(long, value_name = "METRIC<=X | METRIC>=X", value_parser = target)]
     target: Option<Target>,
+    /// The largest cost allowed, by its name in reports; the project's trainer reports parameters and macs; repeatable.
+    #[arg(long = "limit", value_name = "COST=MOST", value_parser = cost)]
+    limits: Vec<(String, f64)>,
+    /// What a unit of a cost adds to the loss; repeatable.
+    #[arg(long = "penalty", value_name = "COST=WEIGHT", value_parser = cost)]
+    penalties: Vec<(String, f64)>,
     /// Start from the distribution that this study has now.
     #[arg(long, value_name = "STUDY", conflicts_with = "start_distribution")]
     start_from: Option<String>,
@@ -201,6 +210,12 @@ impl SpecArgs {
         insert(&mut spec.settings, self.settings, "--set")?;
         insert(&mut spec.fixed, self.fixed, "--fix")?;
         insert(&mut spec.labels, self.labels, "--label")?;
+        for (cost, limit) in self.limits {
+            rule(&mut spec.costs, cost).limit = Some(limit);
+        }
+        for (cost, weight) in self.penalties {
+            rule(&mut spec.costs, cost).weight = Some(weight);
+        }
 
         let algorithm = spec.algorithm.get_or_insert_default();
         algorithm.algorithm = self.algorithm.map_or(algorithm.algorithm, Into::into);
@@ -236,6 +251,15 @@ impl SpecArgs {
     }
 }
 
+/// The rule about a cost, a new one if there is none.
+fn rule(rules: &mut Vec<CostRule>, cost: String) -> &mut CostRule {
+    let place = rules.iter().position(|rule| rule.cost == cost).unwrap_or_else(|| {
+        rules.push(CostRule { cost, ..CostRule::default() });
+        rules.len() - 1
+    });
+    &mut rules[place]
+}
+
 fn insert(
     map: &mut BTreeMap<String, String>,
     pairs: Vec<(String, String)>,
@@ -247,6 +271,12 @@ fn insert(
     }
     map.extend(typed);
     Ok(())
+}
+
+/// Parses `cost=x`.
+fn cost(text: &str) -> Result<(String, f64), &'static str> {
+    let (cost, figure) = pair(text)?;
+    Ok((cost, figure.trim().parse().map_err(|_| "what is behind = must be a number")?))
 }
 
 /// Parses `metric<=x` or `metric>=x`.
@@ -297,6 +327,19 @@ mod tests {
         for text in ["loss", "loss=1", "loss<1", "loss<=", "loss<=x"] {
             assert!(target(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_cost_has_one_rule_which_a_clone_may_change() {
+        let flags = ["--space=toy", "--penalty=time=0.5", "--limit=size=1e5", "--limit=time=3"];
+        let rule = |cost: &str, weight, limit| CostRule { cost: cost.into(), weight, limit };
+        let spec = create(&flags).unwrap();
+        let time = rule("time", Some(0.5), Some(3.0));
+        assert_eq!(spec.costs, [rule("size", None, Some(1e5)), time.clone()]);
+        let cloned = clone(spec, &["--limit=size=2"]).unwrap();
+        assert_eq!(cloned.costs, [rule("size", None, Some(2.0)), time]);
+        assert!(create(&["--space=toy", "--limit=size"]).is_err());
+        assert!(create(&["--space=toy", "--limit=size=big"]).is_err());
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! The output for people: sentences, sections and tables. Takes `now`, reads no clock.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
 use asng_proto::v1::{
-    Algorithm, FieldViolation, GetDistributionResponse, Progress, StopReason, StopRules, Study,
-    StudySpec, StudyState, Variable, marginal, retention::Keep, start::From,
+    Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
+    StopReason, StopRules, Study, StudySpec, StudyState, Variable, marginal, retention::Keep,
+    start::From,
 };
 use comfy_table::{ContentArrangement, Table, presets};
 use prost_types::Timestamp;
@@ -55,6 +56,9 @@ pub(crate) fn ending(study: &Study) -> String {
     if study.mode.is_some() {
         text += &format!("\n\n{}", architectures(study));
     }
+    for front in &study.fronts {
+        text += &format!("\n\n{}", self::front(front));
+    }
     text
 }
 
@@ -96,9 +100,11 @@ pub(crate) fn show(study: &Study, url: &str, now: SystemTime) -> String {
         section("Progress", progress(study)),
     ];
     if study.mode.is_some() {
-        let title = "Most likely architecture (mode) and best evaluated so far (incumbent)";
+        let title = "Final architecture as things stand (chosen), most likely one (mode), best evaluated so far \
+                     (incumbent)";
         sections.push(format!("{title}\n{}", architectures(study)));
     }
+    sections.extend(study.fronts.iter().map(front));
     sections.join("\n\n")
 }
 
@@ -158,6 +164,7 @@ fn spec(study: &Study) -> Vec<Row> {
         row("labels", pairs(&spec.labels)),
         row("start", start(&spec)),
         row("stop", spec.stop.as_ref().map(stop).unwrap_or_default()),
+        row("costs", costs(&spec.costs)),
         row("algorithm", or_default(typed, Some(algorithm))),
         row("alpha", or_default(a.alpha, defaults.alpha)),
         row("delta_init", or_default(a.delta_init, defaults.delta_init)),
@@ -196,6 +203,19 @@ fn stop(stop: &StopRules) -> String {
     rules.join("\n")
 }
 
+/// What costs count for, a line for each.
+fn costs(rules: &[CostRule]) -> String {
+    let rule = |CostRule { cost, weight, limit }: &CostRule| {
+        let limit = limit.map(|limit| format!("{cost} <= {limit}"));
+        let weight = weight.map(|weight| format!("{weight} x {cost} added to the loss"));
+        limit.into_iter().chain(weight)
+    };
+    match rules {
+        [] => "no rules (default)".to_owned(),
+        rules => rules.iter().flat_map(rule).collect::<Vec<_>>().join("\n"),
+    }
+}
+
 fn history(spec: &StudySpec) -> String {
     match spec.retention.and_then(|retention| retention.keep) {
         Some(Keep::Every(steps)) => format!("keeps every step divisible by {steps}"),
@@ -226,22 +246,60 @@ fn progress(study: &Study) -> Vec<Row> {
         row("stale", p.stale),
         row("duplicate", p.duplicate),
         row("diverged", p.diverged),
+        row("over a limit", p.over_limit),
         row("expired", p.expired),
     ]
 }
 
-/// Mode and incumbent, a line for each variable.
+/// The final architecture, mode and incumbent, a line for each variable; then one for each cost that is known.
 fn architectures(study: &Study) -> String {
-    let incumbent = study.incumbent.as_ref().and_then(|i| i.architecture.as_ref());
-    let mut table = table(["VARIABLE", "MODE", "INCUMBENT"]);
+    let chosen = study.chosen.as_ref();
+    let incumbent = study.incumbent.as_ref();
+    let architectures: [Option<&Architecture>; 3] = [
+        chosen.and_then(|chosen| chosen.architecture.as_ref()),
+        study.mode.as_ref(),
+        incumbent.and_then(|incumbent| incumbent.architecture.as_ref()),
+    ];
+    let mut table = table(["VARIABLE", "CHOSEN", "MODE", "INCUMBENT"]);
     for (i, variable) in study.variables.iter().enumerate() {
-        let [mode, incumbent] = [study.mode.as_ref(), incumbent].map(|architecture| {
+        let [chosen, mode, incumbent] = architectures.map(|architecture| {
             let value = architecture.and_then(|a| a.values.get(i));
             or_dash(value.map(|&value| names::choice(variable, value)))
         });
-        table.add_row([variable.name.clone(), mode, incumbent]);
+        table.add_row([variable.name.clone(), chosen, mode, incumbent]);
+    }
+    let known = [chosen.map(|chosen| &chosen.costs), incumbent.map(|incumbent| &incumbent.costs)];
+    let names: BTreeSet<_> = known.iter().copied().flatten().flat_map(BTreeMap::keys).collect();
+    for name in names {
+        let [chosen, incumbent] = known.map(|costs| {
+            let cost = costs.and_then(|costs| costs.get(name));
+            or_dash(cost.map(ToString::to_string))
+        });
+        table.add_row([format!("({name})"), chosen, "-".into(), incumbent]);
     }
     render(table)
+}
+
+/// Points of a front that a person compares.
+const POINTS: usize = 12;
+
+/// What has been paid for which loss.
+fn front(front: &Front) -> String {
+    let points = &front.points;
+    let title = format!("Loss against {} among what was evaluated", front.cost);
+    let mut table = table([&*front.cost.to_uppercase(), "LOSS", "STEP"]);
+    let rows = points.len().min(POINTS);
+    for row in 0..rows {
+        // The ends, and as many between them at equal distances.
+        let point = &points[row * (points.len() - 1) / (rows - 1).max(1)];
+        table.add_row([point.cost.to_string(), number(point.loss), point.step_id.to_string()]);
+    }
+    let some = if points.len() > rows {
+        format!(" ({rows} of {} points; all with --output json)", points.len())
+    } else {
+        String::new()
+    };
+    format!("{title}{some}\n{}", render(table))
 }
 
 /// A line for each variable: its choices, the likeliest first, or the normal distribution of an integer.
@@ -318,11 +376,17 @@ fn render(mut table: Table) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use asng_proto::v1::{
-        Architecture, CategoricalMarginal, Incumbent, IntegerMarginal, Marginal, Target,
+        Architecture, Candidate, CategoricalMarginal, FrontPoint, Incumbent, IntegerMarginal,
+        Marginal, Target,
     };
 
     use super::*;
     use crate::names::tests::two_variables;
+
+    fn a_point(i: u32) -> FrontPoint {
+        let (cost, loss) = (i.into(), 1.0 / f64::from(i));
+        FrontPoint { cost, loss, step_id: (2 * i).into(), ..FrontPoint::default() }
+    }
 
     pub(crate) fn a_study() -> Study {
         let best = Architecture { values: vec![1, 64] };
@@ -335,6 +399,11 @@ pub(crate) mod tests {
                     target: Some(Target { metric: "loss".into(), value: 0.25, at_least: false }),
                     ..StopRules::default()
                 }),
+                costs: vec![CostRule {
+                    cost: "size".into(),
+                    weight: Some(1e-7),
+                    limit: Some(20.0),
+                }],
                 fixed: [("depth".to_string(), "3".to_string())].into(),
                 ..StudySpec::default()
             }),
@@ -342,7 +411,17 @@ pub(crate) mod tests {
             variables: two_variables(),
             progress: Some(Progress { applied: 50, max_steps: 200, ..Progress::default() }),
             mode: Some(Architecture { values: vec![0, 36] }),
-            incumbent: Some(Incumbent { architecture: Some(best), loss: 0.5, step_id: 7 }),
+            chosen: Some(Candidate {
+                architecture: Some(Architecture { values: vec![1, 12] }),
+                costs: [("size".to_string(), 12.5)].into(),
+            }),
+            fronts: vec![Front { cost: "size".into(), points: (1..40).map(a_point).collect() }],
+            incumbent: Some(Incumbent {
+                architecture: Some(best),
+                loss: 0.5,
+                step_id: 7,
+                costs: [("size".to_string(), 30.0)].into(),
+            }),
             create_time: Some(Timestamp::default()),
             seed: 3,
             owner: "lab".into(),
@@ -374,12 +453,23 @@ pub(crate) mod tests {
         assert!(has_line(&text, &["alpha", "1.5", "(default)"]), "{text}");
         assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");
         assert!(has_line(&text, &["applied", "50", "of", "200", "(25.0", "%)"]), "{text}");
-        assert!(has_line(&text, &["op", "conv3", "conv5"]), "{text}");
+        assert!(has_line(&text, &["op", "conv5", "conv3", "conv5"]), "{text}");
         assert!(has_line(&text, &["owner", "lab"]), "{text}");
         assert!(has_line(&text, &["fixed", "depth=3"]), "{text}");
         assert!(has_line(&text, &["stop", "after", "200", "steps"]), "{text}");
         assert!(has_line(&text, &["at", "loss", "<=", "0.25"]), "{text}");
-        assert!(has_line(&text, &["width", "36", "64"]), "{text}");
+        assert!(has_line(&text, &["width", "12", "36", "64"]), "{text}");
+        assert!(has_line(&text, &["(size)", "12.5", "-", "30"]), "{text}");
+        assert!(has_line(&text, &["costs", "size", "<=", "20"]), "{text}");
+        assert!(
+            has_line(&text, &["0.0000001", "x", "size", "added", "to", "the", "loss"]),
+            "{text}"
+        );
+        assert!(has_line(&text, &["SIZE", "LOSS", "STEP"]), "{text}");
+        assert!(text.contains("(12 of 39 points; all with --output json)"), "{text}");
+        for line in [["1", "1.0000", "2"], ["39", "0.0256", "78"]] {
+            assert!(has_line(&text, &line), "{text}");
+        }
     }
 
     #[test]
@@ -407,7 +497,8 @@ pub(crate) mod tests {
     fn an_early_end_has_a_reason() {
         let ended = |reason: StopReason| {
             let state = StudyState::Finished.into();
-            ending(&Study { state, stop_reason: reason.into(), mode: None, ..a_study() })
+            let (mode, fronts, stop_reason) = (None, Vec::new(), reason.into());
+            ending(&Study { state, stop_reason, mode, fronts, ..a_study() })
         };
         let text = "study `a` is finished after 50 of 200 steps";
         assert_eq!(ended(StopReason::MaxSteps), text);

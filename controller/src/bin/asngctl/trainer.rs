@@ -88,7 +88,7 @@ async fn get_status(
     Ok(trainer.get_status(GetStatusRequest {}).await?.into_inner())
 }
 
-/// The values of the mode or the incumbent of the trainer's study, from the controller.
+/// The values of an architecture of the trainer's study, from the controller.
 async fn values_of(options: &Options, study: &str, which: &Which) -> anyhow::Result<Vec<i64>> {
     anyhow::ensure!(!study.is_empty(), "the trainer has no study open now");
     let connection = options.connect()?;
@@ -97,7 +97,8 @@ async fn values_of(options: &Options, study: &str, which: &Which) -> anyhow::Res
     let found = found.map_err(|status| client::explained(status.into(), &url))?;
     let architecture = match which {
         Which::Incumbent => found.incumbent.and_then(|incumbent| incumbent.architecture),
-        _ => found.mode,
+        Which::Mode => found.mode,
+        _ => found.chosen.and_then(|chosen| chosen.architecture),
     };
     let architecture = architecture.with_context(|| format!("study `{study}` has none yet"))?;
     Ok(architecture.values)

@@ -144,6 +144,11 @@ impl View {
         parts.push(format!("convergence {:.3}", progress.convergence));
         let best = self.study.incumbent.as_ref();
         parts.extend(best.map(|best| format!("best {}", text::number(best.loss))));
+        let costs = best.into_iter().flat_map(|best| &best.costs);
+        parts.extend(costs.map(|(name, cost)| format!("its {name} {cost}")));
+        if progress.over_limit > 0 {
+            parts.push(format!("over a limit {}", progress.over_limit));
+        }
         parts.push(format!("outstanding {}", progress.outstanding));
         parts.join("  ")
     }

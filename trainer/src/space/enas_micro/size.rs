@@ -1,5 +1,5 @@
-//! How large a network of the space is: the channels of each cell, and parameter counts in closed
-//! form. The network is built from the same [`Size::cells`], so the two cannot disagree about the
+//! How large a network of the space is: the channels of each cell, and counts of parameters and
+//! operations in closed form. The network is built from the same [`Size::cells`], so the two cannot disagree about the
 //! layout.
 
 use super::{Architecture, CELL_INPUTS, CellGraph, Op};
@@ -131,8 +131,9 @@ impl CellSize {
         }
     }
 
+    /// What comes after the convolutions that bring the inputs to the cell's channels.
     fn graph_parameters(&self, graph: &CellGraph, affine: bool) -> i64 {
-        let mut parameters = self.input_parameters(affine);
+        let mut parameters = self.output_parameters(graph.unused_nodes().len(), affine);
         for node in &graph.nodes {
             let [(input1, op1), (input2, op2)] = node.sides();
             parameters += self.op_parameters(input1, op1, affine);
@@ -141,7 +142,7 @@ impl CellSize {
                 parameters += self.op_parameters(input2, op2, affine);
             }
         }
-        parameters + self.output_parameters(graph.unused_nodes().len(), affine)
+        parameters
     }
 }
 
@@ -155,9 +156,29 @@ impl Architecture {
     /// [`Size::auxiliary_parameters`] (authors' `get_params`). `affine`: batch normalisation in the
     /// cells has a weight and a bias, as when retrained.
     pub fn parameters(&self, size: &Size, affine: bool) -> i64 {
+        let of_cell = |cell: &CellSize| {
+            cell.input_parameters(affine) + cell.graph_parameters(self.graph(cell), affine)
+        };
+        size.ends_parameters() + size.cells().iter().map(of_cell).sum::<i64>()
+    }
+
+    /// Multiplications, each with an addition, of the convolutions and the classifier for one image
+    /// of height and width `side`, without the auxiliary head. An operation that a node has twice
+    /// on the same input counts once.
+    pub fn macs(&self, size: &Size, side: i64) -> i64 {
         let cells = size.cells();
-        let graphs = cells.iter().map(|cell| cell.graph_parameters(self.graph(cell), affine));
-        size.ends_parameters() + graphs.sum::<i64>()
+        let stem = size.image_channels * 3 * 3 * size.stem_channels() * side * side;
+        let mut macs = stem + cells[size.cells - 1].channels * size.classes;
+        let mut side = side;
+        for cell in &cells {
+            // Without normalisation every parameter is a weight, used once for each pixel.
+            macs += cell.input_parameters(false) * side * side;
+            if cell.reduction {
+                side /= 2;
+            }
+            macs += cell.graph_parameters(self.graph(cell), false) * side * side;
+        }
+        macs
     }
 
     /// The most channels, at most 127, with which this architecture alone (affine, without the
@@ -184,6 +205,19 @@ mod tests {
     fn counts_of_the_paper() {
         assert_eq!(PAPER.supernet_parameters(), 2_274_052);
         assert_eq!(PAPER.auxiliary_parameters(), 410_890);
+    }
+
+    #[test]
+    fn operations_of_a_small_network() {
+        let size = Size { nodes: 1, cells: 3, channels: 4, image_channels: 3, classes: 10 };
+        // Normal: 3x3 separable convolutions of both inputs. Reduction: identity and a pooling.
+        let architecture = Architecture::decode(1, &[0, 1, 3, 3, 0, 1, 0, 2]).unwrap();
+        let stem = 27 * 12 * 32 * 32;
+        let normal = (24 * 4 + 2 * 2 * (4 * 9 + 4 * 4) + 4 * 4) * 32 * 32;
+        let first = (12 + 4) * 8 * 32 * 32 + (8 * 8 + 8 * 8) * 16 * 16;
+        // The output before the previous one is halved by this cell.
+        let second = (4 + 8) * 16 * 16 * 16 + (16 * 16 + 16 * 16) * 8 * 8;
+        assert_eq!(architecture.macs(&size, 32), stem + normal + first + second + 16 * 10);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! How large a network of these spaces is: the shapes of an architecture's layers, and parameter
-//! counts in closed form. The network runs by the same [`Architecture::layers`], so the two cannot
+//! How large a network of these spaces is: the shapes of an architecture's layers, and counts of
+//! parameters and operations in closed form. The network runs by the same [`Architecture::layers`], so the two cannot
 //! disagree.
 
 use super::{Architecture, KERNELS, Module};
@@ -90,6 +90,21 @@ impl Architecture {
         };
         layers.iter().map(of_layer).sum::<i64>() + OUTPUT_KERNEL * OUTPUT_KERNEL * last * image[0]
     }
+
+    /// Multiplications, each with an addition, of the convolutions for one image of that shape.
+    pub fn macs(&self, image: [i64; 3]) -> i64 {
+        let layers = self.layers(image);
+        let [channels, height, width] = image;
+        let last = layers.first().map_or(channels, |layer| layer.channels);
+        let of_layer = |layer: &Layer| {
+            // What a convolution writes, and its mirror image reads.
+            let [height, width] = layer.halved();
+            let weights = layer.module.kernel * layer.module.kernel * layer.channels;
+            weights * (layer.inputs + layer.mirror_inputs) * height * width
+        };
+        let output = OUTPUT_KERNEL * OUTPUT_KERNEL * last * channels * height * width;
+        layers.iter().map(of_layer).sum::<i64>() + output
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +151,10 @@ mod tests {
         let encoder = 9 * 3 * 2 + 2 * 5 + 25 * 5 * 3 + 3 * 8;
         let decoder = 8 * 8 + 25 * 8 * 3 + 3 * 5 + 9 * 5 * 2;
         let output = 9 * 2 * 3;
+        let macs = (9 * 2 * (3 + 5) + 5 * (2 + 3)) * 8 * 8
+            + (25 * 3 * (5 + 8) + 3 * 8 + 8 * 8) * 4 * 4
+            + output * 16 * 16;
+        assert_eq!(architecture.macs([3, 16, 16]), macs);
         assert_eq!(architecture.parameters([3, 16, 16], false), encoder + decoder + output);
         assert_eq!(
             architecture.parameters([3, 16, 16], true),
