@@ -2,9 +2,10 @@
 //!
 //! The studies are real ones, in a directory that is deleted afterwards. Between them and the trainer stands an
 //! `Interposer`, which hands every call of SearchService to a script of scenes (`scenes`), one after the other; each plays one fault
-//! and judges one rule by what the trainer does next. What must hold all the time is watched by the `stage`. Only what crosses
+//! and judges one rule by what the trainer does next. What must hold all the time is in `conduct`. Only what crosses
 //! the wire is judged: not whether losses are any good, nor what a trainer does with its weights.
 
+mod conduct;
 mod door;
 mod scenes;
 mod stage;
@@ -12,8 +13,8 @@ mod stage;
 use std::{io, time::Duration};
 
 use asng_proto::v1::{
-    self, search_service_server,
-    search_service_server::{SearchService, SearchServiceServer},
+    self,
+    search_service_server::{self, SearchService, SearchServiceServer},
     study_service_server::{self, StudyService, StudyServiceServer},
 };
 use asng_serving::{Health, Services, access::Identity, limits::Limits};
@@ -28,7 +29,7 @@ use tonic::{Request, Response, Status, service::Routes};
 use self::{
     door::Door,
     scenes::{FINISHED, SCENES, Scene},
-    stage::{Over, Stage},
+    stage::{ENDED, Over, Stage},
 };
 use crate::{
     service::{self, Api},
@@ -84,7 +85,7 @@ pub struct Finding {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody did anything.
-    #[error("no trainer has come in {0:?}")]
+    #[error("no trainer has come in {0:?}; start one against this address")]
     NoTrainer(Duration),
     /// Somebody asked for steps, but there were none for it.
     #[error(
@@ -98,8 +99,8 @@ pub enum Error {
     /// The study that is to be offered is none.
     #[error("the study to be offered: {}", .0.message())]
     Offer(Box<Status>),
-    /// The address cannot be listened on.
-    #[error("cannot listen: {0}")]
+    /// The system gives no directory, or no address.
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The studies cannot be kept.
     #[error(transparent)]
@@ -119,7 +120,7 @@ pub fn scenes() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub async fn run(
     config: Config,
     listener: TcpListener,
-    mut say: impl FnMut(&Finding) -> io::Result<()>,
+    mut say: impl FnMut(Finding),
 ) -> Result<(), Error> {
     let directory = tempfile::tempdir()?;
     let location = Location::Directory(directory.path().into());
@@ -140,9 +141,7 @@ pub async fn run(
     for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([&FINISHED]) {
         let (verdict, seen) = match &over {
             Some(Over::Silent) => (Verdict::NotSeen, "the trainer had gone".into()),
-            Some(Over::Ended) if scene.rule != FINISHED.rule => {
-                (Verdict::NotSeen, "the study had ended: give it more steps".into())
-            }
+            Some(Over::Ended) if scene.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),
             _ => match (scene.play)(&mut stage).await {
                 Ok(played) => played,
                 Err(Over::Broken(error)) => return Err(error),
@@ -154,13 +153,10 @@ pub async fn run(
             },
         };
         let Scene { rule, expected, .. } = *scene;
-        say(&Finding { rule, expected, verdict, seen })?;
+        say(Finding { rule, expected, verdict, seen });
     }
-    for finding in stage.conduct() {
-        say(&finding)?;
-    }
+    stage.findings().for_each(say);
     server.abort();
-    drop(stage);
     // Its files go with the directory, whether it has let go of them or not.
     let _ = timeout(GRACE, ended).await;
     Ok(())
@@ -271,9 +267,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_scene_is_documented() {
+    fn every_rule_is_documented() {
         let document = include_str!("../../docs/conformance.md");
-        for (rule, _) in scenes() {
+        for (rule, _) in scenes().chain(conduct::RULES).chain([(FINISHED.rule, "")]) {
             assert!(document.contains(&format!("`{rule}`")), "{rule}");
         }
     }

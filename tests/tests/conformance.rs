@@ -126,7 +126,7 @@ async fn a_flaw_is_found_and_nothing_else() {
 
 async fn find(variables: impl AsRef<Path>, flaw: Flaw, scenes: &[&str], failed: &[&str]) {
     let variables = variables.as_ref().to_str().unwrap();
-    let check = Check::start(&[&["--timeout", "3s", "--variables", variables], scenes].concat());
+    let check = Check::start(&[&["--timeout", "10s", "--variables", variables], scenes].concat());
     let url = check.url.clone();
     let end = spawn_blocking(|| check.end());
     let trainer = async {

@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{
     Call, Verdict,
-    stage::{Over, Played, Stage, Told, seconds},
+    stage::{LEASE, Over, Played, Stage, Told, seconds},
 };
 
 /// How long the controller is away when it is killed.
@@ -22,8 +22,6 @@ const ASKED_PAUSE: Duration = Duration::from_secs(1);
 const OUTAGE: Duration = Duration::from_secs(3);
 /// Calls in the first and in the second half of an outage, at most.
 const OUTAGE_CALLS: [usize; 2] = [20, 8];
-/// A short lease: the shortest that a study may have.
-const LEASE: Duration = Duration::from_secs(1);
 /// Share of a pause after which it counts as waited for: clocks and networks have their say.
 const WAITED: f64 = 0.8;
 /// How long an ended study is watched.
@@ -115,7 +113,7 @@ async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
         match (stage.next().await?, &first) {
             (Call::Lease(asked), None) => {
                 // What the controller says is what gets lost.
-                drop(stage.store_lease(asked.request.clone()).await);
+                drop(stage.really_lease(asked.request.clone()).await);
                 first = Some(asked.request.request_id);
                 stage.fault("the reply to a LeaseStep was lost");
             }
@@ -141,7 +139,7 @@ async fn description(stage: &mut Stage) -> Result<Played, Over> {
             return Ok((Verdict::NotSeen, "the study came with its variables".into()));
         }
     };
-    drop(stage.store_description(first.clone()).await);
+    drop(stage.really_describe(first.clone()).await);
     stage.fault("the reply to DescribeSpace was lost");
     let call = stage.next().await?;
     let played = match &call {
@@ -158,7 +156,7 @@ async fn description(stage: &mut Stage) -> Result<Played, Over> {
 
 async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {
     let asked = stage.report().await?;
-    drop(stage.store(asked.request.clone()).await);
+    drop(stage.really_report(asked.request.clone()).await);
     let step = asked.request.step_id;
     stage.fault(format!("the report of step {step} was stored and its reply lost"));
     drop(asked.reply);
@@ -167,7 +165,7 @@ async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {
 
 async fn restart(stage: &mut Stage) -> Result<Played, Over> {
     let asked = stage.report().await?;
-    drop(stage.store(asked.request.clone()).await);
+    drop(stage.really_report(asked.request.clone()).await);
     stage.door.shut().await;
     drop(asked.reply);
     sleep(AWAY).await;
@@ -182,7 +180,7 @@ async fn restart(stage: &mut Stage) -> Result<Played, Over> {
 async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
     let mut asked = stage.report().await?;
     let first = asked.request.clone();
-    let answer = stage.store(first.clone()).await;
+    let answer = stage.really_report(first.clone()).await;
     stage.fault(format!("the reply to step {} took {}", first.step_id, seconds(SLOW)));
     let end = Instant::now() + SLOW;
     let mut gave_up = None;
@@ -217,7 +215,7 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
         losses: vec![0.0; step.rank.len()],
         ..Default::default()
     };
-    drop(stage.store(by_another.clone()).await);
+    drop(stage.really_report(by_another.clone()).await);
     stage.fault(format!("step {} was reported by another trainer first", step.step_id));
     loop {
         match stage.next().await? {
@@ -236,7 +234,7 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
 
 async fn outcome(stage: &mut Stage, outcome: ReportOutcome) -> Result<Played, Over> {
     let asked = stage.report().await?;
-    let answer = stage.store(asked.request.clone()).await.map(|mut answer| {
+    let answer = stage.really_report(asked.request.clone()).await.map(|mut answer| {
         answer.set_outcome(outcome);
         answer
     });
@@ -268,9 +266,10 @@ async fn back_off(stage: &mut Stage) -> Result<Played, Over> {
     drop(asked.reply);
     let start = Instant::now();
     let mut calls = [1, 0];
-    // Dropped calls are UNAVAILABLE.
-    while stage.next_until(start + OUTAGE).await.is_some() {
-        calls[usize::from(start.elapsed() >= OUTAGE / 2)] += 1;
+    // Dropped calls are UNAVAILABLE. Leases are extended at their own pace.
+    while let Some(call) = stage.next_until(start + OUTAGE).await {
+        let half = usize::from(start.elapsed() >= OUTAGE / 2);
+        calls[half] += usize::from(!matches!(call, Call::Extend(_)));
     }
     let [early, late] = calls;
     stage.fault(format!(
@@ -309,7 +308,6 @@ async fn no_work(stage: &mut Stage) -> Result<Played, Over> {
 }
 
 async fn extension(stage: &mut Stage) -> Result<Played, Over> {
-    stage.lease = Some(LEASE);
     let step = stage.handed().await?;
     let start = Instant::now();
     let (mut ends, mut extended) = (start + LEASE, 0);
@@ -327,7 +325,6 @@ async fn extension(stage: &mut Stage) -> Result<Played, Over> {
         }
         stage.answer(call).await;
     };
-    stage.lease = None;
     let Some(done) = done else {
         return Ok(stage.verdict(false, format!("it ran out, extended {extended} times")));
     };
@@ -360,7 +357,7 @@ async fn finished(stage: &mut Stage) -> Result<Played, Over> {
         }
         stage.answer(call).await;
     }
-    Ok(stage.verdict(true, format!("{leases} LeaseStep of it came")))
+    Ok(stage.verdict(true, format!("it was asked for {leases} times more")))
 }
 
 /// Waits for the report `first` to be sent again, and judges whether it is the same.

@@ -1,9 +1,6 @@
-//! What every scene stands on: the calls of the trainer, the real answers to them, and what is watched all the time.
+//! What every scene stands on: the calls of the trainer, and the real answers to them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
@@ -15,8 +12,15 @@ use tokio::{
 };
 use tonic::{Response, Status};
 
-use super::{Asked, Call, Error, Finding, Verdict, by_anybody, door::Door};
+use super::{Asked, Call, Error, Finding, Verdict, by_anybody, conduct::Conduct, door::Door};
 use crate::{service::Api, study::RETRY_WHEN_IDLE};
+
+/// The lease that the trainer is told of, in place of its study's: the shortest that a study may have. The real one runs
+/// on, so that a step stays with a trainer that is slow.
+pub(super) const LEASE: Duration = Duration::from_secs(1);
+
+/// Why a scene was not played.
+pub(super) const ENDED: &str = "the study had ended: give it more steps";
 
 /// A scene's verdict, and what was seen.
 pub(super) type Played = (Verdict, String);
@@ -47,8 +51,6 @@ pub(super) struct Stage {
     calls: mpsc::Receiver<Call>,
     pub(super) door: Door,
     timeout: Duration,
-    /// In place of the real one, the lease that the trainer is told of.
-    pub(super) lease: Option<Duration>,
     pub(super) told: Told,
     /// What the present scene has done to the trainer.
     fault: Option<String>,
@@ -56,30 +58,6 @@ pub(super) struct Stage {
     busy: Instant,
     asked: Option<v1::LeaseStepRequest>,
     conduct: Conduct,
-}
-
-/// What is watched all the time.
-#[derive(Default)]
-struct Conduct {
-    trainer_id: Option<String>,
-    other_trainer: Option<String>,
-    /// Ids of the requests whose answers have arrived.
-    answered: BTreeSet<String>,
-    asked_again: Option<String>,
-    /// Steps handed out, by study and number.
-    steps: BTreeMap<(String, u64), Handed>,
-    wrong_losses: Option<String>,
-    diverged: Option<String>,
-    survived: bool,
-    /// It was told that a study has ended.
-    ended: bool,
-    /// It fell silent, and nothing had been done to it.
-    gone: bool,
-}
-
-struct Handed {
-    ranked: usize,
-    done: bool,
 }
 
 impl Stage {
@@ -94,7 +72,6 @@ impl Stage {
             calls,
             door,
             timeout,
-            lease: None,
             told: Told::Nothing,
             fault: None,
             busy: Instant::now(),
@@ -119,19 +96,19 @@ impl Stage {
     /// The verdict of a scene that was not played to its end.
     pub(super) fn cut_short(&mut self, why: &Over) -> Result<Played, Error> {
         let Over::Silent = why else {
-            return Ok((Verdict::NotSeen, "the study had ended: give it more steps".into()));
+            return Ok((Verdict::NotSeen, ENDED.into()));
         };
-        if self.conduct.steps.is_empty() {
+        if !self.conduct.has_begun() {
             return Err(match self.asked.take() {
                 Some(request) => Error::NoStep(self.timeout, request.into()),
                 None => Error::NoTrainer(self.timeout),
             });
         }
-        let silence = format!("nothing came of the trainer for {}", seconds(self.timeout));
+        let silence = format!("nothing came of it for {}", seconds(self.timeout));
         if self.fault.is_some() {
             return Ok(self.verdict(false, silence));
         }
-        self.conduct.gone = true;
+        self.conduct.gone(self.timeout);
         Ok((Verdict::NotSeen, silence))
     }
 
@@ -156,7 +133,12 @@ impl Stage {
     /// The trainer's next call, if it comes before `end`.
     pub(super) async fn next_until(&mut self, end: Instant) -> Option<Call> {
         let call = timeout_at(end, self.calls.recv()).await.ok()??;
-        self.watch(&call);
+        self.conduct.watch(&call);
+        match &call {
+            Call::Lease(asked) => self.asked = Some(asked.request.clone()),
+            Call::Report(asked) if !self.fits(&asked.request) => {}
+            _ => self.busy = Instant::now(),
+        }
         Some(call)
     }
 
@@ -187,68 +169,69 @@ impl Stage {
         match call {
             Call::Lease(Asked { request, reply }) => {
                 let id = request.request_id.clone();
-                let answer = self.store_lease(request).await;
+                let answer = self.really_lease(request).await;
                 let next = answer.as_ref().ok().and_then(|answer| answer.next.clone());
-                if reply.send(answer).is_err() {
-                    return None;
-                }
-                self.conduct.answered.insert(id);
-                self.tell(next)
+                // If the trainer has hung up, it does not know.
+                reply.send(answer).ok()?;
+                self.conduct.answered(id);
+                self.tell(next?)
             }
             Call::Report(asked) => {
-                let answer = self.store(asked.request.clone()).await;
+                let answer = self.really_report(asked.request.clone()).await;
                 self.give(asked.reply, answer)
             }
             Call::Describe(Asked { request, reply }) => {
-                // Whoever no longer waits needs no answer.
-                let _ = reply.send(self.store_description(request).await);
+                // Whoever no longer waits needs no answer; so below.
+                let _ = reply.send(self.really_describe(request).await);
                 None
             }
             Call::Extend(Asked { request, reply }) => {
-                let answer = plain(self.api.extend_lease(by_anybody(request)).await);
-                let lease = self.lease.and_then(|lease| lease.try_into().ok());
-                let _ = reply.send(
-                    answer.map(|answer| v1::ExtendLeaseResponse { lease: lease.or(answer.lease) }),
-                );
+                let answer = self.api.extend_lease(by_anybody(request)).await;
+                let shortened = v1::ExtendLeaseResponse { lease: LEASE.try_into().ok() };
+                let _ = reply.send(self.noted("ExtendLease", answer).map(|_| shortened));
                 None
             }
             Call::Release(Asked { request, reply }) => {
-                let _ = reply.send(plain(self.api.release_step(by_anybody(request)).await));
+                let answer = self.api.release_step(by_anybody(request)).await;
+                let _ = reply.send(self.noted("ReleaseStep", answer));
                 None
             }
         }
     }
 
     /// Has the controller take a report, and returns its answer.
-    pub(super) async fn store(
+    pub(super) async fn really_report(
         &mut self,
         request: v1::ReportStepRequest,
     ) -> Result<v1::ReportStepResponse, Status> {
-        let mut answer = plain(self.api.report_step(by_anybody(request)).await)?;
-        if let Some(v1::LeaseStepResponse { next: Some(next) }) = &mut answer.next {
-            self.shorten(next);
-        }
+        let answer = self.api.report_step(by_anybody(request)).await;
+        let mut answer = self.noted("ReportStep", answer)?;
+        answer.next.as_mut().map(shorten);
         Ok(answer)
     }
 
     /// Has the controller lease a step, and returns its answer.
-    pub(super) async fn store_lease(
+    pub(super) async fn really_lease(
         &mut self,
         request: v1::LeaseStepRequest,
     ) -> Result<v1::LeaseStepResponse, Status> {
-        let mut answer = plain(self.api.lease_step(by_anybody(request)).await)?;
-        if let Some(next) = &mut answer.next {
-            self.shorten(next);
-        }
+        let answer = self.api.lease_step(by_anybody(request)).await;
+        let mut answer = self.noted("LeaseStep", answer)?;
+        shorten(&mut answer);
         Ok(answer)
     }
 
     /// Has the controller take a description, and returns its answer.
-    pub(super) async fn store_description(
+    pub(super) async fn really_describe(
         &mut self,
         request: v1::DescribeSpaceRequest,
     ) -> Result<v1::DescribeSpaceResponse, Status> {
-        plain(self.api.describe_space(by_anybody(request)).await)
+        let answer = self.api.describe_space(by_anybody(request)).await;
+        self.noted("DescribeSpace", answer)
+    }
+
+    fn noted<T>(&mut self, call: &str, answer: Result<Response<T>, Status>) -> Result<T, Status> {
+        answer.map(Response::into_inner).inspect_err(|status| self.conduct.refused(call, status))
     }
 
     /// Gives the trainer the answer to a report. Returns the step that is handed out by this, if any.
@@ -258,14 +241,13 @@ impl Stage {
         answer: Result<v1::ReportStepResponse, Status>,
     ) -> Option<v1::Step> {
         let next = answer.as_ref().ok().and_then(|answer| answer.next.clone());
-        // If the trainer has hung up, it does not know.
         reply.send(answer).ok()?;
-        self.tell(next?.next)
+        self.tell(next?.next?)
     }
 
     pub(super) async fn pause(&self, study: &str) {
         let request = v1::PauseStudyRequest { name: study.into() };
-        // One that has ended says so to the trainer itself; so below.
+        // A study that has ended says so to the trainer itself; so below.
         let _ = self.api.pause_study(by_anybody(request)).await;
     }
 
@@ -279,156 +261,41 @@ impl Stage {
         let _ = self.api.stop_study(by_anybody(request)).await;
     }
 
-    fn shorten(&self, next: &mut Next) {
-        if let (Next::Step(step), Some(lease)) = (next, self.lease) {
-            step.lease = lease.try_into().ok();
-        }
-    }
-
-    /// Notes what the trainer is told to do next.
-    fn tell(&mut self, next: Option<Next>) -> Option<v1::Step> {
-        self.conduct.ended |= matches!(&next, Some(Next::Finished(_)));
-        self.told = match &next {
-            None => return None,
-            Some(Next::Step(_)) => Told::Step,
-            Some(Next::Describe(_)) => Told::Describe,
-            Some(Next::Finished(_)) => Told::Finished,
-            Some(Next::NoWork(no_work)) => {
-                let wait = no_work.retry_after.and_then(|wait| wait.try_into().ok());
-                Told::NoWork(Instant::now(), wait.unwrap_or(RETRY_WHEN_IDLE))
+    /// Notes what the trainer is told to do next. Returns the step, if it is one.
+    fn tell(&mut self, next: Next) -> Option<v1::Step> {
+        self.conduct.told(&next);
+        match next {
+            Next::Step(step) => {
+                self.told = Told::Step;
+                self.busy = Instant::now();
+                return Some(step);
             }
-        };
-        let Some(Next::Step(step)) = next else { return None };
-        self.busy = Instant::now();
-        let handed = Handed { ranked: step.rank.len(), done: false };
-        self.conduct.steps.entry((step.study.clone(), step.step_id)).or_insert(handed);
-        Some(step)
+            Next::Describe(_) => self.told = Told::Describe,
+            Next::Finished(_) => self.told = Told::Finished,
+            Next::NoWork(v1::NoWork { retry_after }) => {
+                let wait = retry_after.and_then(|wait| wait.try_into().ok());
+                self.told = Told::NoWork(Instant::now(), wait.unwrap_or(RETRY_WHEN_IDLE));
+            }
+        }
+        None
     }
 
     /// Whether a report is of a step that was handed out, and has as many losses as it must.
-    fn fits(&self, request: &v1::ReportStepRequest) -> bool {
-        let step = self.conduct.steps.get(&(request.study.clone(), request.step_id));
-        step.is_some_and(|step| step.ranked == request.losses.len())
+    fn fits(&self, report: &v1::ReportStepRequest) -> bool {
+        self.conduct.ranked(&report.study, report.step_id) == Some(report.losses.len())
     }
 
-    fn watch(&mut self, call: &Call) {
-        let trainer = match call {
-            Call::Lease(Asked { request, .. }) => &request.trainer_id,
-            Call::Describe(Asked { request, .. }) => &request.trainer_id,
-            Call::Report(Asked { request, .. }) => &request.trainer_id,
-            Call::Extend(_) | Call::Release(_) => "",
-        };
-        let conduct = &mut self.conduct;
-        if !trainer.is_empty() {
-            let first = conduct.trainer_id.get_or_insert_with(|| trainer.into());
-            if first != trainer {
-                conduct.other_trainer = Some(trainer.into());
-            }
-        }
-        conduct.survived |= conduct.diverged.is_some();
-        match call {
-            Call::Lease(Asked { request, .. }) => {
-                if conduct.answered.contains(&request.request_id) {
-                    conduct.asked_again = Some(request.request_id.clone());
-                }
-                self.asked = Some(request.clone());
-                return;
-            }
-            Call::Report(Asked { request, .. }) => {
-                let step = conduct.steps.get_mut(&(request.study.clone(), request.step_id));
-                let Some(step) = step else { return };
-                step.done = true;
-                let (losses, expected) = (request.losses.len(), step.ranked);
-                if losses != expected {
-                    conduct.wrong_losses = Some(format!(
-                        "step {} came with {losses} losses for {expected} architectures",
-                        request.step_id
-                    ));
-                    return;
-                }
-                if request.losses.iter().any(|loss| !loss.is_finite()) {
-                    conduct.diverged = Some(format!("step {} had such a loss", request.step_id));
-                }
-            }
-            Call::Release(Asked { request, .. }) => {
-                let step = conduct.steps.get_mut(&(request.study.clone(), request.step_id));
-                if let Some(step) = step {
-                    step.done = true;
-                }
-            }
-            Call::Describe(_) | Call::Extend(_) => {}
-        }
-        self.busy = Instant::now();
-    }
-
-    /// What was found by watching.
-    pub(super) fn conduct(&self) -> Vec<Finding> {
-        let conduct = &self.conduct;
-        let finding = |rule, expected, fault: Option<String>, seen: Option<String>| {
-            let (verdict, seen) = match (fault, seen) {
-                (Some(fault), _) => (Verdict::Failed, fault),
-                (None, Some(seen)) => (Verdict::Passed, seen),
-                (None, None) => (Verdict::NotSeen, "there was no occasion".into()),
-            };
-            Finding { rule, expected, verdict, seen }
-        };
-        let steps = &conduct.steps;
-        let last = steps.iter().filter(|(_, step)| step.done).map(|(key, _)| key).next_back();
-        let lost = steps.iter().find(|(key, step)| !step.done && Some(*key) < last);
-        let done = steps.values().filter(|step| step.done).count();
-        let done = (done > 0).then(|| format!("{done} of {} steps came back", steps.len()));
-        vec![
-            finding(
-                "losses",
-                "a report has one loss for each `rank` architecture of its step",
-                conduct.wrong_losses.clone(),
-                done.clone(),
-            ),
-            finding(
-                "trainer-id",
-                "a trainer gives the same trainer_id with every call",
-                conduct
-                    .other_trainer
-                    .as_ref()
-                    .map(|other| format!("{:?}, then {other:?}", conduct.trainer_id)),
-                conduct.trainer_id.clone(),
-            ),
-            finding(
-                "request-id",
-                "each new LeaseStep has a request_id of its own",
-                conduct
-                    .asked_again
-                    .as_ref()
-                    .map(|id| format!("{id:?} was sent again after it had been answered")),
-                (!conduct.answered.is_empty())
-                    .then(|| format!("{} answered", conduct.answered.len())),
-            ),
-            finding(
-                "every-step",
-                "each step that is handed out is reported or released, also one that comes in the reply to a report",
-                lost.map(|((_, id), _)| format!("step {id} was neither, and later ones were")),
-                done.clone(),
-            ),
-            finding(
-                "diverged",
-                "an architecture that diverged is reported with a loss that is NaN or infinite, and the trainer goes on",
-                None,
-                conduct.diverged.clone().filter(|_| conduct.survived),
-            ),
-            finding(
-                "endurance",
-                "a trainer works on until the study has ended",
-                conduct
-                    .gone
-                    .then(|| format!("nothing came of the trainer for {}", seconds(self.timeout))),
-                conduct.ended.then(|| "it was there at the end".into()),
-            ),
-        ]
+    /// What is to be said of the trainer all in all.
+    pub(super) fn findings(self) -> impl Iterator<Item = Finding> {
+        self.conduct.findings()
     }
 }
 
-fn plain<T>(answer: Result<Response<T>, Status>) -> Result<T, Status> {
-    answer.map(Response::into_inner)
+/// Puts the short lease in place of the study's.
+fn shorten(answer: &mut v1::LeaseStepResponse) {
+    if let Some(Next::Step(step)) = &mut answer.next {
+        step.lease = LEASE.try_into().ok();
+    }
 }
 
 /// A time in words.

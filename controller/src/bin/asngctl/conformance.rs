@@ -73,9 +73,12 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
     writeln!(io::stderr(), "listening on http://{address}: start one trainer against it")?;
 
     let mut findings = Vec::new();
-    let say = |finding: &Finding| {
-        findings.push(finding.clone());
-        if output == Output::Table { print_line(line(finding)) } else { Ok(()) }
+    let say = |finding: Finding| {
+        if output == Output::Table {
+            // If nobody reads any more, the last line says so.
+            let _ = print_line(line(&finding));
+        }
+        findings.push(finding);
     };
     tokio::select! {
         played = conformance::run(Config { offer, timeout, scenes }, listener, say) => played?,
