@@ -157,7 +157,7 @@ impl Conduct {
         RULES.into_iter().map(move |(rule, expected)| {
             let kept = match rule {
                 LOSSES | EVERY_STEP => came_back.clone(),
-                VALID => self.trainer_id.as_ref().map(|_| "none was".into()),
+                VALID => self.trainer_id.as_ref().map(|_| "no request was refused".into()),
                 TRAINER_ID => self.trainer_id.clone(),
                 REQUEST_ID => {
                     let count = self.answered.len();
