@@ -8,12 +8,14 @@
 //! | [`studies`] | the thread that owns every study, and the one that commits |
 //! | `service` | gRPC: who asks, decode, one operation, encode |
 //! | [`web`] | HTTP: probes and `/metrics` |
+//! | [`conformance`] | a controller that misbehaves on purpose, for trainers to be tried on |
 //! | `metrics` | what the store's commits cost |
 //!
 //! Imports point inwards: service and web, then studies, then store, then study, then asng. How it serves (TLS, tokens, limits, health,
 //! metrics) is the crate `asng-serving`.
 
 pub mod asng;
+pub mod conformance;
 mod metrics;
 mod service;
 pub mod store;

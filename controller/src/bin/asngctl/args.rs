@@ -6,7 +6,10 @@ use asng_client::Options;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::spec::{CLONE_EXAMPLE, CREATE_EXAMPLES, CloneArgs, CreateArgs};
+use crate::{
+    conformance::{self, ConformanceArgs},
+    spec::{CLONE_EXAMPLE, CREATE_EXAMPLES, CloneArgs, CreateArgs},
+};
 
 /// Creates, shows, watches and ends the studies of an ASNG controller.
 #[derive(Debug, Parser)]
@@ -61,6 +64,9 @@ pub(crate) enum Command {
     /// Check each controller address, one thing after the other, and say what to do about what fails.
     #[command(after_help = "Exit status: 0 when nothing failed, 1 otherwise.")]
     Doctor,
+    /// Try a trainer on a controller that misbehaves on purpose, and say rule by rule what it did.
+    #[command(after_help = conformance::HELP)]
+    Conformance(ConformanceArgs),
     /// Print a script that makes a shell complete asngctl's command lines.
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {

@@ -4,11 +4,12 @@
 //! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
 //! live line, [`history`] the past; [`archive`] keeps studies in files, [`mod@file`] makes files appear when complete;
 //! [`mod@trainer`] asks trainers; [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
-//! what is wrong.
+//! what is wrong; [`conformance`] tries trainers.
 
 mod archive;
 mod args;
 mod client;
+mod conformance;
 mod doctor;
 mod file;
 mod history;
@@ -59,6 +60,7 @@ async fn main() -> ExitCode {
             trainer::run(&options, &trainer, output, command).await
         }
         Command::Doctor => doctor::examine(&options, output).await,
+        Command::Conformance(args) => conformance::run(args, output).await,
         Command::Completions { shell } => completions(shell).map_err(Into::into),
     };
     match result {

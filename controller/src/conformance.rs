@@ -1,0 +1,276 @@
+//! A controller that misbehaves on purpose, to see whether a trainer copes: what `asngctl conformance` runs.
+//!
+//! The studies are real ones, in a directory that is deleted afterwards. Between them and the trainer stands an
+//! `Interposer`, which hands every call of SearchService to a script of scenes (`scenes`), one after the other; each plays one fault
+//! and judges one rule by what the trainer does next. What must hold all the time is in `conduct`. Only what crosses
+//! the wire is judged: not whether losses are any good, nor what a trainer does with its weights.
+
+mod conduct;
+mod door;
+mod scenes;
+mod stage;
+
+use std::{io, time::Duration};
+
+use asng_proto::v1::{
+    self,
+    search_service_server::{self, SearchService, SearchServiceServer},
+    study_service_server::{self, StudyService, StudyServiceServer},
+};
+use asng_serving::{Health, Services, access::Identity, limits::Limits};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tonic::{Request, Response, Status, service::Routes};
+
+use self::{
+    door::Door,
+    scenes::{FINISHED, SCENES, Scene},
+    stage::{ENDED, Over, Stage},
+};
+use crate::{
+    service::{self, Api},
+    store::{self, Location, Reader},
+    studies::{self, Studies},
+};
+
+const LIMITS: Limits = Limits {
+    max_message_size: 4 << 20,
+    max_connections: 256,
+    max_streams: 100,
+    request_timeout: Duration::from_secs(60),
+    rate_limit: None,
+};
+/// How long the database may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What is played, and with whom.
+pub struct Config {
+    /// Name and spec of the study that waits for the trainer. One that creates a study of its own is judged by that.
+    pub offer: v1::CreateStudyRequest,
+    /// How long a trainer may take for a step before it counts as gone.
+    pub timeout: Duration,
+    /// Names of the scenes to play, as [`scenes`] has them; empty: all. The end of the study is always played.
+    pub scenes: Vec<String>,
+}
+
+/// What is to be said of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The trainer did what it must.
+    Passed,
+    /// It did not.
+    Failed,
+    /// There was no occasion to see it.
+    NotSeen,
+}
+
+/// A rule, and how the trainer kept it.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// The rule's name.
+    pub rule: &'static str,
+    /// What it expects of a trainer.
+    pub expected: &'static str,
+    /// Whether the trainer kept it.
+    pub verdict: Verdict,
+    /// What was done to the trainer, and what it did.
+    pub seen: String,
+}
+
+/// Why nothing can be said of a trainer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody did anything.
+    #[error("no trainer has come in {0:?}; start one against this address")]
+    NoTrainer(Duration),
+    /// Somebody asked for steps, but there were none for it.
+    #[error(
+        "the trainer has not taken a step in {0:?}: it asks for study {study:?} and serves the spaces {spaces:?}. Offer a study \
+         that it can work on, or have it create one", study = .1.study, spaces = .1.spaces
+    )]
+    NoStep(Duration, Box<v1::LeaseStepRequest>),
+    /// The trainer cannot serve what is offered.
+    #[error("the trainer rejects the settings of the study: {0}")]
+    Rejected(String),
+    /// The study that is to be offered is none.
+    #[error("the study to be offered: {}", .0.message())]
+    Offer(Box<Status>),
+    /// The system gives no directory, or no address.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The studies cannot be kept.
+    #[error(transparent)]
+    Studies(#[from] studies::Error),
+    /// Their history cannot be read.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// The scenes that can be played, in their order: the rule that each judges, and what it expects.
+pub fn scenes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SCENES.iter().map(|scene| (scene.rule, scene.expected))
+}
+
+/// Plays the scenes with the trainer that connects to `listener`, calls `say` with each finding as soon as it is there, and
+/// returns when the study has ended.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    mut say: impl FnMut(Finding),
+) -> Result<(), Error> {
+    let directory = tempfile::tempdir()?;
+    let location = Location::Directory(directory.path().into());
+    let (studies, ended) = Studies::start(location.clone(), studies::Limits::default()).await?;
+    let (_open, closing) = watch::channel(false);
+    let api = Api { studies, reader: Reader::new(&location)?, closing };
+    api.create_study(by_anybody(config.offer))
+        .await
+        .map_err(|status| Error::Offer(status.into()))?;
+    let (calls, script) = mpsc::channel(64);
+    let inner = TcpListener::bind("127.0.0.1:0").await?;
+    let door = Door::open(listener, inner.local_addr()?)?;
+    let server = serve(api.clone(), Interposer { calls }, inner).await;
+    let mut stage = Stage::new(api, script, door, config.timeout);
+
+    let mut over = None;
+    let wanted = |rule: &str| config.scenes.is_empty() || config.scenes.iter().any(|s| s == rule);
+    for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([&FINISHED]) {
+        let (verdict, seen) = match &over {
+            Some(Over::Silent) => (Verdict::NotSeen, "the trainer had gone".into()),
+            Some(Over::Ended) if scene.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),
+            _ => match (scene.play)(&mut stage).await {
+                Ok(played) => played,
+                Err(Over::Broken(error)) => return Err(error),
+                Err(why) => {
+                    let played = stage.cut_short(&why)?;
+                    over = Some(why);
+                    played
+                }
+            },
+        };
+        let Scene { rule, expected, .. } = *scene;
+        say(Finding { rule, expected, verdict, seen });
+    }
+    stage.findings().for_each(say);
+    server.abort();
+    // Its files go with the directory, whether it has let go of them or not.
+    let _ = timeout(GRACE, ended).await;
+    Ok(())
+}
+
+async fn serve(
+    api: Api,
+    interposer: Interposer,
+    listener: TcpListener,
+) -> JoinHandle<Result<(), asng_serving::Error>> {
+    let routes =
+        Routes::new(StudyServiceServer::new(api)).add_service(SearchServiceServer::new(interposer));
+    let health =
+        Health::new(&[study_service_server::SERVICE_NAME, search_service_server::SERVICE_NAME])
+            .await;
+    let services = Services { routes, health, rules: service::RULES };
+    let config = asng_serving::Config {
+        tls: None,
+        tokens: None,
+        limits: LIMITS,
+        grace: Duration::ZERO,
+        reload: Default::default(),
+    };
+    tokio::spawn(asng_serving::run(config, services, listener, std::future::pending()))
+}
+
+/// A request to the real services.
+fn by_anybody<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Identity::anybody());
+    request
+}
+
+/// A request of the trainer, and where its answer goes. Dropped unanswered, the reply is lost: UNAVAILABLE.
+struct Asked<Q, A> {
+    request: Q,
+    reply: oneshot::Sender<Result<A, Status>>,
+}
+
+/// A call of the trainer.
+enum Call {
+    Lease(Asked<v1::LeaseStepRequest, v1::LeaseStepResponse>),
+    Describe(Asked<v1::DescribeSpaceRequest, v1::DescribeSpaceResponse>),
+    Report(Asked<v1::ReportStepRequest, v1::ReportStepResponse>),
+    Extend(Asked<v1::ExtendLeaseRequest, v1::ExtendLeaseResponse>),
+    Release(Asked<v1::ReleaseStepRequest, v1::ReleaseStepResponse>),
+}
+
+/// SearchService, as the script has it.
+struct Interposer {
+    calls: mpsc::Sender<Call>,
+}
+
+impl Interposer {
+    async fn ask<Q, A>(
+        &self,
+        request: Request<Q>,
+        call: impl FnOnce(Asked<Q, A>) -> Call,
+    ) -> Result<Response<A>, Status> {
+        let (reply, answer) = oneshot::channel();
+        let lost = || Status::unavailable("the reply is lost, on purpose");
+        let call = call(Asked { request: request.into_inner(), reply });
+        self.calls.send(call).await.map_err(|_| lost())?;
+        answer.await.map_err(|_| lost())?.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl SearchService for Interposer {
+    async fn lease_step(
+        &self,
+        request: Request<v1::LeaseStepRequest>,
+    ) -> Result<Response<v1::LeaseStepResponse>, Status> {
+        self.ask(request, Call::Lease).await
+    }
+
+    async fn describe_space(
+        &self,
+        request: Request<v1::DescribeSpaceRequest>,
+    ) -> Result<Response<v1::DescribeSpaceResponse>, Status> {
+        self.ask(request, Call::Describe).await
+    }
+
+    async fn report_step(
+        &self,
+        request: Request<v1::ReportStepRequest>,
+    ) -> Result<Response<v1::ReportStepResponse>, Status> {
+        self.ask(request, Call::Report).await
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<v1::ExtendLeaseRequest>,
+    ) -> Result<Response<v1::ExtendLeaseResponse>, Status> {
+        self.ask(request, Call::Extend).await
+    }
+
+    async fn release_step(
+        &self,
+        request: Request<v1::ReleaseStepRequest>,
+    ) -> Result<Response<v1::ReleaseStepResponse>, Status> {
+        self.ask(request, Call::Release).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_documented() {
+        let document = include_str!("../../docs/conformance.md");
+        for (rule, _) in scenes().chain(conduct::RULES).chain([(FINISHED.rule, "")]) {
+            assert!(document.contains(&format!("`{rule}`")), "{rule}");
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The script: each scene plays one fault and judges one rule by what the trainer does next.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use asng_proto::v1::{self, ReportOutcome};
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::{
+    Call, Verdict,
+    stage::{LEASE, Over, Played, Stage, Told, seconds},
+};
+
+/// How long the controller is away when it is killed.
+const AWAY: Duration = Duration::from_secs(1);
+/// How long a slow reply takes.
+const SLOW: Duration = Duration::from_secs(2);
+/// The pause that UNAVAILABLE asks for.
+const ASKED_PAUSE: Duration = Duration::from_secs(1);
+/// How long every call is UNAVAILABLE, without a word of when to come again.
+const OUTAGE: Duration = Duration::from_secs(3);
+/// Calls in the first and in the second half of an outage, at most.
+const OUTAGE_CALLS: [usize; 2] = [20, 8];
+/// Share of a pause after which it counts as waited for: clocks and networks have their say.
+const WAITED: f64 = 0.8;
+/// How long an ended study is watched.
+const QUIET: Duration = Duration::from_secs(2);
+
+type Playing<'a> = Pin<Box<dyn Future<Output = Result<Played, Over>> + Send + 'a>>;
+
+/// A fault and the rule that it shows.
+pub(super) struct Scene {
+    pub(super) rule: &'static str,
+    pub(super) expected: &'static str,
+    pub(super) play: for<'a> fn(&'a mut Stage) -> Playing<'a>,
+}
+
+/// In the order in which they are played.
+pub(super) const SCENES: [Scene; 12] = [
+    Scene {
+        rule: "lost-lease",
+        expected: "LeaseStep whose reply was lost is sent again with the same request_id",
+        play: |stage| Box::pin(lost_lease(stage)),
+    },
+    Scene {
+        rule: "description",
+        expected: "the variables are described when that is asked for, and in the same way when the reply was lost",
+        play: |stage| Box::pin(description(stage)),
+    },
+    Scene {
+        rule: "lost-report",
+        expected: "a report whose reply was lost is sent again: the same step, lease and losses",
+        play: |stage| Box::pin(lost_report(stage)),
+    },
+    Scene {
+        rule: "restart",
+        expected: "a controller that is gone is tried again, and the report that was on its way is sent again",
+        play: |stage| Box::pin(restart(stage)),
+    },
+    Scene {
+        rule: "slow-reply",
+        expected: "a slow reply is waited for, or asked for again with the same report",
+        play: |stage| Box::pin(slow_reply(stage)),
+    },
+    Scene {
+        rule: "overtaken",
+        expected: "a lease that is no longer held and the outcome DUPLICATE are no errors: the trainer goes on",
+        play: |stage| Box::pin(overtaken(stage)),
+    },
+    Scene {
+        rule: "stale",
+        expected: "the outcome STALE is no error: the trainer goes on",
+        play: |stage| Box::pin(outcome(stage, ReportOutcome::Stale)),
+    },
+    Scene {
+        rule: "pending",
+        expected: "the outcome PENDING is no error: the trainer goes on",
+        play: |stage| Box::pin(outcome(stage, ReportOutcome::Pending)),
+    },
+    Scene {
+        rule: "retry-info",
+        expected: "UNAVAILABLE with RetryInfo: the same report comes again, and not before that time",
+        play: |stage| Box::pin(retry_info(stage)),
+    },
+    Scene {
+        rule: "back-off",
+        expected: "UNAVAILABLE for 3 s: at most 20 calls in the first half and 8 in the second, then the same report",
+        play: |stage| Box::pin(back_off(stage)),
+    },
+    Scene {
+        rule: "no-work",
+        expected: "told that there is no work, the trainer asks again, and not before `retry_after`",
+        play: |stage| Box::pin(no_work(stage)),
+    },
+    Scene {
+        rule: "extension",
+        expected: "a lease is extended before it runs out, as long as its step is computed",
+        play: |stage| Box::pin(extension(stage)),
+    },
+];
+
+/// The last one.
+pub(super) const FINISHED: Scene = Scene {
+    rule: "finished",
+    expected: "told that the study has ended, the trainer asks for its steps once more at most",
+    play: |stage| Box::pin(finished(stage)),
+};
+
+async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
+    let mut first = None;
+    loop {
+        match (stage.next().await?, &first) {
+            (Call::Lease(asked), None) => {
+                // What the controller says is what gets lost.
+                drop(stage.really_lease(asked.request.clone()).await);
+                first = Some(asked.request.request_id);
+                stage.fault("the reply to a LeaseStep was lost");
+            }
+            (Call::Lease(asked), Some(first)) => {
+                let again = asked.request.request_id.clone();
+                let same = !again.is_empty() && again == *first;
+                let what = format!("request_id was {first:?}, and then {again:?}");
+                stage.answer(Call::Lease(asked)).await;
+                return Ok(stage.verdict(same, what));
+            }
+            (other, _) => drop(stage.answer(other).await),
+        }
+    }
+}
+
+async fn description(stage: &mut Stage) -> Result<Played, Over> {
+    let first = loop {
+        match stage.next().await? {
+            Call::Describe(asked) => break asked.request,
+            other => drop(stage.answer(other).await),
+        }
+        if stage.told == Told::Step {
+            return Ok((Verdict::NotSeen, "the study came with its variables".into()));
+        }
+    };
+    drop(stage.really_describe(first.clone()).await);
+    stage.fault("the reply to DescribeSpace was lost");
+    let call = stage.next().await?;
+    let played = match &call {
+        Call::Describe(again) if again.request.answer == first.answer => {
+            stage.verdict(true, "the same description came again")
+        }
+        Call::Describe(_) => stage.verdict(false, "another description came"),
+        // The answer to LeaseStep says whether the description is there.
+        _ => stage.verdict(true, "the trainer asked what is next"),
+    };
+    stage.answer(call).await;
+    Ok(played)
+}
+
+async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    drop(stage.really_report(asked.request.clone()).await);
+    let step = asked.request.step_id;
+    stage.fault(format!("the report of step {step} was stored and its reply lost"));
+    drop(asked.reply);
+    repeated(stage, &asked.request).await
+}
+
+async fn restart(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    drop(stage.really_report(asked.request.clone()).await);
+    stage.door.shut().await;
+    drop(asked.reply);
+    sleep(AWAY).await;
+    stage.door.reopen().await.map_err(|error| Over::Broken(error.into()))?;
+    let (step, away) = (asked.request.step_id, seconds(AWAY));
+    stage.fault(format!(
+        "the controller was gone for {away} when it had stored the report of step {step}"
+    ));
+    repeated(stage, &asked.request).await
+}
+
+async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
+    let mut asked = stage.report().await?;
+    let first = asked.request.clone();
+    let answer = stage.really_report(first.clone()).await;
+    stage.fault(format!("the reply to step {} took {}", first.step_id, seconds(SLOW)));
+    let end = Instant::now() + SLOW;
+    let mut gave_up = None;
+    while let Some(call) = stage.next_until(end).await {
+        match call {
+            // Whoever sent it before no longer waits.
+            Call::Report(again) if is_same(&again.request, &first) => asked = again,
+            other => {
+                if matches!(&other, Call::Report(_))
+                    || matches!(&other, Call::Lease(_) if first.lease_next)
+                {
+                    gave_up.get_or_insert(name(&other));
+                }
+                stage.answer(other).await;
+            }
+        }
+    }
+    stage.give(asked.reply, answer);
+    match gave_up {
+        Some(call) => Ok(stage.verdict(false, format!("{call} came meanwhile"))),
+        None => goes_on(stage, &first).await,
+    }
+}
+
+async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
+    let step = stage.handed().await?;
+    let by_another = v1::ReportStepRequest {
+        study: step.study,
+        step_id: step.step_id,
+        lease_id: step.lease_id,
+        trainer_id: "another".into(),
+        losses: vec![0.0; step.rank.len()],
+        ..Default::default()
+    };
+    drop(stage.really_report(by_another.clone()).await);
+    stage.fault(format!("step {} was reported by another trainer first", step.step_id));
+    loop {
+        match stage.next().await? {
+            Call::Extend(asked) => drop(stage.answer(Call::Extend(asked)).await),
+            Call::Report(asked) if asked.request.lease_id == by_another.lease_id => {
+                stage.answer(Call::Report(asked)).await;
+                return goes_on(stage, &by_another).await;
+            }
+            other => {
+                stage.answer(other).await;
+                return Ok(stage.verdict(true, "the trainer let go of it"));
+            }
+        }
+    }
+}
+
+async fn outcome(stage: &mut Stage, outcome: ReportOutcome) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    let answer = stage.really_report(asked.request.clone()).await.map(|mut answer| {
+        answer.set_outcome(outcome);
+        answer
+    });
+    let (step, outcome) = (asked.request.step_id, outcome.as_str_name());
+    stage.give(asked.reply, answer);
+    stage.fault(format!("the report of step {step} was answered with {outcome}"));
+    goes_on(stage, &asked.request).await
+}
+
+async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    let details = ErrorDetails::with_retry_info(Some(ASKED_PAUSE));
+    let refusal =
+        Status::with_error_details(Code::Unavailable, "come again later, on purpose", details);
+    // Whoever no longer waits sends it again as well.
+    let _ = asked.reply.send(Err(refusal));
+    let start = Instant::now();
+    stage.fault(format!("UNAVAILABLE asked for a pause of {}", seconds(ASKED_PAUSE)));
+    let (verdict, seen) = repeated(stage, &asked.request).await?;
+    let paused = start.elapsed();
+    if verdict == Verdict::Passed && paused < ASKED_PAUSE.mul_f64(WAITED) {
+        return Ok((Verdict::Failed, format!("{seen}, after {}", seconds(paused))));
+    }
+    Ok((verdict, seen))
+}
+
+async fn back_off(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    drop(asked.reply);
+    let start = Instant::now();
+    let mut calls = [1, 0];
+    // Dropped calls are UNAVAILABLE. Leases are extended at their own pace.
+    while let Some(call) = stage.next_until(start + OUTAGE).await {
+        let half = usize::from(start.elapsed() >= OUTAGE / 2);
+        calls[half] += usize::from(!matches!(call, Call::Extend(_)));
+    }
+    let [early, late] = calls;
+    stage.fault(format!(
+        "all was UNAVAILABLE for {}: {early} calls came in the first half and {late} in the second",
+        seconds(OUTAGE)
+    ));
+    let (verdict, seen) = repeated(stage, &asked.request).await?;
+    if early > OUTAGE_CALLS[0] || late > OUTAGE_CALLS[1] {
+        return Ok((Verdict::Failed, seen));
+    }
+    Ok((verdict, seen))
+}
+
+async fn no_work(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = stage.report().await?;
+    let study = asked.request.study.clone();
+    stage.pause(&study).await;
+    stage.answer(Call::Report(asked)).await;
+    stage.fault("the study was paused");
+    loop {
+        let told = stage.told;
+        let call = stage.next().await?;
+        if let (Call::Lease(_), Told::NoWork(when, retry_after)) = (&call, told) {
+            let waited = when.elapsed();
+            stage.resume(&study).await;
+            stage.answer(call).await;
+            let (asked, after) = (seconds(retry_after), seconds(waited));
+            let enough = waited >= retry_after.mul_f64(WAITED);
+            return Ok(stage.verdict(
+                enough,
+                format!("told to ask again after {asked}, it did after {after}"),
+            ));
+        }
+        stage.answer(call).await;
+    }
+}
+
+async fn extension(stage: &mut Stage) -> Result<Played, Over> {
+    let step = stage.handed().await?;
+    let start = Instant::now();
+    let (mut ends, mut extended) = (start + LEASE, 0);
+    stage.fault(format!("step {} was handed out with a lease of {}", step.step_id, seconds(LEASE)));
+    let done = loop {
+        let Some(call) = stage.next_until(ends).await else { break None };
+        match &call {
+            Call::Extend(asked) if asked.request.lease_id == step.lease_id => {
+                extended += 1;
+                ends = Instant::now() + LEASE;
+            }
+            Call::Report(asked) if asked.request.lease_id == step.lease_id => break Some(call),
+            Call::Release(asked) if asked.request.lease_id == step.lease_id => break Some(call),
+            _ => {}
+        }
+        stage.answer(call).await;
+    };
+    let Some(done) = done else {
+        return Ok(stage.verdict(false, format!("it ran out, extended {extended} times")));
+    };
+    stage.answer(done).await;
+    let took = format!("the trainer had it for {}", seconds(start.elapsed()));
+    let played = stage.verdict(true, format!("{took} and extended it {extended} times"));
+    Ok(if extended == 0 { (Verdict::NotSeen, took + ", less than a lease") } else { played })
+}
+
+async fn finished(stage: &mut Stage) -> Result<Played, Over> {
+    if stage.told != Told::Finished {
+        let asked = stage.report().await?;
+        stage.stop(&asked.request.study).await;
+        stage.fault("the study was stopped");
+        stage.answer(Call::Report(asked)).await;
+        // Without `lease_next`, the trainer has yet to ask.
+        while stage.told == Told::Step {
+            let call = stage.next().await?;
+            stage.answer(call).await;
+        }
+    }
+    stage.fault("the study has ended");
+    let end = Instant::now() + QUIET;
+    let mut leases = 0;
+    while let Some(call) = stage.next_until(end).await {
+        leases +=
+            usize::from(matches!(&call, Call::Lease(asked) if !asked.request.study.is_empty()));
+        if leases > 1 || matches!(&call, Call::Report(_)) {
+            return Ok(stage.verdict(false, format!("{} came", name(&call))));
+        }
+        stage.answer(call).await;
+    }
+    Ok(stage.verdict(true, format!("it was asked for {leases} times more")))
+}
+
+/// Waits for the report `first` to be sent again, and judges whether it is the same.
+async fn repeated(stage: &mut Stage, first: &v1::ReportStepRequest) -> Result<Played, Over> {
+    loop {
+        let call = stage.next().await?;
+        let played = match &call {
+            Call::Report(again) if is_same(&again.request, first) => {
+                Some(stage.verdict(true, "the same report came again"))
+            }
+            Call::Report(again) if again.request.lease_id == first.lease_id => {
+                let (before, now) = (&first.losses, &again.request.losses);
+                Some(stage.verdict(false, format!("the losses were {before:?}, and then {now:?}")))
+            }
+            Call::Report(again) => {
+                let next = again.request.step_id;
+                Some(stage.verdict(false, format!("step {next} was reported instead")))
+            }
+            _ => None,
+        };
+        stage.answer(call).await;
+        if let Some(played) = played {
+            return Ok(played);
+        }
+    }
+}
+
+/// Waits until the trainer does anything else than to report the step of `done` again.
+async fn goes_on(stage: &mut Stage, done: &v1::ReportStepRequest) -> Result<Played, Over> {
+    loop {
+        let call = stage.next().await?;
+        let played = match &call {
+            // One that was on its way.
+            Call::Extend(asked) if asked.request.lease_id == done.lease_id => None,
+            Call::Report(asked) if asked.request.lease_id == done.lease_id => {
+                Some(stage.verdict(false, "the same report came again"))
+            }
+            other => {
+                let what = format!("{} came next", name(other));
+                Some(stage.verdict(true, what))
+            }
+        };
+        stage.answer(call).await;
+        if let Some(played) = played {
+            return Ok(played);
+        }
+    }
+}
+
+/// Whether two reports say the same, bit for bit: NaN is not equal to itself.
+fn is_same(a: &v1::ReportStepRequest, b: &v1::ReportStepRequest) -> bool {
+    let bits = |report: &v1::ReportStepRequest| {
+        report.losses.iter().map(|loss| loss.to_bits()).collect::<Vec<_>>()
+    };
+    a.lease_id == b.lease_id && a.step_id == b.step_id && bits(a) == bits(b)
+}
+
+fn name(call: &Call) -> String {
+    match call {
+        Call::Lease(_) => "LeaseStep".into(),
+        Call::Describe(_) => "DescribeSpace".into(),
+        Call::Report(asked) => format!("ReportStep of step {}", asked.request.step_id),
+        Call::Extend(_) => "ExtendLease".into(),
+        Call::Release(_) => "ReleaseStep".into(),
+    }
+}

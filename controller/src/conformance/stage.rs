@@ -1,0 +1,304 @@
+//! What every scene stands on: the calls of the trainer, and the real answers to them.
+
+use std::time::Duration;
+
+use asng_proto::v1::{
+    self, describe_space_request::Answer, lease_step_response::Next,
+    search_service_server::SearchService, study_service_server::StudyService,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+use tonic::{Response, Status};
+
+use super::{Asked, Call, Error, Finding, Verdict, by_anybody, conduct::Conduct, door::Door};
+use crate::{service::Api, study::RETRY_WHEN_IDLE};
+
+/// The lease that the trainer is told of, in place of its study's: the shortest that a study may have. The real one runs
+/// on, so that a step stays with a trainer that is slow.
+pub(super) const LEASE: Duration = Duration::from_secs(1);
+
+/// Why a scene was not played.
+pub(super) const ENDED: &str = "the study had ended: give it more steps";
+
+/// A scene's verdict, and what was seen.
+pub(super) type Played = (Verdict, String);
+
+/// Why a scene could not be played to its end.
+pub(super) enum Over {
+    /// The trainer has not done anything for too long.
+    Silent,
+    /// The trainer was told that the study has ended.
+    Ended,
+    /// There is no point in going on.
+    Broken(Error),
+}
+
+/// What the trainer was told last.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Told {
+    Nothing,
+    Describe,
+    Step,
+    /// To ask again after this time, and when it was told so.
+    NoWork(Instant, Duration),
+    Finished,
+}
+
+pub(super) struct Stage {
+    api: Api,
+    calls: mpsc::Receiver<Call>,
+    pub(super) door: Door,
+    timeout: Duration,
+    pub(super) told: Told,
+    /// What the present scene has done to the trainer.
+    fault: Option<String>,
+    /// When the trainer last did anything of use, or was given something to do.
+    busy: Instant,
+    asked: Option<v1::LeaseStepRequest>,
+    conduct: Conduct,
+}
+
+impl Stage {
+    pub(super) fn new(
+        api: Api,
+        calls: mpsc::Receiver<Call>,
+        door: Door,
+        timeout: Duration,
+    ) -> Stage {
+        Stage {
+            api,
+            calls,
+            door,
+            timeout,
+            told: Told::Nothing,
+            fault: None,
+            busy: Instant::now(),
+            asked: None,
+            conduct: Conduct::default(),
+        }
+    }
+
+    /// Notes what the scene has done to the trainer: from now on, its silence is an answer.
+    pub(super) fn fault(&mut self, what: impl Into<String>) {
+        self.fault = Some(what.into());
+        self.busy = Instant::now();
+    }
+
+    /// The scene's verdict: what was done to the trainer, and `what` it did then.
+    pub(super) fn verdict(&mut self, passed: bool, what: impl AsRef<str>) -> Played {
+        let verdict = if passed { Verdict::Passed } else { Verdict::Failed };
+        let fault = self.fault.take().unwrap_or_default();
+        (verdict, format!("{fault}; {}", what.as_ref()))
+    }
+
+    /// The verdict of a scene that was not played to its end.
+    pub(super) fn cut_short(&mut self, why: &Over) -> Result<Played, Error> {
+        let Over::Silent = why else {
+            return Ok((Verdict::NotSeen, ENDED.into()));
+        };
+        if !self.conduct.has_begun() {
+            return Err(match self.asked.take() {
+                Some(request) => Error::NoStep(self.timeout, request.into()),
+                None => Error::NoTrainer(self.timeout),
+            });
+        }
+        let silence = format!("nothing came of it for {}", seconds(self.timeout));
+        if self.fault.is_some() {
+            return Ok(self.verdict(false, silence));
+        }
+        self.conduct.gone(self.timeout);
+        Ok((Verdict::NotSeen, silence))
+    }
+
+    /// The trainer's next call.
+    pub(super) async fn next(&mut self) -> Result<Call, Over> {
+        if self.told == Told::Finished {
+            return Err(Over::Ended);
+        }
+        let Some(call) = self.next_until(self.busy + self.timeout).await else {
+            return Err(Over::Silent);
+        };
+        if let Call::Describe(Asked { request, .. }) = &call
+            && let Some(Answer::Rejection(v1::Rejection { violations })) = &request.answer
+        {
+            let reasons = violations.iter().map(|v| format!("{}: {}", v.field, v.description));
+            let reasons = reasons.collect::<Vec<_>>().join("; ");
+            return Err(Over::Broken(Error::Rejected(reasons)));
+        }
+        Ok(call)
+    }
+
+    /// The trainer's next call, if it comes before `end`.
+    pub(super) async fn next_until(&mut self, end: Instant) -> Option<Call> {
+        let call = timeout_at(end, self.calls.recv()).await.ok()??;
+        self.conduct.watch(&call);
+        match &call {
+            Call::Lease(asked) => self.asked = Some(asked.request.clone()),
+            Call::Report(asked) if !self.fits(&asked.request) => {}
+            _ => self.busy = Instant::now(),
+        }
+        Some(call)
+    }
+
+    /// The trainer's next report that can count. Other calls get their answers.
+    pub(super) async fn report(
+        &mut self,
+    ) -> Result<Asked<v1::ReportStepRequest, v1::ReportStepResponse>, Over> {
+        loop {
+            match self.next().await? {
+                Call::Report(asked) if self.fits(&asked.request) => return Ok(asked),
+                other => drop(self.answer(other).await),
+            }
+        }
+    }
+
+    /// The next step that is handed out.
+    pub(super) async fn handed(&mut self) -> Result<v1::Step, Over> {
+        loop {
+            let call = self.next().await?;
+            if let Some(step) = self.answer(call).await {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Answers a call as the controller does. Returns the step that is handed out by this, if any.
+    pub(super) async fn answer(&mut self, call: Call) -> Option<v1::Step> {
+        match call {
+            Call::Lease(Asked { request, reply }) => {
+                let id = request.request_id.clone();
+                let answer = self.really_lease(request).await;
+                let next = answer.as_ref().ok().and_then(|answer| answer.next.clone());
+                // If the trainer has hung up, it does not know.
+                reply.send(answer).ok()?;
+                self.conduct.answered(id);
+                self.tell(next?)
+            }
+            Call::Report(asked) => {
+                let answer = self.really_report(asked.request.clone()).await;
+                self.give(asked.reply, answer)
+            }
+            Call::Describe(Asked { request, reply }) => {
+                // Whoever no longer waits needs no answer; so below.
+                let _ = reply.send(self.really_describe(request).await);
+                None
+            }
+            Call::Extend(Asked { request, reply }) => {
+                let answer = self.api.extend_lease(by_anybody(request)).await;
+                let shortened = v1::ExtendLeaseResponse { lease: LEASE.try_into().ok() };
+                let _ = reply.send(self.noted("ExtendLease", answer).map(|_| shortened));
+                None
+            }
+            Call::Release(Asked { request, reply }) => {
+                let answer = self.api.release_step(by_anybody(request)).await;
+                let _ = reply.send(self.noted("ReleaseStep", answer));
+                None
+            }
+        }
+    }
+
+    /// Has the controller take a report, and returns its answer.
+    pub(super) async fn really_report(
+        &mut self,
+        request: v1::ReportStepRequest,
+    ) -> Result<v1::ReportStepResponse, Status> {
+        let answer = self.api.report_step(by_anybody(request)).await;
+        let mut answer = self.noted("ReportStep", answer)?;
+        answer.next.as_mut().map(shorten);
+        Ok(answer)
+    }
+
+    /// Has the controller lease a step, and returns its answer.
+    pub(super) async fn really_lease(
+        &mut self,
+        request: v1::LeaseStepRequest,
+    ) -> Result<v1::LeaseStepResponse, Status> {
+        let answer = self.api.lease_step(by_anybody(request)).await;
+        let mut answer = self.noted("LeaseStep", answer)?;
+        shorten(&mut answer);
+        Ok(answer)
+    }
+
+    /// Has the controller take a description, and returns its answer.
+    pub(super) async fn really_describe(
+        &mut self,
+        request: v1::DescribeSpaceRequest,
+    ) -> Result<v1::DescribeSpaceResponse, Status> {
+        let answer = self.api.describe_space(by_anybody(request)).await;
+        self.noted("DescribeSpace", answer)
+    }
+
+    fn noted<T>(&mut self, call: &str, answer: Result<Response<T>, Status>) -> Result<T, Status> {
+        answer.map(Response::into_inner).inspect_err(|status| self.conduct.refused(call, status))
+    }
+
+    /// Gives the trainer the answer to a report. Returns the step that is handed out by this, if any.
+    pub(super) fn give(
+        &mut self,
+        reply: oneshot::Sender<Result<v1::ReportStepResponse, Status>>,
+        answer: Result<v1::ReportStepResponse, Status>,
+    ) -> Option<v1::Step> {
+        let next = answer.as_ref().ok().and_then(|answer| answer.next.clone());
+        reply.send(answer).ok()?;
+        self.tell(next?.next?)
+    }
+
+    pub(super) async fn pause(&self, study: &str) {
+        let request = v1::PauseStudyRequest { name: study.into() };
+        // A study that has ended says so to the trainer itself; so below.
+        let _ = self.api.pause_study(by_anybody(request)).await;
+    }
+
+    pub(super) async fn resume(&self, study: &str) {
+        let request = v1::ResumeStudyRequest { name: study.into() };
+        let _ = self.api.resume_study(by_anybody(request)).await;
+    }
+
+    pub(super) async fn stop(&self, study: &str) {
+        let request = v1::StopStudyRequest { name: study.into() };
+        let _ = self.api.stop_study(by_anybody(request)).await;
+    }
+
+    /// Notes what the trainer is told to do next. Returns the step, if it is one.
+    fn tell(&mut self, next: Next) -> Option<v1::Step> {
+        self.conduct.told(&next);
+        match next {
+            Next::Step(step) => {
+                self.told = Told::Step;
+                self.busy = Instant::now();
+                return Some(step);
+            }
+            Next::Describe(_) => self.told = Told::Describe,
+            Next::Finished(_) => self.told = Told::Finished,
+            Next::NoWork(v1::NoWork { retry_after }) => {
+                let wait = retry_after.and_then(|wait| wait.try_into().ok());
+                self.told = Told::NoWork(Instant::now(), wait.unwrap_or(RETRY_WHEN_IDLE));
+            }
+        }
+        None
+    }
+
+    /// Whether a report is of a step that was handed out, and has as many losses as it must.
+    fn fits(&self, report: &v1::ReportStepRequest) -> bool {
+        self.conduct.ranked(&report.study, report.step_id) == Some(report.losses.len())
+    }
+
+    /// What is to be said of the trainer all in all.
+    pub(super) fn findings(self) -> impl Iterator<Item = Finding> {
+        self.conduct.findings()
+    }
+}
+
+/// Puts the short lease in place of the study's.
+fn shorten(answer: &mut v1::LeaseStepResponse) {
+    if let Some(Next::Step(step)) = &mut answer.next {
+        step.lease = LEASE.try_into().ok();
+    }
+}
+
+/// A time in words.
+pub(super) fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
