@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import random
 import ssl
@@ -166,10 +167,9 @@ class Attempts:
     """How often a call is tried: until there is an answer, with growing pauses of random length, or longer ones if the
     controller asks for them. An answer may be an error, one that another try would not mend."""
 
-    def __init__(self, places: Places, patience: float | None) -> None:
-        """`patience`: after how many seconds to give up; None: never."""
+    def __init__(self, places: Places, *, for_ever: bool) -> None:
         self._places = places
-        self._end = None if patience is None else time.monotonic() + patience
+        self._end = math.inf if for_ever else time.monotonic() + PATIENCE
         self._pause = 0.05
         self._hops = 0
 
@@ -186,7 +186,7 @@ class Attempts:
         self._hops = 0
         pause = max(self._pause * random.uniform(1, 2), failure.asked_pause)
         self._pause = min(2 * self._pause, 5)
-        if self._end is not None and time.monotonic() + pause > self._end:
+        if time.monotonic() + pause > self._end:
             raise failure.exception() from error
-        log.warning("the controller does not answer; trying again in %.1f s: %s", pause, failure.exception())
+        log.warning("%s does not answer; trying again in %.1f s: %s", place.url, pause, failure.message)
         return pause

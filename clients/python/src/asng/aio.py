@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from asng import _protocol as protocol
 from asng._errors import Error, brief
-from asng._options import CHANNEL_OPTIONS, FAREWELL, PATIENCE, REQUEST_TIMEOUT, Attempts, Options, PathOrStr, Place, Places, log
+from asng._options import CHANNEL_OPTIONS, FAREWELL, REQUEST_TIMEOUT, Attempts, Options, PathOrStr, Place, Places, log
 from asng._protocol import Method, Outcome, Settings, Walk
 from asng._space import Best, Space
 from asng.v1 import search_pb2 as search
@@ -62,9 +62,9 @@ class Connection:
         self._places = Places(options)
         self._channels: dict[Place, grpc.aio.Channel] = {}
 
-    async def call(self, method: Method[Q, R], request: Q, patience: float | None = PATIENCE) -> R:
-        """Calls until there is an answer; None waits for ever."""
-        attempts = Attempts(self._places, patience)
+    async def call(self, method: Method[Q, R], request: Q, *, for_ever: bool = False) -> R:
+        """Calls until there is an answer, or for a while."""
+        attempts = Attempts(self._places, for_ever=for_ever)
         while True:
             place = self._places.current
             try:
@@ -149,7 +149,7 @@ class Study:
         self._hands.add(hand)
         try:
             while True:
-                answer = walk.next() or await self._connection.call(protocol.LEASE_STEP, walk.lease(), patience=None)
+                answer = walk.next() or await self._connection.call(protocol.LEASE_STEP, walk.lease(), for_ever=True)
                 match walk.take(answer):
                     case None:
                         return
@@ -196,7 +196,7 @@ class Step(protocol.Step):
         """As `asng.Step.report`."""
         request = self._walk.report(self, losses, metrics)
         try:
-            answer = await self._connection.call(protocol.REPORT_STEP, request, patience=None)
+            answer = await self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
         except Error:
             self._walk.refused()
             raise
