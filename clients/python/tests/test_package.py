@@ -21,9 +21,9 @@ def test_the_package_works_where_only_its_wheel_is_installed(daemon: Daemon, tmp
     (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
     listing = run("tar", "-tf", sdist)
     assert "/proto/asng/v1/study.proto" in listing and "_pb2" not in listing
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
-    run(python, "-m", "pip", "install", "--quiet", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel)
     code = f"""
 import asng
 with asng.connect("{daemon.address}") as controller:
