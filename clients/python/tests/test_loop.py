@@ -32,6 +32,8 @@ def test_the_readme_is_true_while_the_controller_is_killed(
     daemon = start()
     example = re.search(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
     assert example and "localhost:50051" in example[1]
+    for other in ["README.md", "docs/external-trainers.md"]:
+        assert example[1] in (PACKAGE / "../.." / other).read_text()
     trained: list[object] = []
     killed = threading.Event()
 
