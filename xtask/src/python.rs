@@ -1,4 +1,4 @@
-//! The Python package's tests, in an environment of their own: target/python.
+//! The Python package's lints and tests, in an environment of their own: target/python.
 
 use std::{
     env, fs,
@@ -19,7 +19,7 @@ const SOURCES: [&str; 5] = [
     "proto/asng/v1/search.proto",
 ];
 
-/// Checks the types and runs the tests, against the controller of a debug build.
+/// Lints, checks the types and runs the tests, against the controller of a debug build.
 pub(crate) fn test(root: &Path) -> Result<()> {
     let build = ["build", "--locked", "-p", "asng-controller", "--bin", "asng-controller"];
     run(&mut cargo(root, build))?;
@@ -35,6 +35,8 @@ pub(crate) fn test(root: &Path) -> Result<()> {
             .env("ASNG_CONTROLLER_BINARY", &controller);
         python
     };
+    run(python("ruff").args(["format", "--check"]))?;
+    run(python("ruff").arg("check"))?;
     run(&mut python("mypy"))?;
     run(&mut python("pytest"))
 }

@@ -1,7 +1,7 @@
 """A black box: hyperparameters of a ridge regression, each architecture fitted and measured on its own.
 
-    pip install ./clients/python numpy
-    python clients/python/examples/black_box.py
+pip install ./clients/python numpy
+python clients/python/examples/black_box.py
 """
 
 import numpy as np
@@ -30,7 +30,9 @@ def loss(arch: asng.Architecture, data: np.random.Generator) -> float:
     y = np.sin(12 * x) + np.abs(x) + data.normal(0, 0.1, 200)
     a = features(x, arch)
     fitted, measured = slice(100), slice(100, None)
-    weights = np.linalg.solve(a[fitted].T @ a[fitted] + float(arch.ridge) * np.eye(arch.size), a[fitted].T @ y[fitted])
+    weights = np.linalg.solve(
+        a[fitted].T @ a[fitted] + float(arch.ridge) * np.eye(arch.size), a[fitted].T @ y[fitted]
+    )
     return float(np.mean((a[measured] @ weights - y[measured]) ** 2))
 
 
@@ -43,7 +45,9 @@ def main() -> None:
             step.report([loss(arch, data) for arch in step.rank])
         best = study.best()
         print(best)
-        print(f"mean squared error {np.mean([loss(best, data) for _ in range(20)]):.4f}, of the noise alone 0.01")
+        print(
+            f"mean squared error {np.mean([loss(best, data) for _ in range(20)]):.4f}, of the noise alone 0.01"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 import asng
 
 LAYERS = 6
-SPACE = asng.Space(**{f"layer{i}": asng.Categorical(["conv3", "conv5", "pool", "skip"]) for i in range(LAYERS)})
+SPACE = asng.Space(
+    **{f"layer{i}": asng.Categorical(["conv3", "conv5", "pool", "skip"]) for i in range(LAYERS)}
+)
 
 
 class Supernet(nn.Module):
@@ -28,14 +30,23 @@ class Supernet(nn.Module):
         super().__init__()
 
         def conv(kernel: int) -> nn.Module:
-            depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+            depthwise = nn.Conv2d(
+                channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
+            )
             pointwise = nn.Conv2d(channels, channels, 1, bias=False)
             # Batch statistics also when measuring: running ones would mix those of all architectures.
-            return nn.Sequential(nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(channels, track_running_stats=False))
+            return nn.Sequential(
+                nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(channels, track_running_stats=False)
+            )
 
         def layer() -> nn.ModuleDict:
             return nn.ModuleDict(
-                {"conv3": conv(3), "conv5": conv(5), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()}
+                {
+                    "conv3": conv(3),
+                    "conv5": conv(5),
+                    "pool": nn.AvgPool2d(3, 1, 1),
+                    "skip": nn.Identity(),
+                }
             )
 
         self.stem = nn.Conv2d(3, channels, 3, stride=2, padding=1)
@@ -55,7 +66,9 @@ class Supernet(nn.Module):
 def cifar10(directory: Path) -> tuple[Tensor, Tensor]:
     """The training images, as bytes, and their labels."""
     files = [directory / f"data_batch_{i}.bin" for i in range(1, 6)]
-    rows = torch.cat([torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]).view(-1, 3073)
+    rows = torch.cat(
+        [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]
+    ).view(-1, 3073)
     return rows[:, 1:].view(-1, 3, 32, 32), rows[:, 0].long()
 
 
@@ -66,7 +79,9 @@ def minibatch(images: Tensor, labels: Tensor, size: int, seed: int) -> tuple[Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data/cifar-10-batches-bin"))
     parser.add_argument("--study", default="supernet")
     parser.add_argument("--steps", type=int, default=1000)

@@ -1,6 +1,6 @@
 """Several worker processes on one study: each leases its own steps, and any of them may be killed or added.
 
-    python clients/python/examples/workers.py 4
+python clients/python/examples/workers.py 4
 """
 
 import multiprocessing
@@ -8,7 +8,9 @@ import sys
 
 import asng
 
-SPACE = asng.Space(**{f"layer {i}": asng.Categorical(["conv3", "conv5", "pool", "skip"]) for i in range(8)})
+SPACE = asng.Space(
+    **{f"layer {i}": asng.Categorical(["conv3", "conv5", "pool", "skip"]) for i in range(8)}
+)
 
 
 def loss(arch: asng.Architecture) -> float:
@@ -27,7 +29,10 @@ def main(workers: int) -> None:
     with asng.connect() as controller:
         study = controller.create_study("workers", SPACE, max_steps=600, lambda_x=0, seed=0)
         # gRPC does not survive a fork.
-        processes = [multiprocessing.get_context("spawn").Process(target=work, args=(n,)) for n in range(workers)]
+        processes = [
+            multiprocessing.get_context("spawn").Process(target=work, args=(n,))
+            for n in range(workers)
+        ]
         for process in processes:
             process.start()
         for process in processes:

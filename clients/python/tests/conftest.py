@@ -69,7 +69,9 @@ class Daemon:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("ASNG_") and name != "ASNG_CONTROLLER_BINARY"]:
+    for variable in [
+        name for name in os.environ if name.startswith("ASNG_") and name != "ASNG_CONTROLLER_BINARY"
+    ]:
         monkeypatch.delenv(variable)
 
 
@@ -119,7 +121,9 @@ class Between(grpc.GenericRpcHandler):
             return [request for method, request in self.seen if method == name]
 
         with self._noted:
-            assert self._noted.wait_for(lambda: len(requests()) >= count, timeout=30), f"{name} is not called"
+            assert self._noted.wait_for(lambda: len(requests()) >= count, timeout=30), (
+                f"{name} is not called"
+            )
             return requests()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -144,7 +148,9 @@ class Between(grpc.GenericRpcHandler):
 class Plan:
     """How a call ends: with a status, after the controller has seen it (`passes`) or before."""
 
-    def __init__(self, code: grpc.StatusCode, details: bytes = b"", *, passes: bool = False) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: bytes = b"", *, passes: bool = False
+    ) -> None:
         self._code = code
         self._details = details
         self.passes = passes

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
 from conftest import PACKAGE, Daemon
 
 CIFAR10 = PACKAGE / "../../data/cifar-10-batches-bin"
@@ -39,5 +38,7 @@ def test_workers(daemon: Daemon) -> None:
 @pytest.mark.skipif(not find_spec("torch"), reason="PyTorch is not installed")
 @pytest.mark.skipif(not CIFAR10.exists(), reason="`cargo xtask setup cifar10` has not been run")
 def test_supernet(daemon: Daemon) -> None:
-    assert "after 3 of 3 steps" in run(daemon, "supernet.py", "--data", CIFAR10, "--steps", "3", "--batch", "8")
+    assert "after 3 of 3 steps" in run(
+        daemon, "supernet.py", "--data", CIFAR10, "--steps", "3", "--batch", "8"
+    )
     assert daemon.study("supernet").progress.diverged == 0

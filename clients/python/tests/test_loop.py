@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import PACKAGE, Between, Daemon, Plan
 
 import asng
 import asng.aio
 from asng import _details_pb2 as details
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
-from conftest import PACKAGE, Between, Daemon, Plan
 
 SPACE = asng.Space(op=asng.Categorical(["conv3", "conv5", "skip"]), width=asng.Integer(8, 64))
 
@@ -50,7 +50,11 @@ def test_the_readme_is_true_while_the_controller_is_killed(
     names = {"asng": asng, "model": None, "train": train, "validate": lambda _, arch: loss(arch)}
     exec(example[1].replace("localhost:50051", daemon.address), names)
     assert killed.is_set()
-    assert re.search(r"^op=conv5, width=\d+ \(the mode: .* after 2000 of 2000 steps", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^op=conv5, width=\d+ \(the mode: .* after 2000 of 2000 steps",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
     assert len(trained) == 4000
     assert daemon.study("mine").progress.applied == 2000
     with asng.connect(daemon.address) as controller:
@@ -95,7 +99,11 @@ def test_what_passes_is_waited_for_and_followed(daemon: Daemon, between: Between
         "ReportStep": [
             Plan(
                 grpc.StatusCode.UNAVAILABLE,
-                status(ErrorInfo=details.ErrorInfo(reason="NOT_OWNER", metadata={"address": daemon.address})),
+                status(
+                    ErrorInfo=details.ErrorInfo(
+                        reason="NOT_OWNER", metadata={"address": daemon.address}
+                    )
+                ),
             )
         ],
     }
@@ -106,7 +114,10 @@ def test_what_passes_is_waited_for_and_followed(daemon: Daemon, between: Between
     assert len(between.wait_for("LeaseStep", 4)) == 4
     # The second went to the owner itself.
     assert len(between.wait_for("ReportStep", 1)) == 1
-    ids = {search.LeaseStepRequest.FromString(request).request_id for request in between.wait_for("LeaseStep", 4)}
+    ids = {
+        search.LeaseStepRequest.FromString(request).request_id
+        for request in between.wait_for("LeaseStep", 4)
+    }
     assert len(ids) == 1
 
 
@@ -133,8 +144,13 @@ def test_an_exception_or_break_gives_the_step_back(between: Between) -> None:
             break  # The reply has brought the second.
         steps = study.steps()
         assert next(steps).id == 2
-    released = [search.ReleaseStepRequest.FromString(request) for request in between.wait_for("ReleaseStep", 3)]
-    assert [(request.step_id, request.reason) for request in released] == [(step, "the loop was left") for step in (1, 2, 2)]
+    released = [
+        search.ReleaseStepRequest.FromString(request)
+        for request in between.wait_for("ReleaseStep", 3)
+    ]
+    assert [(request.step_id, request.reason) for request in released] == [
+        (step, "the loop was left") for step in (1, 2, 2)
+    ]
 
 
 def test_an_exception_that_ends_the_connection_is_the_reason(between: Between) -> None:
@@ -143,7 +159,10 @@ def test_an_exception_that_ends_the_connection_is_the_reason(between: Between) -
         next(steps)
         _ = 1 / 0
     (request,) = between.wait_for("ReleaseStep", 1)
-    assert search.ReleaseStepRequest.FromString(request).reason == "ZeroDivisionError: division by zero"
+    assert (
+        search.ReleaseStepRequest.FromString(request).reason
+        == "ZeroDivisionError: division by zero"
+    )
 
 
 def test_a_report_that_is_interrupted_counts(
@@ -177,7 +196,9 @@ def test_a_step_that_a_killed_process_held_is_taken_up_at_once(daemon: Daemon) -
 def test_a_step_is_reported_once(daemon: Daemon) -> None:
     with asng.connect(daemon.address) as controller:
         study = controller.create_study("once", SPACE, max_steps=9)
-        with pytest.raises(asng.NotReported, match=r"step 1 was not reported: call step\.report\(losses\)"):
+        with pytest.raises(
+            asng.NotReported, match=r"step 1 was not reported: call step\.report\(losses\)"
+        ):
             for _ in study.steps():
                 pass
         for step in study.steps():
@@ -194,7 +215,9 @@ def test_a_step_is_reported_once(daemon: Daemon) -> None:
     assert first["metrics.train_loss"] == 0.5
 
 
-def test_a_study_that_is_stopped_ends_the_loop_and_one_that_is_deleted_breaks_it(daemon: Daemon) -> None:
+def test_a_study_that_is_stopped_ends_the_loop_and_one_that_is_deleted_breaks_it(
+    daemon: Daemon,
+) -> None:
     def call(method: str, request: v1.StopStudyRequest | v1.DeleteStudyRequest) -> None:
         with grpc.insecure_channel(daemon.address) as channel:
             stub: Any = channel.unary_unary(f"/asng.v1.StudyService/{method}")
@@ -246,7 +269,10 @@ def test_asyncio_gives_steps_back(between: Between) -> None:
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(leave())
-    reasons = [search.ReleaseStepRequest.FromString(request).reason for request in between.wait_for("ReleaseStep", 3)]
+    reasons = [
+        search.ReleaseStepRequest.FromString(request).reason
+        for request in between.wait_for("ReleaseStep", 3)
+    ]
     assert reasons[0] == "the loop was left"
     assert reasons[1].startswith("NotReported: step 2")
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from conftest import PACKAGE, Daemon
 
 
-def test_the_package_works_where_only_its_wheel_is_installed(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_package_works_where_only_its_wheel_is_installed(
+    daemon: Daemon, tmp_path: Path
+) -> None:
     def run(*command: str | Path) -> str:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

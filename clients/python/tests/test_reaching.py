@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BINARY, Daemon
 
 import asng
 from asng._options import Options
-from conftest import BINARY, Daemon
 
 SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
 
@@ -47,12 +47,16 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def start_with_tls(start: Callable[..., Daemon], certs: Path) -> Daemon:
-    subprocess.run([BINARY, "certs", "--out", certs, "--host", "localhost"], check=True, capture_output=True)
+    subprocess.run(
+        [BINARY, "certs", "--out", certs, "--host", "localhost"], check=True, capture_output=True
+    )
     server = ("--tls-cert", certs / "server.pem", "--tls-key", certs / "server-key.pem")
     return start(*server, "--tls-client-ca", certs / "ca.pem")
 
 
-def test_mutual_tls(start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutual_tls(
+    start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certs = tmp_path / "certs"
     daemon = start_with_tls(start, certs)
     address = f"localhost:{daemon.port}"
@@ -68,7 +72,7 @@ def test_mutual_tls(start: Callable[..., Daemon], tmp_path: Path, monkeypatch: p
 def test_errors_of_tls_say_what_to_do(
     start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asng._options.PATIENCE", 0)
+    monkeypatch.setattr("asng._attempts.PATIENCE", 0)
     certs = tmp_path / "certs"
     daemon = start_with_tls(start, certs)
     cases: list[tuple[str, dict[str, Any], str]] = [
@@ -85,10 +89,16 @@ def test_errors_of_tls_say_what_to_do(
 
 def test_tokens(start: Callable[..., Daemon], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
-    entries = [f'[[token]]\nname = "{role}"\nrole = "{role}"\ntoken = "{role}-secret-of-20-letters"\n' for role in ("admin", "trainer")]
+    entries = [
+        f'[[token]]\nname = "{role}"\nrole = "{role}"\ntoken = "{role}-secret-of-20-letters"\n'
+        for role in ("admin", "trainer")
+    ]
     tokens.write_text("".join(entries))
     daemon = start("--token-file", tokens)
-    with asng.connect(daemon.address) as controller, pytest.raises(asng.Unauthenticated, match="ASNG_TOKEN"):
+    with (
+        asng.connect(daemon.address) as controller,
+        pytest.raises(asng.Unauthenticated, match="ASNG_TOKEN"),
+    ):
         controller.study("mine")
     with asng.connect(daemon.address, token="admin-secret-of-20-letters") as controller:
         controller.create_study("mine", SPACE, max_steps=2)
@@ -99,6 +109,8 @@ def test_tokens(start: Callable[..., Daemon], tmp_path: Path) -> None:
             controller.create_study("other", SPACE, max_steps=2)
         for step in controller.study("mine").steps():
             step.report([0, 1])
+        file.unlink()  # The token that was read last stays.
+        assert controller.study("mine").name == "mine"
         file.write_text("admin-secret-of-20-letters")
         controller.create_study("other", SPACE, max_steps=2)
 
@@ -113,7 +125,10 @@ def test_a_study_is_created_once(daemon: Daemon) -> None:
             controller.study("none")
         with pytest.raises(asng.InvalidArgument, match="max_steps") as caught:
             controller.create_study("in valid", SPACE, max_steps=0)
-        assert [violation.field for violation in caught.value.violations] == ["name", "spec.stop.max_steps"]
+        assert [violation.field for violation in caught.value.violations] == [
+            "name",
+            "spec.stop.max_steps",
+        ]
         with pytest.raises(TypeError, match="no such setting; there are algorithm, alpha"):
             controller.create_study("typo", SPACE, max_steps=2, alfa=1)  # type: ignore[call-arg]
     assert daemon.study("twice").spec.algorithm.seed == 3

@@ -10,7 +10,9 @@ from asng import Architecture, Categorical, Integer, Space
 
 
 def test_values_go_by_name_in_the_order_of_the_space() -> None:
-    space = Space(op=Categorical(["a", "b"]), width=Integer(-9, 9), **{"a name": Categorical(["only"])})
+    space = Space(
+        op=Categorical(["a", "b"]), width=Integer(-9, 9), **{"a name": Categorical(["only"])}
+    )
     arch = Architecture(space._decode([1, -4, 0]))
     assert (arch.op, arch.width, arch["a name"]) == ("b", -4, "only")
     assert str(arch) == "op=b, width=-4, a name=only"

@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.message import Message
 
 from asng import _protocol as protocol
+from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
 from asng._errors import Error, brief
-from asng._options import CHANNEL_OPTIONS, FAREWELL, REQUEST_TIMEOUT, Attempts, Options, PathOrStr, Place, Places, log
+from asng._options import CHANNEL_OPTIONS, Options, PathOrStr, Place, log
 from asng._protocol import Method, Outcome, Settings, Walk
 from asng._space import Best, Space
 from asng.v1 import search_pb2 as search
@@ -100,7 +101,9 @@ class Connection:
         with self._lock:
             if place not in self._channels:
                 self._channels[place] = (
-                    grpc.secure_channel(place.host_port, self._options.credentials(), CHANNEL_OPTIONS)
+                    grpc.secure_channel(
+                        place.host_port, self._options.credentials(), CHANNEL_OPTIONS
+                    )
                     if place.tls
                     else grpc.insecure_channel(place.host_port, CHANNEL_OPTIONS)
                 )
@@ -114,7 +117,9 @@ class Controller:
         self._connection = connection
         self._hands: set[Hand] = set()
 
-    def create_study(self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]) -> Study:
+    def create_study(
+        self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]
+    ) -> Study:
         """Creates a study of `max_steps` steps. The same again is the same study, which goes on where it is. `settings`
         are those of `asng.Settings`. Raises AlreadyExists if a study of this name is another one."""
         request = protocol.create_study(name, space, max_steps, settings)
@@ -122,7 +127,9 @@ class Controller:
 
     def study(self, name: str) -> Study:
         """The study of this name, whoever has created it. Raises NotFound if there is none."""
-        return self._study(self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name)).study)
+        return self._study(
+            self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name)).study
+        )
 
     def _study(self, study: v1.Study) -> Study:
         return Study(study.name, protocol.space_of(study), self._connection, self._hands)
@@ -134,7 +141,9 @@ class Controller:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         for hand in list(self._hands):
             hand.give_back(protocol.reason(error))
         self._connection.close()
@@ -162,7 +171,9 @@ class Study:
         self._hands.add(hand)
         try:
             while True:
-                answer = walk.next() or self._connection.call(protocol.LEASE_STEP, walk.lease(), for_ever=True)
+                answer = walk.next() or self._connection.call(
+                    protocol.LEASE_STEP, walk.lease(), for_ever=True
+                )
                 match walk.take(answer):
                     case None:
                         return
@@ -199,7 +210,9 @@ class Study:
 class Step(protocol.Step):
     """A step in hand: train on `train`, then report the losses of `rank`."""
 
-    def __init__(self, message: search.Step, space: Space, walk: Walk, connection: Connection) -> None:
+    def __init__(
+        self, message: search.Step, space: Space, walk: Walk, connection: Connection
+    ) -> None:
         super().__init__(message, space)
         self._walk = walk
         self._connection = connection
@@ -237,11 +250,15 @@ class Hand:
         self._ended.set()
         try:
             if request := self._walk.interrupted():
-                self._walk.reported(self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL))
+                self._walk.reported(
+                    self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL)
+                )
             if release := self._walk.release(reason):
                 self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
         except grpc.RpcError as error:
-            log.warning("a step was not given back, and waits until its lease runs out: %s", brief(error))
+            log.warning(
+                "a step was not given back, and waits until its lease runs out: %s", brief(error)
+            )
 
     def _extend(self) -> None:
         while not self._ended.wait(self._walk.period):
@@ -255,4 +272,6 @@ class Hand:
                     return  # ValueError: the channel is closed.
                 # The report still counts if it is the first.
                 if request == self._walk.extend():
-                    log.warning("the lease of step %d cannot be extended: %s", request.step_id, brief(error))
+                    log.warning(
+                        "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
+                    )

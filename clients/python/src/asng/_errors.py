@@ -128,7 +128,10 @@ class Failure:
     @property
     def asked_pause(self) -> float:
         """Seconds for which the controller wants to be left alone."""
-        return max((d.retry_delay.ToTimedelta().total_seconds() for d in self._all(details_pb2.RetryInfo)), default=0)
+        return max(
+            (d.retry_delay.ToTimedelta().total_seconds() for d in self._all(details_pb2.RetryInfo)),
+            default=0,
+        )
 
     @property
     def owner(self) -> str | None:
@@ -152,11 +155,23 @@ class Failure:
 
     def explanation(self, violations: list[Violation]) -> str:
         lines = [f"{violation.field}: {violation.description}" for violation in violations]
-        others = [(v.subject, v.description) for state in self._all(details_pb2.PreconditionFailure) for v in state.violations]
-        others += [(v.subject, v.description) for quota in self._all(details_pb2.QuotaFailure) for v in quota.violations]
+        others = [
+            (v.subject, v.description)
+            for state in self._all(details_pb2.PreconditionFailure)
+            for v in state.violations
+        ]
+        others += [
+            (v.subject, v.description)
+            for quota in self._all(details_pb2.QuotaFailure)
+            for v in quota.violations
+        ]
         # Here the message does without the subject.
         lines += [f"{subject}: {what}" for subject, what in others if what not in self.message]
-        advice = self._unavailable() if self.code is grpc.StatusCode.UNAVAILABLE else _ADVICE.get(self.code)
+        advice = (
+            self._unavailable()
+            if self.code is grpc.StatusCode.UNAVAILABLE
+            else _ADVICE.get(self.code)
+        )
         text = self.message
         # The message often says what the first of them says.
         for line in [*lines, *([advice] if advice else [])]:

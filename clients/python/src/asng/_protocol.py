@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypedDict, TypeVar
+from typing import Any, Generic, Literal, SupportsFloat, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
@@ -17,9 +16,6 @@ from asng._errors import Error, FailedPrecondition, NotReported, StudyFailed
 from asng._space import Architecture, Best, Space
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -42,9 +38,15 @@ CREATE_STUDY = Method("StudyService/CreateStudy", v1.CreateStudyRequest, v1.Crea
 GET_STUDY = Method("StudyService/GetStudy", v1.GetStudyRequest, v1.GetStudyResponse)
 LIST_REPORTS = Method("StudyService/ListReports", v1.ListReportsRequest, v1.ListReportsResponse)
 LEASE_STEP = Method("SearchService/LeaseStep", search.LeaseStepRequest, search.LeaseStepResponse)
-REPORT_STEP = Method("SearchService/ReportStep", search.ReportStepRequest, search.ReportStepResponse)
-EXTEND_LEASE = Method("SearchService/ExtendLease", search.ExtendLeaseRequest, search.ExtendLeaseResponse)
-RELEASE_STEP = Method("SearchService/ReleaseStep", search.ReleaseStepRequest, search.ReleaseStepResponse)
+REPORT_STEP = Method(
+    "SearchService/ReportStep", search.ReportStepRequest, search.ReportStepResponse
+)
+EXTEND_LEASE = Method(
+    "SearchService/ExtendLease", search.ExtendLeaseRequest, search.ExtendLeaseResponse
+)
+RELEASE_STEP = Method(
+    "SearchService/ReleaseStep", search.ReleaseStepRequest, search.ReleaseStepResponse
+)
 
 
 class Settings(TypedDict, total=False):
@@ -72,7 +74,9 @@ class Settings(TypedDict, total=False):
     """Seconds until the step of a trainer that has died goes to another; 60."""
 
 
-def create_study(name: str, space: Space, max_steps: int, settings: Settings) -> v1.CreateStudyRequest:
+def create_study(
+    name: str, space: Space, max_steps: int, settings: Settings
+) -> v1.CreateStudyRequest:
     algorithm: dict[str, Any] = dict(settings)
     if unknown := algorithm.keys() - Settings.__annotations__.keys():
         known = ", ".join(Settings.__annotations__)
@@ -102,7 +106,9 @@ def best_of(study: v1.Study, space: Space) -> Best:
 
 def records_of(report: v1.Report, space: Space) -> list[dict[str, Any]]:
     """A plain record for each ranked architecture of a step in the history."""
-    arrived = report.report_time.ToDatetime(timezone.utc) if report.HasField("report_time") else None
+    arrived = (
+        report.report_time.ToDatetime(timezone.utc) if report.HasField("report_time") else None
+    )
     outcome = v1.ReportOutcome.Name(report.outcome).removeprefix("REPORT_OUTCOME_")
     records = []
     for index, draw in enumerate(report.rank):
@@ -206,14 +212,21 @@ class Walk:
             case "no_work":
                 return max(answer.no_work.retry_after.ToTimedelta().total_seconds(), 0.01)
             case other:
-                raise Error(f"the controller answers {other or 'nothing known'}: use a release of asng that fits its own")
+                raise Error(
+                    f"the controller answers {other or 'nothing known'}: use a release of asng that fits its own"
+                )
 
     def report(
-        self, step: Step, losses: Iterable[SupportsFloat], metrics: Mapping[str, SupportsFloat] | None
+        self,
+        step: Step,
+        losses: Iterable[SupportsFloat],
+        metrics: Mapping[str, SupportsFloat] | None,
     ) -> search.ReportStepRequest:
         message = step._message
         if self._hand is not message:
-            raise Error(f"step {step.id} is not in hand: it was reported or given back before; report each step once")
+            raise Error(
+                f"step {step.id} is not in hand: it was reported or given back before; report each step once"
+            )
         self._sent = search.ReportStepRequest(
             study=message.study,
             step_id=message.step_id,
@@ -244,13 +257,17 @@ class Walk:
 
     def must_be_reported(self, step: Step) -> None:
         if self._hand is step._message:
-            raise NotReported(f"step {step.id} was not reported: call step.report(losses) before the loop goes on")
+            raise NotReported(
+                f"step {step.id} was not reported: call step.report(losses) before the loop goes on"
+            )
 
     def extend(self) -> search.ExtendLeaseRequest | None:
         """The request that keeps the step in hand."""
         if not (step := self._hand):
             return None
-        return search.ExtendLeaseRequest(study=step.study, step_id=step.step_id, lease_id=step.lease_id)
+        return search.ExtendLeaseRequest(
+            study=step.study, step_id=step.step_id, lease_id=step.lease_id
+        )
 
     def release(self, reason: str) -> search.ReleaseStepRequest | None:
         """The request that gives back the step in hand, which it no longer is."""

@@ -61,7 +61,9 @@ class Space:
         space = Space()
         for variable in variables:
             if variable.WhichOneof("kind") == "integer":
-                space.variables[variable.name] = Integer(variable.integer.low, variable.integer.high)
+                space.variables[variable.name] = Integer(
+                    variable.integer.low, variable.integer.high
+                )
             else:
                 space.variables[variable.name] = Categorical(variable.categorical.choices)
         return space

@@ -15,8 +15,9 @@ import grpc
 from google.protobuf.message import Message
 
 from asng import _protocol as protocol
+from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
 from asng._errors import Error, brief
-from asng._options import CHANNEL_OPTIONS, FAREWELL, REQUEST_TIMEOUT, Attempts, Options, PathOrStr, Place, Places, log
+from asng._options import CHANNEL_OPTIONS, Options, PathOrStr, Place, log
 from asng._protocol import Method, Outcome, Settings, Walk
 from asng._space import Best, Space
 from asng.v1 import search_pb2 as search
@@ -92,7 +93,9 @@ class Connection:
     def _channel(self, place: Place) -> grpc.aio.Channel:
         if place not in self._channels:
             self._channels[place] = (
-                grpc.aio.secure_channel(place.host_port, self._options.credentials(), CHANNEL_OPTIONS)
+                grpc.aio.secure_channel(
+                    place.host_port, self._options.credentials(), CHANNEL_OPTIONS
+                )
                 if place.tls
                 else grpc.aio.insecure_channel(place.host_port, CHANNEL_OPTIONS)
             )
@@ -106,14 +109,18 @@ class Controller:
         self._connection = connection
         self._hands: set[Hand] = set()
 
-    async def create_study(self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]) -> Study:
+    async def create_study(
+        self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]
+    ) -> Study:
         """As `asng.Controller.create_study`."""
         request = protocol.create_study(name, space, max_steps, settings)
         return self._study((await self._connection.call(protocol.CREATE_STUDY, request)).study)
 
     async def study(self, name: str) -> Study:
         """As `asng.Controller.study`."""
-        return self._study((await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study)
+        return self._study(
+            (await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study
+        )
 
     def _study(self, study: v1.Study) -> Study:
         return Study(study.name, protocol.space_of(study), self._connection, self._hands)
@@ -149,7 +156,9 @@ class Study:
         self._hands.add(hand)
         try:
             while True:
-                answer = walk.next() or await self._connection.call(protocol.LEASE_STEP, walk.lease(), for_ever=True)
+                answer = walk.next() or await self._connection.call(
+                    protocol.LEASE_STEP, walk.lease(), for_ever=True
+                )
                 match walk.take(answer):
                     case None:
                         return
@@ -166,7 +175,9 @@ class Study:
 
     async def best(self) -> Best:
         """As `asng.Study.best`."""
-        study = (await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))).study
+        study = (
+            await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
+        ).study
         return protocol.best_of(study, self.space)
 
     async def history(self) -> list[dict[str, Any]]:
@@ -185,7 +196,9 @@ class Study:
 class Step(protocol.Step):
     """A step in hand: train on `train`, then report the losses of `rank`."""
 
-    def __init__(self, message: search.Step, space: Space, walk: Walk, connection: Connection) -> None:
+    def __init__(
+        self, message: search.Step, space: Space, walk: Walk, connection: Connection
+    ) -> None:
         super().__init__(message, space)
         self._walk = walk
         self._connection = connection
@@ -224,11 +237,16 @@ class Hand:
         async with self._giving:
             try:
                 if request := self._walk.interrupted():
-                    self._walk.reported(await self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL))
+                    self._walk.reported(
+                        await self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL)
+                    )
                 if release := self._walk.release(reason):
                     await self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
             except grpc.RpcError as error:
-                log.warning("a step was not given back, and waits until its lease runs out: %s", brief(error))
+                log.warning(
+                    "a step was not given back, and waits until its lease runs out: %s",
+                    brief(error),
+                )
 
     async def _extend(self) -> None:
         while True:
@@ -241,4 +259,6 @@ class Hand:
             except grpc.RpcError as error:
                 # The report still counts if it is the first.
                 if request == self._walk.extend():
-                    log.warning("the lease of step %d cannot be extended: %s", request.step_id, brief(error))
+                    log.warning(
+                        "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
+                    )
