@@ -121,6 +121,13 @@ def test_what_passes_is_waited_for_and_followed(daemon: Daemon, between: Between
     assert len(ids) == 1
 
 
+def test_another_address_is_tried_when_one_fails(daemon: Daemon) -> None:
+    with asng.connect(f"127.0.0.1:1,{daemon.address}") as controller:
+        for step in controller.create_study("two", SPACE, max_steps=2).steps():
+            step.report(map(loss, step.rank))
+    assert daemon.study("two").progress.applied == 2
+
+
 def test_a_lease_is_kept_while_the_body_works(daemon: Daemon, between: Between) -> None:
     with asng.connect(between.address) as controller:
         study = controller.create_study("kept", SPACE, max_steps=2, lease=1)

@@ -33,19 +33,29 @@ class Places:
 
     def leave(self, place: Place, failure: Failure) -> None:
         """Turns from a place that fails, unless another call has done so."""
-        if failure.owner:
-            scheme = "" if "://" in failure.owner else "https://" if place.tls else "http://"
-            owner = self._options.place(scheme + failure.owner)
-            if place.tls and not owner.tls:
-                raise Error(
-                    f"{place.url} names {owner.url} as the study's owner, which is without TLS: not followed"
-                )
+        owner = self._owner(place, failure.owner)
+        if owner:
             if owner not in self._list:
                 # One at most, or an address that is new each time would let the list grow for ever.
                 self._list[len(self._options.places) :] = [owner]
             self.current = owner
         elif self.current == place:
             self.current = self._list[(self._list.index(place) + 1) % len(self._list)]
+
+    def _owner(self, place: Place, address: str | None) -> Place | None:
+        """Where the controller at `place` says that the owner is: a URL, or host:port."""
+        if not address:
+            return None
+        scheme = "" if "://" in address else "https://" if place.tls else "http://"
+        try:
+            owner = self._options.place(scheme + address)
+        except Error as error:
+            log.warning("not followed to an owner: %s", error)
+            return None
+        if place.tls and not owner.tls:
+            log.warning("not followed to an owner without TLS: %s", owner.url)
+            return None
+        return owner
 
 
 class Attempts:
@@ -63,9 +73,10 @@ class Attempts:
         failure = Failure(error, place.url)
         if not failure.is_transient:
             raise failure.exception() from error
-        if failure.code is grpc.StatusCode.UNAVAILABLE:
+        if failure.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._places.leave(place, failure)
             self._hops += 1
+            # Another address is tried at once.
             if self._places.current != place and self._hops < len(self._places):
                 return 0
         self._hops = 0

@@ -201,8 +201,9 @@ class Walk:
         """A step; or seconds after which to ask again; or None, when the study has ended."""
         match answer.WhichOneof("next"):
             case "step":
-                self._hold(answer.step)
-                return answer.step
+                step = answer.step
+                self._hold(step)
+                return step
             case "finished":
                 study = answer.finished.study
                 if study.state == v1.STUDY_STATE_FAILED:
