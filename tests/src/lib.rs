@@ -29,10 +29,16 @@ pub use self::{
 
 /// Path of the workspace's binary `name` of package `package`, built if need be.
 pub fn binary(package: &str, name: &str) -> PathBuf {
-    let mut build = escargot::CargoBuild::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .package(package)
-        .bin(name);
+    built(escargot::CargoBuild::new().package(package).bin(name), name)
+}
+
+/// Path of the example `name` of package `package`, built if need be.
+pub fn example(package: &str, name: &str) -> PathBuf {
+    built(escargot::CargoBuild::new().package(package).example(name), name)
+}
+
+fn built(build: escargot::CargoBuild, name: &str) -> PathBuf {
+    let mut build = build.manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
     // Cargo sets these for the program it runs; inherited, they would make build scripts that watch them run again.
     for (variable, _) in std::env::vars_os() {
         let name = variable.to_string_lossy();

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod demo;
 mod process;
+mod python;
 mod setup;
 mod test;
 
@@ -37,7 +38,7 @@ enum Command {
     },
     /// Starts both services and searches an architecture on real CIFAR-10.
     Demo(demo::Arguments),
-    /// Tests everything: lints, unit tests, end-to-end tests with the real programs, documentation.
+    /// Tests everything: lints, unit tests, end-to-end tests with the real programs, the Python package, documentation.
     Test(test::Arguments),
     /// Measures speed, memory and growth, in a release build.
     #[command(subcommand)]

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     demo,
     process::{cargo, run},
-    setup,
+    python, setup,
 };
 
 /// How much to test.
@@ -44,6 +44,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     // libtorch's threads spin while they wait, and take the time from those that they wait for.
     tests.env("GOMP_SPINCOUNT", "10000");
     run(&mut tests)?;
+    python::test(root)?;
     run(cargo(root, ["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if arguments.full {

@@ -1,0 +1,57 @@
+"""Drive your own network's architecture search with an ASNG-NAS controller.
+
+    space = asng.Space(op=asng.Categorical(["conv3", "conv5", "skip"]), width=asng.Integer(8, 64))
+    with asng.connect("localhost:50051") as controller:
+        study = controller.create_study("mine", space, max_steps=2000)
+        for step in study.steps():
+            for arch in step.train: train(model, arch)
+            step.report([validate(model, arch) for arch in step.rank])
+        print(study.best())
+
+Controllers that are away, replies that are lost and calls that were repeated are no concern of this loop. `asng.aio` is the
+same for asyncio. The log is that of `logging.getLogger("asng")`.
+"""
+
+from asng._client import Controller, Step, Study, connect
+from asng._errors import (
+    AlreadyExists,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    NotReported,
+    PermissionDenied,
+    ResourceExhausted,
+    StudyFailed,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
+from asng._protocol import Outcome, Settings
+from asng._space import Architecture, Best, Categorical, Integer, Space
+
+__all__ = [
+    "AlreadyExists",
+    "Architecture",
+    "Best",
+    "Categorical",
+    "Controller",
+    "Error",
+    "FailedPrecondition",
+    "Integer",
+    "InvalidArgument",
+    "NotFound",
+    "NotReported",
+    "Outcome",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Settings",
+    "Space",
+    "Step",
+    "Study",
+    "StudyFailed",
+    "Unauthenticated",
+    "Unavailable",
+    "Violation",
+    "connect",
+]

@@ -1,0 +1,206 @@
+"""Errors in a person's words, by what is to be done about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from asng import _details_pb2 as details_pb2
+
+M = TypeVar("M", bound=Message)
+
+
+class Error(Exception):
+    """Whatever goes wrong between this program and a controller. The message says what to do."""
+
+
+class Violation(NamedTuple):
+    """What is wrong with one field."""
+
+    field: str
+    description: str
+
+
+class InvalidArgument(Error):
+    """The controller refuses a value. `violations` names each field, and what would be right."""
+
+    def __init__(self, message: str, violations: list[Violation]) -> None:
+        super().__init__(message)
+        self.violations = violations
+
+
+class NotFound(Error):
+    """There is no such study, or no more."""
+
+
+class AlreadyExists(Error):
+    """Another study has this name."""
+
+
+class FailedPrecondition(Error):
+    """The study is in a state that does not allow it."""
+
+
+class Unauthenticated(Error):
+    """The controller wants to know who this is."""
+
+
+class PermissionDenied(Error):
+    """The controller knows who this is, and does not allow it."""
+
+
+class ResourceExhausted(Error):
+    """A limit of the controller is reached."""
+
+
+class Unavailable(Error):
+    """No controller answers."""
+
+
+class StudyFailed(Error):
+    """The study has FAILED: its settings were rejected."""
+
+
+class NotReported(Error):
+    """The body of the loop went on to the next step without reporting this one."""
+
+
+_KINDS: dict[grpc.StatusCode, type[Error]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
+}
+
+_TOKEN = "token=…, token_file=…, or the variables ASNG_TOKEN and ASNG_TOKEN_FILE"
+_ADVICE = {
+    grpc.StatusCode.ALREADY_EXISTS: "take another name, or the same settings; controller.study(name) opens the one that exists",
+    grpc.StatusCode.UNAUTHENTICATED: f"give a token that the controller knows: {_TOKEN}",
+    grpc.StatusCode.PERMISSION_DENIED: f"give a token that may do this: {_TOKEN}",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the controller is slow, or the network is; try again",
+}
+
+
+def brief(error: Exception) -> str:
+    """What has failed, in a line of a log."""
+    if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):  # What gRPC raises is one of these.
+        return f"{error.code().name}: {error.details()}"
+    return str(error)
+
+
+class Failure:
+    """A call that a controller at `url`, or the way to it, has failed."""
+
+    def __init__(self, error: grpc.RpcError, url: str) -> None:
+        # What grpc raises is also a grpc.Call, or an grpc.aio.AioRpcError, with the same methods.
+        answer: Any = error
+        self.code: grpc.StatusCode = answer.code()
+        self.message: str = answer.details() or self.code.name
+        self.url = url
+        self._status = details_pb2.Status()
+        for key, value in answer.trailing_metadata() or ():
+            if key == "grpc-status-details-bin":
+                try:
+                    self._status.ParseFromString(value)
+                except DecodeError:
+                    pass  # Then there are no details.
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later without anybody having changed it."""
+        if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return self.asked_pause > 0
+        return self.code in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.UNKNOWN,
+            grpc.StatusCode.CANCELLED,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.INTERNAL,
+        )
+
+    @property
+    def asked_pause(self) -> float:
+        """Seconds for which the controller wants to be left alone."""
+        return max(
+            (d.retry_delay.ToTimedelta().total_seconds() for d in self._all(details_pb2.RetryInfo)),
+            default=0,
+        )
+
+    @property
+    def owner(self) -> str | None:
+        """Where the study's owner is, if that is what the controller says."""
+        for info in self._all(details_pb2.ErrorInfo):
+            if info.reason == "NOT_OWNER":
+                return info.metadata.get("address") or None
+        return None
+
+    def exception(self) -> Error:
+        """What the caller gets."""
+        violations = [
+            Violation(violation.subject, violation.description)
+            for request in self._all(details_pb2.BadRequest)
+            for violation in request.field_violations
+        ]
+        text = self.explanation(violations)
+        if self.code is grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidArgument(text, violations)
+        return _KINDS.get(self.code, Error)(text)
+
+    def explanation(self, violations: list[Violation]) -> str:
+        lines = [f"{violation.field}: {violation.description}" for violation in violations]
+        others = [
+            (v.subject, v.description)
+            for state in self._all(details_pb2.PreconditionFailure)
+            for v in state.violations
+        ]
+        others += [
+            (v.subject, v.description)
+            for quota in self._all(details_pb2.QuotaFailure)
+            for v in quota.violations
+        ]
+        # Here the message does without the subject.
+        lines += [f"{subject}: {what}" for subject, what in others if what not in self.message]
+        advice = (
+            self._unavailable()
+            if self.code is grpc.StatusCode.UNAVAILABLE
+            else _ADVICE.get(self.code)
+        )
+        text = self.message
+        # The message often says what the first of them says.
+        for line in [*lines, *([advice] if advice else [])]:
+            if line not in text:
+                text += f"\n  {line}"
+        return text
+
+    def _unavailable(self) -> str:
+        if self.owner:
+            return f"its owner is {self.owner}: give that address to asng.connect"
+        if self._status.details:
+            return "the controller cannot do this now; try again"
+        if "CERTIFICATE_VERIFY_FAILED" in self.message:
+            return "name the authority that signed the controller's certificate with tls_ca=FILE, and call it as the certificate does"
+        if "WRONG_VERSION_NUMBER" in self.message:
+            return f"if {self.url} serves without TLS, write http://"
+        return (
+            f"no controller answers at {self.url}: start one with `asng-controller`, or name another to asng.connect or in "
+            "ASNG_CONTROLLER; if it wants TLS, write https://, and give tls_cert=FILE and tls_key=FILE if it asks for a "
+            "client's certificate"
+        )
+
+    def _all(self, kind: type[M]) -> Iterator[M]:
+        """Details of a kind. They are known by the last part of their type's name."""
+        for detail in self._status.details:
+            if detail.type_url.endswith(f"/google.rpc.{kind.DESCRIPTOR.name}"):
+                message = kind()
+                try:
+                    message.ParseFromString(detail.value)
+                except DecodeError:
+                    continue
+                yield message

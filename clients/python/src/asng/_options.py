@@ -1,0 +1,151 @@
+"""How controllers are reached: what a person gives to connect or sets in the environment, and what it means."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import grpc
+
+from asng._errors import Error
+
+log = logging.getLogger("asng")
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    # Peers that do not answer a ping in this time are gone.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # When to try again is decided in one place, and that is not gRPC.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+PathOrStr = str | os.PathLike[str]
+
+
+class Place(NamedTuple):
+    """Where a controller is."""
+
+    host_port: str
+    tls: bool
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.host_port}"
+
+
+class Options:
+    """Checked options. Those that are not given are taken from the environment, as Rust programs take them."""
+
+    def __init__(
+        self,
+        address: str | None,
+        *,
+        token: str | None = None,
+        token_file: PathOrStr | None = None,
+        tls_ca: PathOrStr | None = None,
+        tls_cert: PathOrStr | None = None,
+        tls_key: PathOrStr | None = None,
+        insecure: bool | None = None,
+    ) -> None:
+        def of(given: PathOrStr | None, variable: str) -> str | None:
+            return os.fspath(given) if given is not None else os.environ.get(variable) or None
+
+        self._ca, self._cert, self._key = (
+            of(tls_ca, "ASNG_TLS_CA"),
+            of(tls_cert, "ASNG_TLS_CERT"),
+            of(tls_key, "ASNG_TLS_KEY"),
+        )
+        if (self._cert is None) != (self._key is None):
+            raise Error(
+                "tls_cert, a certificate, needs tls_key, its private key, and the other way round"
+            )
+        # A file goes before a token, but what is given here before the environment.
+        self._token_file = (
+            None if token is not None and token_file is None else of(token_file, "ASNG_TOKEN_FILE")
+        )
+        self._token = None if self._token_file else token or os.environ.get("ASNG_TOKEN") or None
+        in_environment = os.environ.get("ASNG_INSECURE", "").lower() in ("1", "true", "yes", "on")
+        self._insecure = in_environment if insecure is None else insecure
+        self._header = self._read_token()
+        addresses = address or os.environ.get("ASNG_CONTROLLER") or "http://127.0.0.1:50051"
+        self.places = [self.place(address.strip()) for address in addresses.split(",")]
+
+    def place(self, address: str) -> Place:
+        """Checks an address, also one that a controller names: a URL, or host:port."""
+        tls_options = bool(self._ca or self._cert)
+        url = address if "://" in address else f"{'https' if tls_options else 'http'}://{address}"
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        try:
+            host, port = parts.hostname, parts.port or (443 if tls else 80)
+        except ValueError:  # The port is no number.
+            host = None
+        if (
+            not host
+            or parts.scheme not in ("http", "https")
+            or parts.path not in ("", "/")
+            or parts.query
+        ):
+            raise Error(
+                f"{address!r} is not an address such as localhost:50051 or https://controller.example.org:50051"
+            )
+        if tls_options and not tls:
+            raise Error(f"TLS options are given, but {url} is without TLS; write https://")
+        if (self._token or self._token_file) and not (tls or self._insecure or _is_loopback(host)):
+            raise Error(
+                f"a token would cross the network to {url} where others can read it; use https://, or give insecure=True "
+                "if nobody else is on the way"
+            )
+        return Place(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Those of a TLS connection. Reads the files."""
+        system = ssl.get_default_verify_paths().cafile
+        # Without a file of the system's authorities gRPC takes its own.
+        authorities = _read(self._ca or system) if self._ca or system else None
+        key, chain = (
+            (_read(self._key), _read(self._cert)) if self._key and self._cert else (None, None)
+        )
+        return grpc.ssl_channel_credentials(authorities, key, chain)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call. A token's file is read each time, so that it can be replaced."""
+        try:
+            self._header = self._read_token()
+        except Error as error:
+            log.warning("the token stays as it was: %s", error)
+        return self._header
+
+    def _read_token(self) -> tuple[tuple[str, str], ...]:
+        token = self._token
+        if self._token_file:
+            lines = _read(self._token_file).decode(errors="replace").splitlines()
+            token = lines[0] if lines else ""
+        if token is None:
+            return ()
+        token = token.strip()
+        if not token or not all("!" <= sign <= "~" for sign in token):
+            raise Error("a token is one word of ASCII letters, digits and signs")
+        return (("authorization", f"Bearer {token}"),)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise Error(f"cannot read {file}: {error.strerror}") from None

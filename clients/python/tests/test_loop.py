@@ -1,0 +1,295 @@
+"""The loop over a study's steps, and what it does not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from conftest import PACKAGE, Between, Daemon, Plan
+
+import asng
+import asng.aio
+from asng import _details_pb2 as details
+from asng.v1 import search_pb2 as search
+from asng.v1 import study_pb2 as v1
+
+SPACE = asng.Space(op=asng.Categorical(["conv3", "conv5", "skip"]), width=asng.Integer(8, 64))
+
+
+def loss(arch: asng.Architecture) -> float:
+    return float((arch.op != "conv5") + abs(arch.width - 24) / 56)
+
+
+def test_the_readme_is_true_while_the_controller_is_killed(
+    start: Callable[..., Daemon], capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = start()
+    example = re.search(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
+    assert example and "localhost:50051" in example[1]
+    for other in ["README.md", "docs/external-trainers.md"]:
+        assert example[1] in (PACKAGE / "../.." / other).read_text()
+    trained: list[object] = []
+    killed = threading.Event()
+
+    def kill() -> None:
+        daemon.kill()
+        daemon.restart()
+        killed.set()
+
+    def train(model: object, arch: asng.Architecture) -> None:
+        trained.append(arch)
+        if len(trained) == 1000:
+            threading.Thread(target=kill).start()
+
+    names = {"asng": asng, "model": None, "train": train, "validate": lambda _, arch: loss(arch)}
+    exec(example[1].replace("localhost:50051", daemon.address), names)
+    assert killed.is_set()
+    assert re.search(
+        r"^op=conv5, width=\d+ \(the mode: .* after 2000 of 2000 steps",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert len(trained) == 4000
+    assert daemon.study("mine").progress.applied == 2000
+    with asng.connect(daemon.address) as controller:
+        history = controller.study("mine").history()
+    assert [record["step"] for record in history[::2]] == list(range(1, 2001))
+    assert {record["outcome"] for record in history} == {"APPLIED"}
+
+
+@pytest.mark.parametrize("method", ["LeaseStep", "ReportStep"])
+def test_a_lost_reply_costs_nothing(daemon: Daemon, between: Between, method: str) -> None:
+    lost = Plan(grpc.StatusCode.UNAVAILABLE, passes=True)
+    between.plans = {method: [lost, lost]}
+    outcomes, ids = [], []
+    with asng.connect(between.address) as controller:
+        study = controller.create_study(f"lost-{method}", SPACE, max_steps=4)
+        for step in study.steps():
+            ids.append(step.id)
+            outcomes.append(step.report(map(loss, step.rank)))
+    assert ids == [1, 2, 3, 4]
+    repeated = asng.Outcome.DUPLICATE if method == "ReportStep" else asng.Outcome.APPLIED
+    assert outcomes == [repeated, *[asng.Outcome.APPLIED] * 3]
+    assert daemon.study(study.name).progress.applied == 4
+
+
+def test_what_passes_is_waited_for_and_followed(daemon: Daemon, between: Between) -> None:
+    def status(**detail: details.RetryInfo | details.ErrorInfo) -> bytes:
+        status = details.Status()
+        for name, message in detail.items():
+            packed = status.details.add()
+            packed.type_url = f"type.googleapis.com/google.rpc.{name}"
+            packed.value = message.SerializeToString()
+        return status.SerializeToString()
+
+    retry = details.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1)
+    between.plans = {
+        "LeaseStep": [
+            Plan(grpc.StatusCode.RESOURCE_EXHAUSTED, status(RetryInfo=retry)),
+            Plan(grpc.StatusCode.DEADLINE_EXCEEDED),
+            Plan(grpc.StatusCode.UNAVAILABLE, b"no status"),
+        ],
+        "ReportStep": [
+            Plan(
+                grpc.StatusCode.UNAVAILABLE,
+                status(
+                    ErrorInfo=details.ErrorInfo(
+                        reason="NOT_OWNER", metadata={"address": daemon.address}
+                    )
+                ),
+            )
+        ],
+    }
+    with asng.connect(between.address) as controller:
+        for step in controller.create_study("passing", SPACE, max_steps=2).steps():
+            step.report(map(loss, step.rank))
+    assert daemon.study("passing").progress.applied == 2
+    assert len(between.wait_for("LeaseStep", 4)) == 4
+    # The second went to the owner itself.
+    assert len(between.wait_for("ReportStep", 1)) == 1
+    ids = {
+        search.LeaseStepRequest.FromString(request).request_id
+        for request in between.wait_for("LeaseStep", 4)
+    }
+    assert len(ids) == 1
+
+
+def test_another_address_is_tried_when_one_fails(daemon: Daemon) -> None:
+    with asng.connect(f"127.0.0.1:1,{daemon.address}") as controller:
+        for step in controller.create_study("two", SPACE, max_steps=2).steps():
+            step.report(map(loss, step.rank))
+    assert daemon.study("two").progress.applied == 2
+
+
+def test_a_lease_is_kept_while_the_body_works(daemon: Daemon, between: Between) -> None:
+    with asng.connect(between.address) as controller:
+        study = controller.create_study("kept", SPACE, max_steps=2, lease=1)
+        for step in study.steps():
+            # Longer than the lease: it is extended every third of it.
+            between.wait_for("ExtendLease", 4 * step.id)
+            assert step.report(map(loss, step.rank)) is asng.Outcome.APPLIED
+    assert daemon.study("kept").progress.expired == 0
+
+
+def test_an_exception_or_break_gives_the_step_back(between: Between) -> None:
+    with asng.connect(between.address) as controller:
+        study = controller.create_study("back", SPACE, max_steps=9)
+        with pytest.raises(ZeroDivisionError):
+            for step in study.steps():
+                assert step.id == 1
+                _ = 1 / 0
+        for step in study.steps():
+            assert step.id == 1
+            step.report(map(loss, step.rank))
+            break  # The reply has brought the second.
+        steps = study.steps()
+        assert next(steps).id == 2
+    released = [
+        search.ReleaseStepRequest.FromString(request)
+        for request in between.wait_for("ReleaseStep", 3)
+    ]
+    assert [(request.step_id, request.reason) for request in released] == [
+        (step, "the loop was left") for step in (1, 2, 2)
+    ]
+
+
+def test_an_exception_that_ends_the_connection_is_the_reason(between: Between) -> None:
+    with pytest.raises(ZeroDivisionError), asng.connect(between.address) as controller:
+        steps = controller.create_study("reason", SPACE, max_steps=9).steps()
+        next(steps)
+        _ = 1 / 0
+    (request,) = between.wait_for("ReleaseStep", 1)
+    assert (
+        search.ReleaseStepRequest.FromString(request).reason
+        == "ZeroDivisionError: division by zero"
+    )
+
+
+def test_a_report_that_is_interrupted_counts(
+    daemon: Daemon, between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with asng.connect(between.address) as controller:
+        study = controller.create_study("interrupted", SPACE, max_steps=9)
+        between.plans = {"ReportStep": [Plan(grpc.StatusCode.UNAVAILABLE, passes=True)]}
+        monkeypatch.setattr("asng._client.time.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            for step in study.steps():
+                step.report(map(loss, step.rank))
+    (request,) = between.wait_for("ReleaseStep", 1)
+    assert search.ReleaseStepRequest.FromString(request).step_id == 2
+    assert daemon.study("interrupted").progress.applied == 1
+
+
+def test_a_step_that_a_killed_process_held_is_taken_up_at_once(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller, asng.connect(daemon.address) as killed:
+        study = controller.create_study("again", SPACE, max_steps=9, max_staleness=0)
+        held = killed.study("again").steps("gpu-0")
+        assert next(held).id == 1
+        for step in study.steps("gpu-0"):
+            assert step.id == 1
+            break
+
+
+def test_a_step_is_reported_once(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("once", SPACE, max_steps=9)
+        with pytest.raises(
+            asng.NotReported, match=r"step 1 was not reported: call step\.report\(losses\)"
+        ):
+            for _ in study.steps():
+                pass
+        for step in study.steps():
+            step.report([1, math.nan], {"train_loss": 0.5})
+            with pytest.raises(asng.Error, match="report each step once"):
+                step.report([1, 2])
+            break
+        with pytest.raises(asng.InvalidArgument) as caught:
+            for step in study.steps():
+                step.report([1])
+        assert [violation.field for violation in caught.value.violations] == ["losses"]
+        first, second = study.history()
+    assert first["loss"] == 1 and math.isnan(second["loss"])
+    assert first["metrics.train_loss"] == 0.5
+
+
+def test_a_study_that_is_stopped_ends_the_loop_and_one_that_is_deleted_breaks_it(
+    daemon: Daemon,
+) -> None:
+    def call(method: str, request: v1.StopStudyRequest | v1.DeleteStudyRequest) -> None:
+        with grpc.insecure_channel(daemon.address) as channel:
+            stub: Any = channel.unary_unary(f"/asng.v1.StudyService/{method}")
+            stub(request.SerializeToString())
+
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("stopped", SPACE, max_steps=9)
+        for step in study.steps():
+            call("StopStudy", v1.StopStudyRequest(name=study.name))
+            assert step.report(map(loss, step.rank)) is asng.Outcome.STALE
+        study = controller.create_study("deleted", SPACE, max_steps=9)
+        with pytest.raises(asng.NotFound):
+            for step in study.steps():
+                call("DeleteStudy", v1.DeleteStudyRequest(name=study.name))
+                step.report(map(loss, step.rank))
+
+
+def test_asyncio_is_the_same(daemon: Daemon, between: Between) -> None:
+    async def search_all() -> None:
+        async with asng.aio.connect(between.address) as controller:
+            study = await controller.create_study("aio", SPACE, max_steps=20, lease=1, seed=1)
+            async for step in study.steps():
+                if step.id == 1:
+                    await asyncio.to_thread(between.wait_for, "ExtendLease", 4)
+                await step.report(map(loss, step.rank))
+            assert (await study.best()).choice == "mode"
+            assert len(await study.history()) == 40
+            assert (await controller.study("aio")).space.variables.keys() == {"op", "width"}
+
+    between.plans = {"ReportStep": [Plan(grpc.StatusCode.UNAVAILABLE, passes=True)]}
+    asyncio.run(search_all())
+    progress = daemon.study("aio").progress
+    assert (progress.applied, progress.expired, progress.duplicate) == (20, 0, 1)
+
+
+def test_asyncio_gives_steps_back(between: Between) -> None:
+    async def leave() -> None:
+        async with asng.aio.connect(between.address) as controller:
+            study = await controller.create_study("aio-back", SPACE, max_steps=9)
+            async for step in study.steps():
+                await step.report(map(loss, step.rank))
+                break
+            await asyncio.to_thread(between.wait_for, "ReleaseStep", 1)
+            with pytest.raises(asng.NotReported):
+                async for step in study.steps():
+                    assert step.id == 2
+            async for _ in study.steps():
+                _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(leave())
+    reasons = [
+        search.ReleaseStepRequest.FromString(request).reason
+        for request in between.wait_for("ReleaseStep", 3)
+    ]
+    assert reasons[0] == "the loop was left"
+    assert reasons[1].startswith("NotReported: step 2")
+
+
+def test_histories_are_read_page_by_page(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("long", SPACE, max_steps=1100, lambda_x=0, lambda_theta=2)
+        for step in study.steps():
+            assert step.train == [] and 0 <= step.progress < 1
+            step.report(map(loss, step.rank))
+        history = study.history()
+    assert len(history) == 2200
+    assert all(record["loss"] == loss(asng.Architecture(record)) for record in history)

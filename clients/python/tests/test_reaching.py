@@ -1,0 +1,134 @@
+"""Reaching controllers: addresses, TLS, tokens, and errors that say what to do."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BINARY, Daemon
+
+import asng
+from asng._options import Options
+
+SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
+
+
+def urls(address: str | None, **options: str | bool) -> list[str]:
+    return [place.url for place in Options(address, **options).places]  # type: ignore[arg-type]
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert urls(None) == ["http://127.0.0.1:50051"]
+    assert urls("a:1, https://b,[::1]:2") == ["http://a:1", "https://b:443", "http://[::1]:2"]
+    assert urls("a:1", tls_ca="ca.pem") == ["https://a:1"]
+    monkeypatch.setenv("ASNG_CONTROLLER", "http://c:3")
+    assert urls(None) == ["http://c:3"]
+    for wrong in ["ftp://a", "http://", "http://a/x", "a:b", "a,,b"]:
+        with pytest.raises(asng.Error, match="is not an address such as localhost:50051"):
+            urls(wrong)
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(asng.Error, match="write https://"):
+        urls("http://a", tls_ca="ca.pem")
+    with pytest.raises(asng.Error, match="tls_key"):
+        urls("https://a", tls_cert="c.pem")
+    with pytest.raises(asng.Error, match="insecure=True") as caught:
+        urls("10.1.2.3:1", token="secret")
+    assert "secret" not in str(caught.value)
+    assert urls("10.1.2.3:1", token="secret", insecure=True) and urls("localhost:1", token="secret")
+    with pytest.raises(asng.Error, match="one word"):
+        urls("localhost", token="two words")
+    with pytest.raises(asng.Error, match="cannot read .*: No such file"):
+        urls("localhost", token_file=str(tmp_path / "none"))
+
+
+def start_with_tls(start: Callable[..., Daemon], certs: Path) -> Daemon:
+    subprocess.run(
+        [BINARY, "certs", "--out", certs, "--host", "localhost"], check=True, capture_output=True
+    )
+    server = ("--tls-cert", certs / "server.pem", "--tls-key", certs / "server-key.pem")
+    return start(*server, "--tls-client-ca", certs / "ca.pem")
+
+
+def test_mutual_tls(
+    start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certs = tmp_path / "certs"
+    daemon = start_with_tls(start, certs)
+    address = f"localhost:{daemon.port}"
+    client: dict[str, Any] = {"tls_cert": certs / "client.pem", "tls_key": certs / "client-key.pem"}
+    with asng.connect(address, tls_ca=certs / "ca.pem", **client) as controller:
+        controller.create_study("mine", SPACE, max_steps=2)
+    for name, file in [("CA", "ca"), ("CERT", "client"), ("KEY", "client-key")]:
+        monkeypatch.setenv(f"ASNG_TLS_{name}", str(certs / f"{file}.pem"))
+    with asng.connect(address) as controller:
+        assert controller.study("mine").name == "mine"
+
+
+def test_errors_of_tls_say_what_to_do(
+    start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asng._attempts.PATIENCE", 0)
+    certs = tmp_path / "certs"
+    daemon = start_with_tls(start, certs)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (f"https://localhost:{daemon.port}", {}, "tls_ca=FILE"),
+        (f"https://localhost:{daemon.port}", {"tls_ca": certs / "ca.pem"}, "tls_cert=FILE"),
+        (f"http://localhost:{daemon.port}", {}, "write https://"),
+        ("http://localhost:1", {}, "start one with `asng-controller`"),
+    ]
+    for url, options, advice in cases:
+        with asng.connect(url, **options) as controller, pytest.raises(asng.Unavailable) as caught:
+            controller.study("mine")
+        assert advice in str(caught.value), (url, options)
+
+
+def test_tokens(start: Callable[..., Daemon], tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    entries = [
+        f'[[token]]\nname = "{role}"\nrole = "{role}"\ntoken = "{role}-secret-of-20-letters"\n'
+        for role in ("admin", "trainer")
+    ]
+    tokens.write_text("".join(entries))
+    daemon = start("--token-file", tokens)
+    with (
+        asng.connect(daemon.address) as controller,
+        pytest.raises(asng.Unauthenticated, match="ASNG_TOKEN"),
+    ):
+        controller.study("mine")
+    with asng.connect(daemon.address, token="admin-secret-of-20-letters") as controller:
+        controller.create_study("mine", SPACE, max_steps=2)
+    file = tmp_path / "token"
+    file.write_text("trainer-secret-of-20-letters\nnot this\n")
+    with asng.connect(daemon.address, token_file=file) as controller:
+        with pytest.raises(asng.PermissionDenied, match="a token that may do this"):
+            controller.create_study("other", SPACE, max_steps=2)
+        for step in controller.study("mine").steps():
+            step.report([0, 1])
+        file.unlink()  # The token that was read last stays.
+        assert controller.study("mine").name == "mine"
+        file.write_text("admin-secret-of-20-letters")
+        controller.create_study("other", SPACE, max_steps=2)
+
+
+def test_a_study_is_created_once(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        controller.create_study("twice", SPACE, max_steps=2, algorithm="sng", seed=3)
+        controller.create_study("twice", SPACE, max_steps=2, algorithm="sng", seed=3)
+        with pytest.raises(asng.AlreadyExists, match=r"controller\.study\(name\)"):
+            controller.create_study("twice", SPACE, max_steps=3)
+        with pytest.raises(asng.NotFound, match='"none"'):
+            controller.study("none")
+        with pytest.raises(asng.InvalidArgument, match="max_steps") as caught:
+            controller.create_study("in valid", SPACE, max_steps=0)
+        assert [violation.field for violation in caught.value.violations] == [
+            "name",
+            "spec.stop.max_steps",
+        ]
+        with pytest.raises(TypeError, match="no such setting; there are algorithm, alpha"):
+            controller.create_study("typo", SPACE, max_steps=2, alfa=1)  # type: ignore[call-arg]
+    assert daemon.study("twice").spec.algorithm.seed == 3
