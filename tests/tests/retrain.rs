@@ -50,7 +50,7 @@ fn classifier(directory: &Path) -> Command {
 fn autoencoder(photos: &Path, directory: &Path, iterations: &str) -> Command {
     let mut command = trainer();
     command.args(["retrain", "--space", "inpaint-int", "--architecture", "random:3"]);
-    for setting in ["preset=quick", "nodes=3", "channels=2", "image_size=16", "mask=center"] {
+    for setting in ["nodes=3", "channels=2", "image_size=16", "batch_norm=true", "mask=center"] {
         command.args(["--set", setting]);
     }
     command.args(["--preset", "quick", "--iterations", iterations, "--evaluate-every", "100"]);

@@ -202,6 +202,7 @@ async fn autoencoders_are_searched_on_a_directory_of_photos() {
             ("nodes", "3"),
             ("channels", "2"),
             ("image_size", "16"),
+            ("batch_norm", "true"),
             ("batch_size", "4"),
         ]
         .map(|(name, value)| (name.into(), value.into()))

@@ -33,14 +33,14 @@ struct Preset {
     delta_init: Option<f64>,
 }
 
-/// Few steps want small ones of theta at first: the shared weights of autoencoders learn narrow networks before wide ones.
+/// Few steps want small ones of theta at first: shared weights of autoencoders learn shallow networks before deep ones.
 const PRESETS: [Preset; 8] = [
     Preset { space: "enas-micro", name: "paper", max_steps: 39_000, delta_init: None },
     Preset { space: "enas-micro", name: "quick", max_steps: 2_000, delta_init: None },
     Preset { space: "inpaint-cat", name: "paper", max_steps: 50_000, delta_init: None },
-    Preset { space: "inpaint-cat", name: "quick", max_steps: 3_000, delta_init: Some(0.2) },
+    Preset { space: "inpaint-cat", name: "quick", max_steps: 1_000, delta_init: Some(0.2) },
     Preset { space: "inpaint-int", name: "paper", max_steps: 50_000, delta_init: None },
-    Preset { space: "inpaint-int", name: "quick", max_steps: 3_000, delta_init: Some(0.2) },
+    Preset { space: "inpaint-int", name: "quick", max_steps: 1_000, delta_init: Some(0.2) },
     Preset { space: "toy", name: "paper", max_steps: 100_000, delta_init: None },
     Preset { space: "toy", name: "quick", max_steps: 10_000, delta_init: None },
 ];

@@ -29,7 +29,7 @@ impl Retraining {
 
     /// Minutes on two cores.
     pub const QUICK: Retraining =
-        Retraining { iterations: 2_000, evaluate_every: 200, ..Retraining::PAPER };
+        Retraining { iterations: 1_000, evaluate_every: 200, ..Retraining::PAPER };
 
     /// The learning rate of an iteration, counted from 0: a tenth after 2/5 of them, a hundredth
     /// after 4/5.
