@@ -19,10 +19,9 @@ const SOURCES: [&str; 5] = [
     "proto/asng/v1/search.proto",
 ];
 
-/// Lints, checks the types and runs the tests, against the controller of a debug build.
+/// Lints, checks the types and runs the tests, against the controller and asngctl of a debug build.
 pub(crate) fn test(root: &Path) -> Result<()> {
-    let build = ["build", "--locked", "-p", "asng-controller", "--bin", "asng-controller"];
-    run(&mut cargo(root, build))?;
+    run(&mut cargo(root, ["build", "--locked", "-p", "asng-controller", "--bins"]))?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), |dir| root.join(dir));
     let (controller, environment) = (target.join("debug/asng-controller"), target.join("python"));
     install(root, &environment)?;

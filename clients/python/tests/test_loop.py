@@ -222,6 +222,35 @@ def test_a_step_is_reported_once(daemon: Daemon) -> None:
     assert first["metrics.train_loss"] == 0.5
 
 
+def test_the_best_is_within_the_limits(daemon: Daemon) -> None:
+    def costs(step: asng.Step) -> list[dict[str, int]]:
+        return [{"width": arch.width} for arch in step.rank]
+
+    rules: dict[str, Any] = {"limits": {"width": 35}, "penalties": {"width": 1e-3}, "seed": 1}
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("limited", SPACE, max_steps=200, **rules)
+        (rule,) = daemon.study("limited").spec.costs
+        assert (rule.cost, rule.limit, rule.weight) == ("width", 35, 1e-3)
+        with pytest.raises(asng.FailedPrecondition, match=r"within its limits \(width 35\)"):
+            study.best()
+        with pytest.raises(asng.InvalidArgument) as caught:
+            for step in study.steps():
+                step.report([1, 2])
+        assert "costs" in caught.value.violations[0].field
+        for step in study.steps():
+            # Wider is better, and the mode is in the middle of the range at first.
+            step.report(
+                [(arch.op != "conv5") - arch.width / 64 for arch in step.rank], {}, costs(step)
+            )
+            best = study.best()
+            assert best.width <= 35 and best.costs == {"width": best.width}
+            if step.id == 1:
+                assert best.choice == "within limits"
+                assert "the most likely architecture evaluated within the limits after" in str(best)
+        assert best.op == "conv5"
+        assert {record["costs.width"] - record["width"] for record in study.history()} == {0}
+
+
 def test_a_study_that_is_stopped_ends_the_loop_and_one_that_is_deleted_breaks_it(
     daemon: Daemon,
 ) -> None:

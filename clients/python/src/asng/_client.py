@@ -189,13 +189,14 @@ class Study:
             self._hands.discard(hand)
 
     def best(self) -> Best:
-        """The best architecture so far, by the search's own account: the most likely one."""
+        """The final architecture as things stand: the most likely one, or, if that is not known to be within the study's
+        limits, the most likely of those evaluated that were. Raises FailedPrecondition while there is none."""
         study = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name)).study
         return protocol.best_of(study, self.space)
 
     def history(self) -> list[dict[str, Any]]:
         """A record for each architecture that was ranked, in the order of the steps: the step's figures, `loss`, each
-        variable by its name, and metrics as "metrics.NAME". `pandas.DataFrame(study.history())` is a table of them."""
+        variable by its name, "metrics.NAME" and "costs.NAME". `pandas.DataFrame(study.history())` is a table of them."""
         records: list[dict[str, Any]] = []
         request = v1.ListReportsRequest(study=self.name, page_size=1000)
         while True:
@@ -218,11 +219,15 @@ class Step(protocol.Step):
         self._connection = connection
 
     def report(
-        self, losses: Iterable[SupportsFloat], metrics: Mapping[str, SupportsFloat] | None = None
+        self,
+        losses: Iterable[SupportsFloat],
+        metrics: Mapping[str, SupportsFloat] | None = None,
+        costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
         """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. `metrics`
-        are further figures for people. Waits for as long as the controller is away; when this returns the report is stored."""
-        request = self._walk.report(self, losses, metrics)
+        are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
+        Waits for as long as the controller is away; when this returns the report is stored."""
+        request = self._walk.report(self, losses, metrics, costs)
         try:
             answer = self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
         except Error:

@@ -72,6 +72,11 @@ class Settings(TypedDict, total=False):
     """Of everything the study draws; drawn by the controller."""
     lease: float
     """Seconds until the step of a trainer that has died goes to another; 60."""
+    limits: Mapping[str, float]
+    """The most that an architecture may cost, by the cost's name, above 0: what costs more ranks last, and is never `best`.
+    Every report has to give these costs, and those of `penalties`."""
+    penalties: Mapping[str, float]
+    """What a unit of a cost adds to the loss, by the cost's name, above 0."""
 
 
 def create_study(
@@ -85,6 +90,10 @@ def create_study(
     lease = algorithm.pop("lease", None)
     if lease is not None:
         spec.lease.FromNanoseconds(round(lease * 1e9))
+    limits, penalties = algorithm.pop("limits", {}), algorithm.pop("penalties", {})
+    # By name: the same study again has its rules in the same order.
+    for cost in sorted({*limits, *penalties}):
+        spec.costs.add(cost=cost, limit=limits.get(cost), weight=penalties.get(cost))
     if "algorithm" in algorithm:
         algorithm["algorithm"] = f"ALGORITHM_{algorithm['algorithm'].upper()}"
     spec.algorithm.CopyFrom(v1.AlgorithmSettings(**algorithm))
@@ -101,7 +110,15 @@ def space_of(study: v1.Study) -> Space:
 
 
 def best_of(study: v1.Study, space: Space) -> Best:
-    return Best(space._decode(study.mode.values), study)
+    if not study.HasField("chosen"):
+        limits = ", ".join(
+            f"{rule.cost} {rule.limit:g}" for rule in study.spec.costs if rule.HasField("limit")
+        )
+        raise FailedPrecondition(
+            f"study {study.name} has evaluated no architecture within its limits ({limits}) so far: let it go on, or create "
+            "another one with higher limits"
+        )
+    return Best(space._decode(study.chosen.architecture.values), study)
 
 
 def records_of(report: v1.Report, space: Space) -> list[dict[str, Any]]:
@@ -123,6 +140,9 @@ def records_of(report: v1.Report, space: Space) -> list[dict[str, Any]]:
         }
         record |= space._decode(draw.values)
         record |= {f"metrics.{name}": value for name, value in report.metrics.items()}
+        if report.costs:
+            figures = report.costs[index].figures
+            record |= {f"costs.{name}": value for name, value in figures.items()}
         records.append(record)
     return records
 
@@ -222,6 +242,7 @@ class Walk:
         step: Step,
         losses: Iterable[SupportsFloat],
         metrics: Mapping[str, SupportsFloat] | None,
+        costs: Iterable[Mapping[str, SupportsFloat]] | None,
     ) -> search.ReportStepRequest:
         message = step._message
         if self._hand is not message:
@@ -234,7 +255,8 @@ class Walk:
             lease_id=message.lease_id,
             trainer_id=self._trainer_id,
             losses=[float(loss) for loss in losses],
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            metrics=_floats(metrics or {}),
+            costs=[v1.Costs(figures=_floats(figures)) for figures in costs or ()],
             lease_next=True,
         )
         return self._sent
@@ -282,3 +304,7 @@ class Walk:
     def _hold(self, step: search.Step) -> None:
         self._hand = step
         self.period = max(step.lease.ToTimedelta().total_seconds(), 0.003) / 3
+
+
+def _floats(figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from asng.v1 import study_pb2 as v1
 
@@ -107,17 +107,25 @@ class Architecture:
 
 
 class Best(Architecture):
-    """The architecture that a study has found so far, and how it was chosen: `choice` is "mode", the most likely one."""
+    """The architecture that a study has found so far."""
 
     def __init__(self, values: dict[str, str | int], study: v1.Study) -> None:
         super().__init__(values)
-        self.choice = "mode"
+        is_mode = study.chosen.architecture == study.mode
+        self.choice: Literal["mode", "within limits"] = "mode" if is_mode else "within limits"
+        """How it was chosen: as the most likely of all, or of those that were evaluated and are within the limits."""
+        self.costs = dict(study.chosen.costs)
+        """Its costs by name, as they were last reported; empty in a study without limits."""
         self.applied = study.progress.applied
         self.max_steps = study.progress.max_steps
         self.convergence = study.progress.convergence
 
     def __str__(self) -> str:
+        which = "the mode: the most likely architecture"
+        if self.choice == "within limits":
+            which = "the most likely architecture evaluated within the limits"
+        costs = "".join(f", {name} {cost:g}" for name, cost in self.costs.items())
         return (
-            f"{super().__str__()} (the {self.choice}: the most likely architecture after {self.applied} of "
-            f"{self.max_steps} steps, convergence {self.convergence:.2f})"
+            f"{super().__str__()} ({which} after {self.applied} of {self.max_steps} steps, convergence "
+            f"{self.convergence:.2f}{costs})"
         )

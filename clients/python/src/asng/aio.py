@@ -204,10 +204,13 @@ class Step(protocol.Step):
         self._connection = connection
 
     async def report(
-        self, losses: Iterable[SupportsFloat], metrics: Mapping[str, SupportsFloat] | None = None
+        self,
+        losses: Iterable[SupportsFloat],
+        metrics: Mapping[str, SupportsFloat] | None = None,
+        costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
         """As `asng.Step.report`."""
-        request = self._walk.report(self, losses, metrics)
+        request = self._walk.report(self, losses, metrics, costs)
         try:
             answer = await self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
         except Error:
