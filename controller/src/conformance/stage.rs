@@ -210,6 +210,11 @@ impl Stage {
         Ok(answer)
     }
 
+    /// Has the controller take a report that is not this trainer's; whether it did.
+    pub(super) async fn taken_from_another(&self, request: v1::ReportStepRequest) -> bool {
+        self.api.report_step(by_anybody(request)).await.is_ok()
+    }
+
     /// Has the controller lease a step, and returns its answer.
     pub(super) async fn really_lease(
         &mut self,
