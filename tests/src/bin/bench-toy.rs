@@ -110,6 +110,7 @@ fn draw(file: &Path, curves: &[Curve]) -> anyhow::Result<()> {
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
         .margin(12)
+        .margin_right(32)
         .x_label_area_size(44)
         .y_label_area_size(52)
         .build_cartesian_2d((500..MAX_STEPS).log_scale(), 0.0..1.0)?;

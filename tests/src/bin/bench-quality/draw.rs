@@ -14,11 +14,22 @@ pub(crate) struct Curve {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// What the axes of every panel show.
+pub(crate) struct Axes {
+    /// What grows to the right.
+    pub(crate) x: &'static str,
+    /// By which factor, from one line to the next.
+    pub(crate) base: f64,
+    /// What grows upwards.
+    pub(crate) y: &'static str,
+    /// Where that begins; below the lowest point when absent.
+    pub(crate) bottom: Option<f64>,
+}
+
 /// Writes an SVG file of panels, each a title and curves.
 pub(crate) fn draw(
     file: &Path,
-    x: &str,
-    y: &str,
+    &Axes { x, base, y, bottom }: &Axes,
     panels: &[(String, Vec<Curve>)],
 ) -> anyhow::Result<()> {
     let size = (PANEL.0, PANEL.1 * panels.len() as u32);
@@ -36,13 +47,21 @@ pub(crate) fn draw(
         let across = range(&mut points().map(|point| point.0));
         let up = range(&mut points().map(|point| point.1));
         let margin = 0.05 * (up.end - up.start);
+        let bottom = bottom.unwrap_or(up.start - margin);
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18))
             .margin(12)
+            .margin_right(24)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(across.log_scale(), up.start - margin..up.end + margin)?;
-        chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
+            .build_cartesian_2d(across.log_scale().base(base), bottom..up.end + margin)?;
+        chart
+            .configure_mesh()
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         for (i, Curve { label, points }) in curves.iter().enumerate() {
             let style = Palette99::pick(i).stroke_width(2);
             let key = move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style);

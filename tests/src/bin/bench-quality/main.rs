@@ -18,7 +18,7 @@ use clap::Parser;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use self::draw::{Curve, draw};
+use self::draw::{Axes, Curve, draw};
 
 /// What is compared.
 const ALGORITHMS: [(&str, Algorithm); 4] = [
@@ -100,7 +100,8 @@ async fn main() -> anyhow::Result<()> {
         panels.push((data_set.title().to_owned(), curves));
     }
     document.replace("nasbench201", &table.text)?;
-    draw(&document.beside("quality-nasbench201.svg"), "evaluations", "accuracy, %", &panels)?;
+    let axes = Axes { x: "evaluations", base: 10.0, y: "accuracy, %", bottom: None };
+    draw(&document.beside("quality-nasbench201.svg"), &axes, &panels)?;
 
     let cifar10 = Arc::new(NasBench201::load(DataSet::Cifar10)?);
     let problems = ["noisy function", "NAS-Bench-201, CIFAR-10"];
@@ -147,7 +148,8 @@ async fn main() -> anyhow::Result<()> {
         panels.push((title.to_owned(), curves));
     }
     document.replace("scaling", &table.text)?;
-    draw(&document.beside("quality-scaling.svg"), "trainers", "evaluations", &panels)?;
+    let axes = Axes { x: "trainers", base: 2.0, y: "evaluations", bottom: Some(0.0) };
+    draw(&document.beside("quality-scaling.svg"), &axes, &panels)?;
     println!("{}", serde_json::Value::Object(figures));
     Ok(())
 }
