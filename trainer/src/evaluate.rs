@@ -1,8 +1,6 @@
 //! `asng-trainer evaluate`: how good an architecture is on the test images, with the shared weights of a study or with
 //! weights of its own.
 
-mod classification;
-mod inpainting;
 mod sheet;
 
 use std::{
@@ -18,13 +16,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::{Device, Tensor};
 
-pub(crate) use self::{
-    classification::{BATCH, TestImages},
-    inpainting::{Pictures, TestPhotos, is_fashion},
-};
 use crate::{
     checkpoints,
     data::cifar10,
+    held_out::{BATCH, Pictures, TestImages, TestPhotos, is_fashion},
     retrain::recipe::{self, Recipe},
     space::{
         Space, enas_micro,
@@ -214,9 +209,9 @@ fn shared_cells(
     ensure!(arguments.sheet.is_none(), "--sheet is for autoencoders, not for classifiers");
     let images = TestImages::load(data, arguments.images, device)?;
     ensure!(
-        images.len() % classification::BATCH == 0,
+        images.len() % BATCH == 0,
         "--images must be a multiple of {}, over which shared weights are normalised",
-        classification::BATCH
+        BATCH
     );
     let mut supernet = Supernet::new(settings, 3, cifar10::CLASSES, device)?;
     supernet.load(&weights)?;

@@ -6,6 +6,7 @@
 //! | [`space`] | what each choice means: pure values |
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
+//! | `held_out` | test images, and means over them |
 //! | [`quality`] | how close images are: PSNR and SSIM |
 //! | [`computing`] | options of how training computes |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
@@ -27,6 +28,7 @@ pub mod datasets;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
+mod held_out;
 mod metrics;
 pub mod quality;
 pub mod retrain;

@@ -37,7 +37,7 @@ use self::{
 use crate::{
     computing,
     data::{Cifar10, Images},
-    evaluate::Pictures,
+    held_out::Pictures,
     space::{Space, enas_micro, inpaint},
     study::{self, Found, Subject},
 };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     data::{self, Augment, Cifar10, Images, Preprocess, cifar10},
-    evaluate::{BATCH, TestImages},
+    held_out::{BATCH, TestImages},
     space::enas_micro::{Architecture, Settings},
     supernet::{Batch, Evaluation, Supernet, enas_micro::Network},
 };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     data::{self, Augment, Images, Photos, Preprocess, mask},
-    evaluate::TestPhotos,
+    held_out::TestPhotos,
     space::inpaint::{Architecture, Coding, Settings},
     supernet::inpaint::{Batch, Evaluation, Network, Supernet},
 };

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     data::{Augment, Batches, Cifar10, Images, Preprocess, cifar10, generator},
     engine::cosine,
-    evaluate::TestImages,
+    held_out::TestImages,
     space::enas_micro::{Architecture, Retraining, Size},
     supernet::{self, Batch, Numbers, Precision, Retrained},
 };

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     data::{Augment, Batches, Images, Preprocess, mask},
-    evaluate::{Pictures, TestPhotos},
+    held_out::{Pictures, TestPhotos},
     space::inpaint::{Architecture, Mask, Retraining, Settings},
     supernet::{
         self, Numbers, Precision,

@@ -8,7 +8,7 @@ use tch::Device;
 
 use crate::{
     data::cifar10,
-    evaluate::Pictures,
+    held_out::Pictures,
     space::{
         enas_micro::{self, Size},
         inpaint::{self, Mask},

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use tch::{Device, Kind};
 use tracing::warn;
 
-use super::classification::first;
+use super::first;
 use crate::{
     data::{FashionMnist, Images, Photos, Preprocess, fashion_mnist, mask},
     space::inpaint::Mask,

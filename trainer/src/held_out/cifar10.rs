@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::ensure;
 use tch::{Device, Kind};
 
+use super::first;
 use crate::{
     data::{Cifar10, Images, Preprocess},
     supernet::{Batch, Error, Evaluation},
@@ -60,15 +60,4 @@ impl TestImages {
         }
         Ok(mean)
     }
-}
-
-/// The first `count` images of a test set, or all of them.
-pub(super) fn first(images: &Images, count: Option<i64>) -> anyhow::Result<Images> {
-    let count = count.unwrap_or(images.len());
-    ensure!(
-        (1..=images.len()).contains(&count),
-        "there are {} test images; {count} of them cannot be used",
-        images.len()
-    );
-    Ok(images.narrow(0, count)?)
 }
