@@ -30,6 +30,8 @@ fn settings(mask: Mask) -> Settings {
         batch_size: 4,
         learning_rate: 0.05,
         mask,
+        // With it the weights learn within tens of steps.
+        batch_norm: true,
         ..Settings::quick()
     }
 }
