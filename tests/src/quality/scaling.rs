@@ -46,7 +46,7 @@ pub enum Problem<'a> {
     /// The function with noise. Solved when the best choices have a probability of 0.9 on average.
     Separable,
     /// Cells, each evaluation one of their trainings. Solved when the most likely one has had this accuracy in percent for
-    /// [`HELD`] evaluations: it changes at first with every report, and may be good by chance.
+    /// 200 evaluations: it changes at first with every report, and may be good by chance.
     NasBench201(&'a NasBench201, f64),
 }
 
