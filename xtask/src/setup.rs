@@ -29,7 +29,7 @@ pub(crate) enum Part {
     Libtorch,
     /// The images that the trainer's first space is searched on
     Cifar10,
-    /// What 15,625 networks reach, to measure how good searches are; only where it is named here
+    /// What 15,625 networks reach, to measure how good searches are; where it is named here, and for tests and benchmarks
     Nasbench201,
     /// The database server that the tests of several controllers start; only where it is named here
     Postgresql,

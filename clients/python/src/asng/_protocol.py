@@ -1,4 +1,4 @@
-"""What is asked of a controller, and what its answers mean. No socket, thread or task: those are in client.py and aio.py."""
+"""What is asked of a controller, and what its answers mean. No socket, thread or task: those are in _client.py and aio.py."""
 
 from __future__ import annotations
 
