@@ -8,6 +8,7 @@
 //! | [`studies`] | the thread that owns every study, and the one that commits |
 //! | `service` | gRPC: who asks, decode, one operation, encode |
 //! | [`web`] | HTTP: probes and `/metrics` |
+//! | [`pictures`] | SVG and HTML of a study |
 //! | [`conformance`] | a controller that misbehaves on purpose, for trainers to be tried on |
 //! | `metrics` | what the store's commits cost |
 //!
@@ -17,6 +18,7 @@
 pub mod asng;
 pub mod conformance;
 mod metrics;
+pub mod pictures;
 mod service;
 pub mod store;
 pub mod studies;

@@ -43,8 +43,8 @@ fn least_role(path: &str) -> Role {
     match (service, method) {
         (
             "asng.v1.StudyService",
-            "GetStudy" | "ListStudies" | "GetDistribution" | "ListReports" | "WatchStudy"
-            | "ExportStudy",
+            "GetStudy" | "ListStudies" | "GetDistribution" | "ListReports" | "GetTrace"
+            | "ListTrainers" | "WatchStudy" | "ExportStudy",
         ) => Role::Viewer,
         ("asng.v1.SearchService", _) => Role::Trainer,
         _ => Role::Admin,
@@ -287,7 +287,7 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListReportsRequest>,
     ) -> Result<Response<v1::ListReportsResponse>, Status> {
-        let (caller, v1::ListReportsRequest { study, page_size, page_token }) =
+        let (caller, v1::ListReportsRequest { study, page_size, page_token, .. }) =
             self.open(request)?;
         let after = match page_token.as_str() {
             "" => 0,
@@ -300,6 +300,20 @@ impl StudyService for Api {
             next_page_token: last.map_or_else(String::new, |past| past.step.id.to_string()),
             reports: page.steps.iter().map(archive::report).collect(),
         }))
+    }
+
+    async fn get_trace(
+        &self,
+        _request: Request<v1::GetTraceRequest>,
+    ) -> Result<Response<v1::GetTraceResponse>, Status> {
+        Err(Status::unimplemented("GetTrace"))
+    }
+
+    async fn list_trainers(
+        &self,
+        _request: Request<v1::ListTrainersRequest>,
+    ) -> Result<Response<v1::ListTrainersResponse>, Status> {
+        Err(Status::unimplemented("ListTrainers"))
     }
 
     type ExportStudyStream = ReceiverStream<Result<v1::ExportStudyResponse, Status>>;

@@ -314,6 +314,7 @@ impl Kept {
                     study: name,
                     page_size: number(random) as u32,
                     page_token: text(random),
+                    newest_first: random.random(),
                 },
             ),
             12 => encoded(
@@ -387,9 +388,13 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             v1::ListStudiesRequest { page_size, page_token: text.clone(), owner: text, labels }
                 .encode_to_vec()
         }
-        "ListReports" => {
-            v1::ListReportsRequest { study: name, page_size, page_token: text }.encode_to_vec()
+        "ListReports" => v1::ListReportsRequest {
+            study: name,
+            page_size,
+            page_token: text,
+            ..Default::default()
         }
+        .encode_to_vec(),
         "ExportStudy" => v1::ExportStudyRequest { name, fork: random.random() }.encode_to_vec(),
         "LeaseStep" => v1::LeaseStepRequest {
             study: if random.random_bool(0.8) { name } else { String::new() },

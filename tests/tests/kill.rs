@@ -137,7 +137,7 @@ async fn history_explains_theta(mut controller: Controller) {
 async fn history(studies: &mut StudyServiceClient<Channel>) -> Vec<v1::Report> {
     let mut reports = Vec::new();
     let mut request =
-        v1::ListReportsRequest { study: STUDY.into(), page_size: 70, page_token: String::new() };
+        v1::ListReportsRequest { study: STUDY.into(), page_size: 70, ..Default::default() };
     loop {
         let page = studies.list_reports(request.clone()).await.unwrap().into_inner();
         reports.extend(page.reports);

@@ -37,7 +37,7 @@ async fn write_to(
     if let Format::Csv = format {
         out.write_all(&csv([header(&variables)])?)?;
     }
-    let mut request = ListReportsRequest { study, page_size: 1000, page_token: String::new() };
+    let mut request = ListReportsRequest { study, page_size: 1000, ..Default::default() };
     loop {
         let page = controller.list_reports(request.clone()).await?.into_inner();
         match format {
