@@ -57,6 +57,8 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
         assert!(text.starts_with(&format!("error: {file}: {expected}")), "{text}");
     }
     assert!(refusal(&["--config", "nowhere"]).starts_with("error: nowhere: No such file"));
+    let sqlite = refusal(&["--store", "sqlite:asng.db"]);
+    assert!(sqlite.starts_with("error: --store is the URL of a PostgreSQL"), "{sqlite}");
     let nowhere = refusal(&["--token-file", "nowhere"]);
     assert!(nowhere.starts_with("error: nowhere: No such file"), "{nowhere}");
     assert_eq!(refusal(&["--tls-cert", "x"]), "error: TLS needs both --tls-cert and --tls-key");

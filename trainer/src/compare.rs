@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_client::{Options, explain, insist};
+use asng_client::{Options, Preset, explain, insist};
 use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
@@ -46,11 +46,11 @@ pub struct Arguments {
     /// What is compared
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Origin::ALL, value_name = "ORIGIN,...")]
     origins: Vec<Origin>,
-    /// Steps of each search
+    /// Steps of each search [default: the preset's]
     #[arg(long, value_name = "N")]
-    max_steps: u64,
-    /// The step of SNG, and of ASNG at the start, as of a study [default: 1]. A small one leaves the weights more time
-    /// before the search makes up its mind
+    max_steps: Option<u64>,
+    /// The step of SNG, and of ASNG at the start, as of a study [default: the preset's]. A small one leaves the weights
+    /// more time before the search makes up its mind
     #[arg(long, value_name = "X")]
     delta_init: Option<f64>,
     /// Seeds: everything is done so often
@@ -143,13 +143,15 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     computing.apply(place.engine.device)?;
     place.engine.precision = computing.precision;
     let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
-    let preset = arguments.how.preset.to_possible_value().expect("no preset is hidden");
-    settings.insert("preset".to_owned(), preset.get_name().to_owned());
+    let value = arguments.how.preset.to_possible_value().expect("no preset is hidden");
+    settings.insert("preset".to_owned(), value.get_name().to_owned());
     let toy = matches!(study::named(&arguments.space, &settings)?, Space::Toy(_));
     ensure!(
         !toy,
         "an architecture of the space toy is no network to retrain; see `cargo xtask bench toy`"
     );
+    let preset = asng_client::preset(&arguments.space, value.get_name())
+        .with_context(|| format!("space {:?} has no presets", arguments.space))?;
     let stop = retrain::stop_on_signals()?;
     let mut rows = Vec::new();
     for origin in arguments.origins.iter().copied() {
@@ -160,7 +162,7 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
             let found = match origin.algorithm() {
                 Some(algorithm) => {
                     let name = format!("{}-{}-{seed}", arguments.name, origin.name());
-                    let request = request(&arguments, name, settings, algorithm, seed);
+                    let request = request(&arguments, preset, name, settings, algorithm, seed);
                     search(request, algorithm, &place, &stop).await?
                 }
                 None => drawn(study::named(&arguments.space, &settings)?, seed),
@@ -194,6 +196,7 @@ fn drawn(space: Space, seed: u64) -> Found {
 
 fn request(
     arguments: &Arguments,
+    preset: &Preset,
     name: String,
     settings: BTreeMap<String, String>,
     algorithm: Algorithm,
@@ -201,11 +204,12 @@ fn request(
 ) -> v1::CreateStudyRequest {
     let algorithm = v1::AlgorithmSettings {
         algorithm: algorithm.into(),
-        delta_init: arguments.delta_init,
+        delta_init: arguments.delta_init.or(preset.delta_init),
         seed: Some(seed),
         ..Default::default()
     };
-    let stop = v1::StopRules { max_steps: arguments.max_steps, ..Default::default() };
+    let max_steps = arguments.max_steps.unwrap_or(preset.max_steps);
+    let stop = v1::StopRules { max_steps, ..Default::default() };
     let spec = v1::StudySpec {
         space: arguments.space.clone(),
         settings,
@@ -267,22 +271,21 @@ fn print(rows: &[Row]) {
     for row in rows {
         print!("{:18}", row.origin.title());
         for (name, figures) in &row.figures {
+            let digits = if *name == "parameters" { 0 } else { 4 };
             let (mean, deviation) = mean_and_deviation(figures);
-            match *name {
-                "parameters" => print!(" {:>22}", format!("{mean:.0} ± {deviation:.0}")),
-                _ => print!(" {:>22}", format!("{mean:.4} ± {deviation:.4}")),
-            }
+            let deviation = deviation.map(|deviation| format!(" ± {deviation:.digits$}"));
+            print!(" {:>22}", format!("{mean:.digits$}{}", deviation.unwrap_or_default()));
         }
         println!();
     }
 }
 
-/// The deviation is that of a sample, and NaN for one alone.
-fn mean_and_deviation(figures: &[f64]) -> (f64, f64) {
+/// The deviation is that of a sample; one alone has none.
+fn mean_and_deviation(figures: &[f64]) -> (f64, Option<f64>) {
     let count = figures.len() as f64;
     let mean = figures.iter().sum::<f64>() / count;
     let squares: f64 = figures.iter().map(|figure| (figure - mean).powi(2)).sum();
-    (mean, (squares / (count - 1.0)).sqrt())
+    (mean, (count > 1.0).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
 #[cfg(test)]
@@ -293,7 +296,7 @@ mod tests {
     fn the_deviation_is_a_sample_s() {
         let (mean, deviation) = mean_and_deviation(&[1.0, 2.0, 3.0, 6.0]);
         assert_eq!(mean, 3.0);
-        assert!((deviation - (14.0_f64 / 3.0).sqrt()).abs() < 1e-15);
-        assert!(mean_and_deviation(&[1.0]).1.is_nan());
+        assert!((deviation.unwrap() - (14.0_f64 / 3.0).sqrt()).abs() < 1e-15);
+        assert_eq!(mean_and_deviation(&[1.0]), (1.0, None));
     }
 }

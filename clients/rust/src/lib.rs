@@ -7,6 +7,7 @@
 //! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
 //! | [`insist`] | calls until there is an answer |
 //! | [`explain`] | an error in a person's words, with what to do |
+//! | [`preset`] | steps that go with a preset of the project's spaces |
 //! | [`telemetry`] | logs and traces of a program |
 //!
 //! ```no_run
@@ -24,6 +25,7 @@ mod connection;
 mod explain;
 mod insist;
 mod options;
+mod presets;
 pub mod telemetry;
 mod token;
 
@@ -32,4 +34,5 @@ pub use self::{
     explain::{explain, explain_trainer},
     insist::{insist, is_transient},
     options::Options,
+    presets::{Preset, preset},
 };

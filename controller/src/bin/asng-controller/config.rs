@@ -148,6 +148,11 @@ impl Options {
         let location = match self.store {
             None => Location::Directory(self.state_dir),
             Some(url) => {
+                if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+                    bail!(
+                        "--store is the URL of a PostgreSQL, postgres://...; SQLite is what --state-dir holds without it"
+                    );
+                }
                 if self.advertise.is_none() && self.listen.ip().is_unspecified() {
                     bail!("--store needs --advertise URL: clients cannot reach {}", self.listen);
                 }

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
+use asng_client::preset;
 use asng_proto::v1::{
     Algorithm, CostRule, Distribution, Retention, Start, StudySpec, Target, retention::Keep,
     start::From,
@@ -23,27 +24,6 @@ pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
     asngctl study create mine --variables variables.json --max-steps 10000
   where variables.json holds them in order:
     [{"name": "op", "choices": ["conv3", "conv5"]}, {"name": "width", "low": 8, "high": 64}]"#;
-
-/// What goes with a preset of a space of the project's trainer.
-struct Preset {
-    space: &'static str,
-    name: &'static str,
-    max_steps: u64,
-    /// The default, if there is none.
-    delta_init: Option<f64>,
-}
-
-/// Few steps want small ones of theta at first: shared weights of autoencoders learn shallow networks before deep ones.
-const PRESETS: [Preset; 8] = [
-    Preset { space: "enas-micro", name: "paper", max_steps: 39_000, delta_init: None },
-    Preset { space: "enas-micro", name: "quick", max_steps: 2_000, delta_init: None },
-    Preset { space: "inpaint-cat", name: "paper", max_steps: 50_000, delta_init: None },
-    Preset { space: "inpaint-cat", name: "quick", max_steps: 1_000, delta_init: Some(0.2) },
-    Preset { space: "inpaint-int", name: "paper", max_steps: 50_000, delta_init: None },
-    Preset { space: "inpaint-int", name: "quick", max_steps: 1_000, delta_init: Some(0.2) },
-    Preset { space: "toy", name: "paper", max_steps: 100_000, delta_init: None },
-    Preset { space: "toy", name: "quick", max_steps: 10_000, delta_init: None },
-];
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
@@ -177,9 +157,7 @@ impl CreateArgs {
             variables: variables.unwrap_or_default(),
             ..Default::default()
         };
-        let preset = PRESETS.iter().find(|preset| {
-            preset.space == spec.space && Some(preset.name) == self.preset.as_deref()
-        });
+        let preset = self.preset.as_deref().and_then(|name| preset(&spec.space, name));
         let max_steps = self.max_steps.or(preset.map(|preset| preset.max_steps));
         spec.stop.get_or_insert_default().max_steps = max_steps.with_context(|| {
             format!(
