@@ -138,6 +138,24 @@ def test_a_lease_is_kept_while_the_body_works(daemon: Daemon, between: Between) 
     assert daemon.study("kept").progress.expired == 0
 
 
+def test_a_lost_lease_is_not_asked_for_again(
+    between: Between, caplog: pytest.LogCaptureFixture
+) -> None:
+    between.plans["ExtendLease"] = [Plan(grpc.StatusCode.FAILED_PRECONDITION)]
+    with asng.connect(between.address) as controller:
+        lost = controller.create_study("lost", SPACE, max_steps=1, lease=1)
+        other = controller.create_study("other", SPACE, max_steps=1, lease=1)
+        for step in lost.steps():
+            (request,) = between.wait_for("ExtendLease", 1)
+            for second in other.steps():
+                # Meanwhile the other's is extended, and it alone.
+                assert between.wait_for("ExtendLease", 4).count(request) == 1
+                second.report(map(loss, second.rank))
+            assert step.report(map(loss, step.rank)) is asng.Outcome.APPLIED
+    warnings = [record.message for record in caplog.records if record.name == "asng"]
+    assert warnings == ["the lease of step 1 cannot be extended: FAILED_PRECONDITION: planned"]
+
+
 def test_an_exception_or_break_gives_the_step_back(between: Between) -> None:
     with asng.connect(between.address) as controller:
         study = controller.create_study("back", SPACE, max_steps=9)

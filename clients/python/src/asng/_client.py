@@ -275,8 +275,7 @@ class Hand:
             except (grpc.RpcError, ValueError) as error:
                 if self._ended.is_set():
                     return  # ValueError: the channel is closed.
-                # The report still counts if it is the first.
-                if request == self._walk.extend():
+                if self._walk.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
                     )

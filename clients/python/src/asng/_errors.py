@@ -95,6 +95,14 @@ def brief(error: Exception) -> str:
     return str(error)
 
 
+def is_for_good(error: Exception) -> bool:
+    """Whether the controller would say the same to the same request again."""
+    return isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) and error.code() in (
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )
+
+
 class Failure:
     """A call that a controller at `url`, or the way to it, has failed."""
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, SupportsFloat, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
-from asng._errors import Error, FailedPrecondition, NotReported, StudyFailed
+from asng._errors import Error, FailedPrecondition, NotReported, StudyFailed, is_for_good
 from asng._space import Architecture, Best, Space
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
@@ -198,6 +198,7 @@ class Walk:
         self._next: search.LeaseStepResponse | None = None
         # The step that is here, to the controller's knowledge, and the report of it that is on its way.
         self._hand: search.Step | None = None
+        self._lost = False
         self._sent: search.ReportStepRequest | None = None
         self.period = 20.0
         """Seconds between two extensions of a lease, once there is one."""
@@ -285,12 +286,22 @@ class Walk:
             )
 
     def extend(self) -> search.ExtendLeaseRequest | None:
-        """The request that keeps the step in hand."""
-        if not (step := self._hand):
+        """The request that keeps the step in hand, while its lease is there to be kept."""
+        if self._lost or not (step := self._hand):
             return None
         return search.ExtendLeaseRequest(
             study=step.study, step_id=step.step_id, lease_id=step.lease_id
         )
+
+    def not_kept(self, request: search.ExtendLeaseRequest, error: Exception) -> bool:
+        """The request was answered with an error: whether that is about the step that is still in hand.
+
+        A lease that is lost stays lost; the step's report counts all the same if it is the first.
+        """
+        if request != self.extend():
+            return False
+        self._lost = is_for_good(error)
+        return True
 
     def release(self, reason: str) -> search.ReleaseStepRequest | None:
         """The request that gives back the step in hand, which it no longer is."""
@@ -303,6 +314,7 @@ class Walk:
 
     def _hold(self, step: search.Step) -> None:
         self._hand = step
+        self._lost = False
         self.period = max(step.lease.ToTimedelta().total_seconds(), 0.003) / 3
 
 

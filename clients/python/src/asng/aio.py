@@ -260,8 +260,7 @@ class Hand:
             try:
                 await self._connection.try_once(protocol.EXTEND_LEASE, request, self._walk.period)
             except grpc.RpcError as error:
-                # The report still counts if it is the first.
-                if request == self._walk.extend():
+                if self._walk.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
                     )
