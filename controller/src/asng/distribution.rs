@@ -236,6 +236,17 @@ impl Family {
         }
     }
 
+    /// The entropy of the choices, or the deviation, over the largest that it can be.
+    pub(super) fn entropy(&self, theta: &[f64]) -> f64 {
+        match *self {
+            Categorical { choices, .. } => {
+                let nats: f64 = theta.iter().map(|p| -p * p.ln()).sum();
+                nats / (choices as f64).ln()
+            }
+            Integer { low, high } => theta[1].sqrt() / max_deviation(low, high),
+        }
+    }
+
     /// The parameters as others see them.
     pub(super) fn marginal(&self, theta: &[f64]) -> Marginal {
         match self {

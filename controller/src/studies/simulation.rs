@@ -366,7 +366,7 @@ impl Simulation {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let page = runtime.block_on(async {
             let reader = store::Reader::new(&self.location).unwrap();
-            reader.history(study.id(), StepId(0), 1000).await.unwrap()
+            reader.history(study.id(), store::PageStart::After(StepId(0)), 1000).await.unwrap()
         });
         let open = study.outstanding() + study.pending();
         assert_eq!(page.steps.len() + open, self.model.sampled.len());
