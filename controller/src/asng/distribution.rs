@@ -377,6 +377,14 @@ mod tests {
     }
 
     #[test]
+    fn entropy_is_a_share_of_the_largest() {
+        assert_close(categorical(4).entropy(&[0.25; 4]), 1.0);
+        assert_close(categorical(3).entropy(&[0.5, 0.25, 0.25]), 1.5 / 3_f64.log2());
+        assert_eq!(integer(0, 10).entropy(&[5.0, 25.0]), 1.0);
+        assert_eq!(integer(0, 10).entropy(&[7.0, 0.0625]), 0.05);
+    }
+
+    #[test]
     fn an_integer_is_certain_at_its_smallest_deviation() {
         assert_eq!(integer(0, 10).certainty(&[5.0, 25.0]), 0.0);
         assert_eq!(integer(0, 10).certainty(&[5.0, 0.0625]), 1.0);

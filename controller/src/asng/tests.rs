@@ -360,6 +360,7 @@ mod algorithms {
         search(&mut asng, 2, 2000, mismatches);
         assert_eq!(asng.mode().settled(&TOY), target);
         assert!(asng.convergence() > 0.8, "{}", asng.convergence());
+        assert!(asng.entropy() < 0.5, "{}", asng.entropy());
     }
 
     #[test]

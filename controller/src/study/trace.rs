@@ -229,3 +229,139 @@ fn to_ms<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Er
 fn from_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
     Ok(UNIX_EPOCH + Duration::from_millis(u64::deserialize(deserializer)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn point(applied: u64) -> TracePoint {
+        TracePoint {
+            applied,
+            generation: applied,
+            time: UNIX_EPOCH,
+            convergence: 0.0,
+            entropy: 1.0,
+            delta: 1.0,
+            signal_to_noise: 0.0,
+            losses: None,
+            diverged: 0,
+            metrics: BTreeMap::new(),
+        }
+    }
+
+    /// What is kept of a study that is updated by so many reports each time.
+    fn traced(updates: impl IntoIterator<Item = u64>) -> Vec<TracePoint> {
+        let (mut points, mut before, mut end) = (Vec::new(), 0, 0);
+        for reports in updates {
+            let after = before + reports;
+            if ends_stretch(before, after) {
+                points.push(TracePoint { diverged: after - end, ..point(after) });
+                end = after;
+            } else {
+                assert!(!fills_trace(before, after), "at {after}");
+            }
+            if fills_trace(before, after) {
+                points = thin(points);
+            }
+            // With the stretch that is open.
+            assert!(points.len() < MAX_POINTS, "{} points at {after}", points.len());
+            before = after;
+        }
+        points
+    }
+
+    fn ends(points: &[TracePoint]) -> Vec<u64> {
+        points.iter().map(|point| point.applied).collect()
+    }
+
+    #[test]
+    fn a_long_trace_has_few_points_at_equal_distances() {
+        let points = traced(std::iter::repeat_n(1, 100_000));
+        assert_eq!(ends(&points), (128..=100_000).step_by(128).collect::<Vec<_>>());
+        assert!(points.iter().all(|point| point.diverged == 128), "nothing is lost");
+        assert_eq!(ends(&traced(std::iter::repeat_n(1, 999))), (1..=999).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn thinning_leaves_what_the_larger_stride_would_have_given(
+            updates in prop::collection::vec(prop_oneof![1..4_u64, 1..200_u64, 900..1024_u64], 1..3000)
+        ) {
+            let points = traced(updates.iter().copied());
+            let stride = stride(updates.iter().sum());
+            let (mut before, mut expected) = (0, Vec::new());
+            for reports in updates {
+                let after = before + reports;
+                if before / stride < after / stride {
+                    expected.push(after);
+                }
+                before = after;
+            }
+            prop_assert_eq!(ends(&points), expected);
+            prop_assert_eq!(thin(points.clone()), points);
+        }
+    }
+
+    #[test]
+    fn neighbours_are_joined_by_their_share_of_reports() {
+        let band = |median| Some(LossBand { low: median - 1.0, median, high: f64::MAX });
+        let metrics = |name: &str, value| BTreeMap::from([(name.to_owned(), value)]);
+        let earlier =
+            TracePoint { losses: band(8.0), metrics: metrics("both", 0.0), ..point(1030) };
+        let later = TracePoint {
+            losses: band(4.0),
+            metrics: [metrics("both", 4.0), metrics("late", 7.0)].into_iter().flatten().collect(),
+            convergence: 0.5,
+            diverged: 5,
+            ..point(1040)
+        };
+        let joined = earlier.clone().join(later.clone(), 1000);
+        assert_eq!(joined.losses, Some(LossBand { low: 6.0, median: 7.0, high: f64::MAX }));
+        let expected = [("both".to_owned(), 1.0), ("late".to_owned(), 7.0)].into();
+        assert_eq!((&joined.metrics, joined.diverged), (&expected, 5));
+        assert_eq!((joined.applied, joined.convergence), (1040, 0.5), "as it was at its end");
+        let diverged = TracePoint { losses: None, ..later };
+        assert_eq!(earlier.join(diverged, 1000).losses, band(8.0));
+    }
+
+    #[test]
+    fn a_long_stretch_keeps_a_sample_of_its_losses() {
+        let asng = Asng::new(
+            &[crate::asng::Variable::Categorical { choices: 3 }],
+            crate::asng::Settings::default(),
+        );
+        let (asng, progress) = (asng.unwrap(), Progress::default());
+        let mut stretch = Stretch::default();
+        assert_eq!(stretch.point(&progress, &asng), None);
+        for i in 0..10_000 {
+            let figures = [("i".to_owned(), f64::from(i)), ("bad".to_owned(), f64::NAN)].into();
+            stretch.add(&[f64::from(i), f64::INFINITY], &figures, UNIX_EPOCH);
+            assert!(stretch.sample.len() <= SAMPLE);
+        }
+        let point = stretch.point(&progress, &asng).unwrap();
+        let LossBand { low, median, high } = point.losses.unwrap();
+        for (found, expected) in [(low, 2500.0), (median, 5000.0), (high, 7500.0)] {
+            assert!((found - expected).abs() < 100.0, "{found} is not {expected}");
+        }
+        assert_eq!(point.diverged, 10_000);
+        assert_eq!(point.metrics.keys().collect::<Vec<_>>(), ["i"]);
+        assert!((point.metrics["i"] - 4999.5).abs() < 1e-6);
+
+        stretch.end();
+        assert_eq!(stretch.point(&progress, &asng), None);
+        let many = (0..50).map(|i| (format!("m{i:02}"), f64::MAX)).collect();
+        for _ in 0..3 {
+            stretch.add(&[1.0], &many, UNIX_EPOCH);
+        }
+        let point = stretch.point(&progress, &asng).unwrap();
+        assert_eq!(point.losses, Some(LossBand { low: 1.0, median: 1.0, high: 1.0 }));
+        assert_eq!(point.metrics.len(), MAX_METRICS - 1, "a name is known already");
+        assert!(point.is_sound(), "{point:?}");
+        let text = serde_json::to_string(&point).unwrap();
+        assert_eq!(serde_json::from_str::<TracePoint>(&text).unwrap(), point);
+        let unsound = TracePoint { delta: f64::INFINITY, ..point };
+        assert!(!unsound.is_sound());
+    }
+}

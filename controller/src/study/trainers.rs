@@ -99,3 +99,29 @@ impl Trainers {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_trainer_that_has_been_silent_for_longest_is_forgotten_first() {
+        let mut trainers = Trainers::default();
+        let start = Instant::now();
+        let at = |second: usize| Now {
+            monotonic: start + Duration::from_secs(second as u64),
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        for i in 0..MAX_TRAINERS {
+            trainers.see(&format!("t{i}"), at(i));
+        }
+        trainers.reported("t0", Outcome::Applied, 3, at(MAX_TRAINERS));
+        trainers.expired("nobody");
+        trainers.see("new", at(MAX_TRAINERS + 1));
+        let names: Vec<_> = trainers.latest_first().into_iter().map(|(name, _)| name).collect();
+        assert_eq!((names.len(), &names[..2]), (MAX_TRAINERS, &["new", "t0"][..]));
+        assert!(!names.contains(&"t1"));
+    }
+}
