@@ -143,6 +143,7 @@ pub struct Changes {
     /// Studies, and the newest step whose history is dropped with all before it.
     #[serde(skip)]
     pruned: Vec<(i64, i64)>,
+    /// Of traces, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     points: Vec<PointRow>,
 }
@@ -223,7 +224,7 @@ impl Changes {
         self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));
     }
 
-    /// A stretch of the search has ended. With `full`, the trace is thinned.
+    /// A stretch of the search has ended. Where its trace is full by that, it is thinned.
     pub fn trace(&mut self, study: StudyId, point: &TracePoint, full: bool) {
         self.points.push(PointRow::new(study, point, full));
     }

@@ -143,7 +143,7 @@ async fn write_parts(
         send(Part::OpenSteps(v1::OpenSteps { open_steps: vec![open_step] })).await?;
     }
     let mut points = caller.trace(id, now).await.map_err(Stopped::Failed)?;
-    // The study may have gone on since the archive was made.
+    // As of the archive.
     points.retain(|point| point.applied <= applied);
     for points in points.chunks(POINTS_PER_PART) {
         let points = points.iter().cloned().map(archive::trace_point).collect();
@@ -153,6 +153,7 @@ async fn write_parts(
     loop {
         let page = caller.history(id, PageStart::After(after), STEPS_PER_PART).await;
         let page = page.map_err(Stopped::Failed)?;
+        // The study may have gone on since the archive was made.
         let of_archive =
             |past: &&Past| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
         let reports: Vec<_> = page.steps.iter().filter(of_archive).map(archive::report).collect();

@@ -91,7 +91,7 @@ pub(super) struct PointRow {
     pub(super) study: i64,
     pub(super) applied: i64,
     pub(super) point: String,
-    /// In the journal only: whether the trace is thinned when this is in it.
+    /// In the journal only: whether the trace is full with this, and to be thinned.
     pub(super) full: bool,
 }
 

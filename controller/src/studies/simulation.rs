@@ -364,13 +364,13 @@ fn figures(asng: &Asng) -> [f64; 4] {
 }
 
 impl Simulation {
-    /// What is stored of the trace.
-    fn trace(&mut self) -> Vec<TracePoint> {
+    /// What is stored of a study's trace.
+    fn trace(&mut self, study: StudyId) -> Vec<TracePoint> {
         self.shelf().settle().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let reader = store::Reader::new(&self.location).unwrap();
-            reader.trace(self.study().id()).await.unwrap()
+            reader.trace(study).await.unwrap()
         })
     }
 
@@ -380,7 +380,8 @@ impl Simulation {
             let figures = [p.convergence, p.entropy, p.delta, p.signal_to_noise];
             (p.applied, p.diverged, figures)
         };
-        let trace: Vec<_> = self.trace().into_iter().map(told).collect();
+        let id = self.study().id();
+        let trace: Vec<_> = self.trace(id).into_iter().map(told).collect();
         assert_eq!(trace, self.model.trace);
     }
 
@@ -549,11 +550,21 @@ fn keeps_a_long_trace(location: Location) {
             simulation.restart();
         }
     }
-    let trace = simulation.trace();
+    let id = simulation.study().id();
+    let trace = simulation.trace(id);
     let told =
         trace.iter().map(|p| (p.applied, [p.convergence, p.entropy, p.delta, p.signal_to_noise]));
     let expected: Vec<_> = expected.into_iter().filter(|(step, _)| step % 4 == 0).collect();
     assert_eq!(told.collect::<Vec<_>>(), expected);
+
+    simulation.shelf().delete(STUDY).unwrap();
+    commit(simulation.shelf());
+    // The first takes the history, the next what else there is.
+    for _ in 0..2 {
+        let now = simulation.now;
+        simulation.shelf().tick(now);
+    }
+    assert_eq!(simulation.trace(id), []);
 }
 
 /// How many lists are tried.
