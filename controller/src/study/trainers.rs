@@ -52,7 +52,7 @@ impl Trainers {
                 Outcome::Applied | Outcome::Pending => trainer.applied += 1,
                 Outcome::Stale => trainer.stale += 1,
             }
-            trainer.staleness += staleness;
+            trainer.staleness = trainer.staleness.saturating_add(staleness);
         });
     }
 
