@@ -476,6 +476,19 @@ impl Asng {
         self.free.iter().map(certainty).sum::<f64>() / self.free.len() as f64
     }
 
+    /// How open theta is, from 1 to 0: the mean over free variables of a categorical's entropy, over the largest that it can
+    /// have, or of an integer's deviation, over the largest that it can have.
+    pub fn entropy(&self) -> f64 {
+        let entropy = |free: &Free| free.family.entropy(self.theta(free));
+        self.free.iter().map(entropy).sum::<f64>() / self.free.len() as f64
+    }
+
+    /// ‖s‖² / γ: steps lengthen while it is above alpha. 0 before the first update, never infinite.
+    pub fn signal_to_noise(&self) -> f64 {
+        let State { s, gamma, .. } = &self.state;
+        if *gamma > 0.0 { (square_norm(s) / gamma).min(f64::MAX) } else { 0.0 }
+    }
+
     /// The distribution of every variable, fixed ones included.
     pub fn marginals(&self) -> Vec<Marginal> {
         let fixed = |variable: &Variable| match *variable {

@@ -20,11 +20,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::status::{invalid, status};
 use crate::{
-    store::{Page, Reader},
+    store::{Page, PageStart, Reader},
     studies::{Error, Shelf, Studies},
     study::{
         self, COSTS_RULE, Costs, LeaseId, Next, Now, Origin, Report, StepId, Study, StudyId,
-        Violation, are_costs, is_label,
+        TracePoint, Violation, are_costs, is_label,
     },
 };
 
@@ -137,10 +137,30 @@ impl Caller {
         self.identity.scope().holds(study.owner(), &study.spec().labels)
     }
 
-    async fn history(&self, study: StudyId, after: StepId, limit: usize) -> Result<Page, Status> {
+    async fn history(
+        &self,
+        study: StudyId,
+        start: PageStart,
+        limit: usize,
+    ) -> Result<Page, Status> {
         self.run(|shelf, _| shelf.settle()).await?;
-        let page = self.api.reader.history(study, after, limit).await;
+        let page = self.api.reader.history(study, start, limit).await;
         page.map_err(|error| status(&Error::Storage(error.into())))
+    }
+
+    /// How a study went until `now`, a stretch that has not ended.
+    async fn trace(
+        &self,
+        study: StudyId,
+        now: Option<TracePoint>,
+    ) -> Result<Vec<TracePoint>, Status> {
+        self.run(|shelf, _| shelf.settle()).await?;
+        let points = self.api.reader.trace(study).await;
+        let mut points = points.map_err(|error| status(&Error::Storage(error.into())))?;
+        // It may have ended meanwhile.
+        let ended = points.last().map_or(0, |last| last.applied);
+        points.extend(now.filter(|now| now.applied > ended));
+        Ok(study::thin(points))
     }
 
     /// Changes the study `name` and returns it as it is then.
@@ -287,14 +307,19 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListReportsRequest>,
     ) -> Result<Response<v1::ListReportsResponse>, Status> {
-        let (caller, v1::ListReportsRequest { study, page_size, page_token, .. }) =
+        let (caller, v1::ListReportsRequest { study, page_size, page_token, newest_first }) =
             self.open(request)?;
-        let after = match page_token.as_str() {
-            "" => 0,
-            token => token.parse().map_err(|_| foreign_token("ListReports"))?,
+        let last = match page_token.as_str() {
+            "" => None,
+            token => Some(StepId(token.parse().map_err(|_| foreign_token("ListReports"))?)),
+        };
+        let start = if newest_first {
+            PageStart::Before(last.unwrap_or(StepId::LAST))
+        } else {
+            PageStart::After(last.unwrap_or(StepId(0)))
         };
         let id = caller.read(study, |study| Ok(study.id())).await?;
-        let page = caller.history(id, StepId(after), page_length(page_size)).await?;
+        let page = caller.history(id, start, page_length(page_size)).await?;
         let last = page.steps.last().filter(|_| page.more);
         Ok(Response::new(v1::ListReportsResponse {
             next_page_token: last.map_or_else(String::new, |past| past.step.id.to_string()),
@@ -304,16 +329,23 @@ impl StudyService for Api {
 
     async fn get_trace(
         &self,
-        _request: Request<v1::GetTraceRequest>,
+        request: Request<v1::GetTraceRequest>,
     ) -> Result<Response<v1::GetTraceResponse>, Status> {
-        Err(Status::unimplemented("GetTrace"))
+        let (caller, v1::GetTraceRequest { name }) = self.open(request)?;
+        let read = |study: &Study| Ok((study.id(), study.stretch_so_far()));
+        let (id, now) = caller.read(name, read).await?;
+        let points = caller.trace(id, now).await?;
+        let points = points.into_iter().map(archive::trace_point).collect();
+        Ok(Response::new(v1::GetTraceResponse { points }))
     }
 
     async fn list_trainers(
         &self,
-        _request: Request<v1::ListTrainersRequest>,
+        request: Request<v1::ListTrainersRequest>,
     ) -> Result<Response<v1::ListTrainersResponse>, Status> {
-        Err(Status::unimplemented("ListTrainers"))
+        let (caller, v1::ListTrainersRequest { name }) = self.open(request)?;
+        let trainers = caller.read(name, |study| Ok(convert::trainers(study))).await?;
+        Ok(Response::new(v1::ListTrainersResponse { trainers }))
     }
 
     type ExportStudyStream = ReceiverStream<Result<v1::ExportStudyResponse, Status>>;

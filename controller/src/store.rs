@@ -13,9 +13,9 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::rows::{OpenRow, PastRow, ReportRow, StateRow, StudyRow};
+use self::rows::{OpenRow, PastRow, PointRow, ReportRow, StateRow, StudyRow};
 pub use self::sqlite::{back_up, restore};
-use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId};
+use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId, TracePoint};
 
 /// Why the database cannot be used. Nothing that was not committed is stored.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +143,9 @@ pub struct Changes {
     /// Studies, and the newest step whose history is dropped with all before it.
     #[serde(skip)]
     pruned: Vec<(i64, i64)>,
+    /// Of traces, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    points: Vec<PointRow>,
 }
 
 impl Changes {
@@ -152,6 +155,7 @@ impl Changes {
         self.past.retain(|past| past.step.study != id);
         self.late.retain(|(study, ..)| *study != id);
         self.pruned.retain(|(study, _)| *study != id);
+        self.points.retain(|point| point.study != id);
         self.deleted.push(id);
     }
 
@@ -220,6 +224,11 @@ impl Changes {
         self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));
     }
 
+    /// A stretch of the search has ended. Where its trace is full by that, it is thinned.
+    pub fn trace(&mut self, study: StudyId, point: &TracePoint, full: bool) {
+        self.points.push(PointRow::new(study, point, full));
+    }
+
     /// Whether there is nothing to make durable.
     pub(crate) fn is_empty(&self) -> bool {
         self.deleted.is_empty()
@@ -233,6 +242,7 @@ impl Changes {
             && self.past.is_empty()
             && self.late.is_empty()
             && self.pruned.is_empty()
+            && self.points.is_empty()
     }
 
     /// The studies that are written to, but for those that are being imported: they must be this controller's.
@@ -244,7 +254,8 @@ impl Changes {
         let past = self.past.iter().map(|row| row.step.study);
         let late = self.late.iter().map(|(study, ..)| *study);
         let keys = self.passed.iter().chain(&self.pruned).map(|(study, _)| *study);
-        ids.chain(rows).chain(states).chain(open).chain(past).chain(late).chain(keys)
+        let points = self.points.iter().map(|row| row.study);
+        ids.chain(rows).chain(states).chain(open).chain(past).chain(late).chain(keys).chain(points)
     }
 }
 
@@ -381,17 +392,24 @@ impl Reader {
         })
     }
 
-    /// A part of a study's history, in the order of its steps: those after `after`, `limit` at most, and fewer where they
-    /// are large.
+    /// A part of a study's history: `limit` steps at most, and fewer where they are large.
     pub async fn history(
         &self,
         study: StudyId,
-        after: StepId,
+        start: PageStart,
         limit: usize,
     ) -> Result<Page, Error> {
         match self {
-            Reader::Sqlite(sqlite) => sqlite.history(study, after, limit).await,
-            Reader::Postgres(postgres) => postgres.history(study, after, limit).await,
+            Reader::Sqlite(sqlite) => sqlite.history(study, start, limit).await,
+            Reader::Postgres(postgres) => postgres.history(study, start, limit).await,
+        }
+    }
+
+    /// The stretches of a study's search that have ended, oldest first.
+    pub async fn trace(&self, study: StudyId) -> Result<Vec<TracePoint>, Error> {
+        match self {
+            Reader::Sqlite(sqlite) => sqlite.trace(study).await,
+            Reader::Postgres(postgres) => postgres.trace(study).await,
         }
     }
 
@@ -416,9 +434,18 @@ impl Reader {
 /// Values of architectures after which a page of a history ends.
 const PAGE_VALUES: usize = 1 << 17;
 
+/// Where a part of a history starts, and which way it goes.
+#[derive(Clone, Copy, Debug)]
+pub enum PageStart {
+    /// With the next step after this one, upwards.
+    After(StepId),
+    /// With the last step before this one, downwards.
+    Before(StepId),
+}
+
 /// A part of a history.
 pub struct Page {
-    /// Steps of the past, by their number.
+    /// Steps of the past, in its direction.
     pub steps: Vec<Past>,
     /// Whether there are more after these.
     pub more: bool,

@@ -27,7 +27,7 @@ use crate::{
     store::{self, Changes, Location, Store},
     study::{
         self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
-        Spec, Start, State, StepId, Study, StudyId, Violation, is_name,
+        Spec, Start, State, StepId, Study, StudyId, TracePoint, Violation, is_name,
     },
 };
 
@@ -473,6 +473,13 @@ impl Shelf {
         }
     }
 
+    /// Stores a part of the trace of a study that is being imported.
+    pub fn import_trace(&mut self, id: StudyId, points: &[TracePoint]) {
+        for point in points {
+            self.changes.trace(id, point, false);
+        }
+    }
+
     /// Forgets a study that was to be imported.
     pub fn abandon_import(&mut self, id: StudyId) {
         self.changes.abandon_import(id);
@@ -557,6 +564,7 @@ impl Shelf {
                     }
                 }
                 Event::ReportedLate(step, report) => self.changes.late(id, *step, report),
+                Event::Traced { point, full } => self.changes.trace(id, point, *full),
             }
             self.happened.push((name.into(), event));
         }

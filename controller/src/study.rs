@@ -10,6 +10,8 @@ mod spec;
 mod step;
 #[cfg(test)]
 mod tests;
+mod trace;
+mod trainers;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +23,7 @@ use std::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use self::costs::Standing;
+use self::{costs::Standing, trace::Stretch, trainers::Trainers};
 pub use self::{
     costs::{
         COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs, learn,
@@ -32,6 +34,8 @@ pub use self::{
         is_label, is_name,
     },
     step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId, StudyId},
+    trace::{LossBand, MAX_POINTS, TracePoint, thin},
+    trainers::Trainer,
 };
 use crate::asng::{Architecture, Asng};
 
@@ -97,6 +101,13 @@ pub enum Event {
     Passed(Box<Past>),
     /// A step that the history has as closed was reported after all.
     ReportedLate(StepId, Box<PastReport>),
+    /// A stretch of the search has ended.
+    Traced {
+        /// It.
+        point: Box<TracePoint>,
+        /// Whether the trace is full with it, and is to be thinned.
+        full: bool,
+    },
 }
 
 /// What a trainer gets that asks for a step.
@@ -197,6 +208,8 @@ pub struct Study {
     incumbent: Option<Incumbent>,
     live: BTreeMap<StepId, Step>,
     pending: BTreeMap<StepId, Pending>,
+    stretch: Stretch,
+    trainers: Trainers,
     events: Vec<Event>,
 }
 
@@ -227,6 +240,8 @@ impl Study {
             incumbent: None,
             live: BTreeMap::new(),
             pending: BTreeMap::new(),
+            stretch: Stretch::default(),
+            trainers: Trainers::default(),
             events: vec![Event::Created],
             spec,
         };
@@ -327,6 +342,8 @@ impl Study {
             incumbent: record.incumbent,
             live: record.live.into_iter().map(|step| (step.id, step)).collect(),
             pending: record.pending.into_iter().map(|pending| (pending.step.id, pending)).collect(),
+            stretch: Stretch::default(),
+            trainers: Trainers::default(),
             events: Vec::new(),
         })
     }
@@ -372,6 +389,7 @@ impl Study {
         if self.spec.variables.is_empty() && !spaces.contains(space) {
             return Err(Error::OtherSpace { space: space.clone(), served: spaces.join(", ") });
         }
+        self.trainers.see(trainer, now);
         self.tick(now);
         let until = now.monotonic + self.spec.lease();
         match self.state {
@@ -440,8 +458,8 @@ impl Study {
     /// fresh (rule 5), and ends the study when its time is over.
     pub fn tick(&mut self, now: Now) {
         for step in self.live.values_mut() {
-            if step.lease.as_ref().is_some_and(|lease| lease.until <= now.monotonic) {
-                step.lease = None;
+            if let Some(lease) = step.lease.take_if(|lease| lease.until <= now.monotonic) {
+                self.trainers.expired(&lease.trainer);
                 self.progress.expired += 1;
                 self.events.push(Event::Expired(step.id));
             }
@@ -512,9 +530,8 @@ impl Study {
             return Err(Error::Invalid(violations));
         }
         if let Some(pending) = self.pending.get(&id) {
-            self.progress.duplicate += 1;
             let staleness = pending.staleness;
-            return Ok(Receipt { outcome: Some(Outcome::Pending), duplicate: true, staleness });
+            return Ok(self.repeated(&report.trainer, Some(Outcome::Pending), staleness, now));
         }
         self.end_in_time(now);
         let report = PastReport {
@@ -527,11 +544,11 @@ impl Study {
             update: None,
         };
         let Some(step) = self.live.remove(&id) else {
-            return Ok(self.report_closed(id, closed, report));
+            return Ok(self.report_closed(id, closed, report, now));
         };
         let staleness = self.progress.generation - step.generation;
         if staleness > self.spec.max_staleness() {
-            self.note_report(id, &report.trainer, Outcome::Stale, staleness);
+            self.note_report(id, &report.trainer, Outcome::Stale, staleness, now);
             self.pass(step, PastReport { staleness, ..report });
             return Ok(Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness });
         }
@@ -542,11 +559,11 @@ impl Study {
             && self.progress.applied + self.pending.len() as u64 + 1 >= self.spec.max_steps;
         let outcome =
             if full || all_reported || target { Outcome::Applied } else { Outcome::Pending };
-        self.note_report(id, &trainer, outcome, staleness);
+        self.note_report(id, &trainer, outcome, staleness, now);
         let pending = Pending { step, trainer, losses, costs, metrics, staleness, at };
         self.pending.insert(id, pending);
         if outcome == Outcome::Applied {
-            self.update();
+            self.update(now);
         }
         if all_reported {
             self.end(State::Finished(StopRule::MaxSteps), now);
@@ -561,7 +578,13 @@ impl Study {
     }
 
     /// Takes a report of a step that the history knows, unless it no longer keeps it.
-    fn report_closed(&mut self, id: StepId, closed: Option<Closed>, report: PastReport) -> Receipt {
+    fn report_closed(
+        &mut self,
+        id: StepId,
+        closed: Option<Closed>,
+        report: PastReport,
+        now: Now,
+    ) -> Receipt {
         // A step that was closed while this report was on its way: by the end of the study's time.
         let just_closed = self.events.iter().find_map(|event| match event {
             Event::Passed(past) if past.step.id == id && past.report.is_none() => {
@@ -570,21 +593,40 @@ impl Study {
             _ => None,
         });
         let Some(closed) = just_closed.or(closed) else {
-            self.progress.duplicate += 1;
-            return Receipt { outcome: None, duplicate: true, staleness: 0 };
+            return self.repeated(&report.trainer, None, 0, now);
         };
         let staleness = self.progress.generation.saturating_sub(closed.generation);
         if closed.outcome.is_some() {
-            self.progress.duplicate += 1;
-            return Receipt { outcome: closed.outcome, duplicate: true, staleness };
+            return self.repeated(&report.trainer, closed.outcome, staleness, now);
         }
-        self.note_report(id, &report.trainer, Outcome::Stale, staleness);
+        self.note_report(id, &report.trainer, Outcome::Stale, staleness, now);
         let report = PastReport { staleness, ..report };
         self.events.push(Event::ReportedLate(id, Box::new(report)));
         Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness }
     }
 
-    fn note_report(&mut self, step: StepId, trainer: &str, outcome: Outcome, staleness: u64) {
+    /// Answers a report of a step whose first one was another; `outcome` is that one's.
+    fn repeated(
+        &mut self,
+        trainer: &str,
+        outcome: Option<Outcome>,
+        staleness: u64,
+        now: Now,
+    ) -> Receipt {
+        self.progress.duplicate += 1;
+        self.trainers.repeated(trainer, now);
+        Receipt { outcome, duplicate: true, staleness }
+    }
+
+    fn note_report(
+        &mut self,
+        step: StepId,
+        trainer: &str,
+        outcome: Outcome,
+        staleness: u64,
+        now: Now,
+    ) {
+        self.trainers.reported(trainer, outcome, staleness, now);
         self.progress.stale += u64::from(outcome == Outcome::Stale);
         self.events.push(Event::Reported { step, trainer: trainer.into(), outcome, staleness });
     }
@@ -637,7 +679,7 @@ impl Study {
 
     /// Applies the pending reports, in the order of their steps so that the order of arrival leaves no trace in the
     /// sums (rule 6).
-    fn update(&mut self) {
+    fn update(&mut self, now: Now) {
         let batch = mem::take(&mut self.pending);
         let Some(search) = self.search.as_mut().filter(|_| !batch.is_empty()) else { return };
         let evaluations: Vec<Evaluation<'_>> = batch
@@ -646,13 +688,33 @@ impl Study {
             .collect();
         // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
         learn(&mut search.asng, &mut search.selection, &self.spec.costs, &evaluations).unwrap();
+        let before = self.progress.applied;
         self.progress.generation += 1;
         self.progress.applied += batch.len() as u64;
+        for Pending { losses, metrics, .. } in batch.values() {
+            self.stretch.add(losses, metrics, now.wall);
+        }
+        if trace::ends_stretch(before, self.progress.applied) {
+            self.end_stretch(trace::fills_trace(before, self.progress.applied));
+        }
         let update = Some(self.progress.generation);
         for Pending { step, trainer, losses, costs, metrics, staleness, at } in batch.into_values()
         {
             self.pass(step, PastReport { trainer, losses, costs, metrics, staleness, at, update });
         }
+    }
+
+    fn end_stretch(&mut self, full: bool) {
+        if let Some(point) = self.stretch_so_far() {
+            self.events.push(Event::Traced { point: Box::new(point), full });
+        }
+        self.stretch.end();
+    }
+
+    /// The stretch that has not ended; none if nothing has been applied in it, or not since this controller took the study
+    /// up.
+    pub fn stretch_so_far(&self) -> Option<TracePoint> {
+        self.stretch.point(&self.progress, self.asng()?)
     }
 
     /// Starts the time of a lease anew.
@@ -661,6 +723,9 @@ impl Study {
         let duration = self.spec.lease();
         let lease = self.held(id)?.ok_or(Error::LeaseNotHeld(id))?;
         lease.until = now.monotonic + duration;
+        if let Some(lease) = self.live.get(&id.step).and_then(|step| step.lease.as_ref()) {
+            self.trainers.see(&lease.trainer, now);
+        }
         Ok(duration)
     }
 
@@ -669,7 +734,9 @@ impl Study {
         if self.held(id)?.is_some()
             && let Some(step) = self.live.get_mut(&id.step)
         {
-            step.lease = None;
+            if let Some(lease) = step.lease.take() {
+                self.trainers.see(&lease.trainer, now);
+            }
             self.events.push(Event::Released(id.step));
             self.tick(now);
         }
@@ -778,7 +845,9 @@ impl Study {
 
     /// What is pending is applied (rule 7), what is outstanding is closed.
     fn end(&mut self, state: State, now: Now) {
-        self.update();
+        self.update(now);
+        self.end_stretch(false);
+        self.stretch = Stretch::default();
         self.close(|_| true);
         self.change_state(state, now);
     }
@@ -868,6 +937,18 @@ impl Study {
     /// Steps handed out, or to be handed out again.
     pub fn outstanding(&self) -> usize {
         self.live.len()
+    }
+
+    /// The trainers that have worked on it since this controller took it up, the latest heard of first, and what each holds.
+    pub fn trainers(&self) -> Vec<(&str, &Trainer, Vec<StepId>)> {
+        let mut holds: BTreeMap<&str, Vec<StepId>> = BTreeMap::new();
+        for step in self.live.values() {
+            if let Some(lease) = &step.lease {
+                holds.entry(&lease.trainer).or_default().push(step.id);
+            }
+        }
+        let known = self.trainers.latest_first().into_iter();
+        known.map(|(name, seen)| (name, seen, holds.remove(name).unwrap_or_default())).collect()
     }
 
     /// Time since the oldest lease that is held was given or extended.

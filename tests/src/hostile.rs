@@ -15,7 +15,7 @@ use tower::{Service, ServiceExt};
 use crate::{Controller, categoricals, create_request, limit, report};
 
 /// Every method of the controller, and one that it has not.
-pub const METHODS: [&str; 21] = [
+pub const METHODS: [&str; 23] = [
     "/asng.v1.StudyService/CreateStudy",
     "/asng.v1.StudyService/GetStudy",
     "/asng.v1.StudyService/ListStudies",
@@ -26,6 +26,8 @@ pub const METHODS: [&str; 21] = [
     "/asng.v1.StudyService/GetDistribution",
     "/asng.v1.StudyService/WatchStudy",
     "/asng.v1.StudyService/ListReports",
+    "/asng.v1.StudyService/GetTrace",
+    "/asng.v1.StudyService/ListTrainers",
     "/asng.v1.StudyService/ExportStudy",
     "/asng.v1.StudyService/ImportStudy",
     "/asng.v1.SearchService/LeaseStep",
@@ -392,7 +394,7 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             study: name,
             page_size,
             page_token: text,
-            ..Default::default()
+            newest_first: random.random(),
         }
         .encode_to_vec(),
         "ExportStudy" => v1::ExportStudyRequest { name, fork: random.random() }.encode_to_vec(),

@@ -63,6 +63,10 @@ async fn a_history_is_written_and_a_study_moves_in_a_file() {
     assert_eq!(rows.len(), 1 + 9 * 4, "two to train and two to rank in each step");
     assert_eq!((rows[0][0], rows[0][10], rows[0][22]), ("step", "loss", "width"));
     assert_eq!((rows[36][0], rows[36][2], rows[36][5]), ("9", "APPLIED", "t"));
+    let newest = text(run("study history s --newest-first"));
+    assert!(newest.lines().nth(1).is_some_and(|line| line.starts_with("9,")), "{newest}");
+    let trainers = json(run("study trainers s --output json"));
+    assert_eq!((&trainers[0]["trainer_id"], &trainers[0]["applied"]), (&"t".into(), &9.into()));
     assert!(text(run("study history s --format json --out h.json")).is_empty());
     let lines = std::fs::read_to_string(directory.path().join("h.json")).unwrap();
     assert_eq!(lines.lines().count(), 9);

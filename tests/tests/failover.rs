@@ -131,6 +131,22 @@ async fn any_controller_serves_reads_and_names_the_owner_for_the_rest() {
     let listed = second.studies().list_studies(v1::ListStudiesRequest::default()).await.unwrap();
     assert_eq!(listed.into_inner().studies.len(), 1);
 
+    first.studies().create_study(create_request("done", 8)).await.unwrap();
+    train(first.search(), "done", "t", |_, _| {}).await;
+    let request = v1::GetTraceRequest { name: "done".into() };
+    let there = first.studies().get_trace(request.clone()).await.unwrap().into_inner();
+    assert_eq!(there.points.len(), 8);
+    assert_eq!(second.studies().get_trace(request).await.unwrap().into_inner(), there);
+    let (study, newest_first) = ("done".into(), true);
+    let request =
+        v1::ListReportsRequest { study, newest_first, page_size: 3, ..Default::default() };
+    let newest = second.studies().list_reports(request).await.unwrap().into_inner().reports;
+    assert_eq!(newest.iter().map(|report| report.step_id).collect::<Vec<_>>(), [8, 7, 6]);
+    let request = v1::ListTrainersRequest { name: "done".into() };
+    let there = first.studies().list_trainers(request.clone()).await.unwrap().into_inner();
+    let here = second.studies().list_trainers(request).await.unwrap().into_inner();
+    assert_eq!((there.trainers.len(), here.trainers.len()), (1, 0), "the owner alone knows them");
+
     let request = v1::PauseStudyRequest { name: "s".into() };
     let refused = second.studies().pause_study(request.clone()).await.unwrap_err();
     assert_eq!(owner(&refused), first.url());

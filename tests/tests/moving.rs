@@ -129,7 +129,16 @@ async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
         });
         batches.flatten().collect()
     };
+    let trace = |parts: &[v1::StudyPart]| -> Vec<v1::TracePoint> {
+        let batches = parts.iter().filter_map(|part| match &part.part {
+            Some(Part::Trace(batch)) => Some(batch.points.clone()),
+            _ => None,
+        });
+        batches.flatten().collect()
+    };
     let exported_again = export(&there, "archived", false).await.unwrap();
+    assert_eq!(trace(&exported_again), trace(&finished));
+    assert_eq!(trace(&finished).len() as u64, STEPS / 4);
     assert_eq!(history(&exported_again), history(&finished));
     assert_eq!(history(&finished).len() as u64, STEPS);
 }
@@ -176,7 +185,10 @@ async fn keeps_nothing_spoilt(controller: Controller) {
         }
         parts
     };
+    let traced = parts.iter().position(|part| matches!(part.part, Some(Part::Trace(_))));
+    let traced = traced.expect("a part of the trace");
     for (spoilt, expected) in [
+        ([&parts[..=traced], &parts[traced..]].concat(), "part.trace"),
         (parts[..last].to_vec(), "cut short"),
         (parts[1..].to_vec(), "the first part is the archive"),
         ([&parts[..1], &parts[last..]].concat(), "0 reports arrived of"),
@@ -260,7 +272,19 @@ async fn a_history_is_listed_by_pages() {
         }
         request.page_token = page.next_page_token;
     }
-    assert_eq!((pages, steps), (STEPS.div_ceil(7), (1..=STEPS).collect()));
+    assert_eq!((pages, &steps), (STEPS.div_ceil(7), &(1..=STEPS).collect()));
+    (request.page_token, request.newest_first) = (String::new(), true);
+    let mut backwards = Vec::new();
+    loop {
+        let page = controller.studies().list_reports(request.clone()).await.unwrap().into_inner();
+        backwards.extend(page.reports.iter().map(|report| report.step_id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    steps.reverse();
+    assert_eq!(backwards, steps);
     request.page_token = "x".into();
     let refused = controller.studies().list_reports(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);

@@ -195,3 +195,81 @@ async fn studies_are_listed_by_owner_and_labels() {
     assert_eq!(list("ann", &[("team", "vision")]).await, ["a"]);
     assert!(list("", &[("team", "vision"), ("x", "")]).await.is_empty());
 }
+
+async fn trace(controller: &Controller, name: &str) -> Vec<v1::TracePoint> {
+    let request = v1::GetTraceRequest { name: name.into() };
+    controller.studies().get_trace(request).await.unwrap().into_inner().points
+}
+
+async fn trainers(controller: &Controller, name: &str) -> Vec<v1::Trainer> {
+    let request = v1::ListTrainersRequest { name: name.into() };
+    controller.studies().list_trainers(request).await.unwrap().into_inner().trainers
+}
+
+/// Asks for a step, or reports one and asks for the next.
+async fn lease(controller: &Controller, trainer: &str, held: Option<&v1::Step>) -> v1::Step {
+    use v1::lease_step_response::Next;
+    let mut search = controller.search();
+    let next = match held {
+        Some(step) => {
+            let report = asng_tests::report(step, trainer);
+            search.report_step(report).await.unwrap().into_inner().next.unwrap()
+        }
+        None => {
+            let (study, trainer_id) = ("s".into(), trainer.into());
+            let request = v1::LeaseStepRequest { study, trainer_id, ..Default::default() };
+            search.lease_step(request).await.unwrap().into_inner()
+        }
+    };
+    let Some(Next::Step(step)) = next.next else { panic!("no step: {next:?}") };
+    step
+}
+
+#[tokio::test]
+async fn how_a_search_went_survives_a_crash_and_who_works_on_it_is_seen_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    create(&controller, "s", |spec| {
+        spec.retention = Some(v1::Retention { keep: Some(v1::retention::Keep::Last(10)) });
+        spec.stop.as_mut().unwrap().max_steps = 1200;
+        spec.algorithm.as_mut().unwrap().max_staleness = Some(5000);
+        spec.lease = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    })
+    .await
+    .unwrap();
+    assert!(trace(&controller, "s").await.is_empty());
+    assert!(trainers(&controller, "s").await.is_empty());
+    let slow = lease(&controller, "slow", None).await;
+    let mut held = lease(&controller, "fast", None).await;
+    for _ in 1..1199 {
+        held = lease(&controller, "fast", Some(&held)).await;
+    }
+    let last = v1::ReportStepRequest { lease_next: false, ..asng_tests::report(&held, "fast") };
+    controller.search().report_step(last).await.unwrap();
+
+    let points = trace(&controller, "s").await;
+    let ends: Vec<_> = points.iter().map(|point| point.applied).collect();
+    assert_eq!(ends, (2..1199).step_by(2).chain([1199]).collect::<Vec<_>>(), "the last is of now");
+    let [first, .., before, now] = &points[..] else { unreachable!("there are 600") };
+    assert!(now.convergence > first.convergence && now.entropy < first.entropy);
+    let band = before.losses.unwrap();
+    assert!(band.low <= band.median && band.median <= band.high, "{band:?}");
+    assert_eq!((before.metrics["steps"], now.metrics["steps"]), (1198.5, 1200.0));
+    let known = trainers(&controller, "s").await;
+    let told: Vec<_> = known.iter().map(|t| (&*t.trainer_id, t.applied, &*t.holds)).collect();
+    assert_eq!(told, [("fast", 1199, &[][..]), ("slow", 0, &[slow.step_id])]);
+
+    controller.kill();
+    controller.restart();
+    assert!(trainers(&controller, "s").await.is_empty());
+    let stored = &points[..points.len() - 1];
+    assert_eq!(trace(&controller, "s").await, stored);
+    let last = v1::ReportStepRequest { lease_next: false, ..asng_tests::report(&slow, "slow") };
+    controller.search().report_step(last).await.unwrap();
+    let ended = trace(&controller, "s").await;
+    assert_eq!(&ended[..stored.len()], stored);
+    assert_eq!((ended.len(), ended[stored.len()].applied), (600, 1200));
+    let known = trainers(&controller, "s").await;
+    assert_eq!((&*known[0].trainer_id, known[0].applied), ("slow", 1));
+    assert_eq!(known[0].mean_staleness, 1199.0);
+}

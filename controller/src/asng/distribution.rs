@@ -236,6 +236,17 @@ impl Family {
         }
     }
 
+    /// The entropy of the choices, or the deviation, over the largest that it can be.
+    pub(super) fn entropy(&self, theta: &[f64]) -> f64 {
+        match *self {
+            Categorical { choices, .. } => {
+                let nats: f64 = theta.iter().map(|p| -p * p.ln()).sum();
+                nats / (choices as f64).ln()
+            }
+            Integer { low, high } => theta[1].sqrt() / max_deviation(low, high),
+        }
+    }
+
     /// The parameters as others see them.
     pub(super) fn marginal(&self, theta: &[f64]) -> Marginal {
         match self {
@@ -363,6 +374,14 @@ mod tests {
     fn the_mode_is_the_first_of_the_likeliest() {
         assert_eq!(categorical(3).mode(&[0.2, 0.4, 0.4]), Value::Choice(1));
         assert_eq!(integer(1, 4).mode(&[2.5, 1.0]), Value::Real(2.5));
+    }
+
+    #[test]
+    fn entropy_is_a_share_of_the_largest() {
+        assert_close(categorical(4).entropy(&[0.25; 4]), 1.0);
+        assert_close(categorical(3).entropy(&[0.5, 0.25, 0.25]), 1.5 / 3_f64.log2());
+        assert_eq!(integer(0, 10).entropy(&[5.0, 25.0]), 1.0);
+        assert_eq!(integer(0, 10).entropy(&[7.0, 0.0625]), 0.05);
     }
 
     #[test]

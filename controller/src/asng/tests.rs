@@ -139,6 +139,8 @@ fn fixed_variables_are_carried_along() {
     ];
     assert_eq!(asng.marginals(), expected);
     assert_eq!(asng.convergence(), (1.0 / 3.0 + 0.0 + 0.5 + 0.0) / 4.0);
+    assert!((asng.entropy() - 1.0).abs() < 1e-12, "{}", asng.entropy());
+    assert_eq!(asng.signal_to_noise(), 0.0);
 }
 
 #[test]
@@ -358,6 +360,7 @@ mod algorithms {
         search(&mut asng, 2, 2000, mismatches);
         assert_eq!(asng.mode().settled(&TOY), target);
         assert!(asng.convergence() > 0.8, "{}", asng.convergence());
+        assert!(asng.entropy() < 0.5, "{}", asng.entropy());
     }
 
     #[test]

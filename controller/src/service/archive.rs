@@ -8,8 +8,8 @@ use super::convert;
 use crate::{
     asng::{self, Architecture, Value},
     study::{
-        Candidate, Costs, Incumbent, Past, PastReport, Pending, Point, Progress, Record, Selection,
-        State, Step, StepId, StopRule, Study, StudyId, Violation, are_costs,
+        Candidate, Costs, Incumbent, LossBand, Past, PastReport, Pending, Point, Progress, Record,
+        Selection, State, Step, StepId, StopRule, Study, StudyId, TracePoint, Violation, are_costs,
     },
 };
 
@@ -242,6 +242,41 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
         update: (outcome == v1::ReportOutcome::Applied).then_some(report.update),
     };
     Some(Past { step, report: Some(report) })
+}
+
+/// A stretch of a search.
+pub(super) fn trace_point(point: TracePoint) -> v1::TracePoint {
+    let band = |LossBand { low, median, high }| v1::LossBand { low, median, high };
+    v1::TracePoint {
+        applied: point.applied,
+        generation: point.generation,
+        time: Some(point.time.into()),
+        convergence: point.convergence,
+        entropy: point.entropy,
+        delta: point.delta,
+        signal_to_noise: point.signal_to_noise,
+        losses: point.losses.map(band),
+        diverged: point.diverged,
+        metrics: point.metrics,
+    }
+}
+
+/// A stretch of a search that was written out; none if it makes no sense.
+pub(super) fn stretch(point: v1::TracePoint) -> Option<TracePoint> {
+    let band = |v1::LossBand { low, median, high }| LossBand { low, median, high };
+    let point = TracePoint {
+        applied: point.applied,
+        generation: point.generation,
+        time: time(point.time),
+        convergence: point.convergence,
+        entropy: point.entropy,
+        delta: point.delta,
+        signal_to_noise: point.signal_to_noise,
+        losses: point.losses.map(band),
+        diverged: point.diverged,
+        metrics: point.metrics,
+    };
+    point.is_sound().then_some(point)
 }
 
 fn costs_message(figures: Costs) -> v1::Costs {

@@ -8,7 +8,7 @@ use crate::{
     asng::{self, Architecture},
     study::{
         Candidate, CostRule, Kind, NamedMarginal, Next, Outcome, Point, Retention, Spec, Start,
-        State, Step, StopRule, Study, StudyId, Target, Variable, Violation,
+        State, Step, StepId, StopRule, Study, StudyId, Target, Trainer, Variable, Violation,
     },
 };
 
@@ -261,6 +261,21 @@ pub(super) fn marginal_messages(marginals: Vec<NamedMarginal>) -> Vec<v1::Margin
         v1::Marginal { name, kind: Some(kind) }
     };
     marginals.into_iter().map(message).collect()
+}
+
+/// The trainers that a study knows, the latest heard of first.
+pub(super) fn trainers(study: &Study) -> Vec<v1::Trainer> {
+    let message = |(name, trainer, holds): (&str, &Trainer, Vec<StepId>)| v1::Trainer {
+        trainer_id: name.into(),
+        last_seen: timestamp(trainer.last_seen),
+        holds: holds.into_iter().map(|StepId(step)| step).collect(),
+        applied: trainer.applied,
+        stale: trainer.stale,
+        duplicate: trainer.duplicate,
+        expired: trainer.expired,
+        mean_staleness: trainer.mean_staleness(),
+    };
+    study.trainers().into_iter().map(message).collect()
 }
 
 /// What a trainer is told to do next. `about` is the study in question, if there is one.

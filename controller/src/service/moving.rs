@@ -14,14 +14,20 @@ use super::{
 };
 use crate::{
     asng,
+    store::PageStart,
     studies::{Error, Shelf},
-    study::{NAME_RULE, Past, Record, StepId, StudyId, Violation, is_label, is_name},
+    study::{
+        MAX_POINTS, NAME_RULE, Past, Record, StepId, StudyId, TracePoint, Violation, is_label,
+        is_name,
+    },
 };
 
 /// Least time between two messages about a study that is followed.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Steps in a part of a study that is written out.
 const STEPS_PER_PART: usize = 500;
+/// Points of a trace in a part.
+const POINTS_PER_PART: usize = 100;
 
 type Messages<T> = ReceiverStream<Result<T, Status>>;
 
@@ -86,20 +92,21 @@ pub(super) async fn export(
     name: String,
     fork: bool,
 ) -> Result<Messages<v1::ExportStudyResponse>, Status> {
-    let (id, archive, open_steps) = caller
+    let (id, archive, open_steps, now) = caller
         .run(move |shelf, _| {
             let study = shelf.get(&name)?;
             if !fork {
                 let refused = |source| Error::Refused { name: name.clone(), source };
                 study.goes_on().map_err(|error| refused(error.into()))?;
             }
-            Ok((study.id(), archive::archive(study, fork), archive::open_steps(study)))
+            let (archive, open) = (archive::archive(study, fork), archive::open_steps(study));
+            Ok((study.id(), archive, open, study.stretch_so_far()))
         })
         .await?;
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {
         if let Err(Stopped::Failed(status)) =
-            write_parts(&caller, id, archive, open_steps, &sender).await
+            write_parts(&caller, id, archive, open_steps, now, &sender).await
         {
             let _ = sender.send(Err(status)).await;
         }
@@ -118,6 +125,7 @@ async fn write_parts(
     id: StudyId,
     archive: v1::StudyArchive,
     open_steps: Vec<v1::OpenStep>,
+    now: Option<TracePoint>,
     sender: &mpsc::Sender<Result<v1::ExportStudyResponse, Status>>,
 ) -> Result<(), Stopped> {
     let send = async |part| {
@@ -126,15 +134,25 @@ async fn write_parts(
         sent.map_err(|_| Stopped::NobodyListens)
     };
     let sampled = archive.sampled;
+    let progress = archive.study.as_ref().and_then(|study| study.progress);
+    let applied = progress.unwrap_or_default().applied;
     let open: BTreeSet<_> =
         open_steps.iter().flat_map(|step| &step.report).map(|report| report.step_id).collect();
     send(Part::Archive(archive)).await?;
     for open_step in open_steps {
         send(Part::OpenSteps(v1::OpenSteps { open_steps: vec![open_step] })).await?;
     }
+    let mut points = caller.trace(id, now).await.map_err(Stopped::Failed)?;
+    // As of the archive.
+    points.retain(|point| point.applied <= applied);
+    for points in points.chunks(POINTS_PER_PART) {
+        let points = points.iter().cloned().map(archive::trace_point).collect();
+        send(Part::Trace(v1::TraceBatch { points })).await?;
+    }
     let (mut after, mut count) = (StepId(0), 0);
     loop {
-        let page = caller.history(id, after, STEPS_PER_PART).await.map_err(Stopped::Failed)?;
+        let page = caller.history(id, PageStart::After(after), STEPS_PER_PART).await;
+        let page = page.map_err(Stopped::Failed)?;
         // The study may have gone on since the archive was made.
         let of_archive =
             |past: &&Past| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
@@ -196,7 +214,7 @@ async fn is_known(caller: &Caller, id: StudyId) -> Result<bool, Status> {
     // Also if the caller may not see it.
     let here = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));
     let here = caller.api.studies.run(here).await.map_err(|error| status(&error))?;
-    Ok(here || !caller.history(id, StepId(0), 1).await?.steps.is_empty())
+    Ok(here || !caller.history(id, PageStart::After(StepId(0)), 1).await?.steps.is_empty())
 }
 
 /// Takes the parts after the archive: open steps into `record`, the history into the database.
@@ -209,6 +227,7 @@ async fn take_parts(
     let shapes = variables.map_or_else(|| Ok(Vec::new()), |known| record.spec.shapes(known));
     let shapes: Vec<asng::Variable> = shapes.map_err(|found| invalid(&found))?;
     let (mut last, mut count) = (StepId(0), 0);
+    let (mut traced, mut points) = (0, 0);
     let mut open = BTreeSet::new();
     loop {
         let request = requests.message().await?;
@@ -221,6 +240,29 @@ async fn take_parts(
                 }
                 let pending = record.pending.iter().map(|pending| pending.step.id);
                 open = record.live.iter().map(|step| step.id).chain(pending).collect();
+            }
+            Some(Part::Trace(batch)) if count == 0 => {
+                let mut trace = Vec::with_capacity(batch.points.len());
+                for point in batch.points {
+                    let point = archive::stretch(point)
+                        .filter(|point| point.applied > traced)
+                        .filter(|point| point.applied <= record.progress.applied)
+                        .ok_or_else(|| refuse("part.trace", "does not fit the study"))?;
+                    traced = point.applied;
+                    trace.push(point);
+                }
+                points += trace.len();
+                if points > MAX_POINTS {
+                    let what = format!("has more than {MAX_POINTS} points");
+                    return Err(refuse("part.trace", &what));
+                }
+                let id = record.id;
+                caller
+                    .run(move |shelf, _| {
+                        shelf.import_trace(id, &trace);
+                        Ok(())
+                    })
+                    .await?;
             }
             Some(Part::Reports(v1::ReportBatch { reports })) => {
                 let mut history = Vec::with_capacity(reports.len());

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Changes, Error,
-    rows::{self, OpenRow, PastRow, ReportRow, StateRow, StudyRow},
+    rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StudyRow},
 };
 use crate::study::Closed;
 
@@ -40,6 +40,7 @@ struct Gathered {
     open: BTreeMap<Key, OpenRow>,
     past: BTreeMap<Key, PastRow>,
     late: BTreeMap<Key, ReportRow>,
+    points: Vec<PointRow>,
     /// The last row of the journal that is in it.
     last: i64,
 }
@@ -171,7 +172,8 @@ impl Journal {
 
 impl Gathered {
     fn add(&mut self, changes: Changes) {
-        let Changes { states, passed, open, past, late, .. } = changes;
+        let Changes { states, passed, open, past, late, points, .. } = changes;
+        self.points.extend(points);
         self.states.extend(states.into_iter().map(|row| (row.study, row)));
         for mut row in past {
             let key = row.step.key();
@@ -214,6 +216,7 @@ impl Gathered {
             open: self.open.into_values().collect(),
             past: self.past.into_values().collect(),
             late: late.collect(),
+            points: self.points,
             ..Changes::default()
         }
     }

@@ -15,23 +15,27 @@ use std::{
 use serde::de::DeserializeOwned;
 use sqlx::{
     Connection, PgConnection, PgPool, Row,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgExecutor, PgPoolOptions, PgRow},
 };
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 use tracing::{info, warn};
 
 use super::{
-    Changes, Error, Page, Tick,
-    rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
+    Changes, Error, Page, PageStart, Tick,
+    rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StepRow, StudyRow},
 };
-use crate::study::{Closed, StepId, Study, StudyId};
+use crate::study::{Closed, StepId, Study, StudyId, TracePoint};
 
-const VERSION: i64 = 2;
-/// From version 1 to version 2.
-const UPGRADE: &str =
+const VERSION: i64 = 3;
+/// From version 1 on, each to the next.
+const UPGRADES: [&str; (VERSION - 1) as usize] = [
     "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;
-     UPDATE schema_version SET version = 2;";
+     UPDATE schema_version SET version = 2;",
+    "CREATE TABLE trace (study BIGINT NOT NULL, applied BIGINT NOT NULL, point TEXT NOT NULL,
+         PRIMARY KEY (study, applied));
+     UPDATE schema_version SET version = 3;",
+];
 const SCHEMA: &str = include_str!("postgres.sql");
 /// A controller that has not been heard of for this long has lost its studies.
 const LEASE: Duration = Duration::from_secs(4);
@@ -315,11 +319,11 @@ async fn make_tables(connection: &mut PgConnection) -> Result<i64, Error> {
         .fetch_one(&mut *transaction)
         .await?;
     let version = if there {
-        let found = sqlx::query_scalar("SELECT version FROM schema_version")
+        let found: i64 = sqlx::query_scalar("SELECT version FROM schema_version")
             .fetch_one(&mut *transaction)
             .await?;
-        if found == 1 {
-            sqlx::raw_sql(UPGRADE).execute(&mut *transaction).await?;
+        for upgrade in UPGRADES.iter().skip(usize::try_from(found - 1).unwrap_or(0)) {
+            sqlx::raw_sql(*upgrade).execute(&mut *transaction).await?;
         }
         found
     } else {
@@ -353,6 +357,11 @@ async fn sweep(connection: &mut PgConnection) -> Result<u64, Error> {
     .await?
     .rows_affected();
     if removed == 0 {
+        sqlx::query(
+            "DELETE FROM trace WHERE study IN (SELECT study FROM absent WHERE importing IS NULL)",
+        )
+        .execute(&mut *connection)
+        .await?;
         sqlx::query(
             "DELETE FROM absent WHERE importing IS NULL
                  AND NOT EXISTS (SELECT 1 FROM history WHERE study = absent.study)",
@@ -399,6 +408,8 @@ async fn write(
             .bind(id)
             .execute(&mut *connection)
             .await?;
+        // Of a study of that id which is being removed.
+        delete_trace(connection, *study).await?;
     }
     for study in &changes.imported {
         sqlx::query("DELETE FROM absent WHERE study = $1")
@@ -542,7 +553,42 @@ async fn write(
             .execute(&mut *connection)
             .await?;
     }
+    if !changes.points.is_empty() {
+        write_points(connection, &changes.points).await?;
+    }
+    for PointRow { study, .. } in changes.points.iter().filter(|row| row.full) {
+        let points = points(&mut *connection, *study).await?;
+        delete_trace(connection, *study).await?;
+        write_points(connection, &rows::thinned(*study, &points)?).await?;
+    }
     Ok(())
+}
+
+async fn write_points(connection: &mut PgConnection, points: &[PointRow]) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO trace (study, applied, point)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])
+         ON CONFLICT (study, applied) DO UPDATE SET point = excluded.point",
+    )
+    .bind(column!(points, row => row.study))
+    .bind(column!(points, row => row.applied))
+    .bind(column!(points, row => row.point.as_str()))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn delete_trace(connection: &mut PgConnection, study: i64) -> Result<(), Error> {
+    sqlx::query("DELETE FROM trace WHERE study = $1").bind(study).execute(connection).await?;
+    Ok(())
+}
+
+/// The points of a trace, oldest first.
+async fn points(executor: impl PgExecutor<'_>, study: i64) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar("SELECT point FROM trace WHERE study = $1 ORDER BY applied")
+        .bind(study)
+        .fetch_all(executor)
+        .await
 }
 
 fn studies(found: &[PgRow], open: &[PgRow], now: Instant) -> Result<Vec<Study>, Error> {
@@ -634,17 +680,25 @@ impl Reader {
     pub(super) async fn history(
         &self,
         study: StudyId,
-        after: StepId,
+        start: PageStart,
         limit: usize,
     ) -> Result<Page, Error> {
+        let (StepId(step), sql) = match start {
+            PageStart::After(step) => (
+                step,
+                "SELECT * FROM history WHERE study = $1 AND step > $2 ORDER BY step LIMIT $3",
+            ),
+            PageStart::Before(step) => (
+                step,
+                "SELECT * FROM history WHERE study = $1 AND step < $2 ORDER BY step DESC LIMIT $3",
+            ),
+        };
         let mut page = Page::new(limit);
-        let mut rows = sqlx::query(
-            "SELECT * FROM history WHERE study = $1 AND step > $2 ORDER BY step LIMIT $3",
-        )
-        .bind(study.0.cast_signed())
-        .bind(after.0.cast_signed())
-        .bind(page.rows())
-        .fetch(&self.pool);
+        let mut rows = sqlx::query(sql)
+            .bind(study.0.cast_signed())
+            .bind(step.cast_signed())
+            .bind(page.rows())
+            .fetch(&self.pool);
         while let Some(row) = rows.next().await {
             if !page.push(&past_row(&row?)?)? {
                 break;
@@ -652,6 +706,10 @@ impl Reader {
         }
         drop(rows);
         Ok(page)
+    }
+
+    pub(super) async fn trace(&self, study: StudyId) -> Result<Vec<TracePoint>, Error> {
+        rows::trace(study, &points(&self.pool, study.0.cast_signed()).await?)
     }
 
     pub(super) async fn studies(&self, name: Option<&str>) -> Result<Vec<Study>, Error> {
@@ -698,7 +756,8 @@ mod tests {
         let mut store = Postgres::open(&url, "http://here").unwrap();
         store.commit(&changes("s", 7)).unwrap();
         let downgrade = "ALTER TABLE states DROP COLUMN selection;
-             ALTER TABLE history DROP COLUMN costs; UPDATE schema_version SET version = 1;";
+             ALTER TABLE history DROP COLUMN costs; DROP TABLE trace;
+             UPDATE schema_version SET version = 1;";
         store
             .run(async |connection| Ok(sqlx::raw_sql(downgrade).execute(connection).await?))
             .unwrap();

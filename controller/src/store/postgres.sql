@@ -62,6 +62,13 @@ CREATE TABLE history (
     PRIMARY KEY (study, step)
 );
 
+CREATE TABLE trace (
+    study       BIGINT NOT NULL,
+    applied     BIGINT NOT NULL,
+    point       TEXT NOT NULL,
+    PRIMARY KEY (study, applied)
+);
+
 CREATE TABLE absent (
     study       BIGINT PRIMARY KEY,
     importing   BIGINT                          -- by which controller

@@ -12,8 +12,8 @@ use super::Error;
 use crate::{
     asng::{self, Architecture, Asng},
     study::{
-        Closed, Costs, Evaluation, Lease, Outcome, Past, PastReport, Pending, Progress, Record,
-        Selection, Spec, Step, StepId, Study, StudyId, Variable, learn,
+        self, Closed, Costs, Evaluation, Lease, Outcome, Past, PastReport, Pending, Progress,
+        Record, Selection, Spec, Step, StepId, Study, StudyId, TracePoint, Variable, learn,
     },
 };
 
@@ -84,6 +84,15 @@ pub(super) struct ReportRow {
     /// None if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) costs: Option<String>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct PointRow {
+    pub(super) study: i64,
+    pub(super) applied: i64,
+    pub(super) point: String,
+    /// In the journal only: whether the trace is full with this, and to be thinned.
+    pub(super) full: bool,
 }
 
 /// A report that waits for its batch, as JSON.
@@ -234,6 +243,26 @@ impl ReportRow {
             update: self.generation_made.map(i64::cast_unsigned),
         })
     }
+}
+
+impl PointRow {
+    pub(super) fn new(study: StudyId, point: &TracePoint, full: bool) -> PointRow {
+        let (study, applied) = (study.0.cast_signed(), point.applied.cast_signed());
+        PointRow { study, applied, point: json(point), full }
+    }
+}
+
+/// A trace, of which a database has `points`.
+pub(super) fn trace(study: StudyId, points: &[String]) -> Result<Vec<TracePoint>, Error> {
+    let study = study.0.cast_signed();
+    points.iter().map(|point| parse(study, "point", point)).collect()
+}
+
+/// What becomes of a trace that is full.
+pub(super) fn thinned(study: i64, points: &[String]) -> Result<Vec<PointRow>, Error> {
+    let study = StudyId(study.cast_unsigned());
+    let points = study::thin(trace(study, points)?);
+    Ok(points.iter().map(|point| PointRow::new(study, point, false)).collect())
 }
 
 /// What became of a step, as its row in the history says.

@@ -12,22 +12,25 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params,
 use serde::de::DeserializeOwned;
 
 use super::{
-    Changes, Error, Page,
+    Changes, Error, Page, PageStart,
     journal::Journal,
-    rows::{self, OpenRow, PastRow, ReportRow, StateRow, StepRow, StudyRow},
+    rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StepRow, StudyRow},
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, Selection, StepId, Study, StudyId},
+    study::{Closed, Selection, StepId, Study, StudyId, TracePoint},
 };
 
 /// Version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 4;
-/// The oldest version that can still be read: without the columns for costs.
+const VERSION: i64 = 5;
+/// The oldest version that can still be read: without the columns for costs, and without traces.
 const OLDEST: i64 = 3;
-/// From the oldest version to this one.
-const UPGRADE: &str =
-    "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;";
+/// From the oldest version on, each to the next.
+const UPGRADES: [&str; (VERSION - OLDEST) as usize] = [
+    "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;",
+    "CREATE TABLE trace (study INTEGER NOT NULL, applied INTEGER NOT NULL, point TEXT NOT NULL,
+         PRIMARY KEY (study, applied)) STRICT, WITHOUT ROWID;",
+];
 const SCHEMA: &str = include_str!("sqlite.sql");
 /// Name of the database in the state directory.
 const FILE: &str = "asng.db";
@@ -120,10 +123,9 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.set_prepared_statement_cache_capacity(32);
-        let steps = match found {
-            0 => SCHEMA,
-            OLDEST => UPGRADE,
-            _ => "",
+        let steps = match usize::try_from(found - OLDEST) {
+            Ok(version) => UPGRADES[version..].concat(),
+            Err(_) => SCHEMA.to_owned(),
         };
         connection.execute_batch(&format!(
             "BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;"
@@ -226,6 +228,11 @@ impl Sqlite {
             )?
             .execute([SWEEP])?;
         if removed == 0 {
+            transaction.execute(
+                "DELETE FROM trace WHERE study IN
+                     (SELECT study FROM absent WHERE importing IS NULL)",
+                [],
+            )?;
             transaction.execute("DELETE FROM absent WHERE importing IS NULL", [])?;
         }
         transaction.commit()?;
@@ -295,6 +302,8 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
         connection
             .prepare_cached("INSERT OR REPLACE INTO absent (study, importing) VALUES (?1, 1)")?
             .execute([id])?;
+        // Of a study of that id which is being removed.
+        connection.prepare_cached("DELETE FROM trace WHERE study = ?1")?.execute([id])?;
     }
     for id in &changes.imported {
         connection.prepare_cached("DELETE FROM absent WHERE study = ?1")?.execute([id])?;
@@ -392,7 +401,29 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
             .prepare_cached("DELETE FROM history WHERE study = ?1 AND step <= ?2")?
             .execute(*key)?;
     }
+    for row in &changes.points {
+        write_point(connection, row)?;
+        if row.full {
+            let points = points(connection, row.study)?;
+            connection.execute("DELETE FROM trace WHERE study = ?1", [row.study])?;
+            for row in rows::thinned(row.study, &points)? {
+                write_point(connection, &row)?;
+            }
+        }
+    }
     Ok(())
+}
+
+fn write_point(connection: &Connection, row: &PointRow) -> rusqlite::Result<usize> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO trace (study, applied, point) VALUES (?1, ?2, ?3)")?
+        .execute(params![row.study, row.applied, row.point])
+}
+
+/// The points of a trace, oldest first.
+fn points(connection: &Connection, study: i64) -> rusqlite::Result<Vec<String>> {
+    let sql = "SELECT point FROM trace WHERE study = ?1 ORDER BY applied";
+    connection.prepare(sql)?.query_map([study], |row| row.get(0))?.collect()
 }
 
 fn bind_step(statement: &mut Statement<'_>, row: &StepRow) -> rusqlite::Result<()> {
@@ -498,15 +529,24 @@ impl Reader {
     pub(super) async fn history(
         &self,
         study: StudyId,
-        after: StepId,
+        start: PageStart,
         limit: usize,
     ) -> Result<Page, Error> {
         self.read(move |connection| {
-            let mut statement = connection.prepare(
-                "SELECT * FROM history WHERE study = ?1 AND step > ?2 ORDER BY step LIMIT ?3",
-            )?;
+            let (StepId(step), sql) = match start {
+                PageStart::After(step) => (
+                    step,
+                    "SELECT * FROM history WHERE study = ?1 AND step > ?2 ORDER BY step LIMIT ?3",
+                ),
+                PageStart::Before(step) => (
+                    step,
+                    "SELECT * FROM history WHERE study = ?1 AND step < ?2
+                     ORDER BY step DESC LIMIT ?3",
+                ),
+            };
+            let mut statement = connection.prepare(sql)?;
             let mut page = Page::new(limit);
-            let key = (study.0.cast_signed(), after.0.cast_signed(), page.rows());
+            let key = (study.0.cast_signed(), step.cast_signed(), page.rows());
             for row in statement.query_map(key, past_row)? {
                 if !page.push(&row?)? {
                     break;
@@ -515,6 +555,11 @@ impl Reader {
             Ok(page)
         })
         .await
+    }
+
+    pub(super) async fn trace(&self, study: StudyId) -> Result<Vec<TracePoint>, Error> {
+        self.read(move |connection| rows::trace(study, &points(connection, study.0.cast_signed())?))
+            .await
     }
 
     pub(super) async fn check(&self) -> Result<(), Error> {
@@ -574,7 +619,7 @@ mod tests {
         store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(store);
         let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
-        assert!(error.to_string().contains("schema version 5, this release knows 4"), "{error}");
+        assert!(error.to_string().contains("schema version 6, this release knows 5"), "{error}");
     }
 
     #[test]
@@ -585,7 +630,7 @@ mod tests {
         let mut store = Sqlite::open(&state).unwrap();
         store.settle(changes("s", 7)).unwrap();
         let downgrade = "ALTER TABLE states DROP COLUMN selection;
-             ALTER TABLE history DROP COLUMN costs; PRAGMA user_version = 3;";
+             ALTER TABLE history DROP COLUMN costs; DROP TABLE trace; PRAGMA user_version = 3;";
         store.connection.execute_batch(downgrade).unwrap();
         drop(store);
         assert_eq!(back_up(&state, &backup).unwrap(), 1);

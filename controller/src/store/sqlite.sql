@@ -56,6 +56,14 @@ CREATE TABLE history (
     PRIMARY KEY (study, step)
 ) STRICT, WITHOUT ROWID;
 
+-- How each search went: a row for a stretch of it, up to 1000 for a study.
+CREATE TABLE trace (
+    study       INTEGER NOT NULL,
+    applied     INTEGER NOT NULL,           -- reports, at the end of the stretch
+    point       TEXT    NOT NULL,           -- JSON
+    PRIMARY KEY (study, applied)
+) STRICT, WITHOUT ROWID;
+
 -- Studies that are not there: deleted, and their history is removed a part at a time; or still being imported.
 CREATE TABLE absent (
     study       INTEGER PRIMARY KEY,

@@ -188,6 +188,7 @@ fn log(study: &str, event: &Event) {
                 debug!(study, step = past.step.id.0, update = report.update, "step done");
             }
         },
+        Event::Traced { .. } => {}
         Event::ReportedLate(step, report) => {
             debug!(study, step = step.0, trainer = report.trainer, "closed step reported late");
         }

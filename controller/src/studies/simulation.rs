@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     asng::{Architecture, Asng, Ranked},
-    study::{CostRule, Kind, LeaseId, Outcome, StepId, Variable},
+    study::{CostRule, Kind, LeaseId, Outcome, StepId, TracePoint, Variable},
 };
 
 const TRAINERS: usize = 3;
@@ -131,6 +131,8 @@ struct Model {
     /// Sizes of the architectures that were within the limit when they were last evaluated.
     within: BTreeMap<Vec<i64>, f64>,
     applied: u64,
+    /// What is exact of each point of the trace: applied, diverged, and what the optimiser says.
+    trace: Vec<(u64, u64, [f64; 4])>,
 }
 
 struct Simulation {
@@ -189,6 +191,7 @@ impl Simulation {
             evaluated: Vec::new(),
             within: BTreeMap::new(),
             applied: 0,
+            trace: Vec::new(),
         };
         Simulation { location, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
     }
@@ -355,7 +358,33 @@ impl Simulation {
     }
 }
 
+/// What a trace tells of an optimiser.
+fn figures(asng: &Asng) -> [f64; 4] {
+    [asng.convergence(), asng.entropy(), asng.state().snr_factor, asng.signal_to_noise()]
+}
+
 impl Simulation {
+    /// What is stored of a study's trace.
+    fn trace(&mut self, study: StudyId) -> Vec<TracePoint> {
+        self.shelf().settle().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let reader = store::Reader::new(&self.location).unwrap();
+            reader.trace(study).await.unwrap()
+        })
+    }
+
+    /// Few updates leave no stretch open: the trace has them all, to the bit and once, whatever was killed.
+    fn check_trace(&mut self) {
+        let told = |p: TracePoint| {
+            let figures = [p.convergence, p.entropy, p.delta, p.signal_to_noise];
+            (p.applied, p.diverged, figures)
+        };
+        let id = self.study().id();
+        let trace: Vec<_> = self.trace(id).into_iter().map(told).collect();
+        assert_eq!(trace, self.model.trace);
+    }
+
     /// The history has every step that is not open, and theta follows from it.
     fn check_history(&mut self) {
         if self.model.forgets {
@@ -366,7 +395,7 @@ impl Simulation {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let page = runtime.block_on(async {
             let reader = store::Reader::new(&self.location).unwrap();
-            reader.history(study.id(), StepId(0), 1000).await.unwrap()
+            reader.history(study.id(), store::PageStart::After(StepId(0)), 1000).await.unwrap()
         });
         let open = study.outstanding() + study.pending();
         assert_eq!(page.steps.len() + open, self.model.sampled.len());
@@ -477,6 +506,9 @@ impl Model {
         }
         self.generation += 1;
         self.applied += batch.len() as u64;
+        let losses = batch.values().flat_map(|(losses, _)| losses);
+        let diverged = losses.filter(|loss| !loss.is_finite()).count() as u64;
+        self.trace.push((self.applied, diverged, figures(&self.asng)));
     }
 }
 
@@ -486,7 +518,53 @@ fn keeps_the_rules(location: Location, spec: Spec, operations: Vec<Operation>) {
         simulation.run(operation);
         simulation.check();
     }
+    simulation.check_trace();
     simulation.check_history();
+}
+
+/// Runs a study of more reports than its trace has points, with a crash on the way.
+fn keeps_a_long_trace(location: Location) {
+    let steps = 2100;
+    let choices = ["a", "b", "c"].map(String::from).to_vec();
+    let variable = Variable { name: "v".into(), kind: Kind::Categorical { choices } };
+    let spec =
+        Spec { variables: vec![variable], seed: Some(1), max_steps: 1 << 20, ..Spec::default() };
+    let mut simulation = Simulation::new(location, spec);
+    let mut expected = Vec::new();
+    for step in 1..=steps {
+        simulation.lease(0, &Origin::Request(step.to_string()));
+        let report = study::Report {
+            lease: simulation.leases[step - 1],
+            trainer: "t0".into(),
+            losses: vec![1.0, 2.0],
+            costs: Vec::new(),
+            metrics: BTreeMap::new(),
+        };
+        let now = simulation.now;
+        simulation.shelf().report(STUDY, report, now).unwrap();
+        expected.push((step as u64, figures(simulation.study().asng().unwrap())));
+        if step % 50 == 0 {
+            commit(simulation.shelf());
+        }
+        if step % 700 == 0 {
+            simulation.restart();
+        }
+    }
+    let id = simulation.study().id();
+    let trace = simulation.trace(id);
+    let told =
+        trace.iter().map(|p| (p.applied, [p.convergence, p.entropy, p.delta, p.signal_to_noise]));
+    let expected: Vec<_> = expected.into_iter().filter(|(step, _)| step % 4 == 0).collect();
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+
+    simulation.shelf().delete(STUDY).unwrap();
+    commit(simulation.shelf());
+    // The first takes the history, the next what else there is.
+    for _ in 0..2 {
+        let now = simulation.now;
+        simulation.shelf().tick(now);
+    }
+    assert_eq!(simulation.trace(id), []);
 }
 
 /// How many lists are tried.
@@ -502,6 +580,19 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         keeps_the_rules(Location::Directory(directory.path().into()), spec, operations);
     }
+}
+
+#[test]
+fn a_long_trace_is_thinned_where_it_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    keeps_a_long_trace(Location::Directory(directory.path().into()));
+}
+
+#[test]
+fn a_long_trace_is_thinned_in_postgres() {
+    let Some(postgres) = crate::postgres::Postgres::start() else { return };
+    let url = postgres.url("trace");
+    keeps_a_long_trace(Location::Postgres { url, advertise: "http://here".into() });
 }
 
 /// The same, a twentieth as often, over PostgreSQL.

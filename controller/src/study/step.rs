@@ -22,6 +22,11 @@ impl fmt::Display for StudyId {
 #[serde(transparent)]
 pub struct StepId(pub u64);
 
+impl StepId {
+    /// Beyond every step.
+    pub const LAST: StepId = StepId(i64::MAX as u64);
+}
+
 impl fmt::Display for StepId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

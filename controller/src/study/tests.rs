@@ -607,3 +607,69 @@ fn rule_11_without_a_limit_the_final_architecture_is_the_mode() {
         }
     }
 }
+
+/// What an event adds to the trace.
+fn traced(event: Event) -> Option<TracePoint> {
+    match event {
+        Event::Traced { point, .. } => Some(*point),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_stretch_of_the_search_is_told_as_it_was_at_its_end() {
+    let mut bench = Bench::new(Spec { steps_per_update: Some(4), ..spec() });
+    for i in 0..10 {
+        let step = bench.lease("t");
+        bench.advance(1);
+        bench.report(&step, &[f64::from(i), if i == 5 { f64::NAN } else { 2.0 }]);
+    }
+    assert_eq!(bench.study.stretch_so_far(), None, "what is pending is not in it yet");
+    bench.study.stop(bench.now);
+    let points: Vec<_> = bench.study.take_events().into_iter().filter_map(traced).collect();
+    let told: Vec<_> = points.iter().map(|p| (p.applied, p.generation, p.diverged)).collect();
+    assert_eq!(told, [(4, 1, 0), (8, 2, 1), (10, 3, 0)]);
+    assert_eq!(points[0].losses, Some(LossBand { low: 1.0, median: 2.0, high: 2.0 }));
+    let (last, asng) = (points.last().unwrap(), bench.study.asng().unwrap());
+    assert_eq!((last.convergence, last.entropy), (asng.convergence(), asng.entropy()));
+    assert_eq!(last.signal_to_noise, asng.signal_to_noise());
+    assert!(last.signal_to_noise > 0.0 && last.entropy < 1.0, "{points:?}");
+}
+
+#[test]
+fn a_study_knows_its_trainers_by_what_they_did() {
+    let mut bench = Bench::new(Spec { max_staleness: Some(3), ..spec() });
+    let (late, lost, held) = (bench.lease("a"), bench.lease("b"), bench.lease("c"));
+    for _ in 0..4 {
+        let step = bench.lease("d");
+        bench.report_as("d", &step, &[1.0, 2.0]).unwrap();
+    }
+    let closed = Closed { outcome: Some(Outcome::Applied), generation: 0 };
+    let report = Report {
+        lease: LeaseId { study: StudyId(7), step: StepId(4), attempt: 1 },
+        trainer: "d".into(),
+        losses: vec![1.0, 2.0],
+        costs: Vec::new(),
+        metrics: BTreeMap::new(),
+    };
+    assert!(bench.study.report(report, Some(closed), bench.now).unwrap().duplicate);
+    bench.advance(30);
+    bench.now.wall += Duration::from_secs(30);
+    assert_eq!(bench.report_as("a", &late, &[1.0, 2.0]).unwrap().outcome, Some(Outcome::Stale));
+    bench.study.extend(bench.study.lease_id(&held), bench.now).unwrap();
+    bench.advance(30);
+    bench.study.tick(bench.now);
+    assert!(bench.study.step(lost.id).is_none_or(|step| step.lease.is_none()));
+
+    let trainers = bench.study.trainers();
+    let told = |name: &str| {
+        let (_, t, holds) = trainers.iter().find(|(other, ..)| *other == name).unwrap();
+        let seen = t.last_seen.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        (seen, holds.clone(), [t.applied, t.stale, t.duplicate, t.expired], t.mean_staleness())
+    };
+    assert_eq!(told("a"), (30, vec![], [0, 1, 0, 0], 4.0));
+    assert_eq!(told("b"), (0, vec![], [0, 0, 0, 1], 0.0));
+    assert_eq!(told("c"), (30, vec![held.id], [0, 0, 0, 0], 0.0));
+    assert_eq!(told("d"), (0, vec![], [4, 0, 1, 0], 0.0));
+    assert!(["a", "c"].contains(&trainers[0].0), "the latest heard of first");
+}

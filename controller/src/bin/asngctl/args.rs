@@ -103,6 +103,8 @@ pub(crate) enum StudyCommand {
     Delete(DeleteArgs),
     /// Print the distribution that architectures are sampled from now.
     Distribution(StudyName),
+    /// List the trainers that have worked on a study since its controller took it up, the latest heard of first.
+    Trainers(StudyName),
     /// Print the history: every step of the past with its architectures and losses.
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),
@@ -211,6 +213,9 @@ pub(crate) struct HistoryArgs {
     /// How it is written.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
+    /// From the end backwards.
+    #[arg(long)]
+    pub(crate) newest_first: bool,
     /// File to write, replaced when all is there [default: stdout].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,

@@ -16,28 +16,29 @@ use crate::{
 /// Writes all of a history.
 pub(crate) async fn write(
     controller: &mut Controller,
-    HistoryArgs { name, format, out }: HistoryArgs,
+    HistoryArgs { name, format, newest_first, out }: HistoryArgs,
 ) -> anyhow::Result<()> {
+    let request =
+        ListReportsRequest { study: name, page_size: 1000, newest_first, ..Default::default() };
     let Some(file) = out else {
-        write_to(controller, name, format, &mut io::stdout().lock()).await?;
+        write_to(controller, request, format, &mut io::stdout().lock()).await?;
         return Ok(());
     };
     let mut draft = Draft::new(&file)?;
-    write_to(controller, name, format, &mut draft).await?;
+    write_to(controller, request, format, &mut draft).await?;
     draft.finish()
 }
 
 async fn write_to(
     controller: &mut Controller,
-    study: String,
+    mut request: ListReportsRequest,
     format: Format,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let variables = client::study(controller, &study).await?.variables;
+    let variables = client::study(controller, &request.study).await?.variables;
     if let Format::Csv = format {
         out.write_all(&csv([header(&variables)])?)?;
     }
-    let mut request = ListReportsRequest { study, page_size: 1000, ..Default::default() };
     loop {
         let page = controller.list_reports(request.clone()).await?.into_inner();
         match format {

@@ -2,8 +2,8 @@
 
 use asng_proto::v1::{
     Architecture, Candidate, CostRule, FieldViolation, Front, FrontPoint, GetDistributionResponse,
-    Incumbent, Marginal, Progress, Retention, Start, StopRules, Study, StudySpec, Target, Variable,
-    marginal, retention::Keep, start::From, variable::Kind,
+    Incumbent, Marginal, Progress, Retention, Start, StopRules, Study, StudySpec, Target, Trainer,
+    Variable, marginal, retention::Keep, start::From, variable::Kind,
 };
 use serde_json::{Map, Value, json};
 
@@ -30,6 +30,20 @@ pub(crate) fn study(study: &Study) -> Value {
         "seed": study.seed,
         "study_id": study.study_id,
         "state_time": time(study.state_time),
+    })
+}
+
+/// A trainer, as a study knows it.
+pub(crate) fn trainer(trainer: &Trainer) -> Value {
+    json!({
+        "trainer_id": trainer.trainer_id,
+        "last_seen": trainer.last_seen.map(|time| time.to_string()),
+        "holds": trainer.holds,
+        "applied": trainer.applied,
+        "stale": trainer.stale,
+        "duplicate": trainer.duplicate,
+        "expired": trainer.expired,
+        "mean_staleness": trainer.mean_staleness,
     })
 }
 

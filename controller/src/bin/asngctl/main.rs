@@ -32,7 +32,8 @@ use std::{
 use anyhow::{bail, ensure};
 use asng_proto::v1::{
     CreateStudyRequest, DeleteStudyRequest, GetDistributionRequest, ListStudiesRequest,
-    PauseStudyRequest, ResumeStudyRequest, StopStudyRequest, Study, StudyState,
+    ListTrainersRequest, PauseStudyRequest, ResumeStudyRequest, StopStudyRequest, Study,
+    StudyState,
 };
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use clap_complete::Shell;
@@ -153,6 +154,12 @@ async fn run(
             let (distribution, variables) = (reply.into_inner(), &study.variables);
             let text = || text::distribution(&distribution, variables);
             print(output, text, || json::distribution(&distribution, variables))?;
+        }
+        StudyCommand::Trainers(StudyName { name }) => {
+            let reply = controller.list_trainers(ListTrainersRequest { name }).await?;
+            let trainers = reply.into_inner().trainers;
+            let all = || trainers.iter().map(json::trainer).collect();
+            print(output, || text::trainers(&trainers, SystemTime::now()), all)?;
         }
         StudyCommand::History(args) => history::write(&mut controller, args).await?,
         StudyCommand::Export(args) => {

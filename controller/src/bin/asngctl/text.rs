@@ -7,8 +7,8 @@ use std::{
 
 use asng_proto::v1::{
     Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
-    StopReason, StopRules, Study, StudySpec, StudyState, Variable, marginal, retention::Keep,
-    start::From,
+    StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
+    retention::Keep, start::From,
 };
 use comfy_table::{ContentArrangement, Table, presets};
 use prost_types::Timestamp;
@@ -87,6 +87,27 @@ pub(crate) fn list(studies: &[Study], now: SystemTime) -> String {
             format!("{:.3}", progress.convergence),
             or_dash(study.incumbent.as_ref().map(|i| number(i.loss))),
             or_dash(study.create_time.map(|t| age(t, now))),
+        ]);
+    }
+    render(table)
+}
+
+/// A line for each trainer of a study.
+pub(crate) fn trainers(trainers: &[Trainer], now: SystemTime) -> String {
+    let header =
+        ["TRAINER", "SEEN", "HOLDS", "APPLIED", "STALE", "DUPLICATE", "EXPIRED", "MEAN-STALENESS"];
+    let mut table = table(header);
+    for trainer in trainers {
+        let holds: Vec<_> = trainer.holds.iter().map(ToString::to_string).collect();
+        table.add_row([
+            trainer.trainer_id.clone(),
+            or_dash(trainer.last_seen.map(|time| format!("{} ago", age(time, now)))),
+            or_dash(Some(holds.join(" "))),
+            trainer.applied.to_string(),
+            trainer.stale.to_string(),
+            trainer.duplicate.to_string(),
+            trainer.expired.to_string(),
+            format!("{:.1}", trainer.mean_staleness),
         ]);
     }
     render(table)
@@ -445,6 +466,22 @@ pub(crate) mod tests {
             "{text}"
         );
         assert!(has_line(&text, &["UNSPECIFIED", "-", "-", "0/0", "0.000", "-", "-"]), "{text}");
+    }
+
+    #[test]
+    fn trainers_have_a_line_each_with_what_they_hold() {
+        let trainer = Trainer {
+            trainer_id: "gpu-1".into(),
+            last_seen: Some(Timestamp::default()),
+            holds: vec![7, 9],
+            applied: 40,
+            stale: 2,
+            mean_staleness: 1.25,
+            ..Trainer::default()
+        };
+        let text = trainers(&[trainer], SystemTime::UNIX_EPOCH + Duration::from_secs(62));
+        let words = ["gpu-1", "1m", "2s", "ago", "7", "9", "40", "2", "0", "0", "1.2"];
+        assert!(has_line(&text, &words), "{text}");
     }
 
     #[test]
