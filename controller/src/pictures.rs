@@ -1,2 +1,144 @@
 //! What is drawn of a study, for the page, for files and for reports: SVG and HTML from the replies of StudyService, by
 //! one code. Colours are the style sheet's, so that a page can be light or dark.
+
+mod cells;
+mod chart;
+mod course;
+mod front;
+mod ink;
+mod panel;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod theta;
+pub mod words;
+
+use std::time::SystemTime;
+
+use asng_proto::v1;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use self::panel::Panel;
+
+/// The style sheet of the page, of reports and of pictures.
+pub const STYLE: &str = include_str!("pictures/style.css");
+
+/// All that is shown of a study, as StudyService answers it.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// The study.
+    pub study: v1::Study,
+    /// What it samples from; absent while its variables are not known.
+    pub distribution: Option<v1::GetDistributionResponse>,
+    /// How the search went, oldest first.
+    pub trace: Vec<v1::TracePoint>,
+    /// The latest of its history, newest first.
+    pub reports: Vec<v1::Report>,
+    /// Who works on it.
+    pub trainers: Vec<v1::Trainer>,
+    /// Steps per second, where that is known.
+    pub rate: Option<f64>,
+    /// When all this was asked.
+    pub now: SystemTime,
+}
+
+/// A part of a study's page or report: a heading and a picture or table that is drawn anew when it changes.
+pub struct Section {
+    /// Names it within a page.
+    pub id: &'static str,
+    /// Its heading.
+    pub title: &'static str,
+    /// What is below the heading.
+    pub body: Markup,
+}
+
+/// The sections that have something to show, in the order of reading.
+pub fn sections(sight: &Sight) -> Vec<Section> {
+    let section = |id, title, body| Section { id, title, body };
+    let drawn = |id, title, panels: Vec<Panel>| {
+        (!panels.is_empty()).then(|| section(id, title, panel::within_page(&panels)))
+    };
+    let theta = drawn("theta", "Distribution", theta::panels(sight)).map(|theta| {
+        let note = theta::note(sight);
+        let body = html! { (theta.body) @if let Some(note) = note { p.note { (note) } } };
+        Section { body, ..theta }
+    });
+    let losses = course::losses(sight).into_iter().chain(course::metrics(sight)).collect();
+    let trainers = tables::trainers(sight).map(|table| section("trainers", "Trainers", table));
+    let reports = tables::reports(sight).map(|table| section("reports", "Recent reports", table));
+    let all = [
+        Some(section("progress", "Progress", tables::progress(sight))),
+        theta,
+        drawn("convergence", "Convergence", course::convergence(sight)),
+        drawn("loss", "Losses and metrics", losses),
+        drawn("architecture", "Final architecture as things stand", cells::panels(sight)),
+        drawn("front", "Loss against cost", front::panels(sight)),
+        trainers,
+        reports,
+    ];
+    all.into_iter().flatten().collect()
+}
+
+/// A document of HTML that needs no other file and asks for none.
+pub fn document(title: &str, body: &Markup) -> String {
+    let document = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body { (body) }
+        }
+    };
+    document.into_string()
+}
+
+/// A picture that stands alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Picture {
+    /// The distribution as a heat map.
+    Theta,
+    /// Convergence, entropy, Delta and signal-to-noise ratio.
+    Convergence,
+    /// Losses of ranked architectures.
+    Loss,
+    /// The most likely architecture as a graph of cells.
+    Architecture,
+    /// Loss against cost.
+    Front,
+}
+
+/// A study has nothing that a picture could show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Nothing(&'static str);
+
+/// Draws one picture as an SVG file with its style inside.
+pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
+    let (what, panels, nothing) = match picture {
+        Picture::Theta => {
+            let nothing = "the study's variables are not known yet: there is no distribution";
+            ("distribution", theta::panels(sight), nothing)
+        }
+        Picture::Convergence => ("convergence", course::convergence(sight), NO_TRACE),
+        Picture::Loss => ("losses", course::losses(sight), NO_TRACE),
+        Picture::Architecture => {
+            let nothing = "no graph can be drawn: no variable is called NODE.input or CELL.NODE.input, as \
+                           docs/external-trainers.md says";
+            ("architecture", cells::panels(sight), nothing)
+        }
+        Picture::Front => {
+            ("loss against cost", front::panels(sight), "no report of the study has given costs")
+        }
+    };
+    if panels.is_empty() {
+        return Err(Nothing(nothing));
+    }
+    Ok(panel::file(&format!("{}: {what}", sight.study.name), STYLE, &panels))
+}
+
+const NO_TRACE: &str = "the controller tells nothing of how the search went: no report has been applied yet, or the controller \
+                        is older than this program";

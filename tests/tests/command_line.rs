@@ -1,4 +1,4 @@
-//! `asngctl` against the real controller: watching through an outage, the history, studies in files, failover.
+//! `asngctl` against the real controller: watching through an outage, the history, pictures and studies in files, failover.
 
 use std::{
     path::Path,
@@ -85,6 +85,56 @@ async fn a_history_is_written_and_a_study_moves_in_a_file() {
     let half = elsewhere("study import s.asng --name half");
     assert!(String::from_utf8_lossy(&half.stderr).contains("ends within a part"), "{half:?}");
     assert_eq!(json(elsewhere("study list --output json")).as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_and_a_report_are_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(create_request("s", 9)).await.unwrap();
+    train(controller.search(), "s", "the <trainer>", |_, _| ()).await;
+    let run =
+        |line: &str| command(&controller.url(), line).current_dir(&directory).output().unwrap();
+    let read = |file: &str| std::fs::read_to_string(directory.path().join(file)).unwrap();
+
+    assert!(text(run("study plot s --what theta")).contains("s-theta.svg"));
+    let theta = read("s-theta.svg");
+    assert!(theta.starts_with("<svg") && theta.contains("v9 = c4: "), "{theta}");
+    for (what, word) in [("convergence", "entropy"), ("loss", "median")] {
+        text(run(&format!("study plot s --what {what}")));
+        assert!(read(&format!("s-{what}.svg")).contains(word), "{what}");
+    }
+    text(run("study plot s --what front --out front.html"));
+    let front = read("front.html");
+    assert!(front.starts_with("<!DOCTYPE html>") && front.contains("parameters"), "{front}");
+
+    assert_eq!(json(run("study report s --output json"))["file"], "s.html");
+    let report = read("s.html");
+    for id in [
+        "progress",
+        "theta",
+        "convergence",
+        "loss",
+        "front",
+        "trainers",
+        "reports",
+        "found",
+        "spec",
+    ] {
+        assert!(report.contains(&format!("id=\"{id}\"")), "{id} in {report}");
+    }
+    assert!(
+        report.contains("9 of 9 (100.0 %)") && report.contains("the &lt;trainer&gt;"),
+        "{report}"
+    );
+    assert!(!report.contains("src=") && !report.contains("href="), "{report}");
+
+    // What cannot be drawn leaves what is there alone.
+    std::fs::write(directory.path().join("kept.svg"), "old").unwrap();
+    let graph = run("study plot s --what architecture --out kept.svg");
+    assert!(String::from_utf8_lossy(&graph.stderr).contains("no graph can be drawn"), "{graph:?}");
+    assert_eq!((graph.status.code(), &*read("kept.svg")), (Some(1), "old"));
+    assert_eq!(run("study plot s --what theta --out theta.png").status.code(), Some(2));
 }
 
 /// Takes the last byte off a file.

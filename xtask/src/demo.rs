@@ -21,6 +21,8 @@ const STUDY: &str = "demo";
 /// Test images that found and random architectures are compared on.
 const IMAGES: &str = "2000";
 const RANDOM: &str = "20";
+/// How asngctl ends when somebody leaves it before the study has ended.
+const INTERRUPTED: i32 = 130;
 
 /// How large a demo. The defaults take a few minutes on two cores.
 #[derive(Args)]
@@ -180,12 +182,18 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let mut serving = Service::start("trainer", &mut command, &directory.join("trainer.log"))?;
     // While the trainer fails, nothing would end the watching.
     let mut watching = asngctl(&["study", "watch", STUDY]).spawn().context("cannot run asngctl")?;
-    while watching.try_wait()?.is_none() {
+    let watched = loop {
+        if let Some(status) = watching.try_wait()? {
+            break status;
+        }
         serving.check().inspect_err(|_| {
-            let _ = watching.kill();
+            // Not killed: it has a terminal to leave as it was.
+            let _ = Command::new("kill").arg(watching.id().to_string()).status();
+            let _ = watching.wait();
         })?;
         thread::sleep(Duration::from_millis(100));
-    }
+    };
+    ensure!(watched.code() != Some(INTERRUPTED), "interrupted");
     serving.wait()?;
 
     let study: Study =

@@ -108,6 +108,12 @@ pub(crate) enum StudyCommand {
     /// Print the history: every step of the past with its architectures and losses.
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),
+    /// Draw one picture of a study into a file.
+    #[command(after_help = PLOT_HELP)]
+    Plot(PlotArgs),
+    /// Write what there is to see of a study into one HTML file, to be mailed or kept.
+    #[command(after_help = REPORT_HELP)]
+    Report(ReportArgs),
     /// Write all of a study to a file, to be kept or to be imported elsewhere.
     #[command(after_help = EXPORT_HELP)]
     Export(ExportArgs),
@@ -175,11 +181,12 @@ pub(crate) struct StudyName {
 }
 
 const WATCH_HELP: &str = "\
-On a terminal this is one live line. Elsewhere a line is printed when something has changed: progress \
+On a terminal this is a full-screen view: progress, losses, the distribution and the trainers. Arrows and Page Up and Down move \
+through the variables, q or Ctrl-C leaves, and the search goes on. Elsewhere a line is printed when something has changed: progress \
 at most every 5 s, another state or an outage of the controller at once. With --output json each \
 line is the study as `show` prints it, with steps_per_second, eta_seconds and outage.
 
-Exit status: 0 when the study ended FINISHED or STOPPED, 1 when it FAILED, 130 after Ctrl-C.";
+Exit status: 0 when the study ended FINISHED or STOPPED, 1 when it FAILED, 130 after q or Ctrl-C.";
 
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
@@ -228,6 +235,62 @@ pub(crate) enum Format {
     Csv,
     /// A line for each step.
     Json,
+}
+
+const PLOT_HELP: &str = "\
+Examples:
+  asngctl study plot cifar --what theta --out theta.svg
+  asngctl study plot cifar --what architecture --out cells.html
+
+Both kinds of file need no other, and are dark where the viewer's screen is.";
+
+#[derive(Debug, Args)]
+pub(crate) struct PlotArgs {
+    /// Name of the study.
+    pub(crate) name: String,
+    /// What is drawn.
+    #[arg(long, value_enum)]
+    pub(crate) what: What,
+    /// File to write, .svg or .html, replaced when all is there [default: NAME-WHAT.svg].
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What can be drawn.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum What {
+    /// The distribution: how likely each choice is.
+    Theta,
+    /// Convergence, entropy, Delta and the signal-to-noise ratio over the steps.
+    Convergence,
+    /// Losses of ranked architectures over the steps.
+    Loss,
+    /// The final architecture as a graph of cells.
+    Architecture,
+    /// Loss against each cost.
+    Front,
+}
+
+/// Takes a path whose ending says what is written.
+fn picture_file(path: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(path);
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("svg" | "html") => Ok(path),
+        _ => Err("expected a name that ends with .svg or .html"),
+    }
+}
+
+const REPORT_HELP: &str = "\
+The file needs no other and asks for none: it can be opened where there is no network. It holds the spec, progress, pictures, \
+trainers, the latest reports, and the architectures found.";
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Name of the study.
+    pub(crate) name: String,
+    /// File to write, replaced when all is there [default: NAME.html].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 const EXPORT_HELP: &str = "\
@@ -288,6 +351,13 @@ pub(crate) mod tests {
         assert_eq!(pair("note="), Ok(("note".into(), String::new())));
         assert!(pair("cells").is_err());
         assert!(pair("=8").is_err());
+    }
+
+    #[test]
+    fn a_picture_is_svg_or_html() {
+        assert_eq!(picture_file("a/b.svg"), Ok("a/b.svg".into()));
+        assert!(picture_file("b.html").is_ok());
+        assert!(picture_file("b.png").is_err() && picture_file("svg").is_err());
     }
 
     #[test]

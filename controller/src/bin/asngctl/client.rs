@@ -1,8 +1,14 @@
 //! The client of controllers, and its errors in a person's words.
 
+use std::time::SystemTime;
+
 use asng_client::Connection;
-use asng_proto::v1::{GetStudyRequest, Study, study_service_client::StudyServiceClient};
-use tonic::Status;
+use asng_controller::pictures::Sight;
+use asng_proto::v1::{
+    GetDistributionRequest, GetStudyRequest, GetTraceRequest, ListReportsRequest,
+    ListTrainersRequest, Study, study_service_client::StudyServiceClient,
+};
+use tonic::{Code, Status};
 
 pub(crate) type Controller = StudyServiceClient<Connection>;
 
@@ -14,6 +20,61 @@ pub(crate) fn connect(connection: Connection) -> Controller {
 pub(crate) async fn study(controller: &mut Controller, name: &str) -> Result<Study, Status> {
     let reply = controller.get_study(GetStudyRequest { name: name.to_owned() }).await?;
     received(reply.into_inner().study)
+}
+
+/// Reports of the latest history that are shown.
+const REPORTS: u32 = 100;
+
+/// All that is shown of a study that was just received, which moves at `rate`. What a controller does not know of, being
+/// older, is left empty.
+pub(crate) async fn sight(
+    controller: &Controller,
+    study: Study,
+    rate: Option<f64>,
+) -> Result<Sight, Status> {
+    let name = || study.name.clone();
+    let [mut a, mut b, mut c, mut d] = [(); 4].map(|()| controller.clone());
+    let reports = ListReportsRequest {
+        study: name(),
+        page_size: REPORTS,
+        newest_first: true,
+        ..Default::default()
+    };
+    let (distribution, trace, trainers, reports) = tokio::join!(
+        a.get_distribution(GetDistributionRequest { name: name() }),
+        b.get_trace(GetTraceRequest { name: name() }),
+        c.list_trainers(ListTrainersRequest { name: name() }),
+        d.list_reports(reports),
+    );
+    let distribution = match distribution {
+        Ok(reply) => Some(reply.into_inner()),
+        // Its variables are not known.
+        Err(status) if status.code() == Code::FailedPrecondition => None,
+        Err(status) => return Err(status),
+    };
+    let page = reports?.into_inner();
+    let mut reports = page.reports;
+    if reports.is_sorted_by(|a, b| a.step_id < b.step_id) {
+        // The order of an older controller, whose first page is of no use unless it is the last.
+        reports.reverse();
+        reports.truncate(if page.next_page_token.is_empty() { reports.len() } else { 0 });
+    }
+    Ok(Sight {
+        study,
+        distribution,
+        trace: if_known(trace.map(|reply| reply.into_inner().points))?,
+        reports,
+        trainers: if_known(trainers.map(|reply| reply.into_inner().trainers))?,
+        rate,
+        now: SystemTime::now(),
+    })
+}
+
+fn if_known<T: Default>(answer: Result<T, Status>) -> Result<T, Status> {
+    match answer {
+        Err(status) if status.code() == Code::Unimplemented => Ok(T::default()),
+        answer => answer,
+    }
 }
 
 /// The study of a reply that must have one.

@@ -2,7 +2,8 @@
 //! knows the contract, and of the controller's insides only which defaults a spec has.
 //!
 //! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
-//! live line, [`history`] the past; [`archive`] keeps studies in files, [`mod@file`] makes files appear when complete;
+//! live line, [`screen`] the live screen, [`history`] the past, [`paper`] pictures and reports; [`archive`] keeps studies in files,
+//! [`mod@file`] makes files appear when complete;
 //! [`mod@trainer`] asks trainers; [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
 //! what is wrong; [`conformance`] tries trainers.
 
@@ -15,6 +16,8 @@ mod file;
 mod history;
 mod json;
 mod names;
+mod paper;
+mod screen;
 mod spec;
 mod start;
 mod text;
@@ -121,7 +124,10 @@ async fn run(
             print(output, text, || json::study(&study))?;
         }
         StudyCommand::Watch(StudyName { name }) => {
-            let screen = Screen::new(output);
+            // Before anything is drawn: is there such a study, and is there still something to see?
+            let study = client::study(&mut controller, &name).await?;
+            let ended = names::has_ended(study.state());
+            let screen = if ended { Screen::new(output) } else { Screen::full(output)? };
             let followed = watch::follow(&mut controller, &name, screen, names::has_ended);
             let Some(study) = followed.await? else { return Ok(INTERRUPTED.into()) };
             ensure_not_failed(&study)?;
@@ -162,6 +168,14 @@ async fn run(
             print(output, || text::trainers(&trainers, SystemTime::now()), all)?;
         }
         StudyCommand::History(args) => history::write(&mut controller, args).await?,
+        StudyCommand::Plot(args) => {
+            let file = paper::plot(&mut controller, args).await?.display().to_string();
+            print(output, || format!("the picture is in {file}"), || json!({ "file": file }))?;
+        }
+        StudyCommand::Report(args) => {
+            let file = paper::report(&mut controller, args).await?.display().to_string();
+            print(output, || format!("the report is in {file}"), || json!({ "file": file }))?;
+        }
         StudyCommand::Export(args) => {
             let name = args.name.clone();
             let archive::Exported { file, reports } =

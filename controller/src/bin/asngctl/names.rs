@@ -1,9 +1,9 @@
 //! Words for the contract's values, and the values that stand for what a spec leaves out.
 
+pub(crate) use asng_controller::pictures::words::{choice, outcome, state};
 use asng_controller::study::Spec;
 use asng_proto::v1::{
-    Algorithm, AlgorithmSettings, Architecture, Draw, Report, Study, StudyState, Variable,
-    variable::Kind,
+    Algorithm, AlgorithmSettings, Architecture, Draw, Study, StudyState, Variable, variable::Kind,
 };
 
 /// The settings in force where a spec leaves them out.
@@ -29,19 +29,9 @@ pub(crate) fn default_lease() -> prost_types::Duration {
     Spec::default().lease().try_into().unwrap()
 }
 
-/// The state as it is written in the contract, without its prefix.
-pub(crate) fn state(study: &Study) -> &'static str {
-    study.state().as_str_name().trim_start_matches("STUDY_STATE_")
-}
-
 /// Why a study has ended as it is written in the contract, without its prefix.
 pub(crate) fn stop_reason(study: &Study) -> &'static str {
     study.stop_reason().as_str_name().trim_start_matches("STOP_REASON_")
-}
-
-/// The outcome as it is written in the contract, without its prefix.
-pub(crate) fn outcome(report: &Report) -> &'static str {
-    report.outcome().as_str_name().trim_start_matches("REPORT_OUTCOME_")
 }
 
 /// Whether a study in this state stays in it.
@@ -56,16 +46,6 @@ pub(crate) fn algorithm(settings: &AlgorithmSettings) -> &'static str {
         algorithm => algorithm,
     };
     algorithm.as_str_name().trim_start_matches("ALGORITHM_")
-}
-
-/// The name of a value: of the choice for a categorical, the number itself for an integer.
-pub(crate) fn choice(variable: &Variable, value: i64) -> String {
-    let index = usize::try_from(value).ok();
-    match &variable.kind {
-        Some(Kind::Categorical(c)) => index.and_then(|i| c.choices.get(i)).cloned(),
-        _ => None,
-    }
-    .unwrap_or_else(|| value.to_string())
 }
 
 /// The architecture that a trainer gets for a draw.
@@ -94,21 +74,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_value_is_named_by_its_choice_or_is_the_number() {
-        let [op, width] = &two_variables()[..] else { unreachable!("there are two") };
-        assert_eq!(choice(op, 1), "conv5");
-        assert_eq!(choice(width, 1), "1");
-        // Whatever the wire brings.
-        assert_eq!(choice(op, 2), "2");
-        assert_eq!(choice(op, -1), "-1");
-        assert_eq!(choice(&Variable::default(), 3), "3");
-    }
-
-    #[test]
-    fn enums_lose_their_prefix_and_defaults_are_filled_in() {
-        let study = |state| Study { state, ..Study::default() };
-        assert_eq!(state(&study(StudyState::Waiting.into())), "WAITING");
-        assert_eq!(state(&study(99)), "UNSPECIFIED");
+    fn defaults_are_filled_in() {
         assert_eq!(algorithm(&AlgorithmSettings::default()), "ASNG");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub(crate) use asng_controller::pictures::words::{age, brief, number};
 use asng_proto::v1::{
     Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
     StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
@@ -115,8 +116,13 @@ pub(crate) fn trainers(trainers: &[Trainer], now: SystemTime) -> String {
 
 /// All of a study.
 pub(crate) fn show(study: &Study, url: &str, now: SystemTime) -> String {
+    let waits = (study.state() == StudyState::Waiting)
+        .then(|| row("waits for", what_it_waits_for(study, url)));
     let mut sections = vec![
-        section(&format!("Study {}", study.name), about(study, url, now)),
+        section(
+            &format!("Study {}", study.name),
+            about(study, now).into_iter().chain(waits).collect(),
+        ),
         section("Spec", spec(study)),
         section("Progress", progress(study)),
     ];
@@ -135,7 +141,7 @@ pub(crate) fn row(name: &str, value: impl ToString) -> Row {
     [format!("  {name}"), value.to_string()]
 }
 
-fn about(study: &Study, url: &str, now: SystemTime) -> Vec<Row> {
+pub(crate) fn about(study: &Study, now: SystemTime) -> Vec<Row> {
     let ago = |time: Option<Timestamp>| {
         let whole = time.map(|t| Timestamp { nanos: 0, ..t });
         or_dash(whole.map(|t| format!("{t} ({} ago)", age(t, now))))
@@ -150,18 +156,14 @@ fn about(study: &Study, url: &str, now: SystemTime) -> Vec<Row> {
     if study.stop_reason() != StopReason::Unspecified {
         rows.push(row("stop reason", names::stop_reason(study)));
     }
-    match study.state() {
-        StudyState::Waiting => rows.push(row("waits for", what_it_waits_for(study, url))),
-        StudyState::Failed => {
-            rows.push(row("reason", violations("a trainer rejected:".into(), &study.failure)));
-        }
-        _ => {}
+    if study.state() == StudyState::Failed {
+        rows.push(row("reason", violations("a trainer rejected:".into(), &study.failure)));
     }
     rows
 }
 
 /// The spec as submitted, with the defaults in force.
-fn spec(study: &Study) -> Vec<Row> {
+pub(crate) fn spec(study: &Study) -> Vec<Row> {
     let spec = study.spec.clone().unwrap_or_default();
     let a = spec.algorithm.unwrap_or_default();
     let algorithm = names::algorithm(&a).to_lowercase();
@@ -272,8 +274,18 @@ fn progress(study: &Study) -> Vec<Row> {
     ]
 }
 
-/// The final architecture, mode and incumbent, a line for each variable; then one for each cost that is known.
+/// The final architecture, mode and incumbent.
 fn architectures(study: &Study) -> String {
+    let mut table = table(ARCHITECTURES);
+    table.add_rows(architecture_rows(study));
+    render(table)
+}
+
+/// The columns of [`architecture_rows`].
+pub(crate) const ARCHITECTURES: [&str; 4] = ["VARIABLE", "CHOSEN", "MODE", "INCUMBENT"];
+
+/// The final architecture, mode and incumbent, a row for each variable; then one for each cost that is known.
+pub(crate) fn architecture_rows(study: &Study) -> Vec<[String; 4]> {
     let chosen = study.chosen.as_ref();
     let incumbent = study.incumbent.as_ref();
     let architectures: [Option<&Architecture>; 3] = [
@@ -281,24 +293,23 @@ fn architectures(study: &Study) -> String {
         study.mode.as_ref(),
         incumbent.and_then(|incumbent| incumbent.architecture.as_ref()),
     ];
-    let mut table = table(["VARIABLE", "CHOSEN", "MODE", "INCUMBENT"]);
-    for (i, variable) in study.variables.iter().enumerate() {
+    let variables = study.variables.iter().enumerate().map(|(i, variable)| {
         let [chosen, mode, incumbent] = architectures.map(|architecture| {
             let value = architecture.and_then(|a| a.values.get(i));
             or_dash(value.map(|&value| names::choice(variable, value)))
         });
-        table.add_row([variable.name.clone(), chosen, mode, incumbent]);
-    }
+        [variable.name.clone(), chosen, mode, incumbent]
+    });
     let known = [chosen.map(|chosen| &chosen.costs), incumbent.map(|incumbent| &incumbent.costs)];
     let names: BTreeSet<_> = known.iter().copied().flatten().flat_map(BTreeMap::keys).collect();
-    for name in names {
+    let costs = names.into_iter().map(|name| {
         let [chosen, incumbent] = known.map(|costs| {
             let cost = costs.and_then(|costs| costs.get(name));
             or_dash(cost.map(ToString::to_string))
         });
-        table.add_row([format!("({name})"), chosen, "-".into(), incumbent]);
-    }
-    render(table)
+        [format!("({name})"), chosen, "-".into(), incumbent]
+    });
+    variables.chain(costs).collect()
 }
 
 /// Points of a front that a person compares.
@@ -344,27 +355,6 @@ pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) 
         table.add_row([marginal.name.clone(), or_dash(Some(text))]);
     }
     format!("generation {}, Delta {}\n\n{}", d.generation, number(d.delta), render(table))
-}
-
-/// A duration in its two largest units.
-pub(crate) fn brief(duration: Duration) -> String {
-    let text = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-/// A number with as many digits as a person compares.
-pub(crate) fn number(value: f64) -> String {
-    if value == 0.0 || (1e-3..1e6).contains(&value.abs()) {
-        format!("{value:.4}")
-    } else {
-        format!("{value:.3e}")
-    }
-}
-
-pub(crate) fn age(since: Timestamp, now: SystemTime) -> String {
-    // Clocks of two machines differ: what was created in the future was created now.
-    let since = SystemTime::try_from(since).unwrap_or(now);
-    brief(now.duration_since(since).unwrap_or_default())
 }
 
 pub(crate) fn or_dash(text: Option<String>) -> String {
@@ -553,15 +543,5 @@ pub(crate) mod tests {
         let text = distribution(&d, &two_variables());
         assert!(has_line(&text, &["op", "0.750", "conv5", "0.250", "conv3"]), "{text}");
         assert!(has_line(&text, &["width", "mean", "36.00", "deviation", "0.25"]), "{text}");
-    }
-
-    #[test]
-    fn numbers_and_durations_are_brief() {
-        assert_eq!(
-            [0.0, 0.5, -12.0, 1e-9].map(number),
-            ["0.0000", "0.5000", "-12.0000", "1.000e-9"]
-        );
-        assert_eq!(brief(Duration::from_millis(93_784_900)), "1day 2h");
-        assert_eq!(brief(Duration::from_millis(900)), "0s");
     }
 }

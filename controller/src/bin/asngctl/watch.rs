@@ -1,23 +1,29 @@
-//! Follows a study through restarts of the controller. [`Rate`] and [`Screen`] take the time as an argument; the clock is
+//! Follows a study through restarts of the controller, in lines or on a [full screen](crate::screen). [`Rate`] and [`Screen`] take the time as an argument; the clock is
 //! read in [`show`] alone.
 
 use std::{
     collections::VecDeque,
     io::{self, IsTerminal},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use asng_client::is_transient;
+use asng_controller::pictures::{Sight, words};
 use asng_proto::v1::{Progress, Study, StudyState, WatchStudyRequest, WatchStudyResponse};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 use tonic::{Status, Streaming};
 
 use crate::{
     args::Output,
     client::{self, Controller},
-    json, names, print_line, text,
+    json, names, print_line,
+    screen::FullScreen,
+    text,
 };
 
 /// What is shown is brought up to date after this time even when nothing has changed: speed falls, time passes.
@@ -29,22 +35,29 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Speed is measured over this time: long enough for steps that take seconds, short enough to see a change.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// Follows a study until its state satisfies `until` and returns it as it was then, or `None` after Ctrl-C.
+/// Follows a study until its state satisfies `until` and returns it as it was then, or `None` after Ctrl-C or SIGTERM, or when
+/// somebody has left the screen.
 pub(crate) async fn follow(
     controller: &mut Controller,
     name: &str,
-    screen: Screen,
+    mut screen: Screen,
     until: impl Fn(StudyState) -> bool,
 ) -> anyhow::Result<Option<Study>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let left = screen.left();
+    let around = controller.clone();
     let feed = Feed { controller, name, stream: None };
     tokio::select! {
-        study = show(feed, screen, until) => study.map(Some),
+        study = show(feed, around, screen, until) => study.map(Some),
         signal = tokio::signal::ctrl_c() => Ok(signal.map(|()| None)?),
+        _ = terminate.recv() => Ok(None),
+        left = left => Ok(left.map(|()| None)?),
     }
 }
 
 async fn show(
     mut feed: Feed<'_>,
+    around: Controller,
     mut screen: Screen,
     until: impl Fn(StudyState) -> bool,
 ) -> anyhow::Result<Study> {
@@ -55,23 +68,30 @@ async fn show(
             break study;
         }
     };
-    let mut view = View { study, rate: None, outage: false };
+    let mut view = View::new(study);
     let mut backoff = TICK;
     loop {
         if !view.outage {
             rate.record(Instant::now(), view.progress().applied);
-            let running = view.study.state() == StudyState::Running;
-            view.rate = rate.per_second().filter(|_| running);
+            let running = view.sight.study.state() == StudyState::Running;
+            view.sight.rate = rate.per_second().filter(|_| running);
+            if let Screen::Full(_) = screen {
+                let Sight { study, rate, .. } = view.sight.clone();
+                // An outage is the feed's to find; until then the picture is a little old.
+                if let Ok(Ok(sight)) = timeout(TICK, client::sight(&around, study, rate)).await {
+                    view.sight = sight;
+                }
+            }
         }
         screen.show(&view, Instant::now())?;
-        if until(view.study.state()) {
-            return Ok(view.study);
+        if until(view.sight.study.state()) {
+            return Ok(view.sight.study);
         }
         if view.outage {
             tokio::time::sleep(backoff).await;
         }
         match feed.next().await {
-            Ok(Some(study)) => (view.study, view.outage, backoff) = (study, false, TICK),
+            Ok(Some(study)) => (view.sight.study, view.outage, backoff) = (study, false, TICK),
             Ok(None) => {}
             Err(status) if is_transient(&status) => {
                 backoff = if view.outage { (2 * backoff).min(MAX_BACKOFF) } else { TICK };
@@ -110,39 +130,51 @@ impl Feed<'_> {
     }
 }
 
-/// What is known of a study at one moment.
+/// What is known of a study at one moment. Only a full screen shows, and is given, more than the study and its rate.
 #[derive(Clone)]
 pub(crate) struct View {
-    study: Study,
-    /// Steps per second, while it is RUNNING.
-    rate: Option<f64>,
+    /// The study; steps per second while it is RUNNING.
+    pub(crate) sight: Sight,
     /// Whether the controller has not answered since.
-    outage: bool,
+    pub(crate) outage: bool,
 }
 
 impl View {
-    fn progress(&self) -> Progress {
-        self.study.progress.unwrap_or_default()
+    fn new(study: Study) -> View {
+        let sight = Sight {
+            study,
+            distribution: None,
+            trace: Vec::new(),
+            reports: Vec::new(),
+            trainers: Vec::new(),
+            rate: None,
+            now: SystemTime::now(),
+        };
+        View { sight, outage: false }
     }
 
-    fn eta(&self) -> Option<Duration> {
+    pub(crate) fn progress(&self) -> Progress {
+        self.sight.study.progress.unwrap_or_default()
+    }
+
+    pub(crate) fn eta(&self) -> Option<Duration> {
         let Progress { applied, max_steps, .. } = self.progress();
-        eta(max_steps.saturating_sub(applied), self.rate?)
+        words::eta(max_steps.saturating_sub(applied), self.sight.rate?)
     }
 
     fn line(&self) -> String {
         let progress = self.progress();
         let mut parts = vec![
             format!("{}/{}", progress.applied, progress.max_steps),
-            names::state(&self.study).to_owned(),
+            names::state(&self.sight.study).to_owned(),
         ];
         if self.outage {
             parts.insert(0, "the controller does not answer, retrying; last seen:".to_owned());
         }
-        parts.extend(self.rate.map(|rate| format!("{rate:.2} steps/s")));
+        parts.extend(self.sight.rate.map(|rate| format!("{rate:.2} steps/s")));
         parts.extend(self.eta().map(|eta| format!("ETA {}", text::brief(eta))));
         parts.push(format!("convergence {:.3}", progress.convergence));
-        let best = self.study.incumbent.as_ref();
+        let best = self.sight.study.incumbent.as_ref();
         parts.extend(best.map(|best| format!("best {}", text::number(best.loss))));
         let costs = best.into_iter().flat_map(|best| &best.costs);
         parts.extend(costs.map(|(name, cost)| format!("its {name} {cost}")));
@@ -155,8 +187,8 @@ impl View {
 
     /// The study as `show` prints it, and how it moves.
     fn json(&self) -> Value {
-        let mut value = json::study(&self.study);
-        value["steps_per_second"] = self.rate.into();
+        let mut value = json::study(&self.sight.study);
+        value["steps_per_second"] = self.sight.rate.into();
         value["eta_seconds"] = self.eta().map(|eta| eta.as_secs()).into();
         value["outage"] = self.outage.into();
         value
@@ -165,6 +197,8 @@ impl View {
 
 /// Where a [`View`] goes.
 pub(crate) enum Screen {
+    /// All of a terminal.
+    Full(FullScreen),
     /// One line of a terminal, drawn over and over, that disappears at the end.
     Live(ProgressBar),
     /// A line whenever something has changed.
@@ -184,8 +218,31 @@ impl Screen {
         Screen::Live(bar)
     }
 
+    /// All of the terminal, if there is one and somebody reads it.
+    pub(crate) fn full(output: Output) -> io::Result<Screen> {
+        if output == Output::Json || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+            return Ok(Screen::new(output));
+        }
+        FullScreen::open().map(Screen::Full)
+    }
+
+    /// Is ready when somebody has left a full screen.
+    fn left(&mut self) -> impl Future<Output = io::Result<()>> + use<> {
+        let left = match self {
+            Screen::Full(full) => Some(full.left()),
+            _ => None,
+        };
+        async {
+            match left {
+                Some(left) => left.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     fn show(&mut self, view: &View, now: Instant) -> io::Result<()> {
         match self {
+            Screen::Full(full) => full.show(view.clone()),
             Screen::Live(bar) => {
                 bar.set_message(view.line());
                 bar.tick();
@@ -206,8 +263,8 @@ impl Screen {
 /// Another state and an outage are told at once, mere progress not too often.
 fn is_due(last: Option<&(Instant, View)>, view: &View, now: Instant) -> bool {
     last.is_none_or(|(at, last)| {
-        let turn = (last.study.state, last.outage) != (view.study.state, view.outage);
-        turn || (last.study != view.study && now.duration_since(*at) >= LINE_INTERVAL)
+        let turn = (last.sight.study.state, last.outage) != (view.sight.study.state, view.outage);
+        turn || (last.sight.study != view.sight.study && now.duration_since(*at) >= LINE_INTERVAL)
     })
 }
 
@@ -236,12 +293,6 @@ impl Rate {
         let seconds = end.duration_since(*start).as_secs_f64();
         (seconds > 0.0).then(|| (last - first) as f64 / seconds)
     }
-}
-
-/// Time for the `remaining` steps, where they move at all.
-fn eta(remaining: u64, rate: f64) -> Option<Duration> {
-    // Without speed this divides by zero, and infinity is no duration.
-    Duration::try_from_secs_f64(remaining as f64 / rate).ok()
 }
 
 #[cfg(test)]
@@ -275,20 +326,11 @@ mod tests {
     }
 
     #[test]
-    fn eta_needs_speed() {
-        assert_eq!(eta(100, 4.0), Some(seconds(25)));
-        assert_eq!(eta(0, 4.0), Some(seconds(0)));
-        assert_eq!(eta(100, 0.0), None);
-        assert_eq!(eta(0, 0.0), None);
-        assert_eq!(eta(u64::MAX, 1e-300), None);
-    }
-
-    #[test]
     fn a_line_is_printed_on_change_and_not_too_often() {
         let start = Instant::now();
         let view = |applied, outage| {
             let progress = Some(Progress { applied, ..Progress::default() });
-            View { study: Study { progress, ..Study::default() }, rate: None, outage }
+            View { outage, ..View::new(Study { progress, ..Study::default() }) }
         };
         let last = (start, view(1, false));
         assert!(is_due(None, &view(1, false), start));

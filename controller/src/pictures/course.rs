@@ -1,0 +1,85 @@
+//! How a search went: curves over the steps that were applied.
+
+use std::collections::BTreeSet;
+
+use asng_proto::v1::TracePoint;
+
+use super::{
+    Sight,
+    chart::{Chart, Layer, Scale, Shape},
+    ink::Ink,
+    panel::Panel,
+};
+
+/// The threshold of the signal-to-noise ratio where a spec leaves it out.
+const DEFAULT_ALPHA: f64 = 1.5;
+
+/// Convergence with entropy, Delta, and the signal-to-noise ratio.
+pub(super) fn convergence(sight: &Sight) -> Vec<Panel> {
+    let line = |ink, label: &str, value: fn(&TracePoint) -> f64| {
+        let points = sight.trace.iter().map(|point| (point.applied as f64, value(point))).collect();
+        Layer { ink, shape: Shape::Line { points, label: label.into() } }
+    };
+    let settings = sight.study.spec.as_ref().and_then(|spec| spec.algorithm).unwrap_or_default();
+    let alpha = settings.alpha.unwrap_or(DEFAULT_ALPHA);
+    let level = Shape::Level { y: alpha, label: "alpha".into() };
+    let both = vec![
+        line(Ink::Orange, "entropy", |point| point.entropy),
+        line(Ink::Blue, "convergence", |point| point.convergence),
+    ];
+    let delta = vec![line(Ink::Blue, "Delta", |point| point.delta)];
+    let signal = vec![
+        Layer { ink: Ink::Faint, shape: level },
+        line(Ink::Blue, "s/n", |point| point.signal_to_noise),
+    ];
+    let charts = [
+        ("Convergence, and entropy of the distribution", Scale::Unit, both),
+        ("Delta: the step is delta_init / Delta", Scale::Fit, delta),
+        ("Signal-to-noise ratio of the updates", Scale::Fit, signal),
+    ];
+    let panels = charts.into_iter().filter_map(|(title, scale, layers)| {
+        (!sight.trace.is_empty()).then(|| chart(title.into(), scale, layers).draw()).flatten()
+    });
+    panels.collect()
+}
+
+/// Losses of ranked architectures, and where some diverged.
+pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
+    let bands = || {
+        let trace = sight.trace.iter();
+        trace.filter_map(|point| Some((point.applied as f64, point.losses.as_ref()?)))
+    };
+    let diverged = sight.trace.iter().filter(|point| point.diverged > 0);
+    let diverged: Vec<f64> = diverged.map(|point| point.applied as f64).collect();
+    let total: u64 = sight.trace.iter().map(|point| point.diverged).fold(0, u64::saturating_add);
+    let mut title = "Losses of ranked architectures: median, and the middle half".to_owned();
+    if total > 0 {
+        title = format!("Losses: median, and the middle half; {total} diverged (marks below)");
+    }
+    let median = bands().map(|(x, band)| (x, band.median)).collect();
+    let layers = vec![
+        Layer {
+            ink: Ink::Blue,
+            shape: Shape::Band(bands().map(|(x, band)| (x, band.low, band.high)).collect()),
+        },
+        Layer { ink: Ink::Blue, shape: Shape::Line { points: median, label: "median".into() } },
+        Layer { ink: Ink::Orange, shape: Shape::Rug(diverged) },
+    ];
+    chart(title, Scale::Fit, layers).draw().into_iter().collect()
+}
+
+/// A chart for each metric of the trainers.
+pub(super) fn metrics(sight: &Sight) -> Vec<Panel> {
+    let names: BTreeSet<&String> = sight.trace.iter().flat_map(|p| p.metrics.keys()).collect();
+    let panel = |name: &String| {
+        let trace = sight.trace.iter();
+        let points = trace.filter_map(|p| Some((p.applied as f64, *p.metrics.get(name)?)));
+        let shape = Shape::Line { points: points.collect(), label: String::new() };
+        chart(name.clone(), Scale::Fit, vec![Layer { ink: Ink::Blue, shape }]).draw()
+    };
+    names.into_iter().filter_map(panel).collect()
+}
+
+fn chart(title: String, scale: Scale, layers: Vec<Layer>) -> Chart {
+    Chart { title, x: "steps".into(), scale, layers }
+}

@@ -1,0 +1,111 @@
+//! Words and figures for people, the same in pictures and on the command line. Takes `now`, reads no clock.
+
+use std::time::{Duration, SystemTime};
+
+use asng_proto::v1::{Report, Study, Variable, variable::Kind};
+use prost_types::Timestamp;
+
+/// The state as it is written in the contract, without its prefix.
+pub fn state(study: &Study) -> &'static str {
+    study.state().as_str_name().trim_start_matches("STUDY_STATE_")
+}
+
+/// The outcome as it is written in the contract, without its prefix.
+pub fn outcome(report: &Report) -> &'static str {
+    report.outcome().as_str_name().trim_start_matches("REPORT_OUTCOME_")
+}
+
+/// The name of a value: of the choice for a categorical, the number itself for an integer.
+pub fn choice(variable: &Variable, value: i64) -> String {
+    let index = usize::try_from(value).ok();
+    match &variable.kind {
+        Some(Kind::Categorical(c)) => index.and_then(|i| c.choices.get(i)).cloned(),
+        _ => None,
+    }
+    .unwrap_or_else(|| value.to_string())
+}
+
+/// A duration in its two largest units.
+pub fn brief(duration: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// How long ago something was.
+pub fn age(since: Timestamp, now: SystemTime) -> String {
+    // Clocks of two machines differ: what was created in the future was created now.
+    let since = SystemTime::try_from(since).unwrap_or(now);
+    brief(now.duration_since(since).unwrap_or_default())
+}
+
+/// Time for the `remaining` steps at `rate` steps per second, where they move at all.
+pub fn eta(remaining: u64, rate: f64) -> Option<Duration> {
+    // Without speed this divides by zero, and infinity is no duration.
+    Duration::try_from_secs_f64(remaining as f64 / rate).ok()
+}
+
+/// A number with as many digits as a person compares.
+pub fn number(value: f64) -> String {
+    if value == 0.0 || (1e-3..1e6).contains(&value.abs()) {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
+/// `text` in about `letters` letters, the end cut off where it is longer.
+pub(super) fn short(text: &str, letters: usize) -> String {
+    if text.chars().count() <= letters {
+        return text.to_owned();
+    }
+    text.chars().take(letters.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use asng_proto::v1::{Categorical, StudyState};
+
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_value_is_named_by_its_choice_or_is_the_number() {
+        let choices = vec!["conv3".into(), "conv5".into()];
+        let kind = Some(Kind::Categorical(Categorical { choices }));
+        let op = Variable { name: "op".into(), kind };
+        // Whatever the wire brings.
+        assert_eq!([1, 2, -1].map(|value| choice(&op, value)), ["conv5", "2", "-1"]);
+        assert_eq!(choice(&Variable::default(), 3), "3");
+    }
+
+    #[test]
+    fn enums_lose_their_prefix() {
+        let study = |state| Study { state, ..Study::default() };
+        assert_eq!(state(&study(StudyState::Waiting.into())), "WAITING");
+        assert_eq!(state(&study(99)), "UNSPECIFIED");
+    }
+
+    #[test]
+    fn numbers_names_and_durations_are_brief() {
+        assert_eq!(
+            [0.0, 0.5, -12.0, 1e-9].map(number),
+            ["0.0000", "0.5000", "-12.0000", "1.000e-9"]
+        );
+        assert_eq!(brief(Duration::from_millis(93_784_900)), "1day 2h");
+        assert_eq!(brief(Duration::from_millis(900)), "0s");
+        assert_eq!(short("größer", 6), "größer");
+        assert_eq!(short("größere", 6), "größe…");
+    }
+
+    #[test]
+    fn eta_needs_speed() {
+        assert_eq!(eta(100, 4.0), Some(seconds(25)));
+        assert_eq!(eta(0, 4.0), Some(seconds(0)));
+        assert_eq!(eta(100, 0.0), None);
+        assert_eq!(eta(0, 0.0), None);
+        assert_eq!(eta(u64::MAX, 1e-300), None);
+    }
+}
