@@ -19,9 +19,9 @@ use super::{
 };
 
 /// Height of a chart.
-const HEIGHT: f64 = 240.0;
+const HEIGHT: f64 = 246.0;
 /// What is below its axis: the ticks, and what the axis shows.
-const BELOW: f64 = 32.0;
+const BELOW: f64 = 38.0;
 /// plotters knows whole pixels only, so it is given smaller ones: this many to one of ours.
 const FINE: f64 = 4.0;
 /// Size of the letters at axes, and what one of them is wide at most.

@@ -629,7 +629,7 @@ fn a_stretch_of_the_search_is_told_as_it_was_at_its_end() {
     let points: Vec<_> = bench.study.take_events().into_iter().filter_map(traced).collect();
     let told: Vec<_> = points.iter().map(|p| (p.applied, p.generation, p.diverged)).collect();
     assert_eq!(told, [(4, 1, 0), (8, 2, 1), (10, 3, 0)]);
-    assert_eq!(points[0].losses, Some(LossBand { low: 1.0, median: 2.0, high: 2.0 }));
+    assert_eq!(points[0].losses, Some(LossBand { low: 1.75, median: 2.0, high: 2.0 }));
     let (last, asng) = (points.last().unwrap(), bench.study.asng().unwrap());
     assert_eq!((last.convergence, last.entropy), (asng.convergence(), asng.entropy()));
     assert_eq!(last.signal_to_noise, asng.signal_to_noise());

@@ -186,7 +186,6 @@ impl Stretch {
     pub(super) fn point(&self, progress: &Progress, asng: &Asng) -> Option<TracePoint> {
         let mut sorted = self.sample.clone();
         sorted.sort_by(f64::total_cmp);
-        let last = sorted.len().checked_sub(1);
         let metrics = self.metrics.iter().filter(|(_, (_, count))| *count > 0);
         Some(TracePoint {
             applied: progress.applied,
@@ -196,10 +195,10 @@ impl Stretch {
             entropy: asng.entropy(),
             delta: asng.state().snr_factor,
             signal_to_noise: asng.signal_to_noise(),
-            losses: last.map(|last| LossBand {
-                low: sorted[last / 4],
-                median: sorted[last / 2],
-                high: sorted[last * 3 / 4],
+            losses: (!sorted.is_empty()).then(|| LossBand {
+                low: quantile(&sorted, 0.25),
+                median: quantile(&sorted, 0.5),
+                high: quantile(&sorted, 0.75),
             }),
             diverged: self.diverged,
             metrics: metrics.map(|(name, (mean, _))| (name.clone(), *mean)).collect(),
@@ -228,6 +227,15 @@ fn to_ms<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Er
 
 fn from_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
     Ok(UNIX_EPOCH + Duration::from_millis(u64::deserialize(deserializer)?))
+}
+
+/// What a share of the numbers, of which there are some, in order, is smaller than; between neighbours where it falls
+/// between them.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    let weight = place.fract();
+    (1.0 - weight) * below + weight * above
 }
 
 #[cfg(test)]
