@@ -172,7 +172,6 @@ async fn serve(
     let health =
         Health::new(&[study_service_server::SERVICE_NAME, search_service_server::SERVICE_NAME])
             .await;
-    let services = Services { routes, health, rules: service::RULES };
     let config = asng_serving::Config {
         tls: None,
         tokens: None,
@@ -180,6 +179,7 @@ async fn serve(
         grace: Duration::ZERO,
         reload: Default::default(),
     };
+    let services = Services { routes, health, gate: config.gate(service::RULES) };
     tokio::spawn(asng_serving::run(config, services, listener, std::future::pending()))
 }
 

@@ -7,7 +7,7 @@
 //! | [`store`] | the only place that touches the database |
 //! | [`studies`] | the thread that owns every study, and the one that commits |
 //! | `service` | gRPC: who asks, decode, one operation, encode |
-//! | [`web`] | HTTP: probes and `/metrics` |
+//! | [`web`] | HTTP: the live page, probes and `/metrics` |
 //! | [`pictures`] | SVG and HTML of a study |
 //! | [`conformance`] | a controller that misbehaves on purpose, for trainers to be tried on |
 //! | `metrics` | what the store's commits cost |
@@ -83,7 +83,7 @@ pub enum Error {
 pub async fn run(
     config: Config,
     listener: TcpListener,
-    http: Option<TcpListener>,
+    http: Option<web::Listener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let Config { location, studies, serving } = config;
@@ -91,23 +91,24 @@ pub async fn run(
     let reader = Reader::new(&location)?;
     let (stop, stopped) = watch::channel(false);
     let (end_http, http_ends) = oneshot::channel::<()>();
+    let gate = serving.gate(service::RULES);
+    let api = Api { studies: studies.clone(), reader, closing: stopped };
     if let Some(http) = http {
         let end = async { drop(http_ends.await) };
-        let serving = web::serve(http, studies.clone(), reader.clone(), stopped.clone(), end);
+        let pages = web::serve(http, &serving, api.clone(), gate.clone(), end);
         tokio::spawn(async {
-            if let Err(error) = serving.await {
+            if let Err(error) = async { pages?.await }.await {
                 error!(%error, "HTTP has ended");
             }
         });
     }
-    let api = Api { studies: studies.clone(), reader, closing: stopped };
     let (grace, max_size) = (serving.grace, serving.limits.max_message_size);
     let routes =
         Routes::new(StudyServiceServer::new(api.clone()).max_decoding_message_size(max_size))
             .add_service(SearchServiceServer::new(api).max_decoding_message_size(max_size));
     let names = [study_service_server::SERVICE_NAME, search_service_server::SERVICE_NAME];
     let health = Health::new(&names).await;
-    let services = Services { routes, health: health.clone(), rules: service::RULES };
+    let services = Services { routes, health: health.clone(), gate };
     let shutdown = async {
         shutdown.await;
         info!("shutting down");

@@ -62,6 +62,13 @@ pub(crate) struct Api {
     pub(crate) closing: watch::Receiver<bool>,
 }
 
+/// A request by somebody who has passed the gate.
+pub(crate) fn asked<T>(identity: &Identity, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(identity.clone());
+    request
+}
+
 impl Api {
     /// A request, and its sender's view of the studies.
     fn open<T>(&self, mut request: Request<T>) -> Result<(Caller, T), Status> {
@@ -70,8 +77,21 @@ impl Api {
         Ok((Caller { api: self.clone(), identity }, request.into_inner()))
     }
 
+    /// The address of the controller that owns the study, if that is another: empty while it is none.
+    pub(crate) async fn elsewhere(
+        &self,
+        request: Request<v1::GetStudyRequest>,
+    ) -> Result<Option<String>, Status> {
+        let (caller, v1::GetStudyRequest { name }) = self.open(request)?;
+        match caller.run_within(move |shelf, _| shelf.get(&name).map(drop)).await {
+            Ok(()) => Ok(None),
+            Err(Error::NotOwner { address, .. }) => Ok(Some(address)),
+            Err(error) => Err(status(&error)),
+        }
+    }
+
     /// Returns when the controller is shutting down.
-    async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         // An error means that the sender is gone, which comes to the same.
         let _ = self.closing.clone().wait_for(|closing| *closing).await;
     }
@@ -207,7 +227,7 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let (caller, v1::ListStudiesRequest { page_size, page_token, owner, labels }) =
+        let (caller, v1::ListStudiesRequest { page_size, page_token, owner, labels, newest_first }) =
             self.open(request)?;
         let size = page_length(page_size);
         let after = match page_token.as_str() {
@@ -216,7 +236,7 @@ impl StudyService for Api {
         };
         let scope = caller.identity.scope();
         let listed = move |study: &Study| {
-            Some(study.age()) > after
+            after.is_none_or(|after| (study.age() < after) == newest_first && study.age() != after)
                 && scope.holds(study.owner(), &study.spec().labels)
                 && (owner.is_empty() || owner == study.owner())
                 && labels.iter().all(|(key, value)| study.spec().labels.get(key) == Some(value))
@@ -230,6 +250,9 @@ impl StudyService for Api {
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
                 let mut all: Vec<_> = shelf.all().chain(foreign).filter(|s| listed(s)).collect();
                 all.sort_by_key(|study| study.age());
+                if newest_first {
+                    all.reverse();
+                }
                 Ok(all.into_iter().take(size + 1).map(summary).collect::<Vec<_>>())
             })
             .await?;
@@ -588,9 +611,7 @@ mod tests {
     use crate::{store::Location, studies::Limits};
 
     fn by_anybody<T>(message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.extensions_mut().insert(Identity::anybody());
-        request
+        asked(&Identity::anybody(), message)
     }
 
     #[tokio::test]

@@ -1,64 +1,361 @@
-//! HTTP beside gRPC, on a port of its own: probes, and metrics in the OpenMetrics text that Prometheus reads. It only
-//! looks: nothing here changes a study.
+//! HTTP beside gRPC, on a port of its own: probes, metrics in the OpenMetrics text that Prometheus reads, and the live page
+//! for people. The page asks the services as a client would, in process: what somebody may see and do is decided there.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | `door` | who asks: log-in, sessions, and what a browser must not be talked into |
+//! | `html` | the pages |
+//! | `drawing` | what is shown of a study, or of all |
+//! | `views` | drawings that change while somebody looks, once for all who look |
+//! | `studies` | the studies in `/metrics` |
 
+mod door;
+mod drawing;
+mod html;
 mod studies;
+mod views;
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use asng_serving::{Address, http};
+use asng_proto::v1::{self, study_service_server::StudyService};
+use asng_serving::{Address, Gate, http, http::Peer};
+use axum::{
+    Form, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State},
+    http::{StatusCode, header, request::Parts},
+    middleware::{from_fn, from_fn_with_state},
+    response::{IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
 use clap::Args;
+use maud::Markup;
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use serde::Deserialize;
+use tokio::{net::TcpListener, time::timeout};
+use tonic::Status;
 
-use crate::{metrics, store::Reader, studies::Studies};
+use self::{
+    door::{Door, Visitor},
+    drawing::Subject,
+    html::Frame,
+    views::Views,
+};
+use crate::{
+    metrics, pictures,
+    service::{Api, asked},
+    study::is_name,
+};
 
 /// How long the studies may take to answer a probe or a scrape.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of a form.
+const MAX_FORM: usize = 4096;
 
 /// What a person decides about HTTP.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
-    /// Address to serve HTTP on: /metrics for Prometheus, /healthz and /readyz for probes; or off. There is no
-    /// authentication, and whoever reads the metrics learns the names of studies
-    #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052", value_name = "ADDRESS|off")]
-    http: Address,
+    /// Address to serve HTTP on, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
+    /// probes. With https:// before it, under TLS with the certificate of --tls-cert. The page asks for a token where
+    /// tokens are in use; whoever reads the metrics learns the names of studies
+    #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052")]
+    #[arg(value_name = "[https://]ADDRESS|off")]
+    http: Place,
 }
 
-impl Options {
-    /// Binds the port; none when it is off.
-    pub async fn listen(&self) -> anyhow::Result<Option<TcpListener>> {
-        let Address(Some(address)) = self.http else { return Ok(None) };
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address} for HTTP; give another address with --http, or off")
-        })?;
-        Ok(Some(listener))
+/// Where to serve HTTP.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    https: bool,
+    address: Address,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Place, String> {
+        let (https, address) = match text.strip_prefix("https://") {
+            Some(address) => (true, address),
+            None => (false, text.strip_prefix("http://").unwrap_or(text)),
+        };
+        Ok(Place { https, address: address.parse()? })
     }
 }
 
-/// What the pages look at.
-#[derive(Clone)]
-struct Sight {
-    studies: Studies,
-    reader: Reader,
-    stopping: watch::Receiver<bool>,
+impl Options {
+    /// Whether it is to be under TLS.
+    pub fn https(&self) -> bool {
+        self.http.https
+    }
+
+    /// Binds the port; none when it is off. `insecure` shows the page to other machines also in plain text, or without
+    /// knowing who they are.
+    pub async fn listen(&self, insecure: bool) -> anyhow::Result<Option<Listener>> {
+        let Place { https, address: Address(Some(address)) } = self.http else { return Ok(None) };
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address} for HTTP; give another address with --http, or off")
+        })?;
+        Ok(Some(Listener { listener, https, insecure }))
+    }
 }
 
-/// Serves on `listener` until `shutdown` is ready. Readiness ends before that, when `stopping` turns true.
-pub async fn serve(
+/// The port of HTTP, taken.
+pub struct Listener {
     listener: TcpListener,
-    studies: Studies,
-    reader: Reader,
-    stopping: watch::Receiver<bool>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+    https: bool,
+    insecure: bool,
+}
+
+impl Listener {
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// What the pages have.
+#[derive(Clone)]
+struct Site {
+    api: Api,
+    door: Arc<Door>,
+    views: Arc<Views>,
+}
+
+/// Serves on `listener`, under the limits and certificate of `serving`, until `shutdown` is ready. Readiness ends before
+/// that, when the controller begins to close.
+pub(crate) fn serve<S: Future<Output = ()> + Send + 'static>(
+    listener: Listener,
+    serving: &asng_serving::Config,
+    api: Api,
+    gate: Gate,
+    shutdown: S,
+) -> io::Result<impl Future<Output = io::Result<()>> + use<S>> {
+    let door = Door::new(gate, listener.address()?, listener.https, listener.insecure);
+    let tls = serving.tls.as_ref().filter(|_| listener.https);
+    let port = http::Listener::new(listener.listener, tls, serving.limits.max_connections)?;
     let mut registry = asng_serving::registry();
     metrics::register(&mut registry);
-    http::serve(listener, registry, Sight { studies, reader, stopping }, shutdown).await
+    let probes = http::probes(registry, api.clone());
+    let views = Arc::new(Views::new(api.clone()));
+    let pages = pages(Site { api, door: Arc::new(door), views });
+    Ok(port.serve(probes.merge(pages), shutdown))
 }
 
-impl http::Sight for Sight {
+fn pages(site: Site) -> Router {
+    Router::new()
+        .route("/", get(list))
+        .route("/events", get(list_events))
+        .route("/studies/{name}", get(study))
+        .route("/studies/{name}/events", get(study_events))
+        .route("/studies/{name}/pause", post(pause))
+        .route("/studies/{name}/resume", post(resume))
+        .route("/studies/{name}/stop", get(ask_to_stop).post(stop))
+        .route("/login", get(log_in_form).post(log_in))
+        .route("/logout", post(log_out))
+        .layer(DefaultBodyLimit::max(MAX_FORM))
+        .layer(from_fn_with_state(site.door.clone(), door::guard))
+        .fallback(async || Refusal(Status::not_found("there is no such page")))
+        .route("/assets/style.css", get(asset("text/css", &[pictures::STYLE, html::STYLE])))
+        .route("/assets/page.js", get(asset("text/javascript", &[html::SCRIPT])))
+        .route("/assets/icon.svg", get(asset("image/svg+xml", &[html::ICON])))
+        .layer(from_fn(door::strict))
+        .with_state(site)
+}
+
+/// A page that is the same for everybody.
+fn asset(
+    kind: &'static str,
+    parts: &[&str],
+) -> impl Fn() -> std::future::Ready<([(header::HeaderName, &'static str); 2], String)> + Clone + use<>
+{
+    let text = parts.concat();
+    move || {
+        let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
+        std::future::ready((headers, text.clone()))
+    }
+}
+
+/// A page that says why there is not the one that was asked for.
+struct Refusal(Status);
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Refusal {
+        Refusal(status)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let code = door::http_status(self.0.code());
+        (code, html::refusal(code, self.0.message())).into_response()
+    }
+}
+
+impl FromRequestParts<Site> for Visitor {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, site: &Site) -> Result<Visitor, StatusCode> {
+        // It is there: the port is served with it.
+        let peer = parts.extensions.get::<ConnectInfo<Peer>>();
+        let ConnectInfo(Peer(peer)) = *peer.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
+        Ok(site.door.visitor(&parts.headers, peer))
+    }
+}
+
+/// Which page of the list.
+#[derive(Deserialize)]
+struct Paging {
+    /// Token of the page before.
+    #[serde(default)]
+    after: String,
+}
+
+async fn list(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Query(Paging { after }): Query<Paging>,
+) -> Result<Markup, Refusal> {
+    let identity = site.door.enter(&visitor, door::LIST)?;
+    let subject = Subject::Studies { after };
+    let drawing = drawing::draw(&site.api, &identity, &subject).await?;
+    Ok(html::list(&site.door.frame(&identity), &drawing, &subject.events()))
+}
+
+async fn list_events(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Query(Paging { after }): Query<Paging>,
+) -> Result<Response, Refusal> {
+    let identity = site.door.enter(&visitor, door::LIST)?;
+    Ok(views::follow(site, visitor, identity, Subject::Studies { after }).await?)
+}
+
+async fn study(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Markup, Refusal> {
+    let identity = site.door.enter(&visitor, door::GET)?;
+    let subject = Subject::Study(name.clone());
+    let drawing = drawing::draw(&site.api, &identity, &subject).await?;
+    let may_change = site.door.may_change(&identity);
+    let events = (!drawing.ended).then(|| subject.events());
+    let frame = site.door.frame(&identity);
+    Ok(html::study(&frame, &name, &drawing, may_change, events.as_deref()))
+}
+
+async fn study_events(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Response, Refusal> {
+    let identity = site.door.enter(&visitor, door::GET)?;
+    Ok(views::follow(site, visitor, identity, Subject::Study(name)).await?)
+}
+
+async fn pause(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Redirect, Refusal> {
+    let identity = site.door.enter(&visitor, door::PAUSE)?;
+    let request = v1::PauseStudyRequest { name: name.clone() };
+    site.api.pause_study(asked(&identity, request)).await?;
+    Ok(Redirect::to(&format!("/studies/{name}")))
+}
+
+async fn resume(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Redirect, Refusal> {
+    let identity = site.door.enter(&visitor, door::RESUME)?;
+    let request = v1::ResumeStudyRequest { name: name.clone() };
+    site.api.resume_study(asked(&identity, request)).await?;
+    Ok(Redirect::to(&format!("/studies/{name}")))
+}
+
+/// Stopping is for good: the page asks again.
+async fn ask_to_stop(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Markup, Refusal> {
+    let identity = site.door.enter(&visitor, door::GET)?;
+    let request = asked(&identity, v1::GetStudyRequest { name });
+    let study = site.api.get_study(request).await?.into_inner().study.unwrap_or_default();
+    Ok(html::ask_to_stop(&site.door.frame(&identity), &study))
+}
+
+async fn stop(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+) -> Result<Redirect, Refusal> {
+    let identity = site.door.enter(&visitor, door::STOP)?;
+    let request = v1::StopStudyRequest { name: name.clone() };
+    site.api.stop_study(asked(&identity, request)).await?;
+    Ok(Redirect::to(&format!("/studies/{name}")))
+}
+
+/// Where to go after logging in.
+#[derive(Deserialize)]
+struct Return {
+    #[serde(default)]
+    to: String,
+}
+
+impl Return {
+    /// The page, which is one of ours.
+    fn page(&self) -> &str {
+        let study = self.to.strip_prefix("/studies/").is_some_and(is_name);
+        if study { &self.to } else { "/" }
+    }
+}
+
+async fn log_in_form(
+    State(site): State<Site>,
+    visitor: Visitor,
+    Query(back): Query<Return>,
+) -> Response {
+    match site.door.holder(&visitor) {
+        Some(_) => Redirect::to(back.page()).into_response(),
+        None => html::log_in(back.page(), None).into_response(),
+    }
+}
+
+/// What a log-in form holds.
+#[derive(Deserialize)]
+struct LogIn {
+    token: String,
+    #[serde(flatten)]
+    back: Return,
+}
+
+async fn log_in(
+    State(site): State<Site>,
+    visitor: Visitor,
+    headers: header::HeaderMap,
+    Form(LogIn { token, back }): Form<LogIn>,
+) -> Response {
+    match site.door.log_in(&visitor, &headers, &token) {
+        Ok(cookie) => ([(header::SET_COOKIE, cookie)], Redirect::to(back.page())).into_response(),
+        Err(status) => {
+            let code = match door::http_status(status.code()) {
+                StatusCode::UNAUTHORIZED => StatusCode::FORBIDDEN,
+                code => code,
+            };
+            (code, html::log_in(back.page(), Some(status.message()))).into_response()
+        }
+    }
+}
+
+async fn log_out(State(site): State<Site>, visitor: Visitor) -> impl IntoResponse {
+    ([(header::SET_COOKIE, site.door.log_out(&visitor))], Redirect::to("/login"))
+}
+
+impl http::Sight for Api {
     fn alive(&self) -> Result<(), String> {
         if self.studies.have_ended() {
             return Err("the thread that owns the studies has ended".into());
@@ -67,7 +364,7 @@ impl http::Sight for Sight {
     }
 
     async fn ready(&self) -> Result<(), String> {
-        if *self.stopping.borrow() {
+        if *self.closing.borrow() {
             return Err("the controller is shutting down".into());
         }
         let answers = async {

@@ -387,8 +387,14 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
         "CreateStudy" => v1::CreateStudyRequest { name, spec: Some(spec(random)) }.encode_to_vec(),
         "ListStudies" => {
             let labels = [(text.clone(), text.clone())].into();
-            v1::ListStudiesRequest { page_size, page_token: text.clone(), owner: text, labels }
-                .encode_to_vec()
+            v1::ListStudiesRequest {
+                page_size,
+                page_token: text.clone(),
+                owner: text,
+                labels,
+                newest_first: random.random(),
+            }
+            .encode_to_vec()
         }
         "ListReports" => v1::ListReportsRequest {
             study: name,

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
+mod browser;
 pub mod hostile;
 mod postgres;
 mod proxy;
@@ -23,6 +24,7 @@ use asng_proto::v1::{
 use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 
 pub use self::{
+    browser::Browser,
     postgres::Postgres,
     proxy::{FAULTS, Proxy},
 };

@@ -178,7 +178,7 @@ pub(crate) async fn serve(
         return Ok(());
     };
     let service = TrainerServiceServer::new(api).max_decoding_message_size(LIMITS.max_message_size);
-    let services = Services { routes: Routes::new(service), health, rules: RULES };
+    let services = Services { routes: Routes::new(service), health, gate: config.gate(RULES) };
     Ok(asng_serving::run(config, services, listener, end.cancelled_owned()).await?)
 }
 

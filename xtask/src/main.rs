@@ -1,4 +1,4 @@
-//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench`.
+//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench | screenshots`.
 //!
 //! This crate must build on a machine that has no libtorch yet, so of the workspace's other members it depends
 //! on the one that fetches data alone.
@@ -43,6 +43,8 @@ enum Command {
     /// Measures speed, memory and growth, in a release build.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Draws the README's pictures of the page anew, from a real search in a real browser, into docs.
+    Screenshots,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::demo(&root, &arguments),
         Command::Test(arguments) => test::test(&root, &arguments),
         Command::Bench(what) => bench::bench(&root, &what),
+        Command::Screenshots => test::screenshots(&root),
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use asng_datasets::{DataSet, fetch};
 
+mod chromium;
 mod libtorch;
 mod nasbench201;
 mod postgresql;
@@ -33,6 +34,8 @@ pub(crate) enum Part {
     Nasbench201,
     /// The database server that the tests of several controllers start; only where it is named here
     Postgresql,
+    /// The browser that the tests of the page drive; only where it is named here
+    Chromium,
 }
 
 const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
@@ -70,6 +73,7 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
             .map_err(name_full_disk)
             .context("no NAS-Bench-201"),
         Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
+        Part::Chromium => chromium::ensure().context("no Chromium"),
         Part::Cifar10 => {
             let fetched = DataSet::Cifar10.ensure(&root.join(CIFAR10), false);
             fetched.map_err(name_full_disk).context("no CIFAR-10")

@@ -52,3 +52,12 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Has the test that opens the page write what it sees into docs.
+pub(crate) fn screenshots(root: &Path) -> anyhow::Result<()> {
+    setup::setup(root)?;
+    let page = ["test", "--locked", "-p", "asng-tests", "--test", "page"];
+    run(cargo(root, page)
+        .args(["--", "--ignored", "--exact", "screenshots"])
+        .env("GOMP_SPINCOUNT", "10000"))
+}

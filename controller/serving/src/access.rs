@@ -66,7 +66,7 @@ pub(crate) enum Denied {
 }
 
 /// The studies that somebody may see and touch; the default is all of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Scope {
     owner: Option<String>,
     labels: BTreeMap<String, String>,
@@ -86,6 +86,17 @@ impl fmt::Display for Scope {
         let labels = self.labels.iter().map(|(key, value)| format!("label {key:?} = {value:?}"));
         let parts: Vec<_> = owner.chain(labels).collect();
         f.write_str(&parts.join(", "))
+    }
+}
+
+/// What is remembered of a token that somebody has shown: enough to know it again, too little to use it.
+#[derive(Clone, Copy)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// Of a token in clear.
+    pub fn of(token: &str) -> Fingerprint {
+        Fingerprint(Sha256::digest(token).into())
     }
 }
 
@@ -229,11 +240,15 @@ impl Tokens {
             Ok(Some((scheme, token))) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(Denied::Malformed),
         };
-        let sha256 = Sha256::digest(token);
+        self.holder(&Fingerprint::of(token))
+    }
+
+    /// Tells who holds a token.
+    pub(crate) fn holder(&self, token: &Fingerprint) -> Result<Identity, Denied> {
         let mut found = None;
         // All are compared, so that the time tells nothing.
         for known in &self.0 {
-            if bool::from(known.sha256.ct_eq(&sha256)) {
+            if bool::from(known.sha256.ct_eq(&token.0)) {
                 found = Some(known);
             }
         }

@@ -26,7 +26,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection that was accepted.
-pub(crate) struct Connection {
+pub struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     info: TcpConnectInfo,
     _place: OwnedSemaphorePermit,

@@ -1,6 +1,7 @@
 //! What every request passes first: who sends it, whether they may, and whether there are too many.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,7 +15,7 @@ use tower::{Layer, Service};
 use tracing::{debug, info};
 
 use crate::{
-    access::{Identity, Role, Tokens},
+    access::{Denied, Fingerprint, Identity, Role, Tokens},
     limits::{Client, RateLimit},
     status,
 };
@@ -44,9 +45,10 @@ impl Rules {
     }
 }
 
-/// Lets requests through to the services, with their sender's [`Identity`] among their extensions.
+/// Lets requests through to the services, with their sender's [`Identity`] among their extensions. What else leads to the
+/// services asks it too.
 #[derive(Clone)]
-pub(crate) struct Gate {
+pub struct Gate {
     pub(crate) rules: Rules,
     /// Where tokens are in use.
     pub(crate) tokens: Option<watch::Receiver<Arc<Tokens>>>,
@@ -57,14 +59,54 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// Whether whoever calls must have a token.
+    pub fn wants_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// The holder of a token that was shown before, if it is still known; anybody, where none are in use.
+    pub fn holder(&self, token: Option<&Fingerprint>) -> Option<Identity> {
+        self.identify(token).ok()
+    }
+
+    /// Whether somebody may call the method at `path`.
+    pub fn allows(&self, identity: &Identity, path: &str) -> bool {
+        self.rules.least_role(path).is_none_or(|role| identity.check_role(path, role).is_ok())
+    }
+
+    /// Lets the holder of a token call the method at `path`, as if the call had come by gRPC.
+    pub fn enter(
+        &self,
+        token: Option<&Fingerprint>,
+        path: &str,
+        peer: SocketAddr,
+    ) -> Result<Identity, Status> {
+        self.admit(self.identify(token), path, Some(peer))
+    }
+
+    fn identify(&self, token: Option<&Fingerprint>) -> Result<Identity, Denied> {
+        match &self.tokens {
+            Some(tokens) => tokens.borrow().holder(token.ok_or(Denied::NoToken)?),
+            None => Ok(Identity::anybody()),
+        }
+    }
+
     fn check<B>(&self, request: &Request<B>) -> Result<Identity, Status> {
-        let path = request.uri().path();
-        let Some(least_role) = self.rules.least_role(path) else { return Ok(Identity::anybody()) };
         let identity = match &self.tokens {
             Some(tokens) => tokens.borrow().identify(request.headers()),
             None => Ok(Identity::anybody()),
         };
         let peer = request.extensions().get().and_then(|peer: &TcpConnectInfo| peer.remote_addr);
+        self.admit(identity, request.uri().path(), peer)
+    }
+
+    fn admit(
+        &self,
+        identity: Result<Identity, Denied>,
+        path: &str,
+        peer: Option<SocketAddr>,
+    ) -> Result<Identity, Status> {
+        let Some(least_role) = self.rules.least_role(path) else { return Ok(Identity::anybody()) };
         if let Some(limit) = &self.rate_limit {
             let name = identity.as_ref().ok().and_then(Identity::name);
             let client = match (name, peer) {
@@ -101,7 +143,7 @@ impl<S> Layer<S> for Gate {
 
 /// Services behind the gate.
 #[derive(Clone)]
-pub(crate) struct Gated<S> {
+pub struct Gated<S> {
     gate: Gate,
     inner: S,
 }

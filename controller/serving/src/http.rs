@@ -1,7 +1,7 @@
 //! HTTP beside gRPC, on a port of its own: probes, and metrics in the OpenMetrics text that Prometheus reads. It only
 //! looks: nothing here changes anything.
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -9,9 +9,19 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::get,
+    serve::IncomingStream,
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::net::TcpListener;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::transport::server::Connected;
+
+use crate::{
+    connections::{self, Connection},
+    files::Watched,
+    tls,
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -32,12 +42,76 @@ pub async fn serve(
     sight: impl Sight,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let router = Router::new()
+    axum::serve(listener, probes(registry, sight)).with_graceful_shutdown(shutdown).await
+}
+
+/// The pages `/metrics`, `/healthz` and `/readyz`.
+pub fn probes(registry: Registry, sight: impl Sight) -> Router {
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state((sight, Arc::new(registry)));
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+        .with_state((sight, Arc::new(registry)))
+}
+
+/// A port for pages that are not for everybody: in plain text or under TLS, with a bound on connections.
+pub struct Listener {
+    connections: ReceiverStream<io::Result<Connection>>,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Accepts connections, under `tls` if any.
+    pub fn new(
+        listener: TcpListener,
+        tls: Option<&Watched<ServerConfig>>,
+        max_connections: usize,
+    ) -> io::Result<Listener> {
+        let address = listener.local_addr()?;
+        let tls = tls.map(|tls| tls::for_browsers(tls.subscribe()));
+        Ok(Listener { connections: connections::accept(listener, tls, max_connections), address })
+    }
+
+    /// Serves `pages` until `shutdown` is ready, with each request's [`Peer`].
+    pub async fn serve(
+        self,
+        pages: Router,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        let pages = pages.into_make_service_with_connect_info::<Peer>();
+        axum::serve(self, pages).with_graceful_shutdown(shutdown).await
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        while let Some(connection) = self.connections.next().await {
+            // Neither is there when the connection has broken already.
+            let Ok(connection) = connection else { continue };
+            if let Some(peer) = connection.connect_info().remote_addr {
+                return (connection, peer);
+            }
+        }
+        // Whoever accepts has ended; this will be dropped.
+        std::future::pending().await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+/// The other end of a connection, for axum's `ConnectInfo`.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl axum::extract::connect_info::Connected<IncomingStream<'_, Listener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Peer {
+        Peer(*stream.remote_addr())
+    }
 }
 
 type Pages<S> = State<(S, Arc<Registry>)>;

@@ -8,7 +8,7 @@
 //! | [`tls`] | certificates and keys |
 //! | [`files`] | values read from files, and read again when these change |
 //! | [`status`] | errors that more than one service answers with |
-//! | [`http`] | probes and `/metrics` |
+//! | [`http`] | probes and `/metrics`, and where further pages are served |
 //! | `exposure` | what would be open to the world by oversight |
 //! | `address` | where to listen, if at all |
 //! | `connections` | accepting them, in plain text or under TLS |
@@ -52,11 +52,14 @@ use tracing::{info, warn};
 use self::{
     access::Tokens,
     files::Watched,
-    gate::Gate,
     limits::{Limits, RateLimit},
 };
 pub use self::{
-    address::Address, exposure::Exposure, gate::Rules, metrics::registry, rpc::code_name,
+    address::Address,
+    exposure::Exposure,
+    gate::{Gate, Rules},
+    metrics::registry,
+    rpc::code_name,
 };
 
 /// Peers that do not answer a ping in this time are gone.
@@ -82,6 +85,18 @@ pub struct Config {
     pub reload: Arc<Notify>,
 }
 
+impl Config {
+    /// What requests have to pass, for a program with these rules.
+    pub fn gate(&self, rules: Rules) -> Gate {
+        Gate {
+            rules,
+            tokens: self.tokens.as_ref().map(Watched::subscribe),
+            rate_limit: self.limits.rate_limit.map(RateLimit::new).map(Arc::new),
+            request_timeout: self.limits.request_timeout,
+        }
+    }
+}
+
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -99,8 +114,8 @@ pub struct Services {
     pub routes: Routes,
     /// What is said of them; made of their names.
     pub health: Health,
-    /// What their callers must meet.
-    pub rules: Rules,
+    /// What their callers have to pass; made of the same configuration.
+    pub gate: Gate,
 }
 
 /// What a server says of itself over `grpc.health.v1`.
@@ -138,7 +153,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let Config { tls, tokens, limits, grace, reload } = config;
-    let Services { routes, health, rules } = services;
+    let Services { routes, health, gate } = services;
     let mut reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(asng_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -146,13 +161,7 @@ pub async fn run(
     for service in &health.services {
         reflection = reflection.with_service_name(*service);
     }
-    let rate_limit = limits.rate_limit.map(RateLimit::new).map(Arc::new);
-    let gate = Gate {
-        rules,
-        tokens: tokens.as_ref().map(Watched::subscribe),
-        rate_limit: rate_limit.clone(),
-        request_timeout: limits.request_timeout,
-    };
+    let rate_limit = gate.rate_limit.clone();
     let connections =
         connections::accept(listener, tls.as_ref().map(Watched::subscribe), limits.max_connections);
     let (end, ended) = oneshot::channel::<()>();

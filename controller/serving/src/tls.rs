@@ -6,6 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::watch;
 use tokio_rustls::rustls::{
     Error, InconsistentKeys, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
@@ -68,6 +69,28 @@ fn server_config(files: &Files, contents: &[Vec<u8>]) -> Result<ServerConfig, Fa
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
+}
+
+/// The same certificate, now and later, for HTTP: browsers are not asked for one of theirs.
+pub(crate) fn for_browsers(
+    mut tls: watch::Receiver<Arc<ServerConfig>>,
+) -> watch::Receiver<Arc<ServerConfig>> {
+    let (sender, receiver) = watch::channel(Arc::new(browser_config(&tls.borrow_and_update())));
+    tokio::spawn(async move {
+        while tls.changed().await.is_ok() {
+            sender.send_replace(Arc::new(browser_config(&tls.borrow_and_update())));
+        }
+    });
+    receiver
+}
+
+fn browser_config(config: &ServerConfig) -> ServerConfig {
+    let builder = ServerConfig::builder_with_provider(config.crypto_provider().clone());
+    // Unwrap safety: these versions were good for `config`, with the same provider.
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let mut browsers = builder.with_cert_resolver(config.cert_resolver.clone());
+    browsers.alpn_protocols = vec![b"http/1.1".to_vec()];
+    browsers
 }
 
 fn certified_key(

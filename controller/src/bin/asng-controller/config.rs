@@ -108,7 +108,7 @@ pub(crate) struct Options {
     #[arg(long, env = "ASNG_INSECURE", help_heading = ACCESS, action = ArgAction::Set)]
     #[arg(value_name = "BOOL", default_value = "false", default_missing_value = "true")]
     #[arg(num_args = 0..=1, require_equals = true)]
-    insecure: bool,
+    pub(crate) insecure: bool,
 
     /// Largest request, in bytes.
     #[arg(long, env = "ASNG_MAX_MESSAGE_SIZE", value_name = "BYTES", help_heading = LIMITS)]
@@ -168,6 +168,9 @@ impl Options {
             insecure: self.insecure,
         };
         let (tls, tokens) = exposure.read(self.listen).await?;
+        if self.web.https() && tls.is_none() {
+            bail!("--http https:// needs both --tls-cert and --tls-key");
+        }
         let limits = Limits {
             max_message_size: self.max_message_size,
             max_connections: self.max_connections,

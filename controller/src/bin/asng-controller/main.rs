@@ -53,13 +53,14 @@ async fn serve(options: Options, in_effect: &str) -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => config::refuse(ErrorKind::ValueValidation, format!("{error:#}")),
     };
-    let (listen, web, reload) = (options.listen, options.web.clone(), Arc::new(Notify::new()));
+    let (listen, web, insecure) = (options.listen, options.web.clone(), options.insecure);
+    let reload = Arc::new(Notify::new());
     let config = match options.config(reload.clone()).await {
         Ok(config) => config,
         Err(error) => config::refuse(ErrorKind::ValueValidation, format!("{error:#}")),
     };
     info!("configuration: {in_effect}");
-    let result = run(listen, web, config, reload).await;
+    let result = run(listen, web, insecure, config, reload).await;
     if let Err(error) = &result {
         error!("{error:#}");
     }
@@ -71,6 +72,7 @@ async fn serve(options: Options, in_effect: &str) -> ExitCode {
 async fn run(
     listen: SocketAddr,
     web: web::Options,
+    insecure: bool,
     mut config: Config,
     reload: Arc<Notify>,
 ) -> anyhow::Result<()> {
@@ -84,14 +86,14 @@ async fn run(
     });
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    let http = web.listen().await?;
+    let http = web.listen(insecure).await?;
     let (tls, address) = (config.serving.tls.is_some(), listener.local_addr()?);
     if let Location::Postgres { advertise, .. } = &mut config.location
         && advertise.is_empty()
     {
         *advertise = format!("{}://{address}", if tls { "https" } else { "http" });
     }
-    let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    let http_address = http.as_ref().map(web::Listener::address).transpose()?;
     info!(
         %address,
         tls,
