@@ -2,6 +2,8 @@
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
 mod browser;
+mod buildah;
+mod distance;
 pub mod hostile;
 mod postgres;
 mod proxy;
@@ -25,6 +27,8 @@ use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 
 pub use self::{
     browser::Browser,
+    buildah::{Buildah, Contained, Container},
+    distance::{Distance, Machine},
     postgres::Postgres,
     proxy::{FAULTS, Proxy},
 };
@@ -212,6 +216,17 @@ pub fn ports(next: &mut impl FnMut() -> Option<String>) -> (SocketAddr, SocketAd
         if let (Some(address), Some(http)) = (field("address="), field("http=")) {
             return (address, http);
         }
+    }
+}
+
+/// A process; killed when dropped.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -103,7 +103,7 @@ fn programs() -> Option<PathBuf> {
     numbered.max().map(|(_, programs)| programs)
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().expect("id");
     id.stdout.trim_ascii() == b"0"
 }

@@ -202,3 +202,17 @@ fn the_doctor_says_what_is_wrong_where() {
     assert_eq!((&last["check"], &last["ok"]), (&"connection".into(), &false.into()));
     assert!(last["detail"].as_str().unwrap().contains("is the controller running"), "{last}");
 }
+
+#[test]
+fn health_is_asked_of_the_controller_or_of_what_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    let url = controller.url();
+    assert_eq!(text(command(&url, "health").output().unwrap()), "SERVING\n");
+    // As in a trainer's container, where these options are for another.
+    let mut other = command("https://elsewhere:1", &format!("health {url}"));
+    let other = other.env("ASNG_TLS_CA", "ca.pem").output().unwrap();
+    assert_eq!(text(other), "SERVING\n");
+    controller.kill();
+    assert_eq!(command(&url, "health").output().unwrap().status.code(), Some(1));
+}

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use asng_datasets::{DataSet, fetch};
 
 mod chromium;
+mod containers;
 mod libtorch;
 mod nasbench201;
 mod postgresql;
@@ -22,6 +23,9 @@ pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
 
 /// Where the tables of NAS-Bench-201 lie, under the workspace's directory.
 const NASBENCH201: &str = "data/nasbench201";
+
+/// Where Docker Compose lies, under the workspace's directory.
+const COMPOSE: &str = "target/tools/docker-compose";
 
 /// A part of the setup.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,6 +40,8 @@ pub(crate) enum Part {
     Postgresql,
     /// The browser that the tests of the page drive; only where it is named here
     Chromium,
+    /// What the tests of images, of monitoring and of distant trainers run: buildah, Prometheus, Docker Compose; only where it is named here
+    Containers,
 }
 
 const ALL: [Part; 2] = [Part::Libtorch, Part::Cifar10];
@@ -72,6 +78,9 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
         Part::Nasbench201 => nasbench201::ensure(&root.join(NASBENCH201))
             .map_err(name_full_disk)
             .context("no NAS-Bench-201"),
+        Part::Containers => {
+            containers::ensure(&root.join(COMPOSE)).context("not all for tests of containers")
+        }
         Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
         Part::Chromium => chromium::ensure().context("no Chromium"),
         Part::Cifar10 => {

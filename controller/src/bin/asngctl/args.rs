@@ -64,6 +64,12 @@ pub(crate) enum Command {
     /// Check each controller address, one thing after the other, and say what to do about what fails.
     #[command(after_help = "Exit status: 0 when nothing failed, 1 otherwise.")]
     Doctor,
+    /// Ask a controller, or a trainer, whether it is well: for the health check of a container.
+    #[command(after_help = "Exit status: 0 when it is SERVING, 1 otherwise.")]
+    Health {
+        /// URL of what is asked [default: of the controller].
+        url: Option<String>,
+    },
     /// Try a trainer on a controller that misbehaves on purpose, and say rule by rule what it did.
     #[command(after_help = conformance::HELP)]
     Conformance(ConformanceArgs),

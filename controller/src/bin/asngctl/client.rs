@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use asng_client::Connection;
+use asng_client::{Connection, Options};
 use asng_controller::pictures::Sight;
 use asng_proto::v1::{
     GetDistributionRequest, GetStudyRequest, GetTraceRequest, ListReportsRequest,
@@ -15,6 +15,17 @@ pub(crate) type Controller = StudyServiceClient<Connection>;
 pub(crate) fn connect(connection: Connection) -> Controller {
     // A page of studies with thousands of variables each is larger than gRPC's customary 4 MB.
     StudyServiceClient::new(connection).max_decoding_message_size(usize::MAX)
+}
+
+/// The same options for what serves at `url`. Where that is in plain text, as a trainer on this machine, the options of TLS are
+/// meant for the controller.
+pub(crate) fn options_at(options: &Options, url: String) -> Options {
+    let plain = url.starts_with("http://");
+    let options = Options { controller: vec![url], ..options.clone() };
+    match plain {
+        true => Options { tls_ca: None, tls_cert: None, tls_key: None, ..options },
+        false => options,
+    }
 }
 
 pub(crate) async fn study(controller: &mut Controller, name: &str) -> Result<Study, Status> {

@@ -25,7 +25,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::{args::Output, print_line, text};
+use crate::{args::Output, client, print_line, text};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clocks of two machines that differ by more make ages and times in logs misleading.
@@ -59,6 +59,15 @@ pub(crate) async fn examine(options: &Options, output: Output) -> anyhow::Result
         healthy &= controller(&options, url, report).await?;
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks what serves at `url`, or else the controller, after its health alone, which is open to all. Returns the word for it.
+pub(crate) async fn is_serving(options: Options, url: Option<String>) -> Finding {
+    let options = match url {
+        Some(url) => client::options_at(&options, url),
+        None => options,
+    };
+    health(&options.connect()?).await.0
 }
 
 /// Examines one controller, no further than what is wrong makes sense. Returns whether all is well.

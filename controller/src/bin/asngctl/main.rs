@@ -64,6 +64,13 @@ async fn main() -> ExitCode {
             trainer::run(&options, &trainer, output, command).await
         }
         Command::Doctor => doctor::examine(&options, output).await,
+        Command::Health { url } => {
+            let serving = doctor::is_serving(options, url).await;
+            serving.and_then(|word| {
+                print(output, || word.clone(), || json!({ "health": word }))?;
+                Ok(ExitCode::SUCCESS)
+            })
+        }
         Command::Conformance(args) => conformance::run(args, output).await,
         Command::Completions { shell } => completions(shell).map_err(Into::into),
     };

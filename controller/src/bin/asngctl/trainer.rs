@@ -32,7 +32,7 @@ pub(crate) async fn run(
     output: Output,
     command: TrainerCommand,
 ) -> anyhow::Result<ExitCode> {
-    let connection = Options { controller: vec![url.to_owned()], ..options.clone() }.connect()?;
+    let connection = client::options_at(options, url.to_owned()).connect()?;
     let mut trainer = TrainerServiceClient::new(connection);
     let explained = |error: Error| match error.downcast::<Status>() {
         Ok(status) => Error::msg(explain_trainer(&status, url)),
