@@ -38,7 +38,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
-    let mut tests = cargo(root, ["test", "--locked", "--workspace"]);
+    let mut tests = cargo(root, ["test", "--locked", "--workspace", "--no-fail-fast"]);
     for (variable, short, full) in COUNTS {
         tests.env(variable, if arguments.full { full } else { short });
     }
