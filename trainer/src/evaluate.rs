@@ -61,7 +61,7 @@ pub struct Arguments {
     /// Write a picture, PNG or JPEG: what the autoencoder sees, what it makes of it, and the truth, side by side
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Photos on the sheet
+    /// Photos on the sheet, spread over the test images
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rows: u16,
     /// Print one line of JSON
@@ -297,7 +297,7 @@ fn of_photos(
 ) -> anyhow::Result<Results> {
     let reached = photos.mean(|batch| Evaluation::of(&fill_in(batch)?, batch))?;
     if let Some(file) = &arguments.sheet {
-        let batch = photos.first(arguments.rows.into())?;
+        let batch = photos.sample(arguments.rows.into())?;
         let seen = batch.images.f_mul(&batch.mask)?;
         sheet::write(file, &[seen, fill_in(&batch)?, batch.images])?;
     }

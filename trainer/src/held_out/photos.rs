@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use tracing::warn;
 
 use super::first;
@@ -80,9 +80,16 @@ impl TestPhotos {
         self.images.len()
     }
 
-    /// So many of the first photos, all if there are fewer, and what is hidden of them.
-    pub(crate) fn first(&self, count: i64) -> anyhow::Result<Batch> {
-        self.batch(0, count.min(self.len()))
+    /// So many photos, all if there are fewer, from the first to the last at equal distances, since neighbours are often
+    /// of one scene; and what is hidden of them.
+    pub(crate) fn sample(&self, count: i64) -> anyhow::Result<Batch> {
+        let count = count.min(self.len());
+        let one = |i| self.batch(i * self.len() / count, 1);
+        let batches = (0..count).map(one).collect::<anyhow::Result<Vec<_>>>()?;
+        let together = |part: fn(&Batch) -> &Tensor| {
+            Tensor::f_cat(&batches.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        Ok(Batch { images: together(|batch| &batch.images)?, mask: together(|batch| &batch.mask)? })
     }
 
     fn batch(&self, start: i64, count: i64) -> anyhow::Result<Batch> {
