@@ -34,16 +34,16 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         scaling_runs: u64,
     },
-    /// The paper's artificial problem: steps to success of ASNG, of SNG with several steps, of the authors' code
+    /// The paper's artificial problem: steps to success of ASNG, of SNG with four steps, of random search, of the authors' code
     ///
     /// A search that fails goes on for 100,000 steps. Draws docs/toy.svg; the last line of the output is JSON.
     Toy {
-        /// Seeds of ASNG
+        /// Seeds of ASNG, and of SNG with steps that get there
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
-        /// Seeds of each SNG
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-        sng_seeds: u64,
+        /// Seeds of SNG with the smallest step and of random search
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+        slow_seeds: u64,
     },
     /// Search steps of the trainer against plain libtorch: speed-ups, memory, time beside the network
     ///
@@ -65,10 +65,10 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
             let runs = [format!("--runs={runs}"), format!("--scaling-runs={scaling_runs}")];
             program(root, "bench-quality", &runs)
         }
-        Bench::Toy { seeds, sng_seeds } => program(
+        Bench::Toy { seeds, slow_seeds } => program(
             root,
             "bench-toy",
-            &[format!("--seeds={seeds}"), format!("--sng-seeds={sng_seeds}")],
+            &[format!("--seeds={seeds}"), format!("--slow-seeds={slow_seeds}")],
         ),
         Bench::Trainer => trainer(root),
     }
