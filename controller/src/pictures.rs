@@ -42,6 +42,21 @@ pub struct Sight {
     pub now: SystemTime,
 }
 
+impl Sight {
+    /// A study of which nothing else is known.
+    pub fn of(study: v1::Study, now: SystemTime) -> Sight {
+        Sight {
+            study,
+            distribution: None,
+            trace: Vec::new(),
+            reports: Vec::new(),
+            trainers: Vec::new(),
+            rate: None,
+            now,
+        }
+    }
+}
+
 /// A part of a study's page or report: a heading and a picture or table that is drawn anew when it changes.
 pub struct Section {
     /// Names it within a page.

@@ -193,15 +193,7 @@ fn count(document: &Document<'_>, is: impl Fn(&Node<'_, '_>) -> bool) -> usize {
 }
 
 fn empty() -> Sight {
-    Sight {
-        study: Study::default(),
-        distribution: None,
-        trace: Vec::new(),
-        reports: Vec::new(),
-        trainers: Vec::new(),
-        rate: None,
-        now: UNIX_EPOCH,
-    }
+    Sight::of(Study::default(), UNIX_EPOCH)
 }
 
 #[test]

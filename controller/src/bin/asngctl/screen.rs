@@ -432,16 +432,7 @@ mod tests {
 
     #[test]
     fn an_outage_an_unknown_space_and_a_tiny_terminal_are_drawn() {
-        let empty = |study| Sight {
-            study,
-            distribution: None,
-            trace: Vec::new(),
-            reports: Vec::new(),
-            trainers: Vec::new(),
-            rate: None,
-            now: UNIX_EPOCH,
-        };
-        let view = View { sight: empty(a_study()), outage: true };
+        let view = View { sight: Sight::of(a_study(), UNIX_EPOCH), outage: true };
         assert!(lines(&view, (100, 24), 0).0[0].contains("does not answer"));
         for size in [(1, 1), (10, 3), (40, 7)] {
             lines(&self::view(3), size, 5);

@@ -141,16 +141,7 @@ pub(crate) struct View {
 
 impl View {
     fn new(study: Study) -> View {
-        let sight = Sight {
-            study,
-            distribution: None,
-            trace: Vec::new(),
-            reports: Vec::new(),
-            trainers: Vec::new(),
-            rate: None,
-            now: SystemTime::now(),
-        };
-        View { sight, outage: false }
+        View { sight: Sight::of(study, SystemTime::now()), outage: false }
     }
 
     pub(crate) fn progress(&self) -> Progress {
