@@ -242,8 +242,8 @@ impl Asng {
             return Err(Error::TooManyParameters(n));
         }
 
-        let mut template = Vec::new();
-        let mut free = Vec::new();
+        let mut template = Vec::with_capacity(variables.len());
+        let mut free = Vec::with_capacity(variables.len());
         let mut theta = Vec::new();
         for (index, &variable) in variables.iter().enumerate() {
             template.push(match variable {
@@ -263,7 +263,7 @@ impl Asng {
         Ok(Asng {
             variables: variables.to_vec(),
             settings,
-            template: Architecture(template),
+            template: Architecture(template.into()),
             free,
             n,
             state: State { theta, s: vec![0.0; n], gamma: 0.0, snr_factor },

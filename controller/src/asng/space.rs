@@ -102,7 +102,7 @@ pub fn is_settled(values: &[i64], variables: &[Variable]) -> bool {
 /// One value for each variable of a space, in its order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Architecture(pub Vec<Value>);
+pub struct Architecture(pub Box<[Value]>);
 
 impl Architecture {
     /// Whether it gives each of `variables` a value that can have been drawn for it.

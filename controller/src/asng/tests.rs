@@ -146,13 +146,13 @@ fn fixed_variables_are_carried_along() {
 #[test]
 fn a_draw_settles_within_its_variable() {
     let variables = [MIXED[3]; 4];
-    let drawn = Architecture([63.2, 1e6, 100.5, 99.49].map(Value::Real).to_vec());
+    let drawn = Architecture([63.2, 1e6, 100.5, 99.49].map(Value::Real).into());
     assert_eq!(drawn.settled(&variables), [64, 256, 101, 99]);
 }
 
 #[test]
 fn json_keeps_choices_and_reals_apart() {
-    let architecture = Architecture(vec![Value::Choice(3), Value::Real(3.0), Value::Real(-0.1)]);
+    let architecture = Architecture([Value::Choice(3), Value::Real(3.0), Value::Real(-0.1)].into());
     let json = serde_json::to_string(&architecture).unwrap();
     assert_eq!(json, "[3,3.0,-0.1]");
     let read: Architecture = serde_json::from_str(&json).unwrap();

@@ -250,9 +250,8 @@ impl Sqlite {
 
 fn load(connection: &Connection, journal: &Journal, now: Instant) -> Result<Vec<Study>, Error> {
     let mut open = connection.prepare("SELECT * FROM open_steps WHERE study = ?1")?;
-    let mut statement = connection.prepare(
-        "SELECT * FROM studies JOIN states ON states.study = studies.id ORDER BY created_ms, id",
-    )?;
+    let mut statement =
+        connection.prepare("SELECT * FROM studies JOIN states ON states.study = studies.id")?;
     let mut studies = Vec::new();
     for found in statement.query_map([], study_row)? {
         let (study, state) = found?;

@@ -524,7 +524,7 @@ fn keeps_the_rules(location: Location, spec: Spec, operations: Vec<Operation>) {
 
 /// Runs a study of more reports than its trace has points, with a crash on the way.
 fn keeps_a_long_trace(location: Location) {
-    let steps = 2100;
+    let steps = 600;
     let choices = ["a", "b", "c"].map(String::from).to_vec();
     let variable = Variable { name: "v".into(), kind: Kind::Categorical { choices } };
     let spec =
@@ -546,7 +546,7 @@ fn keeps_a_long_trace(location: Location) {
         if step % 50 == 0 {
             commit(simulation.shelf());
         }
-        if step % 700 == 0 {
+        if step % 200 == 0 {
             simulation.restart();
         }
     }

@@ -44,7 +44,8 @@ fn replay(json: &str, tolerance: f64) -> usize {
     for (i, update) in trace.updates.iter().enumerate() {
         let mut drawn: Vec<_> = update.categorical.iter().map(|row| choices(row)).collect();
         for (architecture, reals) in drawn.iter_mut().zip(&update.integer) {
-            architecture.0.extend(reals.iter().map(|&real| Value::Real(real)));
+            let reals = reals.iter().map(|&real| Value::Real(real));
+            architecture.0 = architecture.0.iter().copied().chain(reals).collect();
         }
         let effect = tell(&mut asng, &drawn, &update.losses).effect;
         decayed += usize::from(effect == Effect::Decayed);
