@@ -231,7 +231,7 @@ async fn how_a_search_went_survives_a_crash_and_who_works_on_it_is_seen_anew() {
     let mut controller = Controller::start(directory.path());
     create(&controller, "s", |spec| {
         spec.retention = Some(v1::Retention { keep: Some(v1::retention::Keep::Last(10)) });
-        spec.stop.as_mut().unwrap().max_steps = 1200;
+        spec.stop.as_mut().unwrap().max_steps = 300;
         spec.algorithm.as_mut().unwrap().max_staleness = Some(5000);
         spec.lease = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
     })
@@ -241,7 +241,7 @@ async fn how_a_search_went_survives_a_crash_and_who_works_on_it_is_seen_anew() {
     assert!(trainers(&controller, "s").await.is_empty());
     let slow = lease(&controller, "slow", None).await;
     let mut held = lease(&controller, "fast", None).await;
-    for _ in 1..1199 {
+    for _ in 1..299 {
         held = lease(&controller, "fast", Some(&held)).await;
     }
     let last = v1::ReportStepRequest { lease_next: false, ..asng_tests::report(&held, "fast") };
@@ -249,15 +249,15 @@ async fn how_a_search_went_survives_a_crash_and_who_works_on_it_is_seen_anew() {
 
     let points = trace(&controller, "s").await;
     let ends: Vec<_> = points.iter().map(|point| point.applied).collect();
-    assert_eq!(ends, (2..1199).step_by(2).chain([1199]).collect::<Vec<_>>(), "the last is of now");
-    let [first, .., before, now] = &points[..] else { unreachable!("there are 600") };
+    assert_eq!(ends, (2..299).step_by(2).chain([299]).collect::<Vec<_>>(), "the last is of now");
+    let [first, .., before, now] = &points[..] else { unreachable!("there are 150") };
     assert!(now.convergence > first.convergence && now.entropy < first.entropy);
     let band = before.losses.unwrap();
     assert!(band.low <= band.median && band.median <= band.high, "{band:?}");
-    assert_eq!((before.metrics["steps"], now.metrics["steps"]), (1198.5, 1200.0));
+    assert_eq!((before.metrics["steps"], now.metrics["steps"]), (298.5, 300.0));
     let known = trainers(&controller, "s").await;
     let told: Vec<_> = known.iter().map(|t| (&*t.trainer_id, t.applied, &*t.holds)).collect();
-    assert_eq!(told, [("fast", 1199, &[][..]), ("slow", 0, &[slow.step_id])]);
+    assert_eq!(told, [("fast", 299, &[][..]), ("slow", 0, &[slow.step_id])]);
 
     controller.kill();
     controller.restart();
@@ -268,8 +268,8 @@ async fn how_a_search_went_survives_a_crash_and_who_works_on_it_is_seen_anew() {
     controller.search().report_step(last).await.unwrap();
     let ended = trace(&controller, "s").await;
     assert_eq!(&ended[..stored.len()], stored);
-    assert_eq!((ended.len(), ended[stored.len()].applied), (600, 1200));
+    assert_eq!((ended.len(), ended[stored.len()].applied), (150, 300));
     let known = trainers(&controller, "s").await;
     assert_eq!((&*known[0].trainer_id, known[0].applied), ("slow", 1));
-    assert_eq!(known[0].mean_staleness, 1199.0);
+    assert_eq!(known[0].mean_staleness, 299.0);
 }
