@@ -250,7 +250,7 @@ impl Postgres {
                 Vec::new()
             } else {
                 let sql = "SELECT * FROM studies JOIN states ON states.study = studies.id
-                           WHERE studies.id = ANY($1) ORDER BY created_ms, id";
+                           WHERE studies.id = ANY($1)";
                 let found = sqlx::query(sql).bind(&new).fetch_all(&mut *connection).await?;
                 let open = sqlx::query("SELECT * FROM open_steps WHERE study = ANY($1)")
                     .bind(&new)
