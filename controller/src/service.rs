@@ -203,7 +203,7 @@ impl StudyService for Api {
         &self,
         request: Request<v1::CreateStudyRequest>,
     ) -> Result<Response<v1::CreateStudyResponse>, Status> {
-        let (caller, v1::CreateStudyRequest { name, spec }) = self.open(request)?;
+        let (caller, v1::CreateStudyRequest { name, spec, .. }) = self.open(request)?;
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
         let creator = caller.identity.owner().to_owned();
         let study = caller
@@ -227,8 +227,10 @@ impl StudyService for Api {
         &self,
         request: Request<v1::ListStudiesRequest>,
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
-        let (caller, v1::ListStudiesRequest { page_size, page_token, owner, labels, newest_first }) =
-            self.open(request)?;
+        let (
+            caller,
+            v1::ListStudiesRequest { page_size, page_token, owner, labels, newest_first, .. },
+        ) = self.open(request)?;
         let size = page_length(page_size);
         let after = match page_token.as_str() {
             "" => None,
@@ -262,6 +264,7 @@ impl StudyService for Api {
         Ok(Response::new(v1::ListStudiesResponse {
             next_page_token: last.map_or_else(String::new, |(age, _)| convert::page_token(*age)),
             studies: studies.into_iter().map(|(_, study)| study).collect(),
+            ..Default::default()
         }))
     }
 
@@ -400,7 +403,8 @@ impl SearchService for Api {
         request: Request<v1::LeaseStepRequest>,
     ) -> Result<Response<v1::LeaseStepResponse>, Status> {
         let (caller, request) = self.open(request)?;
-        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start } = request;
+        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start, .. } =
+            request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if request_id.chars().count() > 100 {
@@ -484,6 +488,7 @@ impl SearchService for Api {
             metrics,
             lease_next,
             costs,
+            ..
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
@@ -526,6 +531,7 @@ impl SearchService for Api {
                     first_outcome: first_outcome.into(),
                     staleness: receipt.staleness,
                     next,
+                    ..Default::default()
                 })
             })
             .await?;
@@ -628,7 +634,8 @@ mod tests {
             stop: Some(v1::StopRules { max_steps: 10, ..Default::default() }),
             ..Default::default()
         };
-        let create = v1::CreateStudyRequest { name: "s".into(), spec: Some(spec) };
+        let create =
+            v1::CreateStudyRequest { name: "s".into(), spec: Some(spec), ..Default::default() };
         api.create_study(by_anybody(create)).await.unwrap();
         let lease = v1::LeaseStepRequest {
             study: "s".into(),

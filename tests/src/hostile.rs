@@ -291,6 +291,7 @@ impl Kept {
                     let variables = [categoricals(1), categoricals(1)].concat();
                     v1::describe_space_request::Answer::Description(v1::SpaceDescription {
                         variables,
+                        costs: None,
                     })
                 } else {
                     v1::describe_space_request::Answer::Rejection(v1::Rejection::default())
@@ -304,7 +305,7 @@ impl Kept {
             }
             9 => encoded(
                 "/asng.v1.StudyService/CreateStudy",
-                &v1::CreateStudyRequest { name, spec: Some(spec(random)) },
+                &v1::CreateStudyRequest { name, spec: Some(spec(random)), ..Default::default() },
             ),
             10 => encoded(
                 "/asng.v1.StudyService/PauseStudy",
@@ -384,7 +385,11 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
         text.clone()
     };
     match method.rsplit('/').next().unwrap() {
-        "CreateStudy" => v1::CreateStudyRequest { name, spec: Some(spec(random)) }.encode_to_vec(),
+        "CreateStudy" => {
+            let replace_failed = random.random();
+            v1::CreateStudyRequest { name, spec: Some(spec(random)), replace_failed }
+                .encode_to_vec()
+        }
         "ListStudies" => {
             let labels = [(text.clone(), text.clone())].into();
             v1::ListStudiesRequest {
@@ -393,6 +398,8 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
                 owner: text,
                 labels,
                 newest_first: random.random(),
+                states: vec![random.random_range(-1..9); random.random_range(0..3)],
+                name_contains: name.clone(),
             }
             .encode_to_vec()
         }
@@ -408,14 +415,22 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             study: if random.random_bool(0.8) { name } else { String::new() },
             trainer_id,
             spaces: vec!["junk".into(); random.random_range(0..3)],
-            request_id: if random.random() { text } else { String::new() },
+            request_id: if random.random() { text.clone() } else { String::new() },
             fresh_start: random.random(),
+            set_aside: vec![set_aside(random); random.random_range(0..3)],
+            unserved: vec![
+                v1::UnservedSpace { space: "junk".into(), reason: text.clone() };
+                random.random_range(0..3)
+            ],
         }
         .encode_to_vec(),
         "DescribeSpace" => {
             use v1::describe_space_request::Answer;
             let answer = if random.random() {
-                Answer::Description(v1::SpaceDescription { variables: variables(random) })
+                Answer::Description(v1::SpaceDescription {
+                    variables: variables(random),
+                    costs: reported_costs(random),
+                })
             } else {
                 let violation = v1::FieldViolation { field: text.clone(), description: text };
                 Answer::Rejection(v1::Rejection { violations: vec![violation] })
@@ -434,6 +449,7 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
                 .collect(),
             metrics: [(text, float(random))].into(),
             lease_next: random.random(),
+            spaces: vec!["junk".into(); random.random_range(0..3)],
         }
         .encode_to_vec(),
         "ExtendLease" => v1::ExtendLeaseRequest { study: name, step_id, lease_id }.encode_to_vec(),
@@ -443,6 +459,19 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
         // All others have a string as their first field, and none that matters here beside it.
         _ => v1::GetStudyRequest { name }.encode_to_vec(),
     }
+}
+
+fn set_aside(random: &mut ChaCha8Rng) -> v1::SetAsideStudy {
+    v1::SetAsideStudy {
+        study: name(random),
+        study_id: text(random),
+        reason: text(random),
+        retry_after: Some(duration(random)),
+    }
+}
+
+fn reported_costs(random: &mut ChaCha8Rng) -> Option<v1::ReportedCosts> {
+    random.random::<bool>().then(|| v1::ReportedCosts { names: vec![text(random); 2] })
 }
 
 fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {

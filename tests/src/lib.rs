@@ -306,6 +306,7 @@ pub fn create_request(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
             stop: Some(v1::StopRules { max_steps, ..Default::default() }),
             ..Default::default()
         }),
+        ..Default::default()
     }
 }
 
@@ -321,6 +322,7 @@ pub fn tiny_search(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
             stop: Some(v1::StopRules { max_steps, ..Default::default() }),
             ..Default::default()
         }),
+        ..Default::default()
     }
 }
 
@@ -387,6 +389,7 @@ pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
         costs: step.rank.iter().map(costs).collect(),
         metrics: [("steps".to_string(), step.step_id as f64)].into(),
         lease_next: true,
+        ..Default::default()
     }
 }
 

@@ -149,7 +149,7 @@ fn request(
         stop: Some(v1::StopRules { max_steps, ..Default::default() }),
         ..Default::default()
     };
-    v1::CreateStudyRequest { name: name.into(), spec: Some(spec) }
+    v1::CreateStudyRequest { name: name.into(), spec: Some(spec), ..Default::default() }
 }
 
 /// A step for a trainer of that name; there must be one.

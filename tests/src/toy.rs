@@ -43,6 +43,7 @@ pub fn request(
             }),
             ..Default::default()
         }),
+        ..Default::default()
     }
 }
 

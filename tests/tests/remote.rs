@@ -106,7 +106,8 @@ async fn a_line_that_is_long_lossy_and_cut_loses_and_doubles_no_report() {
         lease: Some(prost_types::Duration { seconds: LEASE_SECONDS, nanos: 0 }),
         ..Default::default()
     };
-    let request = v1::CreateStudyRequest { name: STUDY.into(), spec: Some(spec) };
+    let request =
+        v1::CreateStudyRequest { name: STUDY.into(), spec: Some(spec), ..Default::default() };
     studies.create_study(request).await.unwrap();
 
     let line = distance.lay(server, ROUND_TRIP).await;

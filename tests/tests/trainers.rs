@@ -55,7 +55,7 @@ async fn a_trainer_with_no_study_describes_what_waits_and_then_searches_it() {
     let Next::Describe(describe) = lease(&["other", "mine"]).await else { panic!() };
     assert_eq!((describe.study.as_str(), describe.settings["depth"].as_str()), ("waits", "3"));
 
-    let description = v1::SpaceDescription { variables: categoricals(3) };
+    let description = v1::SpaceDescription { variables: categoricals(3), costs: None };
     let request = v1::DescribeSpaceRequest {
         study: "waits".into(),
         trainer_id: "t".into(),

@@ -236,6 +236,7 @@ impl Trainer {
             spaces: self.engine.spaces().iter().copied().map(String::from).collect(),
             request_id: format!("{:016x}-{}", self.run, self.requests),
             fresh_start: self.requests == 1,
+            ..Default::default()
         };
         let search = &self.search;
         match insist(&request, |request| {
@@ -278,6 +279,7 @@ impl Trainer {
             costs: outcome.costs.iter().map(costs).collect(),
             metrics: outcome.metrics,
             lease_next: !self.stopping.is_cancelled(),
+            ..Default::default()
         };
         self.hand = Hand::Reporting(request.clone());
         let (search, started) = (&self.search, Instant::now());
@@ -377,7 +379,10 @@ impl Trainer {
                     };
                     v1::Variable { name, kind: Some(kind) }
                 });
-                Answer::Description(v1::SpaceDescription { variables: variables.collect() })
+                Answer::Description(v1::SpaceDescription {
+                    variables: variables.collect(),
+                    costs: None,
+                })
             }
             Err(violations) => {
                 let violations = violations.into_iter().map(|violation| v1::FieldViolation {

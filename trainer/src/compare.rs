@@ -217,7 +217,7 @@ fn request(
         stop: Some(stop),
         ..Default::default()
     };
-    v1::CreateStudyRequest { name, spec: Some(spec) }
+    v1::CreateStudyRequest { name, spec: Some(spec), ..Default::default() }
 }
 
 /// Searches to the end, from where an earlier search came to; what it found.

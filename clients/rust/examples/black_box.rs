@@ -109,7 +109,7 @@ async fn create_study(connection: &Connection) -> anyhow::Result<()> {
         stop: Some(StopRules { max_steps: 500, ..Default::default() }),
         ..Default::default()
     };
-    let request = CreateStudyRequest { name: STUDY.into(), spec: Some(spec) };
+    let request = CreateStudyRequest { name: STUDY.into(), spec: Some(spec), ..Default::default() };
     insist(&request, |request| {
         let mut studies = StudyServiceClient::new(connection.clone());
         async move { studies.create_study(request).await }

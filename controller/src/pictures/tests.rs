@@ -136,6 +136,7 @@ fn sight(variables: Vec<Variable>) -> Sight {
         duplicate: 1,
         expired: 2,
         mean_staleness: 0.25,
+        ..Trainer::default()
     };
     let study = Study {
         name: "cifar".into(),

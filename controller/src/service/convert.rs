@@ -274,6 +274,7 @@ pub(super) fn trainers(study: &Study) -> Vec<v1::Trainer> {
         duplicate: trainer.duplicate,
         expired: trainer.expired,
         mean_staleness: trainer.mean_staleness(),
+        ..Default::default()
     };
     study.trainers().into_iter().map(message).collect()
 }

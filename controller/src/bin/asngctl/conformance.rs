@@ -66,7 +66,8 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
         stop: Some(StopRules { max_steps: 1000, ..Default::default() }),
         ..Default::default()
     };
-    let offer = CreateStudyRequest { name: "conformance".into(), spec: Some(spec) };
+    let offer =
+        CreateStudyRequest { name: "conformance".into(), spec: Some(spec), ..Default::default() };
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;

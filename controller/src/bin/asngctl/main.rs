@@ -108,14 +108,15 @@ async fn run(
     match command {
         StudyCommand::Create(args) => {
             let (name, wait) = (args.name.clone(), args.wait.wait);
-            let request = CreateStudyRequest { name, spec: Some(args.into_spec()?) };
+            let request =
+                CreateStudyRequest { name, spec: Some(args.into_spec()?), ..Default::default() };
             return create(controller, request, wait, output, say).await;
         }
         StudyCommand::Clone(args) => {
             let (name, wait) = (args.name.clone(), args.wait.wait);
             let source = client::study(&mut controller, &args.source).await?;
             let spec = args.into_spec(source.spec.unwrap_or_default())?;
-            let request = CreateStudyRequest { name, spec: Some(spec) };
+            let request = CreateStudyRequest { name, spec: Some(spec), ..Default::default() };
             return create(controller, request, wait, output, say).await;
         }
         StudyCommand::List(ListArgs { owner, labels }) => {

@@ -162,7 +162,8 @@ pub(crate) async fn create(
         lease: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
         ..Default::default()
     };
-    let request = v1::CreateStudyRequest { name: name.into(), spec: Some(spec) };
+    let request =
+        v1::CreateStudyRequest { name: name.into(), spec: Some(spec), ..Default::default() };
     studies.create_study(request).await?;
     Ok(())
 }
