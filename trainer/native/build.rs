@@ -7,7 +7,7 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 2] = ["src/autocast.cpp", "src/batch_norm.cpp"];
+    const FILES: [&str; 3] = ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp"];
     for file in FILES {
         println!("cargo::rerun-if-changed={file}");
     }

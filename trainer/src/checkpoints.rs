@@ -5,20 +5,23 @@
 //! were complete. A file whose digest is another is never loaded.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    thread::{self, JoinHandle},
-    time::{Instant, SystemTime},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use data_encoding::HEXLOWER;
+use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use crate::{
-    metrics,
+    files, metrics,
     supernet::{self, Snapshot},
 };
 
@@ -26,28 +29,23 @@ use crate::{
 const KEPT: usize = 2;
 /// Name of the list of checkpoints, newest first.
 const LIST: &str = "checkpoints.json";
+/// Pause after the first failure to write a checkpoint; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a checkpoint cannot be written or found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
-    #[error("{}: {source}", .file.display())]
-    File {
-        /// The file or directory.
-        file: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// The list is not one.
-    #[error(
-        "{} is damaged: {source}; move the directory away to start with new weights",
-        .file.display()
-    )]
+    #[error("{} is damaged: {reason}; move the directory away to start with new weights", .file.display())]
     List {
         /// The list.
         file: PathBuf,
         /// What is wrong with it.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// Every checkpoint is damaged or missing.
     #[error(
@@ -63,12 +61,12 @@ pub enum Error {
     /// Tensors cannot be written.
     #[error(transparent)]
     Supernet(#[from] supernet::Error),
-    /// The operating system gives no thread.
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
+    /// Weights are in memory alone, and writing them is tried again.
+    #[error("{0}")]
+    NotWritten(String),
 }
 
-/// One of them.
+/// An entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Checkpoint {
     /// Name of the file.
@@ -77,42 +75,146 @@ struct Checkpoint {
     sha256: String,
 }
 
-/// Writes a study's checkpoints, one at a time.
-#[derive(Debug)]
-pub struct Checkpoints {
-    directory: PathBuf,
-    writing: Option<JoinHandle<Result<(), Error>>>,
+/// Writes checkpoints on a thread of its own, beside the steps. A snapshot that cannot be written stays in memory, the newest of each
+/// study, and is tried again with growing pauses until it is on the disk.
+#[derive(Clone)]
+pub struct Writer {
+    shared: Arc<Shared>,
 }
 
-impl Checkpoints {
-    /// Those of the study in `directory`, which is made if it is not there.
-    pub fn new(directory: PathBuf) -> Result<Checkpoints, Error> {
-        fs::create_dir_all(&directory).map_err(at(&directory))?;
-        Ok(Checkpoints { directory, writing: None })
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// What is to be written, by the directory into which it goes: the weights after a step.
+    waiting: BTreeMap<PathBuf, (u64, Snapshot)>,
+    /// The directory of the snapshot that is being written.
+    writing: Option<PathBuf>,
+    /// The last attempt of each directory where that failed.
+    failures: BTreeMap<PathBuf, Failure>,
+    /// Attempts that have ended.
+    attempts: u64,
+}
+
+struct Failure {
+    reason: String,
+    /// Number of the attempt.
+    attempt: u64,
+    pause: Duration,
+    retry: Instant,
+}
+
+impl Queue {
+    /// Has the next attempt for `directory` made now.
+    fn hasten(&mut self, directory: &Path) {
+        if let Some(failure) = self.failures.get_mut(directory) {
+            failure.retry = Instant::now();
+        }
+    }
+}
+
+impl Writer {
+    /// Starts the thread, which ends some time after the last handle is gone.
+    pub fn start() -> io::Result<Writer> {
+        let shared = Arc::<Shared>::default();
+        let work = Arc::downgrade(&shared);
+        thread::Builder::new().name("checkpoints".into()).spawn(move || {
+            while let Some(shared) = work.upgrade() {
+                shared.write_next();
+            }
+        })?;
+        Ok(Writer { shared })
     }
 
-    /// Begins to write a checkpoint after step `step`. Waits for the one before, and fails if that failed.
-    pub fn write(&mut self, step: u64, snapshot: Snapshot) -> Result<(), Error> {
-        self.finish()?;
-        let directory = self.directory.clone();
-        let write = move || write(&directory, step, &snapshot);
-        let writing = thread::Builder::new().name("checkpoint".into()).spawn(write);
-        self.writing = Some(writing.map_err(Error::Thread)?);
+    /// Has the weights after step `step` written into `directory`, which is made if it is not there.
+    pub fn write(&self, directory: &Path, step: u64, snapshot: Snapshot) {
+        let mut queue = self.shared.queue.lock();
+        queue.waiting.insert(directory.into(), (step, snapshot));
+        queue.hasten(directory);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until all that is for `directory` is on the disk. Errors if an attempt to write it fails meanwhile; it goes on being
+    /// tried.
+    pub fn flush(&self, directory: &Path) -> Result<(), Error> {
+        let mut queue = self.shared.queue.lock();
+        let before = queue.attempts;
+        queue.hasten(directory);
+        self.shared.changed.notify_all();
+        while queue.waiting.contains_key(directory) || queue.writing.as_deref() == Some(directory) {
+            if let Some(failure) = queue.failures.get(directory)
+                && failure.attempt > before
+            {
+                return Err(Error::NotWritten(failure.reason.clone()));
+            }
+            self.shared.changed.wait(&mut queue);
+        }
         Ok(())
     }
 
-    /// Where they are.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Tries to write everything. Errors with the first reason if something could not be.
+    pub fn flush_all(&self) -> Result<(), Error> {
+        let directories: Vec<_> = {
+            let queue = self.shared.queue.lock();
+            queue.waiting.keys().chain(&queue.writing).cloned().collect()
+        };
+        let results: Vec<_> = directories.iter().map(|directory| self.flush(directory)).collect();
+        results.into_iter().collect()
     }
 
-    /// Waits until what has been begun is on the disk.
-    pub fn finish(&mut self) -> Result<(), Error> {
-        match self.writing.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(written)) => written,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
+    /// Returns why checkpoints cannot be written now, one reason for each study that this concerns.
+    pub fn problems(&self) -> Vec<String> {
+        let queue = self.shared.queue.lock();
+        queue.failures.values().map(|failure| failure.reason.clone()).collect()
+    }
+}
+
+impl Shared {
+    /// Writes the snapshot that is due first, or waits until one may be.
+    fn write_next(&self) {
+        let mut queue = self.queue.lock();
+        let due = |directory| queue.failures.get(directory).map(|failure| failure.retry);
+        let first = queue.waiting.keys().map(|directory| (due(directory), directory)).min();
+        let directory = match first {
+            None => {
+                self.changed.wait_for(&mut queue, LONGEST_PAUSE);
+                return;
+            }
+            Some((Some(due), _)) if due > Instant::now() => {
+                self.changed.wait_until(&mut queue, due);
+                return;
+            }
+            Some((_, directory)) => directory.clone(),
+        };
+        let Some((step, snapshot)) = queue.waiting.remove(&directory) else { return };
+        queue.writing = Some(directory.clone());
+        drop(queue);
+        let written = write(&directory, step, &snapshot);
+        let mut queue = self.queue.lock();
+        queue.writing = None;
+        queue.attempts += 1;
+        let before = queue.failures.remove(&directory);
+        match written {
+            Ok(file) => info!(file = %file.display(), "checkpoint written"),
+            Err(error) => {
+                let reason = error.to_string();
+                metrics::checkpoint_failed();
+                if before.as_ref().is_none_or(|before| before.reason != reason) {
+                    warn!("{reason}; the weights are kept in memory, and writing is tried again");
+                }
+                let pause =
+                    before.map_or(FIRST_PAUSE, |before| LONGEST_PAUSE.min(2 * before.pause));
+                let (attempt, retry) = (queue.attempts, Instant::now() + pause);
+                queue.failures.insert(directory.clone(), Failure { reason, attempt, pause, retry });
+                // Newer weights may have come meanwhile.
+                queue.waiting.entry(directory).or_insert((step, snapshot));
+            }
         }
+        self.changed.notify_all();
     }
 }
 
@@ -145,57 +247,52 @@ pub fn step(file: &Path) -> Option<u64> {
     file.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<(), Error> {
+/// Writes a checkpoint and enters it in the list.
+fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<PathBuf, Error> {
     let started = Instant::now();
+    fs::create_dir_all(directory).map_err(files::Error::cannot("make directory", directory))?;
     let file = format!("step-{step}.safetensors");
     let path = directory.join(&file);
     snapshot.write(&path)?;
-    let mut list = read_list(directory)?;
+    // These weights are whole, whatever became of the list since it was read at the study's start.
+    let mut list = read_list(directory).unwrap_or_else(|error| {
+        warn!("{error}; a new list is written");
+        Vec::new()
+    });
     list.retain(|other| other.file != file);
     list.insert(0, Checkpoint { file, sha256: digest(&path)? });
     let old = list.split_off(list.len().min(KEPT));
-    let text = serde_json::to_vec_pretty(&list);
-    let list = directory.join(LIST);
-    let failed = |source| Error::List { file: list.clone(), source };
-    let temporary = list.with_extension("tmp");
-    fs::write(&temporary, text.map_err(failed)?).map_err(at(&temporary))?;
-    File::open(&temporary).and_then(|file| file.sync_all()).map_err(at(&temporary))?;
-    fs::rename(&temporary, &list).map_err(at(&list))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))?;
+    let file = directory.join(LIST);
+    files::replace(&file, |temporary| fs::write(temporary, serde_json::to_vec_pretty(&list)?))
+        .map_err(files::Error::cannot("write", &file))?;
     for Checkpoint { file, .. } in old {
         // It is not in the list any more; what is left of it does no harm.
         let _ = fs::remove_file(directory.join(file));
     }
     metrics::checkpoint_written(started.elapsed());
-    info!(file = %path.display(), "checkpoint written");
-    Ok(())
+    Ok(path)
 }
 
 fn read_list(directory: &Path) -> Result<Vec<Checkpoint>, Error> {
     let file = directory.join(LIST);
     match fs::read(&file) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|source| Error::List { file, source }),
+        Ok(text) => serde_json::from_slice(&text).map_err(|reason| Error::List { file, reason }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::File { file, source }),
+        Err(error) => Err(files::Error::cannot("read", &file)(error).into()),
     }
 }
 
-fn digest(file: &Path) -> Result<String, Error> {
+fn digest(file: &Path) -> Result<String, files::Error> {
     let mut hash = Sha256::new();
-    let mut reader = File::open(file).map_err(at(file))?;
+    let mut reader = File::open(file).map_err(files::Error::cannot("read checkpoint", file))?;
     let mut part = vec![0; 1 << 20];
     loop {
-        match reader.read(&mut part).map_err(at(file))? {
+        match reader.read(&mut part).map_err(files::Error::cannot("read checkpoint", file))? {
             0 => break,
             read => hash.update(&part[..read]),
         }
     }
     Ok(HEXLOWER.encode(&hash.finalize()))
-}
-
-fn at(file: &Path) -> impl FnOnce(io::Error) -> Error {
-    let file = file.to_owned();
-    |source| Error::File { file, source }
 }
 
 #[cfg(test)]
@@ -209,11 +306,11 @@ mod tests {
 
     /// Writes a checkpoint for each of `steps`, of weights that follow from the step.
     fn written(directory: &Path, steps: &[u64]) {
-        let mut checkpoints = Checkpoints::new(directory.into()).unwrap();
+        let writer = Writer::start().unwrap();
         for &step in steps {
-            checkpoints.write(step, toy(step as i64).snapshot().unwrap()).unwrap();
+            writer.write(directory, step, toy(step as i64).snapshot().unwrap());
+            writer.flush(directory).unwrap();
         }
-        checkpoints.finish().unwrap();
     }
 
     #[test]
@@ -267,12 +364,32 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_an_error_of_the_next_call() {
+    fn what_cannot_be_written_is_kept_until_it_can() {
         let directory = tempfile::tempdir().unwrap();
-        let mut checkpoints = Checkpoints::new(directory.path().join("study")).unwrap();
-        fs::remove_dir(directory.path().join("study")).unwrap();
-        checkpoints.write(1, toy(1).snapshot().unwrap()).unwrap();
-        assert!(checkpoints.finish().is_err());
-        checkpoints.finish().expect("it has been told");
+        let study = directory.path().join("study");
+        fs::write(&study, "a file where the directory should be").unwrap();
+        let writer = Writer::start().unwrap();
+        writer.write(&study, 1, toy(1).snapshot().unwrap());
+        let error = writer.flush(&study).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot make directory {}: file exists", study.display()));
+        assert_eq!(writer.problems(), [error]);
+        // Newer weights take the place of older ones.
+        writer.write(&study, 2, toy(2).snapshot().unwrap());
+        assert!(writer.flush_all().is_err());
+        fs::remove_file(&study).unwrap();
+        writer.flush_all().unwrap();
+        assert!(writer.problems().is_empty());
+        assert_eq!(newest(&study).unwrap(), Some(study.join("step-2.safetensors")));
+        assert!(!study.join("step-1.safetensors").exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_deleted_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let study = directory.path().join("studies/study");
+        written(&study, &[1]);
+        fs::remove_dir_all(directory.path().join("studies")).unwrap();
+        written(&study, &[2]);
+        assert_eq!(newest(&study).unwrap(), Some(study.join("step-2.safetensors")));
     }
 }

@@ -1,5 +1,6 @@
 //! The trainer's loop: lease a step, have it computed, report it with a request for the next; and what keeps this going
-//! when the network, the controller or a person intervenes.
+//! when the network, the controller, a person, a disk or a study intervenes. What is wrong with one study ends work on that study
+//! alone: its step is given back, and it is set aside for a while.
 //!
 //! The loop may be dropped at any point. What it had in hand is noted, so that it can be given back.
 
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use asng_client::{Connection, Options, explain, insist};
 use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
@@ -29,11 +30,13 @@ use tonic::{Code, Status};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
+    describe,
     engine::{self, Engine},
+    files,
     metrics::{self, Phase},
     service::Api,
     serving::{self, Doors},
-    space::{Decision, IntegerVariable, Space, Variable},
+    set_aside::SetAside,
     state::{self, Last, State},
     study,
 };
@@ -42,6 +45,9 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Time between two lines of progress in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+/// Pause before the last weights are tried again to be written; it doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a person decides about the loop.
 #[derive(Clone, Debug)]
@@ -95,6 +101,7 @@ pub async fn serve(
         spaces: engine.spaces().to_vec(),
         started: Instant::now(),
         draining: false,
+        set_aside: SetAside::default(),
         open: None,
         step: None,
         steps: 0,
@@ -109,6 +116,7 @@ pub async fn serve(
         requests: 0,
         hand: Hand::Empty,
         open: None,
+        set_aside: SetAside::default(),
         stopping: CancellationToken::new(),
         config,
         trainer_id,
@@ -131,9 +139,13 @@ pub async fn serve(
             pending::<()>().await;
         } => Ok(()),
     };
-    trainer.drain().await;
+    trainer.give_back("the trainer ends").await;
     // The weights are worth keeping however the loop ended.
-    let result = result.and(trainer.close().await);
+    let closed = trainer.close().await.map_err(Fault::into_inner);
+    let written = trainer.engine.finish().await;
+    let written =
+        written.context("the newest weights are lost, and only older checkpoints are left");
+    let result = result.and(closed).and(written);
     end.cancel();
     // Those who asked meanwhile are answered.
     if let Ok(Err(error)) = served.await {
@@ -154,6 +166,7 @@ struct Trainer {
     requests: u64,
     hand: Hand,
     open: Option<Open>,
+    set_aside: SetAside,
     stopping: CancellationToken,
     /// What others see of it.
     state: watch::Sender<State>,
@@ -165,6 +178,28 @@ enum Hand {
     Computing(v1::Step),
     /// The reply may bring, or may already have brought, the next step.
     Reporting(v1::ReportStepRequest),
+}
+
+/// Why a step is not reported.
+enum Fault {
+    /// The fault is the study's: other studies can be worked on.
+    Study(anyhow::Error),
+    /// The trainer cannot go on.
+    Trainer(anyhow::Error),
+}
+
+impl Fault {
+    fn into_inner(self) -> anyhow::Error {
+        match self {
+            Fault::Study(error) | Fault::Trainer(error) => error,
+        }
+    }
+}
+
+impl From<engine::Error> for Fault {
+    fn from(error: engine::Error) -> Fault {
+        if error.is_fatal() { Fault::Trainer(error.into()) } else { Fault::Study(error.into()) }
+    }
 }
 
 /// The study that the engine has open.
@@ -199,16 +234,25 @@ impl Trainer {
                 if stopping.is_cancelled() {
                     return Ok(());
                 }
-                let span = info_span!("step", study = step.study, step = step.step_id);
-                next = self.step(step).instrument(span).await?;
+                let (study, study_id) = (step.study.clone(), step.study_id.clone());
+                let span = info_span!("step", study, step = step.step_id);
+                next = match self.step(step).instrument(span).await {
+                    Ok(next) => next,
+                    Err(Fault::Study(error)) if self.config.study.is_none() => {
+                        self.put_aside(&study, &study_id, &error).await?;
+                        None
+                    }
+                    Err(fault) => return Err(fault.into_inner()),
+                };
             }
             match next {
                 Some(Next::Finished(finished)) => {
                     let study = finished.study.unwrap_or_default();
                     let state = study.state().as_str_name();
                     info!(study = study.name, state, "study has ended");
-                    self.close().await?;
+                    self.close().await.map_err(Fault::into_inner)?;
                     if self.config.study.is_some() {
+                        stopping.run_until_cancelled(self.written()).await;
                         return Ok(());
                     }
                 }
@@ -233,9 +277,10 @@ impl Trainer {
         let request = v1::LeaseStepRequest {
             study: open.or(self.config.study.as_ref()).cloned().unwrap_or_default(),
             trainer_id: self.trainer_id.clone(),
-            spaces: self.engine.spaces().iter().copied().map(String::from).collect(),
+            spaces: self.spaces(),
             request_id: format!("{:016x}-{}", self.run, self.requests),
             fresh_start: self.requests == 1,
+            set_aside: self.set_aside.at(Instant::now()),
             ..Default::default()
         };
         let search = &self.search;
@@ -248,19 +293,64 @@ impl Trainer {
             Ok(answer) => Ok(answer.next),
             Err(status) if status.code() == Code::NotFound && open.is_some() => {
                 warn!(study = request.study, "study is gone");
-                self.close().await?;
+                self.close().await.map_err(Fault::into_inner)?;
                 Ok(None)
             }
-            Err(status) => bail!("the controller gives no step: {}", self.explain(&status)),
+            Err(status) => {
+                let error = anyhow!("the controller gives no step: {}", self.explain(&status));
+                match &self.open {
+                    Some(open)
+                        if self.config.study.is_none()
+                            && status.code() != Code::Unauthenticated =>
+                    {
+                        let (study, study_id) = (open.name.clone(), open.study_id.clone());
+                        self.put_aside(&study, &study_id, &error).await?;
+                        Ok(None)
+                    }
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Sets a study aside: gives its step back, saves and closes it.
+    async fn put_aside(
+        &mut self,
+        study: &str,
+        study_id: &str,
+        error: &anyhow::Error,
+    ) -> anyhow::Result<()> {
+        let reason = format!("{error:#}");
+        self.failed(study, study_id, &reason);
+        self.give_back(&reason).await;
+        self.close().await.map_err(Fault::into_inner)
+    }
+
+    /// Notes that a study cannot be worked on for a while.
+    fn failed(&mut self, study: &str, study_id: &str, reason: &str) {
+        let pause = self.set_aside.add(study, study_id, reason, Instant::now());
+        warn!(study, ?pause, "study is set aside: {reason}");
+        self.state.send_modify(|state| state.set_aside = self.set_aside.clone());
+    }
+
+    /// Waits until no weights are left in memory alone.
+    async fn written(&self) {
+        let mut pause = FIRST_PAUSE;
+        while self.engine.finish().await.is_err() {
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
 
     /// Computes and reports a step. Returns what is next, if the controller has said so.
-    async fn step(&mut self, step: v1::Step) -> anyhow::Result<Option<Next>> {
+    async fn step(&mut self, step: v1::Step) -> Result<Option<Next>, Fault> {
         self.hand = Hand::Computing(step.clone());
         self.state.send_modify(|state| state.take(step.step_id));
-        self.open_study(&step).await?;
-        let outcome = self.compute(&step).await.context("a step could not be computed")?;
+        if !self.open_study(&step).await? {
+            self.give_back("the study is rejected").await;
+            return Ok(None);
+        }
+        let outcome = self.compute(&step).await?;
         metrics::images(outcome.images);
         self.state.send_modify(|state| {
             state.computed(Last {
@@ -275,11 +365,11 @@ impl Trainer {
             step_id: step.step_id,
             lease_id: step.lease_id,
             trainer_id: self.trainer_id.clone(),
+            spaces: self.spaces(),
             losses: outcome.losses,
             costs: outcome.costs.iter().map(costs).collect(),
             metrics: outcome.metrics,
             lease_next: !self.stopping.is_cancelled(),
-            ..Default::default()
         };
         self.hand = Hand::Reporting(request.clone());
         let (search, started) = (&self.search, Instant::now());
@@ -305,7 +395,16 @@ impl Trainer {
                 self.close().await?;
                 return Ok(None);
             }
-            Err(status) => bail!("the controller refuses a report: {}", self.explain(&status)),
+            Err(status) => {
+                let v1::ReportStepRequest { study, step_id, lease_id, .. } = request;
+                self.hand =
+                    Hand::Computing(v1::Step { study, step_id, lease_id, ..Default::default() });
+                let error = anyhow!("the controller refuses a report: {}", self.explain(&status));
+                return Err(match status.code() {
+                    Code::Unauthenticated => Fault::Trainer(error),
+                    _ => Fault::Study(error),
+                });
+            }
         };
         metrics::phase(Phase::Report, started.elapsed());
         metrics::reported(answer.outcome());
@@ -315,7 +414,15 @@ impl Trainer {
         if let Some(Next::Step(step)) = &next {
             self.hand = Hand::Computing(step.clone());
         }
+        if let Some(open) = &self.open {
+            self.set_aside.clear(&open.study_id);
+        }
         self.count(outcome.computing, &request.metrics).await?;
+        if let Some(describe) = answer.describe {
+            let stopping = self.stopping.clone();
+            let described = stopping.run_until_cancelled(self.describe(describe)).await;
+            described.transpose().map_err(Fault::Trainer)?;
+        }
         Ok(next)
     }
 
@@ -362,71 +469,68 @@ impl Trainer {
     }
 
     /// Answers what a study's variables are, or why its settings cannot be served.
-    async fn describe(&self, describe: v1::Describe) -> anyhow::Result<()> {
-        let Some(space) = Space::parse(&describe.space, &describe.settings) else {
-            bail!("the controller wants space {:?} described", describe.space);
+    async fn describe(&mut self, describe: v1::Describe) -> anyhow::Result<()> {
+        let v1::Describe { study, space, settings, study_id } = describe;
+        let Some(answer) = describe::describe(&space, &settings) else {
+            self.failed(
+                &study,
+                &study_id,
+                &format!("this trainer does not know the space {space:?}"),
+            );
+            return Ok(());
         };
-        let answer = match space {
-            Ok(space) => {
-                let variables = space.variables().into_iter().map(|decision| {
-                    let (name, kind) = match decision {
-                        Decision::Categorical(Variable { name, choices }) => {
-                            (name, v1::variable::Kind::Categorical(v1::Categorical { choices }))
-                        }
-                        Decision::Integer(IntegerVariable { name, low, high }) => {
-                            (name, v1::variable::Kind::Integer(v1::Integer { low, high }))
-                        }
-                    };
-                    v1::Variable { name, kind: Some(kind) }
-                });
-                Answer::Description(v1::SpaceDescription {
-                    variables: variables.collect(),
-                    costs: None,
-                })
-            }
-            Err(violations) => {
-                let violations = violations.into_iter().map(|violation| v1::FieldViolation {
-                    field: violation.field,
-                    description: violation.description,
-                });
-                Answer::Rejection(v1::Rejection { violations: violations.collect() })
-            }
-        };
-        let rejected = matches!(answer, Answer::Rejection(_));
-        let request = v1::DescribeSpaceRequest {
-            study: describe.study,
-            trainer_id: self.trainer_id.clone(),
-            answer: Some(answer),
-        };
-        match insist(&request, |request| {
-            let mut search = self.search.clone();
-            async move { counted(search.describe_space(request).await) }
-        })
-        .await
-        {
-            Ok(_) => info!(study = request.study, rejected, "study described"),
+        match self.send_description(&study, answer).await {
+            Ok(()) => Ok(()),
             Err(status)
                 if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
             {
                 bail!("the controller takes no description: {}", self.explain(&status))
             }
+            // Another trainer was faster, a person has stopped or deleted the study, or the controller cannot use it.
             Err(status) => {
-                // Another trainer was faster, or a person has stopped or deleted the study.
-                warn!(study = request.study, reason = status.message(), "description refused");
-                sleep(Duration::from_secs(1)).await;
+                let reason = format!("description refused: {}", self.explain(&status));
+                self.failed(&study, &study_id, &reason);
+                Ok(())
             }
         }
+    }
+
+    /// Describes or rejects a study.
+    async fn send_description(&self, study: &str, answer: Answer) -> Result<(), Status> {
+        let rejected = matches!(answer, Answer::Rejection(_));
+        let request = v1::DescribeSpaceRequest {
+            study: study.into(),
+            trainer_id: self.trainer_id.clone(),
+            answer: Some(answer),
+        };
+        insist(&request, |request| {
+            let mut search = self.search.clone();
+            async move { counted(search.describe_space(request).await) }
+        })
+        .await?;
+        info!(study, rejected, "study described");
         Ok(())
     }
 
-    /// Has the engine open the study of a step.
-    async fn open_study(&mut self, step: &v1::Step) -> anyhow::Result<()> {
+    /// Has the engine open the study of a step. Returns false if the study is not what its space is, and is rejected.
+    async fn open_study(&mut self, step: &v1::Step) -> Result<bool, Fault> {
         if self.open.as_ref().is_some_and(|open| open.study_id == step.study_id) {
-            return Ok(());
+            return Ok(true);
         }
         self.close().await?;
-        let study = study::get(&self.connection, &step.study).await?;
-        let space = study::space(&study)?;
+        let study = study::get(&self.connection, &step.study).await.map_err(Fault::Study)?;
+        let space = study::space(&study).map_err(Fault::Study)?;
+        let differences = describe::differences(&study, &space);
+        if let Some(first) = differences.first() {
+            let reason = format!("{}: {}", first.field, first.description);
+            let rejection = describe::rejection(differences);
+            let rejected = self.send_description(&study.name, rejection).await;
+            return match rejected {
+                Ok(()) => Ok(false),
+                // Others have worked on it.
+                Err(_) => Err(Fault::Study(anyhow!(reason))),
+            };
+        }
         let directory = study::directory(&self.config.work_dir, &study);
         let continued = self.engine.open(space, directory.clone()).await?;
         info!(study = study.name, directory = %directory.display(), continued, "study opened");
@@ -449,7 +553,7 @@ impl Trainer {
             saved: now,
             summary,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Counts a reported step, and saves the weights when it is time to.
@@ -457,7 +561,7 @@ impl Trainer {
         &mut self,
         computing: Duration,
         metrics: &BTreeMap<String, f64>,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), Fault> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let summary = &mut open.summary;
         summary.steps += 1;
@@ -471,23 +575,42 @@ impl Trainer {
         }
         if open.saved.elapsed() >= self.config.checkpoint_every {
             let started = Instant::now();
-            self.engine.checkpoint().await?;
+            match self.engine.checkpoint().await {
+                Err(error) if error.is_fatal() => return Err(error.into()),
+                Err(error) => warn!(%error, "no checkpoint: tried again after --checkpoint-every"),
+                Ok(()) => {}
+            }
             open.saved = Instant::now();
             summary.computing_seconds += started.elapsed().as_secs_f64();
         }
         Ok(())
     }
 
-    /// Saves the open study and lets go of it.
-    async fn close(&mut self) -> anyhow::Result<()> {
+    /// Saves the open study and lets go of it. Weights that cannot be written are kept in memory, and are tried again.
+    async fn close(&mut self) -> Result<(), Fault> {
         let Some(open) = self.open.take() else { return Ok(()) };
         self.state.send_modify(|state| state.open = None);
-        self.engine.close().await?;
+        match self.engine.close().await {
+            Ok(()) => {}
+            Err(error) if error.is_fatal() => return Err(error.into()),
+            Err(error) => {
+                warn!(study = open.name, %error, "weights are not saved yet");
+                return Ok(());
+            }
+        }
         let file = open.directory.join("trainer.json");
-        let summary = serde_json::to_string(&open.summary)?;
-        fs::write(&file, summary).with_context(|| format!("cannot write {}", file.display()))?;
+        let written = files::replace(&file, |temporary| {
+            fs::write(temporary, serde_json::to_vec(&open.summary)?)
+        });
+        if let Err(error) = written.map_err(files::Error::cannot("write", &file)) {
+            warn!("{error}");
+        }
         info!(study = open.name, steps = open.summary.steps, "weights saved");
         Ok(())
+    }
+
+    fn spaces(&self) -> Vec<String> {
+        self.engine.spaces().iter().copied().map(String::from).collect()
     }
 
     fn explain(&self, status: &Status) -> String {
@@ -495,7 +618,8 @@ impl Trainer {
     }
 
     /// Gives back what is in hand, if the controller can be reached in a short time.
-    async fn drain(&mut self) {
+    async fn give_back(&mut self, reason: &str) {
+        self.state.send_modify(|state| state.step = None);
         let farewell = async {
             let step = match mem::replace(&mut self.hand, Hand::Empty) {
                 Hand::Empty => return Ok(()),
@@ -513,7 +637,7 @@ impl Trainer {
                 study: step.study,
                 step_id: step.step_id,
                 lease_id: step.lease_id,
-                reason: "the trainer ends".into(),
+                reason: reason.chars().take(1000).collect(),
             };
             self.search.release_step(request).await?;
             info!(step = step.step_id, "step given back");

@@ -13,6 +13,7 @@ use std::{
     collections::BTreeMap,
     f64::consts::PI,
     io,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     rc::Rc,
     thread,
@@ -30,11 +31,14 @@ use self::{
     toy::Toy,
 };
 use crate::{
-    checkpoints::{self, Checkpoints},
+    checkpoints::{self, Writer},
     data::{self, cifar10},
     space::{self, Space, inpaint::Coding},
     supernet::{self, Failure, Precision, Snapshot, Supernet},
 };
+
+/// Studies whose weights may wait in memory to be written; with as many, no other study is opened.
+const MAX_UNWRITTEN: usize = 4;
 
 /// Why the engine cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +81,19 @@ pub enum Error {
     /// An architecture cannot be evaluated.
     #[error("the evaluation failed: {0:#}")]
     Evaluation(anyhow::Error),
+    /// What was asked for ended by a fault of this program.
+    #[error("a fault of this program ended the computation; its message is on standard error")]
+    Panicked,
     /// The thread has ended, by a fault of this program.
     #[error("the engine's thread has died; its last message is on standard error")]
     Died,
+}
+
+impl Error {
+    /// Returns whether nothing more can be computed in this process, whatever the study.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Error::Died | Error::Supernet(supernet::Error::Device(_)))
+    }
 }
 
 /// Where the images are and what computes.
@@ -151,6 +165,7 @@ pub struct Evaluated {
 pub struct Engine {
     jobs: mpsc::Sender<Job>,
     spaces: Vec<&'static str>,
+    checkpoints: Writer,
 }
 
 type Job = Box<dyn FnOnce(&mut Workshop) + Send>;
@@ -161,8 +176,10 @@ impl Engine {
     pub async fn start(config: Config) -> Result<Engine, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(1);
         let (ready, started) = oneshot::channel();
+        let checkpoints = Writer::start().map_err(Error::Thread)?;
+        let writer = checkpoints.clone();
         let run = move || {
-            let mut workshop = match Workshop::new(config) {
+            let mut workshop = match Workshop::new(config, writer) {
                 Ok(workshop) => workshop,
                 // If nobody waits for the answer any more, nobody is left to work for either.
                 Err(error) => return drop(ready.send(Err(error))),
@@ -174,7 +191,7 @@ impl Engine {
         };
         thread::Builder::new().name("engine".into()).spawn(run).map_err(Error::Thread)?;
         let spaces = started.await.map_err(|_| Error::Died)??;
-        Ok(Engine { jobs, spaces })
+        Ok(Engine { jobs, spaces, checkpoints })
     }
 
     /// The spaces whose studies it can work on.
@@ -193,7 +210,8 @@ impl Engine {
         self.run(move |workshop| workshop.step(&step)).await
     }
 
-    /// Begins to write a checkpoint of the open study; steps may go on meanwhile.
+    /// Has a checkpoint of the open study written; steps may go on meanwhile. Weights that cannot be written are kept in memory until
+    /// they can: see [`Engine::checkpoint_problems`].
     pub async fn checkpoint(&self) -> Result<(), Error> {
         self.run(Workshop::checkpoint).await
     }
@@ -207,8 +225,7 @@ impl Engine {
         images: Option<i64>,
     ) -> Result<Evaluated, Error> {
         self.run(move |workshop| {
-            let open = workshop.open.as_ref();
-            let open = open.filter(|open| open.checkpoints.directory() == directory);
+            let open = workshop.open.as_ref().filter(|open| open.directory == directory);
             let Open { study, step, .. } = open.ok_or(Error::NotOpen)?;
             let (images, figures) = study.evaluate(&values, images)?;
             Ok(Evaluated { step: *step, images, figures })
@@ -220,13 +237,17 @@ impl Engine {
     /// on the disk.
     pub async fn save(&self, directory: PathBuf) -> Result<(), Error> {
         self.run(move |workshop| {
-            let open = workshop.open.as_mut();
-            let open = open.filter(|open| open.checkpoints.directory() == directory);
+            let open = workshop.open.as_mut().filter(|open| open.directory == directory);
             let open = open.ok_or(Error::NotOpen)?;
-            open.checkpoint()?;
-            Ok(open.checkpoints.finish()?)
+            open.checkpoint(&workshop.checkpoints)?;
+            Ok(workshop.checkpoints.flush(&directory)?)
         })
         .await
+    }
+
+    /// Returns why checkpoints cannot be written now, one reason for each study that this concerns.
+    pub fn checkpoint_problems(&self) -> Vec<String> {
+        self.checkpoints.problems()
     }
 
     /// Whether the thread has ended, which it does by a fault of this program alone.
@@ -234,9 +255,14 @@ impl Engine {
         self.jobs.is_closed()
     }
 
-    /// Lets go of the open study, if there is one, when its last checkpoint is on the disk.
+    /// Lets go of the open study, if there is one, with a last checkpoint. Errors if that is not on the disk yet.
     pub async fn close(&self) -> Result<(), Error> {
         self.run(Workshop::close).await
+    }
+
+    /// Tries to write every checkpoint that is still in memory. Errors if one could not be: it is lost when the process ends.
+    pub async fn finish(&self) -> Result<(), Error> {
+        self.run(|workshop| Ok(workshop.checkpoints.flush_all()?)).await
     }
 
     async fn run<T: Send + 'static>(
@@ -246,7 +272,12 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         let span = Span::current();
         let job = move |workshop: &mut Workshop| {
-            let result = span.in_scope(|| work(workshop));
+            let work = AssertUnwindSafe(|| span.in_scope(|| work(workshop)));
+            let result = panic::catch_unwind(work).unwrap_or_else(|_| {
+                // Its weights may be in disorder; those of its last checkpoint are not.
+                workshop.open = None;
+                Err(Error::Panicked)
+            });
             // A caller that has gone away needs no answer.
             drop(reply.send(result));
         };
@@ -261,24 +292,26 @@ struct Workshop {
     cifar10: Option<Rc<Halves>>,
     /// Of the size that a study wanted last.
     photos: Option<Rc<Halves>>,
+    checkpoints: Writer,
     open: Option<Open>,
 }
 
 /// The study being worked on.
 struct Open {
     study: Box<dyn Study>,
-    checkpoints: Checkpoints,
+    /// Of its checkpoints.
+    directory: PathBuf,
     /// The last step that is in the weights; 0 for new ones.
     step: u64,
-    /// The last step that is in the weights and in no checkpoint.
+    /// The last step that is in the weights and in no snapshot.
     unsaved: Option<u64>,
 }
 
 impl Open {
-    /// Begins to write a checkpoint, unless the weights are in one.
-    fn checkpoint(&mut self) -> Result<(), Error> {
+    /// Has a checkpoint written, unless the weights are in one.
+    fn checkpoint(&mut self, checkpoints: &Writer) -> Result<(), Error> {
         if let Some(step) = self.unsaved {
-            self.checkpoints.write(step, self.study.snapshot()?)?;
+            checkpoints.write(&self.directory, step, self.study.snapshot()?);
             self.unsaved = None;
         }
         Ok(())
@@ -310,7 +343,7 @@ struct Measured {
 }
 
 impl Workshop {
-    fn new(config: Config) -> Result<Workshop, Error> {
+    fn new(config: Config, checkpoints: Writer) -> Result<Workshop, Error> {
         if let Some(threads) = config.threads {
             tch::set_num_threads(threads.into());
         }
@@ -323,7 +356,7 @@ impl Workshop {
             let data = data.display();
             warn!(%data, "no images there: enas-micro is not served; see `cargo xtask setup`, and --data");
         }
-        Ok(Workshop { config, cifar10, photos: None, open: None })
+        Ok(Workshop { config, cifar10, photos: None, checkpoints, open: None })
     }
 
     fn spaces(&self) -> Vec<&'static str> {
@@ -339,8 +372,12 @@ impl Workshop {
 
     fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {
         self.open = None;
+        // Of studies that could not be saved, their weights are in memory: it must not fill with them.
+        if self.checkpoints.problems().len() >= MAX_UNWRITTEN {
+            self.checkpoints.flush_all()?;
+        }
+        self.checkpoints.flush(&directory)?;
         let newest = checkpoints::newest(&directory)?;
-        let checkpoints = Checkpoints::new(directory)?;
         let Config { device, precision, .. } = self.config;
         let mut study: Box<dyn Study> = match space {
             Space::EnasMicro(settings) => {
@@ -363,7 +400,7 @@ impl Workshop {
             study.load(file)?;
         }
         let step = newest.as_deref().and_then(checkpoints::step).unwrap_or(0);
-        self.open = Some(Open { study, checkpoints, step, unsaved: None });
+        self.open = Some(Open { study, directory, step, unsaved: None });
         Ok(newest.is_some())
     }
 
@@ -393,15 +430,14 @@ impl Workshop {
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
-        self.open.as_mut().map_or(Ok(()), Open::checkpoint)
+        let open = self.open.as_mut();
+        open.map_or(Ok(()), |open| open.checkpoint(&self.checkpoints))
     }
 
     fn close(&mut self) -> Result<(), Error> {
-        self.checkpoint()?;
-        match self.open.take() {
-            Some(mut open) => Ok(open.checkpoints.finish()?),
-            None => Ok(()),
-        }
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        open.checkpoint(&self.checkpoints)?;
+        Ok(self.checkpoints.flush(&open.directory)?)
     }
 }
 

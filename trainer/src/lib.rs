@@ -11,8 +11,11 @@
 //! | [`computing`] | options of how training computes |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
+//! | [`files`] | files that appear whole or not at all |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
+//! | `describe` | what the controller is told of a space |
+//! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
 //! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
@@ -25,15 +28,18 @@ pub mod compare;
 pub mod computing;
 pub mod data;
 pub mod datasets;
+mod describe;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
+pub mod files;
 mod held_out;
 mod metrics;
 pub mod quality;
 pub mod retrain;
 mod service;
 pub mod serving;
+mod set_aside;
 pub mod space;
 mod state;
 pub mod study;

@@ -41,6 +41,7 @@ static CONTROLLER_ERRORS: LazyLock<Family<Label, Counter>> = LazyLock::new(Famil
 static CHECKPOINT_SECONDS: LazyLock<Histogram> =
     LazyLock::new(|| Histogram::new([0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0]));
 static CHECKPOINT_TIME: LazyLock<Gauge> = LazyLock::new(Gauge::default);
+static CHECKPOINT_FAILURES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Counts a phase of a step.
 pub(crate) fn phase(phase: Phase, duration: Duration) {
@@ -74,6 +75,11 @@ pub(crate) fn checkpoint_written(duration: Duration) {
     CHECKPOINT_SECONDS.observe(duration.as_secs_f64());
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     CHECKPOINT_TIME.set(since.as_secs() as i64);
+}
+
+/// Counts an attempt to write a checkpoint that failed.
+pub(crate) fn checkpoint_failed() {
+    CHECKPOINT_FAILURES.inc();
 }
 
 /// Everything here, and what every program tells.
@@ -111,6 +117,11 @@ pub(crate) fn registry() -> Registry {
         "When the last checkpoint of this process was written, since the Unix epoch",
         Unit::Seconds,
         CHECKPOINT_TIME.clone(),
+    );
+    registry.register(
+        "asng_trainer_checkpoint_failures",
+        "Attempts to write a checkpoint that failed",
+        CHECKPOINT_FAILURES.clone(),
     );
     registry
 }

@@ -1,6 +1,6 @@
 //! TrainerService: decode, one look or one job for the engine, encode.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use asng_proto::v1::{self, trainer_service_server::TrainerService};
 use asng_serving::{
@@ -96,6 +96,7 @@ fn status(error: &engine::Error) -> Status {
         | Error::NoImages { .. }
         | Error::Checkpoints(_)
         | Error::Thread(_)
+        | Error::Panicked
         | Error::Died => {
             error!("{error}");
             Status::internal(short(&error.to_string()))
@@ -136,6 +137,8 @@ impl TrainerService for Api {
             step_id: state.step.map_or(0, |step| step.id),
             step_time: state.step.map(|step| step.since.into()),
             steps: state.steps,
+            set_aside: state.set_aside.at(Instant::now()),
+            checkpoint_error: self.engine.checkpoint_problems().join("; "),
             ..Default::default()
         };
         if let Some(Open { study, study_id, directory, last, .. }) = state.open {

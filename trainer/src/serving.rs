@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -207,23 +207,49 @@ impl http::Sight for Sight {
         if self.state.borrow().draining {
             return Err("the trainer is draining".into());
         }
-        Ok(())
+        match self.engine.checkpoint_problems().into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(()),
+        }
     }
 
     async fn look(&self) -> Registry {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Look(self.state.borrow().clone())));
+        let state = self.state.borrow().clone();
+        let unwritten = self.engine.checkpoint_problems().len();
+        registry.register_collector(Box::new(Look { state, unwritten }));
         registry
     }
 }
 
 /// The state, for a scrape.
 #[derive(Debug)]
-struct Look(State);
+struct Look {
+    state: State,
+    /// Studies whose weights cannot be written.
+    unwritten: usize,
+}
 
 impl Collector for Look {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Look(State { open: Some(open), .. }) = self else { return Ok(()) };
+        let mut family = encoder.encode_descriptor(
+            "asng_trainer_unwritten_studies",
+            "Studies whose weights cannot be written and are kept in memory.",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(self.unwritten as i64)
+            .encode(family.encode_family::<[(&str, &str); 0]>(&[])?)?;
+        let set_aside = self.state.set_aside.at(Instant::now());
+        if !set_aside.is_empty() {
+            let (name, help) = ("asng_trainer_study_set_aside", "1 while a study is set aside.");
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for study in set_aside {
+                let labels = [("study", study.study.as_str())];
+                ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let Some(open) = &self.state.open else { return Ok(()) };
         let last = open.last.as_ref();
         let smallest = last.and_then(|last| last.losses.iter().copied().reduce(f64::min));
         let learning_rate = last.and_then(|last| last.metrics.get("learning_rate").copied());

@@ -92,6 +92,14 @@ impl Space {
         }
     }
 
+    /// Names of the costs that are reported of its architectures.
+    pub fn costs(&self) -> &'static [&'static str] {
+        match self {
+            Space::EnasMicro(_) | Space::Inpaint(..) => &["parameters", "macs"],
+            Space::Toy(_) => &[],
+        }
+    }
+
     /// An architecture drawn uniformly: one value for each variable.
     pub fn draw(&self, random: &mut impl Rng) -> Vec<i64> {
         let mut draw = |variable| match variable {

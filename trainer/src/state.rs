@@ -7,6 +7,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use crate::set_aside::SetAside;
+
 /// What the trainer is doing.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
@@ -19,6 +21,8 @@ pub(crate) struct State {
     pub(crate) started: Instant,
     /// Whether it was asked to end.
     pub(crate) draining: bool,
+    /// Studies that it cannot work on for now.
+    pub(crate) set_aside: SetAside,
     pub(crate) open: Option<Open>,
     /// The step in hand.
     pub(crate) step: Option<Step>,

@@ -35,6 +35,8 @@ mod toy;
 
 use tch::{TchError, Tensor};
 
+use crate::files;
+
 pub use checkpoint::{Numbers, Snapshot};
 pub use precision::Precision;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
@@ -65,9 +67,15 @@ pub struct Evaluation {
 /// Why something could not be computed, saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// libtorch refused, for example because memory ran out.
+    /// libtorch cannot compute this, on any device: shapes that do not fit, an operation that it lacks.
     #[error("libtorch: {}", first_line(.0))]
-    Torch(#[from] TchError),
+    Torch(TchError),
+    /// The device has not enough memory.
+    #[error("out of memory: {}", first_line(.0))]
+    OutOfMemory(TchError),
+    /// The device computes nothing any more: the process must be started again, or the device be replaced.
+    #[error("the device has failed: {}", first_line(.0))]
+    Device(TchError),
     /// The network was built for other architectures than the one it was given.
     #[error("this network has no {0}")]
     NotBuilt(String),
@@ -85,14 +93,44 @@ pub enum Error {
         /// The first tensor that does not fit, and how.
         reason: String,
     },
-    /// The file system refused.
-    #[error("{file}: {source}")]
-    File {
-        /// The file.
-        file: String,
-        /// What the file system said.
-        source: std::io::Error,
-    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] files::Error),
+}
+
+/// What libtorch, CUDA and their libraries write when an allocation fails.
+const OUT_OF_MEMORY: [&str; 5] = [
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+];
+/// What they write when a device can no longer be used. After an error of CUDA every later call of the process fails.
+const DEVICE_FAILURES: [&str; 8] = [
+    "CUDA error",
+    "CUDA driver error",
+    "device-side assert",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+];
+
+/// libtorch has one kind of error for everything; its text tells them apart.
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Error {
+        let text = first_line(&error);
+        let contains_one_of = |texts: &[&str]| texts.iter().any(|part| text.contains(part));
+        if contains_one_of(&OUT_OF_MEMORY) {
+            Error::OutOfMemory(error)
+        } else if contains_one_of(&DEVICE_FAILURES) {
+            Error::Device(error)
+        } else {
+            Error::Torch(error)
+        }
+    }
 }
 
 /// libtorch's messages carry a C++ backtrace after their first line.

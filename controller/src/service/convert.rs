@@ -290,6 +290,7 @@ pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse 
             study: study.name().into(),
             space: study.spec().space.clone(),
             settings: study.spec().settings.clone(),
+            study_id: study.id().to_string(),
         })),
         (Next::Finished, Some(about)) => {
             Some(Message::Finished(v1::StudyFinished { study: Some(study(about)) }))

@@ -3,8 +3,10 @@
 //! An exception of C++ becomes a [`TchError`] with its message.
 
 mod autocast;
+mod memory;
 
 pub use autocast::Autocast;
+pub use memory::empty_cache;
 
 use std::{
     ffi::{CStr, c_char},

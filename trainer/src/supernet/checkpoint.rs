@@ -1,13 +1,12 @@
 //! Named tensors in a safetensors file: written whole or not at all, and loaded whole or not at
 //! all.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::Path;
+use std::{collections::BTreeMap, fs::File, io, path::Path};
 
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::Error;
+use crate::files;
 
 /// Tensors by name, for one prefix of the file.
 pub(super) type Part<'a> = (&'static str, &'a BTreeMap<String, Tensor>);
@@ -41,19 +40,18 @@ impl Snapshot {
 
     /// Writes it to a safetensors file. A file that was there stays until the new one is safely on the disk.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let temporary = path.with_extension("tmp");
-        Tensor::write_safetensors(&self.0, &temporary)?;
-        let synced = File::open(&temporary).and_then(|file| file.sync_all());
-        synced
-            .and_then(|()| fs::rename(&temporary, path))
-            .map_err(|source| file_error(path, source))?;
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let synced = File::open(directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|source| file_error(path, source))
+        let written = files::replace(path, |temporary| {
+            Tensor::write_safetensors(&self.0, temporary).map_err(io_error)
+        });
+        Ok(written.map_err(files::Error::cannot("write checkpoint", path))?)
     }
+}
+
+/// The operating system's error within one of writing safetensors, of which tch passes on the text alone.
+fn io_error(error: TchError) -> io::Error {
+    let text = error.to_string();
+    let code = text.split_once("code: ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+    code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
 }
 
 /// Numbers as tensors, for a part of a file.
@@ -77,7 +75,7 @@ pub(super) fn read_numbers(
 /// Reads what [`Snapshot::write`] wrote into tensors of the same names and shapes; nothing changes unless all
 /// of them fit. What the file has under other prefixes is left alone.
 pub(super) fn load(path: &Path, parts: &mut [PartMut]) -> Result<(), Error> {
-    File::open(path).map_err(|source| file_error(path, source))?;
+    File::open(path).map_err(files::Error::cannot("read checkpoint", path))?;
     let other = |reason: String| Error::OtherNetwork { file: path.display().to_string(), reason };
     let stored = Tensor::read_safetensors(path).map_err(|error| other(error.to_string()))?;
     let mut stored: BTreeMap<String, Tensor> = stored.into_iter().collect();
@@ -107,8 +105,4 @@ pub(super) fn load(path: &Path, parts: &mut [PartMut]) -> Result<(), Error> {
         tensor.f_copy_(&source)?;
     }
     Ok(())
-}
-
-fn file_error(path: &Path, source: std::io::Error) -> Error {
-    Error::File { file: path.display().to_string(), source }
 }

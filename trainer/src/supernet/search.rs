@@ -85,8 +85,8 @@ impl<N: Shared> Supernet<N> {
     /// One step of the search (authors' `architecture_search` and `arch_search_valid`): moves the
     /// weights along the mean gradient of the train architectures on one batch, then measures the
     /// rank architectures on another with the moved weights. Without train architectures the weights
-    /// stay, and what is said of training is NaN. An architecture that libtorch cannot compute counts
-    /// as diverged, unless that is all of them.
+    /// stay, and what is said of training is NaN. An architecture that libtorch cannot compute, or for which
+    /// there is not enough memory, counts as diverged, unless that is all of them.
     pub fn search_step(
         &mut self,
         train_batch: &N::Batch,
@@ -103,9 +103,9 @@ impl<N: Shared> Supernet<N> {
         let mut numbers = Vec::new();
         let mut gradients = Gradients::default();
         for (place, architecture) in train.iter().enumerate() {
-            let result =
-                gradient(&self.network, train_batch, architecture, train.len(), self.precision);
-            match contain(result, place, &mut failures)? {
+            let compute =
+                || gradient(&self.network, train_batch, architecture, train.len(), self.precision);
+            match contain(&self.network, compute, place, &mut failures)? {
                 Some((measured, part)) => {
                     gradients = gradients.plus(part)?;
                     numbers.extend(measured);
@@ -124,8 +124,8 @@ impl<N: Shared> Supernet<N> {
         let _guard = tch::no_grad_guard();
         let autocast = self.precision.enter(device(&self.network));
         for (place, architecture) in rank.iter().enumerate() {
-            let result = self.network.measure(rank_batch, architecture);
-            let measured = contain(result, train.len() + place, &mut failures)?;
+            let compute = || self.network.measure(rank_batch, architecture);
+            let measured = contain(&self.network, compute, train.len() + place, &mut failures)?;
             numbers.extend(measured.map_or_else(|| diverged(&self.network), Ok)?);
         }
         drop(autocast);
@@ -178,15 +178,22 @@ fn gradient<N: Shared>(
     Ok(([loss.f_detach()?, quality], gradients))
 }
 
-/// What was computed; none, with a note, if libtorch refused.
+/// Computes one architecture. Returns none, and notes the failure, if the fault is the architecture's: libtorch cannot compute it,
+/// or memory does not suffice also after all that is unused has been freed. Any other error concerns more than this architecture.
 fn contain<T>(
-    result: Result<T, Error>,
+    network: &impl Shared,
+    compute: impl Fn() -> Result<T, Error>,
     place: usize,
     failures: &mut Vec<Failure>,
 ) -> Result<Option<T>, Error> {
+    let mut result = compute();
+    if let Err(Error::OutOfMemory(_)) = result {
+        asng_native::empty_cache(device(network));
+        result = compute();
+    }
     match result {
         Ok(computed) => Ok(Some(computed)),
-        Err(error @ Error::Torch(_)) => {
+        Err(error @ (Error::Torch(_) | Error::OutOfMemory(_))) => {
             failures.push(Failure { place, reason: error.to_string() });
             Ok(None)
         }
@@ -207,4 +214,87 @@ fn device(network: &impl Shared) -> Device {
 fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
     let count = values.len() as f64;
     values.sum::<f64>() / count
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tch::TchError;
+
+    use super::*;
+
+    /// A single weight, whose square is the loss, and the errors of the calls to come.
+    struct Scripted {
+        weights: BTreeMap<String, Tensor>,
+        script: RefCell<Vec<Option<&'static str>>>,
+    }
+
+    impl Shared for Scripted {
+        type Batch = ();
+        type Architecture = ();
+
+        fn measure(&self, (): &(), (): &()) -> Result<[Tensor; 2], Error> {
+            if let Some(Some(text)) = self.script.borrow_mut().pop() {
+                return Err(TchError::Torch(text.into()).into());
+            }
+            let loss = self.weights["w"].f_square()?;
+            Ok([loss.f_sum(None)?, Tensor::from(0.0)])
+        }
+
+        fn shared(&self) -> &BTreeMap<String, Tensor> {
+            &self.weights
+        }
+
+        fn shared_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+            &mut self.weights
+        }
+    }
+
+    /// A step of one train architecture and then two rank architectures, with the errors of its calls in order.
+    fn step(script: &[Option<&'static str>]) -> Result<StepOutcome, Error> {
+        let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let script = script.iter().rev().copied().collect();
+        let network =
+            Scripted { weights: [("w".into(), weight)].into(), script: RefCell::new(script) };
+        let rates = Rates { momentum: 0.0, weight_decay: 0.0, grad_clip: 5.0 };
+        let mut supernet = Supernet::untrained(network, rates)?;
+        supernet.search_step(&(), &[()], &(), &[(), ()], 0.1)
+    }
+
+    const MEMORY: Option<&str> = Some("CUDA out of memory. Tried to allocate 2.00 GiB.\nbacktrace");
+    const SHAPE: Option<&str> = Some("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)");
+
+    #[test]
+    fn an_architecture_that_runs_out_of_memory_is_computed_once_more() {
+        let undisturbed = step(&[]).unwrap();
+        assert_eq!(step(&[MEMORY]).unwrap(), undisturbed);
+        assert_eq!(step(&[None, None, MEMORY]).unwrap(), undisturbed);
+        let diverged = step(&[None, MEMORY, MEMORY]).unwrap();
+        assert!(diverged.losses[0].is_nan() && diverged.losses[1] == undisturbed.losses[1]);
+        assert_eq!(diverged.failures[0].place, 1);
+        assert!(diverged.failures[0].reason.starts_with("out of memory: "), "{diverged:?}");
+    }
+
+    #[test]
+    fn an_architecture_that_cannot_be_computed_diverges_at_once() {
+        let diverged = step(&[None, SHAPE]).unwrap();
+        assert!(diverged.losses[0].is_nan() && diverged.losses[1].is_finite());
+        assert!(diverged.failures[0].reason.starts_with("libtorch: "), "{diverged:?}");
+    }
+
+    #[test]
+    fn a_device_that_has_failed_is_no_fault_of_an_architecture() {
+        for text in [
+            "CUDA error: an illegal memory access was encountered",
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        ] {
+            for script in [&[Some(text)][..], &[None, Some(text)], &[None, MEMORY, Some(text)]] {
+                let error = step(script).unwrap_err();
+                assert!(matches!(error, Error::Device(_)), "{error}");
+                assert!(error.to_string().starts_with("the device has failed: "), "{error}");
+            }
+        }
+    }
 }
