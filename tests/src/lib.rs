@@ -3,6 +3,7 @@
 
 mod browser;
 mod buildah;
+mod disk;
 mod distance;
 pub mod hostile;
 mod postgres;
@@ -11,8 +12,8 @@ pub mod quality;
 pub mod toy;
 
 use std::{
-    io::{BufRead, BufReader},
-    net::SocketAddr,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock},
@@ -22,12 +23,14 @@ use std::{
 
 use asng_proto::v1::{
     self, search_service_client::SearchServiceClient, study_service_client::StudyServiceClient,
+    trainer_service_client::TrainerServiceClient,
 };
 use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 
 pub use self::{
     browser::Browser,
     buildah::{Buildah, Contained, Container},
+    disk::Disk,
     distance::{Distance, Machine},
     postgres::Postgres,
     proxy::{FAULTS, Proxy},
@@ -247,6 +250,96 @@ impl Trainer {
         let mut command = trainer_command(controller, work_dir);
         Trainer(command.args(["serve", "--study", study]).spawn().expect("trainer"))
     }
+}
+
+/// A trainer that serves TrainerService and HTTP; killed when dropped.
+pub struct ServedTrainer {
+    /// Its process.
+    pub trainer: Trainer,
+    /// Where it serves TrainerService.
+    pub address: SocketAddr,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl ServedTrainer {
+    /// Starts one that works on any study, on free ports, with further arguments of `serve`.
+    pub fn start(controller: &Controller, work_dir: &Path, arguments: &[&str]) -> ServedTrainer {
+        let mut command = trainer_command(controller, work_dir);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.args(arguments);
+        ServedTrainer::spawn(command)
+    }
+
+    /// Starts one by its whole command line, and waits until it serves.
+    pub fn spawn(mut command: Command) -> ServedTrainer {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("trainer");
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let log = Arc::<Mutex<String>>::default();
+        let kept = log.clone();
+        let mut next = move || {
+            let line = lines.next()?;
+            // A failing test's harness shows it.
+            eprintln!("{line}");
+            *kept.lock().unwrap() += &format!("{line}\n");
+            Some(line)
+        };
+        let (address, http) = ports(&mut next);
+        // Keeps the pipe empty.
+        thread::spawn(move || while next().is_some() {});
+        ServedTrainer { trainer: Trainer(child), address, http, log }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// A connection that is made when it is first used.
+    pub fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+
+    /// A client of TrainerService.
+    pub fn client(&self) -> TrainerServiceClient<Channel> {
+        TrainerServiceClient::new(self.channel())
+    }
+
+    /// Waits until its status satisfies `condition`, and returns it.
+    pub async fn status_when(
+        &self,
+        condition: impl Fn(&v1::GetStatusResponse) -> bool,
+    ) -> v1::GetStatusResponse {
+        loop {
+            let status = self.client().get_status(v1::GetStatusRequest {}).await;
+            let status = status.unwrap().into_inner();
+            if condition(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether its process runs.
+    pub fn runs(&mut self) -> bool {
+        self.trainer.0.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.trainer.0.wait().unwrap()
+    }
+}
+
+/// Status code and body of an HTTP page.
+pub fn get_page(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
 }
 
 /// The trainer's program.

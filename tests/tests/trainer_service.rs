@@ -1,28 +1,19 @@
 //! A trainer that works can be asked what it does, and nothing that it is asked changes the search.
 
 use std::{
-    collections::HashMap,
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    process::{Command, ExitStatus, Stdio},
-    thread,
-    time::Duration,
+    collections::HashMap, fs, net::SocketAddr, path::Path, process::Command, time::Duration,
 };
 
-use asng_proto::v1::{
-    self, StudyState, TrainerState, trainer_service_client::TrainerServiceClient,
-};
+use asng_proto::v1::{self, StudyState, TrainerState};
 use asng_tests::{
-    Controller, Trainer, applied, asng_controller, asngctl, ports, study_when, theta, tiny_search,
-    trainer_command,
+    Controller, ServedTrainer, applied, asng_controller, asngctl, get_page, study_when, theta,
+    tiny_search, trainer_command,
 };
 use image::{Rgb, RgbImage};
 use prometheus_parse::Scrape;
 use serde_json::Value;
 use tokio::time::sleep;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -30,72 +21,9 @@ use tonic_types::StatusExt;
 
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A trainer that serves, on any free ports unless its arguments say others.
-struct Served {
-    trainer: Trainer,
-    address: SocketAddr,
-    http: SocketAddr,
-}
-
-impl Served {
-    fn start(controller: &Controller, work_dir: &Path, arguments: &[&str]) -> Served {
-        let free = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
-        Served::start_at(controller, work_dir, &[&free, arguments].concat())
-    }
-
-    fn start_at(controller: &Controller, work_dir: &Path, arguments: &[&str]) -> Served {
-        let mut command = trainer_command(controller, work_dir);
-        command.arg("serve").args(arguments).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let mut next = move || lines.next().inspect(|line| eprintln!("{line}"));
-        let (address, http) = ports(&mut next);
-        // Keeps the pipe empty.
-        thread::spawn(move || while next().is_some() {});
-        Served { trainer: Trainer(child), address, http }
-    }
-
-    fn channel(&self) -> Channel {
-        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
-    }
-
-    fn client(&self) -> TrainerServiceClient<Channel> {
-        TrainerServiceClient::new(self.channel())
-    }
-
-    /// Waits until its status satisfies `condition`, and returns it.
-    async fn status_when(
-        &self,
-        condition: impl Fn(&v1::GetStatusResponse) -> bool,
-    ) -> v1::GetStatusResponse {
-        loop {
-            let status = self.client().get_status(v1::GetStatusRequest {}).await;
-            let status = status.unwrap().into_inner();
-            if condition(&status) {
-                return status;
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        self.trainer.0.wait().unwrap()
-    }
-}
-
-/// Status code and body of a page.
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: trainer\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
-}
-
 /// Every sample of a scrape, by its name and labels as they are written.
 fn scrape(address: SocketAddr) -> HashMap<String, f64> {
-    let (status, text) = get(address, "/metrics");
+    let (status, text) = get_page(address, "/metrics");
     assert_eq!(status, 200);
     Scrape::parse(text.lines().map(|line| Ok(line.into()))).unwrap();
     let samples = text.lines().filter(|line| !line.starts_with('#'));
@@ -127,7 +55,7 @@ fn asngctl_json(arguments: &[&str]) -> Value {
 async fn a_trainer_says_what_it_does_saves_and_drains() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
-    let mut served = Served::start(&controller, &directory.path().join("work"), &[]);
+    let mut served = ServedTrainer::start(&controller, &directory.path().join("work"), &[]);
     let idle = served.status_when(|_| true).await;
     assert_eq!((idle.state(), idle.study.as_str()), (TrainerState::Idle, ""));
     assert_eq!((idle.device.as_str(), idle.controller), ("cpu", controller.url()));
@@ -169,7 +97,10 @@ async fn a_trainer_says_what_it_does_saves_and_drains() {
     assert!(metrics[r#"asng_trainer_steps_total{outcome="applied"}"#] >= 3.0);
     assert_eq!(metrics["asng_trainer_checkpoint_seconds_count"], 1.0);
     assert!(metrics.contains_key(r#"asng_trainer_best_loss{study="s"}"#));
-    assert_eq!((get(served.http, "/healthz").0, get(served.http, "/readyz").0), (200, 200));
+    assert_eq!(
+        (get_page(served.http, "/healthz").0, get_page(served.http, "/readyz").0),
+        (200, 200)
+    );
     let mut health = HealthClient::new(served.channel());
     let request = HealthCheckRequest { service: "asng.v1.TrainerService".into() };
     let answer = health.check(request).await.unwrap().into_inner();
@@ -188,15 +119,15 @@ async fn while_it_drains_it_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let mut controller = Controller::start(&directory.path().join("state"));
     controller.studies().create_study(toy("s", 1_000_000_000)).await.unwrap();
-    let served = Served::start(&controller, &directory.path().join("work"), &[]);
+    let served = ServedTrainer::start(&controller, &directory.path().join("work"), &[]);
     served.status_when(|status| status.steps > 0).await;
     // Its report finds nobody, and it insists for some seconds.
     controller.kill();
     served.client().drain(v1::DrainRequest {}).await.unwrap();
     served.status_when(|status| status.state() == TrainerState::Draining).await;
-    let (code, why) = get(served.http, "/readyz");
+    let (code, why) = get_page(served.http, "/readyz");
     assert_eq!((code, why.as_str()), (503, "the trainer is draining\n"));
-    assert_eq!(get(served.http, "/healthz").0, 200);
+    assert_eq!(get_page(served.http, "/healthz").0, 200);
     let mut health = HealthClient::new(served.channel());
     let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(answer.status(), ServingStatus::NotServing);
@@ -214,7 +145,7 @@ async fn evaluations_leave_no_trace_in_a_search() {
         let controller = Controller::start(&directory.join("state"));
         controller.studies().create_study(tiny_search("s", 12)).await.unwrap();
         let work_dir = directory.join("work");
-        let mut served = Served::start(&controller, &work_dir, &["--study", "s"]);
+        let mut served = ServedTrainer::start(&controller, &work_dir, &["--study", "s"]);
         let mut client = served.client();
         let mut evaluations = 0;
         let values = vec![0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3];
@@ -250,7 +181,7 @@ async fn an_evaluation_says_what_the_command_says_of_the_checkpoint() {
     let controller = Controller::start(&directory.path().join("state"));
     let work_dir = directory.path().join("work");
     controller.studies().create_study(tiny_search("s", 1000)).await.unwrap();
-    let served = Served::start(&controller, &work_dir, &[]);
+    let served = ServedTrainer::start(&controller, &work_dir, &[]);
     study_when(&controller, "s", |study| applied(study) >= 2).await;
     controller.studies().pause_study(v1::PauseStudyRequest { name: "s".into() }).await.unwrap();
     let still = |progress: &v1::Progress| progress.outstanding == 0;
@@ -300,7 +231,8 @@ async fn autoencoders_are_evaluated_on_photos_held_out() {
         .into();
     controller.studies().create_study(request).await.unwrap();
     let photos = photos.to_str().unwrap();
-    let served = Served::start(&controller, &directory.path().join("w"), &["--photos", photos]);
+    let served =
+        ServedTrainer::start(&controller, &directory.path().join("w"), &["--photos", photos]);
     let study = study_when(&controller, "s", |study| applied(study) >= 1).await;
     let request = evaluation("s", study.mode.unwrap().values, 0);
     let evaluated = served.client().evaluate_architecture(request).await.unwrap().into_inner();
@@ -331,7 +263,7 @@ async fn who_may_not_ask_is_refused() {
     let entries = [viewer.1, trainer.1, scoped.1.trim_end().into()].concat();
     fs::write(path("tokens.toml"), entries + "\nowner = \"lab\"\n").unwrap();
     let arguments = ["--serve-token-file", &path("tokens.toml")];
-    let served = Served::start(&controller, &directory.path().join("work"), &arguments);
+    let served = ServedTrainer::start(&controller, &directory.path().join("work"), &arguments);
 
     let mut client = served.client();
     let told = |status: Status| {
@@ -377,7 +309,7 @@ async fn a_trainer_serves_under_tls_and_not_in_plain_text_to_others() {
     let (cert, key, ca) = (file("server.pem"), file("server-key.pem"), file("ca.pem"));
     let (client, client_key) = (file("client.pem"), file("client-key.pem"));
     let tls = ["--serve-tls-cert", &cert, "--serve-tls-key", &key, "--serve-tls-client-ca", &ca];
-    let served = Served::start(&controller, &directory.path().join("work"), &tls);
+    let served = ServedTrainer::start(&controller, &directory.path().join("work"), &tls);
     let url = format!("https://{}", served.address);
     let asked = ["trainer", "status", "--trainer", &url, "--tls-ca", &ca];
     let known = [&asked[..], &["--tls-cert", &client, "--tls-key", &client_key]].concat();
@@ -397,7 +329,11 @@ async fn a_trainer_serves_under_tls_and_not_in_plain_text_to_others() {
 async fn two_trainers_share_a_machine_and_an_address_that_was_named_must_be_free() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
-    let start = |name: &str| Served::start_at(&controller, &directory.path().join(name), &[]);
+    let start = |name: &str| {
+        let mut command = trainer_command(&controller, &directory.path().join(name));
+        command.arg("serve");
+        ServedTrainer::spawn(command)
+    };
     let (one, two) = (start("one"), start("two"));
     let mut ids = Vec::new();
     for served in [&one, &two] {
