@@ -174,6 +174,9 @@ pub enum Error {
         /// The state.
         state: &'static str,
     },
+    /// Reports of it have counted, so it can be served.
+    #[error("{0} of its reports counted, so it can no longer be rejected; stop it instead")]
+    HasReports(u64),
     /// It would go on while its copy does.
     #[error("it is {0} and goes on; pause it before it is exported, or ask for a fork")]
     GoesOn(&'static str),
@@ -832,12 +835,20 @@ impl Study {
         Ok(())
     }
 
-    /// Takes a trainer's word that the settings cannot be served.
+    /// Takes a trainer's word that the study cannot be served: its settings, or the variables that came with its spec, as
+    /// long as no report has counted.
     pub fn reject(&mut self, violations: Vec<Violation>, now: Now) -> Result<(), Error> {
-        if self.state != State::Waiting {
-            return Err(self.wrong_state("reject"));
+        match self.state {
+            State::Waiting => {}
+            State::Running | State::Paused if !self.spec.variables.is_empty() => {
+                let counted = self.progress.applied + self.pending.len() as u64;
+                if counted > 0 {
+                    return Err(Error::HasReports(counted));
+                }
+            }
+            _ => return Err(self.wrong_state("reject")),
         }
-        self.change_state(State::Failed(violations), now);
+        self.end(State::Failed(violations), now);
         Ok(())
     }
 

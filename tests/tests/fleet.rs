@@ -309,3 +309,63 @@ async fn a_description_says_which_costs_are_reported_and_a_rule_about_another_fa
     let failure = v1::FieldViolation { field: "spec.costs[0].cost".into(), description };
     assert_eq!((unknown.state(), unknown.failure), (v1::StudyState::Failed, vec![failure]));
 }
+
+#[tokio::test]
+async fn a_study_with_given_variables_that_is_rejected_ends_for_all_its_trainers() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    let reason = v1::FieldViolation {
+        field: "spec.variables".into(),
+        description: "this trainer has no network for them".into(),
+    };
+    let reject = |study: &str| v1::DescribeSpaceRequest {
+        study: study.into(),
+        trainer_id: "t".into(),
+        answer: Some(Answer::Rejection(v1::Rejection { violations: vec![reason.clone()] })),
+    };
+    create_running(&controller, "given").await;
+    let named = |study: &str, trainer: &str, request_id: &str| v1::LeaseStepRequest {
+        study: study.into(),
+        request_id: request_id.into(),
+        ..any_but(trainer, &[])
+    };
+    let Next::Step(step) = lease(&controller, named("given", "other", "1")).await else { panic!() };
+    let rejected = describe(&controller, reject("given")).await.unwrap();
+    assert_eq!(
+        (rejected.state(), &rejected.failure),
+        (v1::StudyState::Failed, &vec![reason.clone()])
+    );
+    assert_eq!(rejected.progress.unwrap().outstanding, 0);
+
+    controller.kill();
+    controller.restart();
+    let get = v1::GetStudyRequest { name: "given".into() };
+    let stored = asng_tests::insist(|| {
+        let (mut studies, get) = (controller.studies(), get.clone());
+        async move { studies.get_study(get).await }
+    });
+    assert_eq!(stored.await.into_inner().study.unwrap(), rejected);
+    let extend = v1::ExtendLeaseRequest {
+        study: "given".into(),
+        step_id: step.step_id,
+        lease_id: step.lease_id.clone(),
+    };
+    let lost = controller.search().extend_lease(extend).await.unwrap_err();
+    assert_eq!(lost.code(), Code::FailedPrecondition);
+    let late = controller.search().report_step(report(&step, "other")).await.unwrap().into_inner();
+    assert_eq!(late.outcome(), v1::ReportOutcome::Stale);
+    let Some(Next::Finished(finished)) = late.next.unwrap().next else { panic!("it has ended") };
+    assert_eq!(finished.study.unwrap().state(), v1::StudyState::Failed);
+    let next = lease(&controller, named("given", "other", "2")).await;
+    assert!(matches!(next, Next::Finished(_)), "{next:?}");
+
+    create_running(&controller, "counted").await;
+    let Next::Step(step) = lease(&controller, named("counted", "t", "1")).await else { panic!() };
+    controller.search().report_step(report(&step, "t")).await.unwrap();
+    let refused = describe(&controller, reject("counted")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(
+        refused.message(),
+        "study \"counted\": 1 of its reports counted, so it can no longer be rejected; stop it instead"
+    );
+}

@@ -526,6 +526,50 @@ fn a_rejected_study_fails_with_the_reasons() {
     assert!(bench.study.describe(spec().variables, None, bench.now).is_err());
 }
 
+#[test]
+fn a_study_that_came_with_its_variables_can_be_rejected_until_a_report_counts() {
+    let reasons = vec![Violation::new("spec.variables", "no such network")];
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    bench.study.pause(bench.now).unwrap();
+    bench.study.take_events();
+    bench.study.reject(reasons.clone(), bench.now).unwrap();
+    assert_eq!(*bench.study.state(), State::Failed(reasons.clone()));
+    let mut events = bench.study.take_events().into_iter();
+    let closed = events.next().and_then(past).unwrap();
+    assert_eq!((closed.step.id, closed.report), (step.id, None));
+    assert_eq!(events.next(), Some(Event::StateChanged(State::Failed(reasons.clone()))));
+    // As of any study that has ended.
+    assert_eq!(bench.next("a", "x"), Next::Finished);
+    let lease = bench.study.lease_id(&step);
+    assert!(matches!(bench.study.extend(lease, bench.now), Err(Error::LeaseNotHeld(_))));
+    let report = Report {
+        lease,
+        trainer: "a".into(),
+        losses: vec![1.0, 2.0],
+        costs: Vec::new(),
+        metrics: BTreeMap::new(),
+    };
+    let closed = Closed { outcome: None, generation: 0 };
+    let late = bench.study.report(report, Some(closed), bench.now).unwrap();
+    assert_eq!((late.outcome, late.duplicate), (Some(Outcome::Stale), false));
+    assert!(bench.study.reject(reasons.clone(), bench.now).is_err());
+
+    // A report that waits for its batch counts too.
+    for steps_per_update in [1, 2] {
+        let mut bench = Bench::new(Spec { steps_per_update: Some(steps_per_update), ..spec() });
+        let step = bench.lease("a");
+        bench.report(&step, &[1.0, 2.0]);
+        let refused = bench.study.reject(reasons.clone(), bench.now);
+        assert!(matches!(refused, Err(Error::HasReports(1))), "{refused:?}");
+        assert_eq!(*bench.study.state(), State::Running);
+    }
+    // A trainer that has described a space does not take that back.
+    let mut bench = Bench::new(Spec { space: "toy".into(), variables: Vec::new(), ..spec() });
+    bench.study.describe(spec().variables, None, bench.now).unwrap();
+    assert!(matches!(bench.study.reject(reasons, bench.now), Err(Error::WrongState { .. })));
+}
+
 fn with_a_limit() -> Spec {
     let rule = CostRule { cost: "size".into(), weight: Some(1.0), limit: Some(10.0) };
     Spec { costs: vec![rule], ..spec() }
