@@ -166,7 +166,7 @@ async fn a_study_whose_checkpoints_are_damaged_is_set_aside_and_goes_on_when_the
 
 #[tokio::test]
 async fn a_full_disk_costs_no_step_and_no_weights() {
-    let Some(disk) = Disk::mount(4 << 20) else { return };
+    let Some(disk) = Disk::mount(32 << 20) else { return };
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
     let every = ["--checkpoint-every", "50ms"];
@@ -204,9 +204,8 @@ async fn a_full_disk_costs_no_step_and_no_weights() {
     assert!(list.contains(&newest), "{newest} is not in {list}");
     let left: Vec<_> = fs::read_dir(&checkpoints).unwrap().map(|f| f.unwrap().path()).collect();
     assert!(left.iter().all(|file| file.extension().unwrap() != "tmp"), "{left:?}");
-    // A warning for each checkpoint file that it was about, not one for each try.
     let warnings = trainer.log().matches("no space left on device; the weights are kept").count();
-    assert!((1..50).contains(&warnings), "{warnings} warnings");
+    assert_eq!(warnings, 1, "not one for each try");
     assert!(asng_tests::terminate(&mut trainer.trainer.0).success());
 }
 
@@ -266,7 +265,8 @@ async fn a_busy_trainer_describes_new_studies_between_two_steps() {
     let mut wrong = tiny_search("wrong", 100);
     wrong.spec.as_mut().unwrap().settings.insert("colour".into(), "red".into());
     create(&controller, wrong).await;
-    assert_eq!(failure(&controller, "wrong").await, ["settings.colour: is unknown"]);
+    let why = failure(&controller, "wrong").await;
+    assert!(why[0].starts_with("settings.colour: is unknown"), "{why:?}");
     study_when(&controller, "good", |study| study.state() == StudyState::Running).await;
     let status = trainer.status_when(|_| true).await;
     assert_eq!(status.study, "long", "it stays with its study");

@@ -66,6 +66,17 @@ pub enum Error {
     NotWritten(String),
 }
 
+impl Error {
+    fn cause(&self) -> String {
+        match self {
+            Error::File(error) | Error::Supernet(supernet::Error::File(error)) => {
+                error.cause.to_string()
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 /// An entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Checkpoint {
@@ -102,18 +113,20 @@ struct Queue {
 
 struct Failure {
     reason: String,
+    /// The reason without the file, which is another one for each step.
+    cause: String,
     /// Number of the attempt.
     attempt: u64,
     pause: Duration,
     retry: Instant,
+    /// Whether the next attempt is made before its time, which leaves the pause as it is.
+    hastened: bool,
 }
 
-impl Queue {
-    /// Has the next attempt for `directory` made now.
-    fn hasten(&mut self, directory: &Path) {
-        if let Some(failure) = self.failures.get_mut(directory) {
-            failure.retry = Instant::now();
-        }
+impl Failure {
+    /// Has the next attempt made now.
+    fn hasten(&mut self) {
+        (self.retry, self.hastened) = (Instant::now(), true);
     }
 }
 
@@ -134,7 +147,7 @@ impl Writer {
     pub fn write(&self, directory: &Path, step: u64, snapshot: Snapshot) {
         let mut queue = self.shared.queue.lock();
         queue.waiting.insert(directory.into(), (step, snapshot));
-        queue.hasten(directory);
+        queue.failures.get_mut(directory).map(Failure::hasten);
         self.shared.changed.notify_all();
     }
 
@@ -143,7 +156,7 @@ impl Writer {
     pub fn flush(&self, directory: &Path) -> Result<(), Error> {
         let mut queue = self.shared.queue.lock();
         let before = queue.attempts;
-        queue.hasten(directory);
+        queue.failures.get_mut(directory).map(Failure::hasten);
         self.shared.changed.notify_all();
         while queue.waiting.contains_key(directory) || queue.writing.as_deref() == Some(directory) {
             if let Some(failure) = queue.failures.get(directory)
@@ -199,17 +212,27 @@ impl Shared {
         queue.attempts += 1;
         let before = queue.failures.remove(&directory);
         match written {
-            Ok(file) => info!(file = %file.display(), "checkpoint written"),
+            Ok(file) => {
+                info!(file = %file.display(), "checkpoint written");
+                // What kept the others from it may be over.
+                queue.failures.values_mut().for_each(Failure::hasten);
+            }
             Err(error) => {
-                let reason = error.to_string();
+                let (reason, cause) = (error.to_string(), error.cause());
                 metrics::checkpoint_failed();
-                if before.as_ref().is_none_or(|before| before.reason != reason) {
+                if before.as_ref().is_none_or(|before| before.cause != cause) {
                     warn!("{reason}; the weights are kept in memory, and writing is tried again");
                 }
-                let pause =
-                    before.map_or(FIRST_PAUSE, |before| LONGEST_PAUSE.min(2 * before.pause));
+                let pause = match before {
+                    None => FIRST_PAUSE,
+                    Some(before) if before.hastened => before.pause,
+                    Some(before) => LONGEST_PAUSE.min(2 * before.pause),
+                };
                 let (attempt, retry) = (queue.attempts, Instant::now() + pause);
-                queue.failures.insert(directory.clone(), Failure { reason, attempt, pause, retry });
+                queue.failures.insert(
+                    directory.clone(),
+                    Failure { reason, cause, attempt, pause, retry, hastened: false },
+                );
                 // Newer weights may have come meanwhile.
                 queue.waiting.entry(directory).or_insert((step, snapshot));
             }

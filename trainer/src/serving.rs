@@ -232,14 +232,13 @@ struct Look {
 
 impl Collector for Look {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
+        let unwritten = encoder.encode_descriptor(
             "asng_trainer_unwritten_studies",
             "Studies whose weights cannot be written and are kept in memory.",
             None,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(self.unwritten as i64)
-            .encode(family.encode_family::<[(&str, &str); 0]>(&[])?)?;
+        ConstGauge::new(self.unwritten as i64).encode(unwritten)?;
         let set_aside = self.state.set_aside.at(Instant::now());
         if !set_aside.is_empty() {
             let (name, help) = ("asng_trainer_study_set_aside", "1 while a study is set aside.");
