@@ -21,16 +21,17 @@ use tonic::{Request, Response, Status, Streaming};
 use self::status::{invalid, status};
 use crate::{
     store::{Page, PageStart, Reader},
-    studies::{Error, Shelf, Studies},
+    studies::{Error, LeaseRequest, Shelf, Studies},
     study::{
-        self, COSTS_RULE, Costs, LeaseId, Next, Now, Origin, Report, StepId, Study, StudyId,
-        TracePoint, Violation, are_costs, is_label,
+        self, COSTS_RULE, Costs, LeaseId, NAME_RULE, Next, Now, Origin, Report, StepId, Study,
+        StudyId, TracePoint, Violation, are_costs, is_label, is_name,
     },
 };
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 const MAX_METRICS: usize = 50;
+const MAX_SPACES: usize = 100;
 /// When to ask again if the controller is shutting down: it, or another one, may be there by then.
 const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
@@ -370,7 +371,17 @@ impl StudyService for Api {
         request: Request<v1::ListTrainersRequest>,
     ) -> Result<Response<v1::ListTrainersResponse>, Status> {
         let (caller, v1::ListTrainersRequest { name }) = self.open(request)?;
-        let trainers = caller.read(name, |study| Ok(convert::trainers(study))).await?;
+        if name.is_empty() {
+            let trainers = caller.run(|shelf, now| Ok(convert::fleet(shelf, now))).await?;
+            return Ok(Response::new(v1::ListTrainersResponse { trainers }));
+        }
+        let mut trainers = caller.read(name, |study| Ok(convert::trainers(study))).await?;
+        let trainers = caller
+            .run(|shelf, now| {
+                convert::add_fleet(shelf, &mut trainers, now);
+                Ok(trainers)
+            })
+            .await?;
         Ok(Response::new(v1::ListTrainersResponse { trainers }))
     }
 
@@ -403,16 +414,22 @@ impl SearchService for Api {
         request: Request<v1::LeaseStepRequest>,
     ) -> Result<Response<v1::LeaseStepResponse>, Status> {
         let (caller, request) = self.open(request)?;
-        let v1::LeaseStepRequest { study, trainer_id, spaces, request_id, fresh_start, .. } =
-            request;
+        let v1::LeaseStepRequest {
+            study,
+            trainer_id,
+            spaces,
+            request_id,
+            fresh_start,
+            set_aside,
+            unserved,
+        } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if request_id.chars().count() > 100 {
             violations.push(Violation::new("request_id", "has up to 100 characters"));
         }
-        if spaces.len() > 100 {
-            violations.push(Violation::new("spaces", "names up to 100 spaces"));
-        }
+        check_spaces(&spaces, &mut violations);
+        let announcement = convert::announcement(&spaces, unserved, set_aside, &mut violations);
         if study.is_empty() && spaces.is_empty() {
             violations.push(Violation::new("study", "name a study, or the spaces you serve"));
         }
@@ -424,11 +441,19 @@ impl SearchService for Api {
         }
         let response = caller
             .run(move |shelf, now| {
+                let set_aside: Vec<_> = announcement.set_aside.iter().map(|s| s.id).collect();
+                shelf.announce(&trainer_id, announcement, now);
                 if fresh_start {
                     shelf.forget_trainer(&trainer_id)?;
                 }
-                let origin = Origin::Request(request_id);
-                let (next, about) = shelf.lease(&study, &spaces, &trainer_id, &origin, now)?;
+                let request = LeaseRequest {
+                    study: &study,
+                    trainer: &trainer_id,
+                    spaces: &spaces,
+                    set_aside: &set_aside,
+                    origin: &Origin::Request(request_id),
+                };
+                let (next, about) = shelf.lease(&request, now)?;
                 let about = about.map(|name| shelf.get(&name)).transpose()?;
                 Ok(convert::next(&next, about))
             })
@@ -445,32 +470,41 @@ impl SearchService for Api {
             self.open(request)?;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
-        if answer.is_none() {
-            violations.push(Violation::new("answer", "describe the space, or reject it"));
-        }
-        if matches!(&answer, Some(Answer::Rejection(rejection)) if rejection.violations.is_empty())
-        {
-            violations.push(Violation::new("rejection.violations", "say at least one reason"));
-        }
+        let answer = match answer {
+            Some(Answer::Description(description)) => {
+                convert::variables("description.variables", description.variables)
+                    .map(Ok)
+                    .unwrap_or_else(|found| {
+                        violations.extend(found);
+                        Ok(Vec::new())
+                    })
+            }
+            Some(Answer::Rejection(rejection)) => {
+                if rejection.violations.is_empty() {
+                    let what = "say at least one reason";
+                    violations.push(Violation::new("rejection.violations", what));
+                }
+                let reasons = rejection.violations.into_iter();
+                Err(reasons.map(|r| Violation::new(r.field, r.description)).collect())
+            }
+            None => {
+                violations.push(Violation::new("answer", "describe the space, or reject it"));
+                Err(Vec::new())
+            }
+        };
         if !violations.is_empty() {
             return Err(invalid(&violations));
         }
-        let study = match answer {
-            Some(Answer::Description(description)) => {
-                let variables = convert::variables("description.variables", description.variables)
-                    .map_err(|found| invalid(&found))?;
-                caller.change(study, |study, now| study.describe(variables, now)).await?
-            }
-            Some(Answer::Rejection(rejection)) => {
-                let reasons = rejection
-                    .violations
-                    .into_iter()
-                    .map(|reason| Violation::new(reason.field, reason.description))
-                    .collect();
-                caller.change(study, |study, now| study.reject(reasons, now)).await?
-            }
-            None => None,
-        };
+        let study = caller
+            .run(move |shelf, now| {
+                shelf.hear(&trainer_id, now);
+                shelf.change(&study, |study| match answer {
+                    Ok(variables) => study.describe(variables, now),
+                    Err(reasons) => study.reject(reasons, now),
+                })?;
+                Ok(Some(convert::study(shelf.get(&study)?)))
+            })
+            .await?;
         Ok(Response::new(v1::DescribeSpaceResponse { study }))
     }
 
@@ -514,8 +548,14 @@ impl SearchService for Api {
                 } else if lease_next {
                     // The study knows this trainer's space already.
                     let spaces = [shelf.get(&study)?.spec().space.clone()];
-                    let origin = Origin::Report(lease);
-                    let (next, _) = shelf.lease(&study, &spaces, &trainer_id, &origin, now)?;
+                    let request = LeaseRequest {
+                        study: &study,
+                        trainer: &trainer_id,
+                        spaces: &spaces,
+                        set_aside: &[],
+                        origin: &Origin::Report(lease),
+                    };
+                    let (next, _) = shelf.lease(&request, now)?;
                     Some(convert::next(&next, Some(shelf.get(&study)?)))
                 } else {
                     None
@@ -547,9 +587,7 @@ impl SearchService for Api {
         let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
             return Err(invalid(&violations));
         };
-        let lease = caller
-            .run(move |shelf, now| shelf.change(&study, |study| study.extend(lease, now)))
-            .await?;
+        let lease = caller.run(move |shelf, now| shelf.extend(&study, lease, now)).await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
 
@@ -568,9 +606,7 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        caller
-            .run(move |shelf, now| shelf.change(&study, |study| study.release(lease, now)))
-            .await?;
+        caller.run(move |shelf, now| shelf.release(&study, lease, now)).await?;
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
 }
@@ -591,6 +627,14 @@ fn check_trainer(trainer_id: &str, violations: &mut Vec<Violation>) {
     if !is_label(trainer_id) {
         let rule = "has 1 to 200 characters, none of them a control character";
         violations.push(Violation::new("trainer_id", rule));
+    }
+}
+
+fn check_spaces(spaces: &[String], violations: &mut Vec<Violation>) {
+    if spaces.len() > MAX_SPACES {
+        violations.push(Violation::new("spaces", format!("names up to {MAX_SPACES} spaces")));
+    } else if let Some(i) = spaces.iter().position(|space| !is_name(space)) {
+        violations.push(Violation::new(format!("spaces[{i}]"), NAME_RULE));
     }
 }
 

@@ -341,11 +341,16 @@ impl Store {
         }
     }
 
-    /// Where to ask for work on a study of one of `spaces` that is not this controller's; none if there is none.
-    pub fn owner_of_work(&mut self, spaces: &[String]) -> Result<Option<String>, Error> {
+    /// Returns where to ask for work on a study of one of `spaces` that is not this controller's and not in `set_aside`;
+    /// none if there is none.
+    pub fn owner_of_work(
+        &mut self,
+        spaces: &[String],
+        set_aside: &[StudyId],
+    ) -> Result<Option<String>, Error> {
         match self {
             Store::Sqlite(_) => Ok(None),
-            Store::Postgres(postgres) => postgres.owner_of_work(spaces),
+            Store::Postgres(postgres) => postgres.owner_of_work(spaces, set_aside),
         }
     }
 

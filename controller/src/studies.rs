@@ -6,6 +6,7 @@
 //! had already built on it, and the studies are read back from the database, as after a restart.
 
 mod commits;
+mod fleet;
 #[cfg(test)]
 mod simulation;
 
@@ -23,11 +24,13 @@ use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Span, debug_span, error, info, warn};
 
+use self::fleet::Fleet;
+pub use self::fleet::{Announcement, FleetTrainer, SetAside, Unserved};
 use crate::{
     store::{self, Changes, Location, Store},
     study::{
-        self, Event, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report, Retention,
-        Spec, Start, State, StepId, Study, StudyId, TracePoint, Violation, is_name,
+        self, Event, LeaseId, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report,
+        Retention, Spec, Start, State, StepId, Study, StudyId, TracePoint, Violation, is_name,
     },
 };
 
@@ -222,6 +225,7 @@ pub struct Shelf {
     happened: Vec<(String, Event)>,
     /// Wake those who follow a study.
     watchers: HashMap<StudyId, watch::Sender<()>>,
+    fleet: Fleet,
     ticks: u64,
     last_tick: Instant,
     size: u64,
@@ -229,6 +233,20 @@ pub struct Shelf {
 
 fn storage(error: store::Error) -> Error {
     Error::Storage(Arc::new(error))
+}
+
+/// A trainer's request for a step.
+pub struct LeaseRequest<'a> {
+    /// Name of the study; empty for any study of one of `spaces`.
+    pub study: &'a str,
+    /// Name of the trainer.
+    pub trainer: &'a str,
+    /// Names of the spaces that it serves.
+    pub spaces: &'a [String],
+    /// Studies that it has set aside: the answer is about none of them.
+    pub set_aside: &'a [StudyId],
+    /// What the step is handed out for.
+    pub origin: &'a Origin,
 }
 
 /// What changed of a study.
@@ -252,6 +270,7 @@ impl Shelf {
             changed: BTreeMap::new(),
             happened: Vec::new(),
             watchers: HashMap::new(),
+            fleet: Fleet::default(),
             ticks: 0,
             last_tick: Instant::now(),
         })
@@ -570,22 +589,38 @@ impl Shelf {
         }
     }
 
-    /// Hands out a step of the study `name`, or of any study of one of `spaces` when that is empty. Returns the name of
-    /// the study that the answer is about; none when no study needs this trainer.
+    /// Hands out a step. Returns the name of the study that the answer is about; none when no study needs this trainer.
     pub fn lease(
         &mut self,
-        name: &str,
-        spaces: &[String],
-        trainer: &str,
-        origin: &Origin,
+        request: &LeaseRequest<'_>,
         now: Now,
     ) -> Result<(Next, Option<String>), Error> {
+        let (next, about) = self.find_step(request, now)?;
+        if let Some(study) = about.as_ref().and_then(|name| self.studies.get(name)) {
+            match next {
+                Next::Step(_) => self.fleet.handed(request.trainer, study.id()),
+                Next::Finished => self.fleet.left(request.trainer, study.id()),
+                Next::NoWork(_) | Next::Describe => {}
+            }
+        }
+        Ok((next, about))
+    }
+
+    fn find_step(
+        &mut self,
+        request: &LeaseRequest<'_>,
+        now: Now,
+    ) -> Result<(Next, Option<String>), Error> {
+        let &LeaseRequest { study: name, trainer, spaces, set_aside, origin } = request;
         // A study that has ended says so all the same.
         if self.over_budget().is_some() && (name.is_empty() || !self.get(name)?.state().has_ended())
         {
             return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
         }
         if !name.is_empty() {
+            if !set_aside.is_empty() && set_aside.contains(&self.get(name)?.id()) {
+                return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
+            }
             let next = self.change(name, |study| study.lease(trainer, spaces, origin, now))?;
             return Ok((next, Some(name.into())));
         }
@@ -596,6 +631,7 @@ impl Shelf {
             .values()
             .filter(|study| matches!(study.state(), State::Waiting | State::Running))
             .filter(|study| spaces.contains(&study.spec().space) && self.sees(study))
+            .filter(|study| !set_aside.contains(&study.id()))
             .map(|study| (*study.state() == State::Running, study.age(), study.name().to_string()))
             .collect();
         candidates.sort();
@@ -607,7 +643,8 @@ impl Shelf {
             }
         }
         if retry_after == study::RETRY_WHEN_IDLE
-            && let Some(address) = self.store.lock().owner_of_work(spaces).map_err(storage)?
+            && let Some(address) =
+                self.store.lock().owner_of_work(spaces, set_aside).map_err(storage)?
         {
             return Err(Error::NotOwner { name: String::new(), address });
         }
@@ -616,6 +653,7 @@ impl Shelf {
 
     /// Puts back every step that `trainer` held before it was started again.
     pub fn forget_trainer(&mut self, trainer: &str) -> Result<(), Error> {
+        self.fleet.started_anew(trainer);
         let names: Vec<_> = self.all().map(|study| study.name().to_owned()).collect();
         for name in names {
             self.change(&name, |study| {
@@ -626,8 +664,29 @@ impl Shelf {
         Ok(())
     }
 
+    /// Starts the time of a lease of the study `name` anew.
+    pub fn extend(&mut self, name: &str, lease: LeaseId, now: Now) -> Result<Duration, Error> {
+        let left = self.change(name, |study| study.extend(lease, now))?;
+        if let Some(trainer) = self.studies.get(name).and_then(|study| study.holder(lease)) {
+            self.fleet.hear(trainer, now);
+        }
+        Ok(left)
+    }
+
+    /// Takes a step of the study `name` back unreported.
+    pub fn release(&mut self, name: &str, lease: LeaseId, now: Now) -> Result<(), Error> {
+        let study = self.get(name)?;
+        if let Some(trainer) = study.holder(lease).map(ToOwned::to_owned) {
+            let id = study.id();
+            self.fleet.hear(&trainer, now);
+            self.fleet.left(&trainer, id);
+        }
+        self.change(name, |study| study.release(lease, now))
+    }
+
     /// Takes a report of the study `name`.
     pub fn report(&mut self, name: &str, report: Report, now: Now) -> Result<Receipt, Error> {
+        self.fleet.hear(&report.trainer, now);
         let study = self.get(name)?;
         let step = report.lease.step;
         let id = study.id();
@@ -667,6 +726,11 @@ mod tests {
         Spec { variables: (0..10).map(variable).collect(), max_steps: 100_000, ..Spec::default() }
     }
 
+    /// A request of the trainer "t" for a step of one study.
+    fn request<'a>(study: &'a str, origin: &'a Origin) -> LeaseRequest<'a> {
+        LeaseRequest { study, trainer: "t", spaces: &[], set_aside: &[], origin }
+    }
+
     async fn start(directory: &Path) -> Studies {
         let location = Location::Directory(directory.into());
         loop {
@@ -686,7 +750,7 @@ mod tests {
         let lease = studies
             .run(|shelf, now| {
                 let origin = Origin::Request("r".into());
-                let (next, _) = shelf.lease("s", &[], "t", &origin, now)?;
+                let (next, _) = shelf.lease(&request("s", &origin), now)?;
                 let Next::Step(id) = next else { panic!("{next:?}") };
                 let study = shelf.get("s")?;
                 Ok(study.lease_id(study.step(id).unwrap()))
@@ -782,9 +846,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let location = Location::Directory(directory.path().into());
         let studies = start(directory.path()).await;
-        let lease = |shelf: &mut Shelf, name: &str, request: &str, now| {
-            let origin = Origin::Request(request.into());
-            Ok(shelf.lease(name, &[], "t", &origin, now)?.0)
+        let lease = |shelf: &mut Shelf, name: &str, id: &str, now| {
+            let origin = Origin::Request(id.into());
+            Ok(shelf.lease(&request(name, &origin), now)?.0)
         };
         let lease_id = studies
             .run(move |shelf, now| {

@@ -23,7 +23,7 @@ use std::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use self::{costs::Standing, trace::Stretch, trainers::Trainers};
+use self::{costs::Standing, trace::Stretch};
 pub use self::{
     costs::{
         COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs, learn,
@@ -33,9 +33,11 @@ pub use self::{
         Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,
         is_label, is_name,
     },
-    step::{Lease, LeaseId, NotALeaseId, Origin, Outcome, Report, Step, StepId, StudyId},
+    step::{
+        Lease, LeaseId, NotALeaseId, NotAStudyId, Origin, Outcome, Report, Step, StepId, StudyId,
+    },
     trace::{LossBand, MAX_POINTS, TracePoint, thin},
-    trainers::Trainer,
+    trainers::{RecentTrainers, TrainerStats},
 };
 use crate::asng::{Architecture, Asng};
 
@@ -209,7 +211,7 @@ pub struct Study {
     live: BTreeMap<StepId, Step>,
     pending: BTreeMap<StepId, Pending>,
     stretch: Stretch,
-    trainers: Trainers,
+    trainers: RecentTrainers<TrainerStats>,
     events: Vec<Event>,
 }
 
@@ -241,7 +243,7 @@ impl Study {
             live: BTreeMap::new(),
             pending: BTreeMap::new(),
             stretch: Stretch::default(),
-            trainers: Trainers::default(),
+            trainers: RecentTrainers::default(),
             events: vec![Event::Created],
             spec,
         };
@@ -343,7 +345,7 @@ impl Study {
             live: record.live.into_iter().map(|step| (step.id, step)).collect(),
             pending: record.pending.into_iter().map(|pending| (pending.step.id, pending)).collect(),
             stretch: Stretch::default(),
-            trainers: Trainers::default(),
+            trainers: RecentTrainers::default(),
             events: Vec::new(),
         })
     }
@@ -389,7 +391,7 @@ impl Study {
         if self.spec.variables.is_empty() && !spaces.contains(space) {
             return Err(Error::OtherSpace { space: space.clone(), served: spaces.join(", ") });
         }
-        self.trainers.see(trainer, now);
+        self.trainers.hear(trainer, now);
         self.tick(now);
         let until = now.monotonic + self.spec.lease();
         match self.state {
@@ -459,7 +461,10 @@ impl Study {
     pub fn tick(&mut self, now: Now) {
         for step in self.live.values_mut() {
             if let Some(lease) = step.lease.take_if(|lease| lease.until <= now.monotonic) {
-                self.trainers.expired(&lease.trainer);
+                // This is no sign of life.
+                if let Some(trainer) = self.trainers.get_mut(&lease.trainer) {
+                    trainer.expired += 1;
+                }
                 self.progress.expired += 1;
                 self.events.push(Event::Expired(step.id));
             }
@@ -614,7 +619,7 @@ impl Study {
         now: Now,
     ) -> Receipt {
         self.progress.duplicate += 1;
-        self.trainers.repeated(trainer, now);
+        self.trainers.hear(trainer, now).duplicate += 1;
         Receipt { outcome, duplicate: true, staleness }
     }
 
@@ -626,7 +631,7 @@ impl Study {
         staleness: u64,
         now: Now,
     ) {
-        self.trainers.reported(trainer, outcome, staleness, now);
+        self.trainers.hear(trainer, now).reported(outcome, staleness);
         self.progress.stale += u64::from(outcome == Outcome::Stale);
         self.events.push(Event::Reported { step, trainer: trainer.into(), outcome, staleness });
     }
@@ -724,7 +729,7 @@ impl Study {
         let lease = self.held(id)?.ok_or(Error::LeaseNotHeld(id))?;
         lease.until = now.monotonic + duration;
         if let Some(lease) = self.live.get(&id.step).and_then(|step| step.lease.as_ref()) {
-            self.trainers.see(&lease.trainer, now);
+            self.trainers.hear(&lease.trainer, now);
         }
         Ok(duration)
     }
@@ -735,12 +740,18 @@ impl Study {
             && let Some(step) = self.live.get_mut(&id.step)
         {
             if let Some(lease) = step.lease.take() {
-                self.trainers.see(&lease.trainer, now);
+                self.trainers.hear(&lease.trainer, now);
             }
             self.events.push(Event::Released(id.step));
             self.tick(now);
         }
         Ok(())
+    }
+
+    /// Returns the trainer that holds the lease `id`; none if nobody does any more.
+    pub fn holder(&self, id: LeaseId) -> Option<&str> {
+        let step = self.live.get(&id.step).filter(|step| self.lease_id(step) == id)?;
+        step.lease.as_ref().map(|lease| &*lease.trainer)
     }
 
     /// The lease `id`, if it is still held.
@@ -939,16 +950,23 @@ impl Study {
         self.live.len()
     }
 
-    /// The trainers that have worked on it since this controller took it up, the latest heard of first, and what each holds.
-    pub fn trainers(&self) -> Vec<(&str, &Trainer, Vec<StepId>)> {
+    /// Returns the trainers that have worked on it since this controller took it up, the latest heard of first: name, last
+    /// sign of life, counters, and the steps that each holds.
+    pub fn trainers(&self) -> Vec<(&str, SystemTime, &TrainerStats, Vec<StepId>)> {
         let mut holds: BTreeMap<&str, Vec<StepId>> = BTreeMap::new();
         for step in self.live.values() {
             if let Some(lease) = &step.lease {
                 holds.entry(&lease.trainer).or_default().push(step.id);
             }
         }
+        let mut holds = |name| holds.remove(name).unwrap_or_default();
         let known = self.trainers.latest_first().into_iter();
-        known.map(|(name, seen)| (name, seen, holds.remove(name).unwrap_or_default())).collect()
+        known.map(|(name, seen, stats)| (name, seen, stats, holds(name))).collect()
+    }
+
+    /// Returns the counters of the trainers that have worked on it since this controller took it up, by their names.
+    pub fn trainer_stats(&self) -> impl Iterator<Item = (&str, &TrainerStats)> {
+        self.trainers.iter().map(|(name, _, stats)| (name, stats))
     }
 
     /// Time since the oldest lease that is held was given or extended.

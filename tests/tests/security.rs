@@ -336,8 +336,32 @@ async fn a_bound_token_sees_and_touches_its_own_studies_only() {
     assert_eq!(step.step_id, 2, "its first step was not put back");
     let mut report = asng_tests::report(&step, "t");
     report.lease_next = false;
-    let status = search.report_step(bearing(&trainer, report)).await.unwrap_err();
+    let status = search.report_step(bearing(&trainer, report.clone())).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, unknown));
+
+    // Everybody sees every trainer, and of what it does the part that concerns studies in scope.
+    report.trainer_id = "roamer".into();
+    search.report_step(bearing(&admin, report)).await.unwrap();
+    studies.create_study(bearing(&admin, create("hidden", "", &[]))).await.unwrap();
+    let get = |name: &str| bearing(&admin, v1::GetStudyRequest { name: name.into() });
+    let mut set_aside = Vec::new();
+    for name in ["lab1", "hidden"] {
+        let study = studies.get_study(get(name)).await.unwrap().into_inner().study.unwrap();
+        let (study, study_id) = (study.name, study.study_id);
+        set_aside.push(v1::SetAsideStudy { study, study_id, ..Default::default() });
+    }
+    let trainer_id = "roamer".into();
+    let roams = v1::LeaseStepRequest { study: name(), trainer_id, set_aside, ..lease_request() };
+    search.lease_step(bearing(&admin, roams)).await.unwrap();
+    for (token, study, counted, named) in
+        [(&admin, "other", 1, &["lab1", "hidden"][..]), (&trainer, "", 0, &["lab1"])]
+    {
+        let list = bearing(token, v1::ListTrainersRequest::default());
+        let list = studies.list_trainers(list).await.unwrap().into_inner().trainers;
+        assert_eq!(list.iter().map(|t| &*t.trainer_id).collect::<Vec<_>>(), ["roamer", "t"]);
+        let set_aside: Vec<_> = list[0].set_aside.iter().map(|s| &*s.study).collect();
+        assert_eq!((&*list[0].study, list[0].applied, &*set_aside), (study, counted, named));
+    }
 }
 
 #[tokio::test]

@@ -1,16 +1,27 @@
 //! Between the wire's messages and the domain. What arrives may be missing or out of range: it becomes violations.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use asng_proto::v1;
 
 use crate::{
     asng::{self, Architecture},
+    studies::{Announcement, FleetTrainer, SetAside, Shelf, Unserved},
     study::{
-        Candidate, CostRule, Kind, NamedMarginal, Next, Outcome, Point, Retention, Spec, Start,
-        State, Step, StepId, StopRule, Study, StudyId, Target, Trainer, Variable, Violation,
+        Candidate, CostRule, Kind, NAME_RULE, NamedMarginal, Next, Now, Outcome, Point, Retention,
+        Spec, Start, State, Step, StepId, StopRule, Study, StudyId, Target, TrainerStats, Variable,
+        Violation, is_name,
     },
 };
+
+/// Largest number of spaces that are not served, and of studies that are set aside, in a request.
+const MAX_ANNOUNCED: usize = 100;
+/// Longest reason for either, in characters.
+const MAX_REASON: usize = 1000;
+const LENGTH_RULE: &str = "seconds are not below 0, nanos are between 0 and 999999999";
 
 /// The spec in a request.
 pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
@@ -37,8 +48,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
     let mut length = |field: &str, duration: Option<prost_types::Duration>| {
         let length = length_of(duration?);
         if length.is_none() {
-            let what = "seconds are not below 0, nanos are between 0 and 999999999";
-            violations.push(Violation::new(format!("spec.{field}"), what));
+            violations.push(Violation::new(format!("spec.{field}"), LENGTH_RULE));
         }
         length
     };
@@ -263,20 +273,118 @@ pub(super) fn marginal_messages(marginals: Vec<NamedMarginal>) -> Vec<v1::Margin
     marginals.into_iter().map(message).collect()
 }
 
-/// The trainers that a study knows, the latest heard of first.
+/// Returns the trainers that a study knows, the latest heard of first.
 pub(super) fn trainers(study: &Study) -> Vec<v1::Trainer> {
-    let message = |(name, trainer, holds): (&str, &Trainer, Vec<StepId>)| v1::Trainer {
-        trainer_id: name.into(),
-        last_seen: timestamp(trainer.last_seen),
-        holds: holds.into_iter().map(|StepId(step)| step).collect(),
-        applied: trainer.applied,
-        stale: trainer.stale,
-        duplicate: trainer.duplicate,
-        expired: trainer.expired,
-        mean_staleness: trainer.mean_staleness(),
-        ..Default::default()
+    let known = study.trainers().into_iter();
+    known
+        .map(|(name, last_seen, stats, holds)| v1::Trainer {
+            holds: holds.into_iter().map(|StepId(step)| step).collect(),
+            ..trainer(name, last_seen, stats)
+        })
+        .collect()
+}
+
+/// Returns all trainers that this controller has heard of, the latest first.
+pub(super) fn fleet(shelf: &Shelf, now: Now) -> Vec<v1::Trainer> {
+    let stats = shelf.trainer_stats();
+    let message = |known: FleetTrainer<'_>| {
+        let stats = stats.get(known.name).copied().unwrap_or_default();
+        let mut message = trainer(known.name, known.last_seen, &stats);
+        announce(&mut message, &known);
+        message
     };
-    study.trainers().into_iter().map(message).collect()
+    shelf.fleet(now).into_iter().map(message).collect()
+}
+
+/// Adds to the trainers that a study knows what they last said of themselves.
+pub(super) fn add_fleet(shelf: &Shelf, trainers: &mut [v1::Trainer], now: Now) {
+    let fleet = shelf.fleet(now);
+    let known: HashMap<_, _> = fleet.iter().map(|known| (known.name, known)).collect();
+    for trainer in trainers {
+        if let Some(known) = known.get(&*trainer.trainer_id) {
+            announce(trainer, known);
+        }
+    }
+}
+
+fn trainer(name: &str, last_seen: SystemTime, stats: &TrainerStats) -> v1::Trainer {
+    v1::Trainer {
+        trainer_id: name.into(),
+        last_seen: timestamp(last_seen),
+        applied: stats.applied,
+        stale: stats.stale,
+        duplicate: stats.duplicate,
+        expired: stats.expired,
+        mean_staleness: stats.mean_staleness(),
+        ..Default::default()
+    }
+}
+
+fn announce(message: &mut v1::Trainer, known: &FleetTrainer<'_>) {
+    let unserved = |Unserved { space, reason }: &Unserved| v1::UnservedSpace {
+        space: space.clone(),
+        reason: reason.clone(),
+    };
+    let set_aside = |(study, left): &(&SetAside, Option<Duration>)| v1::SetAsideStudy {
+        study: study.study.clone(),
+        study_id: study.id.to_string(),
+        reason: study.reason.clone(),
+        retry_after: left.and_then(duration),
+    };
+    message.spaces = known.spaces.to_vec();
+    message.unserved = known.unserved.iter().map(unserved).collect();
+    message.set_aside = known.set_aside.iter().map(set_aside).collect();
+    message.study = known.study.unwrap_or_default().into();
+}
+
+/// Reads what a trainer says of itself when it asks for a step; `spaces` are sound. Studies set aside whose id is none are
+/// left out.
+pub(super) fn announcement(
+    spaces: &[String],
+    unserved: Vec<v1::UnservedSpace>,
+    set_aside: Vec<v1::SetAsideStudy>,
+    violations: &mut Vec<Violation>,
+) -> Announcement {
+    for (field, count) in [("unserved", unserved.len()), ("set_aside", set_aside.len())] {
+        if count > MAX_ANNOUNCED {
+            let description = format!("{count} entries; at most {MAX_ANNOUNCED} are allowed");
+            violations.push(Violation::new(field, description));
+            return Announcement::default();
+        }
+    }
+    let mut check = |here: String, named: &str, name: &str, reason: &str| {
+        if !is_name(name) {
+            violations.push(Violation::new(format!("{here}.{named}"), NAME_RULE));
+        }
+        if reason.chars().count() > MAX_REASON {
+            let description = format!("has up to {MAX_REASON} characters");
+            violations.push(Violation::new(format!("{here}.reason"), description));
+        }
+    };
+    for (i, entry) in unserved.iter().enumerate() {
+        check(format!("unserved[{i}]"), "space", &entry.space, &entry.reason);
+    }
+    for (i, entry) in set_aside.iter().enumerate() {
+        check(format!("set_aside[{i}]"), "study", &entry.study, &entry.reason);
+    }
+    let set_aside = set_aside.into_iter().enumerate().filter_map(|(i, entry)| {
+        let retry_after = entry.retry_after.map(|after| {
+            length_of(after).unwrap_or_else(|| {
+                violations.push(Violation::new(format!("set_aside[{i}].retry_after"), LENGTH_RULE));
+                Duration::ZERO
+            })
+        });
+        let v1::SetAsideStudy { study, study_id, reason, .. } = entry;
+        Some(SetAside { study, id: study_id.parse().ok()?, reason, retry_after })
+    });
+    Announcement {
+        spaces: spaces.to_vec(),
+        set_aside: set_aside.collect(),
+        unserved: unserved
+            .into_iter()
+            .map(|v1::UnservedSpace { space, reason }| Unserved { space, reason })
+            .collect(),
+    }
 }
 
 /// What a trainer is told to do next. `about` is the study in question, if there is one.
@@ -312,7 +420,7 @@ pub(super) fn page_token((created, id): (SystemTime, StudyId)) -> String {
 pub(super) fn age(token: &str) -> Option<(SystemTime, StudyId)> {
     let (millis, id) = token.split_once('-')?;
     let since = Duration::from_millis(millis.parse().ok()?);
-    let id = StudyId(u64::from_str_radix(id, 16).ok()?);
+    let id = id.parse().ok()?;
     Some((SystemTime::UNIX_EPOCH.checked_add(since)?, id))
 }
 

@@ -191,17 +191,23 @@ impl Postgres {
         })
     }
 
-    pub(super) fn owner_of_work(&mut self, spaces: &[String]) -> Result<Option<String>, Error> {
+    pub(super) fn owner_of_work(
+        &mut self,
+        spaces: &[String],
+        set_aside: &[StudyId],
+    ) -> Result<Option<String>, Error> {
         let id = self.id;
+        let set_aside: Vec<_> = set_aside.iter().map(|study| study.0.cast_signed()).collect();
         self.run(async move |connection| {
             let address = sqlx::query_scalar(
                 "SELECT address FROM studies JOIN states ON states.study = studies.id
                      JOIN controllers ON controllers.id = studies.controller
-                 WHERE controller <> $1 AND space = ANY($2)
+                 WHERE controller <> $1 AND space = ANY($2) AND studies.id <> ALL($3)
                      AND state IN ('\"running\"', '\"waiting\"') ORDER BY created_ms LIMIT 1",
             )
             .bind(id)
             .bind(spaces)
+            .bind(set_aside)
             .fetch_optional(connection)
             .await?;
             Ok(address)

@@ -214,7 +214,9 @@ impl Simulation {
 
     fn lease(&mut self, trainer: usize, origin: &Origin) {
         let (now, trainer) = (self.now, format!("t{trainer}"));
-        let (next, _) = self.shelf().lease(STUDY, &[], &trainer, origin, now).unwrap();
+        let request =
+            LeaseRequest { study: STUDY, trainer: &trainer, spaces: &[], set_aside: &[], origin };
+        let (next, _) = self.shelf().lease(&request, now).unwrap();
         if let Next::Step(id) = next {
             let study = self.study();
             let step = study.step(id).unwrap();

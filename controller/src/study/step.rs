@@ -17,6 +17,19 @@ impl fmt::Display for StudyId {
     }
 }
 
+/// A text that is not the id of a study.
+#[derive(Debug, thiserror::Error)]
+#[error("not a study id")]
+pub struct NotAStudyId;
+
+impl FromStr for StudyId {
+    type Err = NotAStudyId;
+
+    fn from_str(text: &str) -> Result<StudyId, NotAStudyId> {
+        u64::from_str_radix(text, 16).map(StudyId).map_err(|_| NotAStudyId)
+    }
+}
+
 /// Number of a step within its study, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -62,7 +75,7 @@ impl FromStr for LeaseId {
     fn from_str(text: &str) -> Result<LeaseId, NotALeaseId> {
         let mut parts = text.splitn(3, '-');
         let mut next = || parts.next().ok_or(NotALeaseId);
-        let study = StudyId(u64::from_str_radix(next()?, 16).map_err(|_| NotALeaseId)?);
+        let study = next()?.parse().map_err(|_| NotALeaseId)?;
         let step = StepId(next()?.parse().map_err(|_| NotALeaseId)?);
         let attempt = next()?.parse().map_err(|_| NotALeaseId)?;
         Ok(LeaseId { study, step, attempt })

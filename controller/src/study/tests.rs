@@ -663,8 +663,8 @@ fn a_study_knows_its_trainers_by_what_they_did() {
 
     let trainers = bench.study.trainers();
     let told = |name: &str| {
-        let (_, t, holds) = trainers.iter().find(|(other, ..)| *other == name).unwrap();
-        let seen = t.last_seen.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let (_, seen, t, holds) = trainers.iter().find(|(other, ..)| *other == name).unwrap();
+        let seen = seen.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         (seen, holds.clone(), [t.applied, t.stale, t.duplicate, t.expired], t.mean_staleness())
     };
     assert_eq!(told("a"), (30, vec![], [0, 1, 0, 0], 4.0));

@@ -1,4 +1,4 @@
-//! Who works on a study: what a controller has seen of each trainer since it took the study up.
+//! Trainers that were heard of recently, and what a study knows of each since its controller took it up.
 
 use std::{
     collections::BTreeMap,
@@ -10,93 +10,96 @@ use super::{Now, Outcome};
 /// Trainers that are known; beyond it the one that has been silent for longest is forgotten.
 const MAX_TRAINERS: usize = 1000;
 
-/// A trainer, as a study knows it.
-#[derive(Clone, Debug)]
-pub struct Trainer {
-    heard: Instant,
-    /// When it last asked for a step, extended its lease, reported or gave a step back.
-    pub last_seen: SystemTime,
+/// A value for each of the trainers that were heard of most recently, by name.
+#[derive(Clone, Debug, Default)]
+pub struct RecentTrainers<T>(BTreeMap<String, (Now, T)>);
+
+impl<T: Default> RecentTrainers<T> {
+    /// Notes a sign of life of a trainer, and returns its value. Allocates nothing for a trainer that is known.
+    pub fn hear(&mut self, name: &str, now: Now) -> &mut T {
+        if !self.0.contains_key(name) {
+            if self.0.len() >= MAX_TRAINERS {
+                self.forget_oldest();
+            }
+            self.0.insert(name.into(), (now, T::default()));
+        }
+        // Unwrap safety: it is known, or has just been inserted.
+        let (heard, value) = self.0.get_mut(name).unwrap();
+        *heard = now;
+        value
+    }
+
+    /// Forgets the trainer that has been silent for longest, and returns its value.
+    pub fn forget_oldest(&mut self) -> Option<T> {
+        let oldest = self.0.iter().min_by_key(|(_, (heard, _))| heard.monotonic);
+        let name = oldest.map(|(name, _)| name.clone())?;
+        self.0.remove(&name).map(|(_, value)| value)
+    }
+
+    /// Returns the value of a trainer, if it is known.
+    pub fn get(&self, name: &str) -> Option<&T> {
+        self.0.get(name).map(|(_, value)| value)
+    }
+
+    /// Returns the value of a trainer, if it is known. This is no sign of life.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
+        self.0.get_mut(name).map(|(_, value)| value)
+    }
+
+    /// Iterates over names, times of the last sign of life and values, in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, SystemTime, &T)> {
+        self.0.iter().map(|(name, (heard, value))| (&**name, heard.wall, value))
+    }
+
+    /// Returns names, times of the last sign of life and values, the latest heard of first.
+    pub fn latest_first(&self) -> Vec<(&str, SystemTime, &T)> {
+        let mut all: Vec<(Instant, _)> = self
+            .0
+            .iter()
+            .map(|(name, (heard, value))| (heard.monotonic, (&**name, heard.wall, value)))
+            .collect();
+        all.sort_by_key(|(heard, _)| std::cmp::Reverse(*heard));
+        all.into_iter().map(|(_, trainer)| trainer).collect()
+    }
+}
+
+/// Counters of what a trainer did for a study, or for several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrainerStats {
     /// Its reports that were applied, or wait for their batch.
     pub applied: u64,
-    /// Those that came too late.
+    /// Its reports that came too late.
     pub stale: u64,
-    /// Those that were not the first of their step.
+    /// Its reports that were not the first of their step.
     pub duplicate: u64,
-    /// Leases of it that ran out.
+    /// Its leases that ran out.
     pub expired: u64,
-    /// Sum over its first reports.
+    /// Sum of the staleness of its first reports.
     staleness: u64,
 }
 
-impl Trainer {
-    /// Mean staleness of its first reports; 0 before any.
+impl TrainerStats {
+    /// Returns the mean staleness of its first reports; 0 before any.
     pub fn mean_staleness(&self) -> f64 {
         self.staleness as f64 / (self.applied + self.stale).max(1) as f64
     }
-}
 
-/// Trainers by name.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Trainers(BTreeMap<String, Trainer>);
-
-impl Trainers {
-    /// Notes a sign of life.
-    pub(super) fn see(&mut self, name: &str, now: Now) {
-        self.note(name, now, |_| {});
+    /// Adds what it did for another study.
+    pub fn add(&mut self, other: &TrainerStats) {
+        self.applied += other.applied;
+        self.stale += other.stale;
+        self.duplicate += other.duplicate;
+        self.expired += other.expired;
+        self.staleness = self.staleness.saturating_add(other.staleness);
     }
 
-    /// Notes the first report of a step.
-    pub(super) fn reported(&mut self, name: &str, outcome: Outcome, staleness: u64, now: Now) {
-        self.note(name, now, |trainer| {
-            match outcome {
-                Outcome::Applied | Outcome::Pending => trainer.applied += 1,
-                Outcome::Stale => trainer.stale += 1,
-            }
-            trainer.staleness = trainer.staleness.saturating_add(staleness);
-        });
-    }
-
-    /// Notes a report of a step that had been reported.
-    pub(super) fn repeated(&mut self, name: &str, now: Now) {
-        self.note(name, now, |trainer| trainer.duplicate += 1);
-    }
-
-    /// Notes that a lease ran out, which is no sign of life.
-    pub(super) fn expired(&mut self, name: &str) {
-        if let Some(trainer) = self.0.get_mut(name) {
-            trainer.expired += 1;
+    /// Counts the first report of a step.
+    pub(super) fn reported(&mut self, outcome: Outcome, staleness: u64) {
+        match outcome {
+            Outcome::Applied | Outcome::Pending => self.applied += 1,
+            Outcome::Stale => self.stale += 1,
         }
-    }
-
-    fn note(&mut self, name: &str, now: Now, note: impl FnOnce(&mut Trainer)) {
-        if let Some(trainer) = self.0.get_mut(name) {
-            (trainer.heard, trainer.last_seen) = (now.monotonic, now.wall);
-            return note(trainer);
-        }
-        if self.0.len() >= MAX_TRAINERS {
-            let silent = self.0.iter().min_by_key(|(_, trainer)| trainer.heard);
-            if let Some(silent) = silent.map(|(name, _)| name.clone()) {
-                self.0.remove(&silent);
-            }
-        }
-        let mut trainer = Trainer {
-            heard: now.monotonic,
-            last_seen: now.wall,
-            applied: 0,
-            stale: 0,
-            duplicate: 0,
-            expired: 0,
-            staleness: 0,
-        };
-        note(&mut trainer);
-        self.0.insert(name.into(), trainer);
-    }
-
-    /// All of them, the latest heard of first.
-    pub(super) fn latest_first(&self) -> Vec<(&str, &Trainer)> {
-        let mut all: Vec<_> = self.0.iter().map(|(name, trainer)| (&**name, trainer)).collect();
-        all.sort_by_key(|(_, trainer)| std::cmp::Reverse(trainer.heard));
-        all
+        self.staleness = self.staleness.saturating_add(staleness);
     }
 }
 
@@ -108,20 +111,21 @@ mod tests {
 
     #[test]
     fn the_trainer_that_has_been_silent_for_longest_is_forgotten_first() {
-        let mut trainers = Trainers::default();
+        let mut trainers = RecentTrainers::<TrainerStats>::default();
         let start = Instant::now();
         let at = |second: usize| Now {
             monotonic: start + Duration::from_secs(second as u64),
             wall: SystemTime::UNIX_EPOCH,
         };
         for i in 0..MAX_TRAINERS {
-            trainers.see(&format!("t{i}"), at(i));
+            trainers.hear(&format!("t{i}"), at(i));
         }
-        trainers.reported("t0", Outcome::Applied, 3, at(MAX_TRAINERS));
-        trainers.expired("nobody");
-        trainers.see("new", at(MAX_TRAINERS + 1));
-        let names: Vec<_> = trainers.latest_first().into_iter().map(|(name, _)| name).collect();
+        trainers.hear("t0", at(MAX_TRAINERS)).reported(Outcome::Applied, 3);
+        assert!(trainers.get_mut("nobody").is_none());
+        trainers.hear("new", at(MAX_TRAINERS + 1));
+        let names: Vec<_> = trainers.latest_first().into_iter().map(|(name, ..)| name).collect();
         assert_eq!((names.len(), &names[..2]), (MAX_TRAINERS, &["new", "t0"][..]));
         assert!(!names.contains(&"t1"));
+        assert_eq!(trainers.get("t0").unwrap().mean_staleness(), 3.0);
     }
 }

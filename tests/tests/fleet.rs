@@ -1,0 +1,207 @@
+//! Trainers that serve many studies: which they set aside, which spaces they cannot serve, and who knows of it.
+
+use asng_proto::v1::{self, lease_step_response::Next};
+use asng_tests::{Controller, create_request, report};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Creates a study of the space "mine", whose variables a trainer is to describe.
+async fn create_waiting(controller: &Controller, name: &str, space: &str) -> v1::Study {
+    let mut request = create_request(name, 100);
+    let spec = request.spec.as_mut().unwrap();
+    spec.variables.clear();
+    spec.space = space.into();
+    create(controller, request).await
+}
+
+/// Creates a study of the space "mine" that runs at once.
+async fn create_running(controller: &Controller, name: &str) -> v1::Study {
+    let mut request = create_request(name, 100);
+    request.spec.as_mut().unwrap().space = "mine".into();
+    create(controller, request).await
+}
+
+async fn create(controller: &Controller, request: v1::CreateStudyRequest) -> v1::Study {
+    controller.studies().create_study(request).await.unwrap().into_inner().study.unwrap()
+}
+
+/// A request for a step of any study of the space "mine" that is not set aside.
+fn any_but(trainer: &str, set_aside: &[&v1::Study]) -> v1::LeaseStepRequest {
+    let set_aside = set_aside.iter().map(|study| v1::SetAsideStudy {
+        study: study.name.clone(),
+        study_id: study.study_id.clone(),
+        reason: "no such network".into(),
+        retry_after: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
+    });
+    v1::LeaseStepRequest {
+        trainer_id: trainer.into(),
+        spaces: vec!["mine".into()],
+        set_aside: set_aside.collect(),
+        ..Default::default()
+    }
+}
+
+async fn lease(controller: &Controller, request: v1::LeaseStepRequest) -> Next {
+    controller.search().lease_step(request).await.unwrap().into_inner().next.unwrap()
+}
+
+async fn trainers(controller: &Controller, study: &str) -> Vec<v1::Trainer> {
+    let request = v1::ListTrainersRequest { name: study.into() };
+    controller.studies().list_trainers(request).await.unwrap().into_inner().trainers
+}
+
+/// Fields that a request is refused for.
+fn fields(status: &Status) -> Vec<String> {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    let request = status.get_details_bad_request().unwrap();
+    request.field_violations.into_iter().map(|violation| violation.field).collect()
+}
+
+#[tokio::test]
+async fn a_study_that_is_set_aside_is_left_out_of_every_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let waits = create_waiting(&controller, "waits", "mine").await;
+    let older = create_running(&controller, "older").await;
+    let newer = create_running(&controller, "newer").await;
+    let about =
+        async |set_aside: &[&v1::Study]| match lease(&controller, any_but("t", set_aside)).await {
+            Next::Step(step) => step.study,
+            Next::Describe(describe) => describe.study,
+            Next::NoWork(_) => "none".into(),
+            Next::Finished(finished) => finished.study.unwrap().name,
+        };
+    assert_eq!(about(&[]).await, "waits");
+    assert_eq!(about(&[&waits]).await, "older");
+    // It held a step of that one, under the same request id.
+    assert_eq!(about(&[&waits, &older]).await, "newer");
+    assert_eq!(about(&[&waits, &older, &newer]).await, "none");
+    // What counts is the id: a study of the same name that came later is another.
+    let gone = v1::Study { study_id: "0000000000000001".into(), ..older.clone() };
+    let malformed = v1::Study { study_id: "no id".into(), ..older.clone() };
+    assert_eq!(about(&[&waits, &gone, &malformed]).await, "older");
+
+    let stop = v1::StopStudyRequest { name: "older".into() };
+    controller.studies().stop_study(stop).await.unwrap();
+    for study in [&waits, &older, &newer] {
+        let named =
+            v1::LeaseStepRequest { study: study.name.clone(), ..any_but("t", &[&waits, &older]) };
+        match (study.name.as_str(), lease(&controller, named).await) {
+            ("newer", Next::Step(_)) | ("waits" | "older", Next::NoWork(_)) => {}
+            (name, other) => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_trainer_says_of_itself_is_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let refused = async |change: fn(&mut v1::LeaseStepRequest)| {
+        let mut request = any_but("t", &[]);
+        change(&mut request);
+        fields(&controller.search().lease_step(request).await.unwrap_err())
+    };
+    let many = refused(|request| {
+        request.set_aside = vec![v1::SetAsideStudy::default(); 101];
+        request.unserved = vec![v1::UnservedSpace::default(); 101];
+    });
+    assert_eq!(many.await, ["unserved"]);
+    let many = refused(|request| request.set_aside = vec![v1::SetAsideStudy::default(); 101]).await;
+    assert_eq!(many, ["set_aside"]);
+    let long = refused(|request| {
+        request.spaces.push("no name".into());
+        request.unserved = vec![
+            v1::UnservedSpace { space: "photos".into(), reason: "é".repeat(1000) },
+            v1::UnservedSpace { space: "photos".into(), reason: "é".repeat(1001) },
+        ];
+        request.set_aside = vec![v1::SetAsideStudy {
+            study: "no name".into(),
+            study_id: "1".into(),
+            reason: "x".repeat(1001),
+            retry_after: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        }];
+    });
+    assert_eq!(
+        long.await,
+        [
+            "spaces[1]",
+            "unserved[1].reason",
+            "set_aside[0].study",
+            "set_aside[0].reason",
+            "set_aside[0].retry_after"
+        ]
+    );
+    assert_eq!(trainers(&controller, "").await, [], "what is refused is not remembered");
+}
+
+#[tokio::test]
+async fn the_controller_knows_every_trainer_and_what_it_said_of_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let waits = create_waiting(&controller, "waits", "mine").await;
+    create_running(&controller, "a").await;
+    create_running(&controller, "b").await;
+    let mut request = any_but("busy", &[&waits]);
+    let unserved =
+        v1::UnservedSpace { space: "photos".into(), reason: "no photos in data/photos".into() };
+    request.unserved = vec![unserved.clone()];
+    let Next::Step(step) = lease(&controller, request).await else { panic!("no step") };
+    // One step of each study.
+    let once = v1::ReportStepRequest { lease_next: false, ..report(&step, "busy") };
+    controller.search().report_step(once.clone()).await.unwrap();
+    controller.search().report_step(once).await.unwrap();
+    let of_b = v1::LeaseStepRequest { study: "b".into(), ..any_but("busy", &[&waits]) };
+    let of_b = v1::LeaseStepRequest { unserved: vec![unserved.clone()], ..of_b };
+    let Next::Step(step) = lease(&controller, of_b).await else { panic!("no step") };
+    controller.search().report_step(report(&step, "busy")).await.unwrap();
+    let idle = v1::LeaseStepRequest { spaces: vec!["other".into()], ..any_but("idle", &[]) };
+    assert!(matches!(lease(&controller, idle).await, Next::NoWork(_)));
+
+    let all = trainers(&controller, "").await;
+    let names: Vec<_> = all.iter().map(|trainer| &*trainer.trainer_id).collect();
+    assert_eq!(names, ["idle", "busy"], "the latest heard of first");
+    assert_eq!((&*all[0].spaces, &*all[0].study), (&["other".to_string()][..], ""));
+    let busy = &all[1];
+    assert_eq!((busy.applied, busy.stale, busy.duplicate), (2, 0, 1), "both studies together");
+    assert_eq!((&*busy.study, &busy.unserved, &busy.holds), ("b", &vec![unserved], &vec![]));
+    assert_eq!((&*busy.spaces, busy.set_aside.len()), (&["mine".to_string()][..], 1));
+    let set_aside = &busy.set_aside[0];
+    assert_eq!((&*set_aside.study, &set_aside.study_id), ("waits", &waits.study_id));
+    assert_eq!(set_aside.reason, "no such network");
+    let left = set_aside.retry_after.unwrap().seconds;
+    assert!((500..=600).contains(&left), "the time that is left: {left}");
+
+    let of_b = &trainers(&controller, "b").await[0];
+    assert_eq!((of_b.applied, &*of_b.holds, &*of_b.study), (1, &[2][..], "b"));
+    assert_eq!((&of_b.spaces, &of_b.unserved), (&busy.spaces, &busy.unserved));
+    assert_eq!(of_b.set_aside.len(), 1);
+
+    // What ends its work on a study: giving the step back, setting the study aside, and the study's end.
+    let works_on = async || {
+        let all = trainers(&controller, "").await;
+        all.into_iter().find(|trainer| trainer.trainer_id == "busy").unwrap().study
+    };
+    let work_on_b = async || {
+        let request = v1::LeaseStepRequest { study: "b".into(), ..any_but("busy", &[&waits]) };
+        match lease(&controller, request).await {
+            Next::Step(step) => assert_eq!((step.study.as_str(), &*works_on().await), ("b", "b")),
+            other => panic!("{other:?}"),
+        }
+    };
+    let release = v1::ReleaseStepRequest {
+        study: "b".into(),
+        step_id: 2,
+        lease_id: step.lease_id.replace("-1-1", "-2-1"),
+        ..Default::default()
+    };
+    controller.search().release_step(release).await.unwrap();
+    assert_eq!(works_on().await, "");
+    work_on_b().await;
+    let mut b = waits.clone();
+    (b.name, b.study_id) = ("b".into(), step.study_id.clone());
+    assert!(matches!(lease(&controller, any_but("busy", &[&b, &waits])).await, Next::Step(_)));
+    assert_eq!(works_on().await, "a");
+    controller.studies().stop_study(v1::StopStudyRequest { name: "a".into() }).await.unwrap();
+    assert_eq!(works_on().await, "");
+}
