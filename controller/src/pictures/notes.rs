@@ -10,9 +10,11 @@ use asng_proto::v1::{Progress, SetAsideStudy, Study, StudyState, Trainer};
 use super::words;
 use crate::study::Spec;
 
-/// A trainer that was last heard of longer ago is not connected, unless it holds a step: a trainer without work asks every few
-/// seconds.
+/// A trainer without work asks every few seconds: one that was last heard of longer ago is not connected.
 const CONNECTED: Duration = Duration::from_secs(60);
+/// A trainer that computes a step extends its lease when a third of it has passed: one that works on another study, whose lease
+/// is not known, is connected for this long.
+const CONNECTED_WHEN_BUSY: Duration = Duration::from_secs(600);
 /// Trainers that have a note of their own.
 const TRAINERS: usize = 5;
 /// Reports that have to arrive before their staleness says anything.
@@ -61,16 +63,30 @@ fn work(study: &Study, trainers: &[Trainer], serve: &str, now: SystemTime) -> Ve
     if !matches!(study.state(), StudyState::Waiting | StudyState::Running) {
         return Vec::new();
     }
-    let connected: Vec<_> = trainers.iter().filter(|trainer| is_connected(trainer, now)).collect();
     let waiting = study.state() == StudyState::Waiting;
-    let space = study.spec.as_ref().map_or("", |spec| &spec.space);
+    let (space, lease) = match &study.spec {
+        Some(spec) => {
+            (spec.space.as_str(), spec.lease.and_then(|lease| Duration::try_from(lease).ok()))
+        }
+        None => ("", None),
+    };
+    let own = lease.unwrap_or_default().max(CONNECTED);
+    let is_connected = |trainer: &&Trainer| {
+        let within = match trainer.study.as_str() {
+            "" => CONNECTED,
+            worked_on if worked_on == study.name => own,
+            _ => CONNECTED_WHEN_BUSY,
+        };
+        silence(trainer, now).is_some_and(|silence| silence <= within)
+    };
+    let connected: Vec<_> = trainers.iter().filter(is_connected).collect();
     let worked_on = connected.iter().any(|trainer| trainer.study == study.name);
     let mut notes = Vec::new();
     let mut of_trainers: Vec<Note> = Vec::new();
     if worked_on || space.is_empty() {
         of_trainers.extend(connected.iter().filter_map(|trainer| set_aside(study, trainer)));
     } else {
-        of_trainers.extend(connected.iter().map(|trainer| could_work(study, trainer, waiting)));
+        of_trainers.extend(connected.iter().map(|trainer| could_work(study, trainer, now)));
     }
     if !worked_on {
         let served = connected.iter().any(|trainer| trainer.spaces.iter().any(|s| s == space));
@@ -99,11 +115,11 @@ fn work(study: &Study, trainers: &[Trainer], serve: &str, now: SystemTime) -> Ve
     notes
 }
 
-fn is_connected(trainer: &Trainer, now: SystemTime) -> bool {
-    let seen = trainer.last_seen.and_then(|time| SystemTime::try_from(time).ok());
+/// How long ago a trainer was last heard of.
+fn silence(trainer: &Trainer, now: SystemTime) -> Option<Duration> {
+    let seen = SystemTime::try_from(trainer.last_seen?).ok()?;
     // Clocks of two machines differ: what was heard in the future was heard now.
-    let silent = seen.map(|seen| now.duration_since(seen).unwrap_or_default());
-    !trainer.study.is_empty() || silent.is_some_and(|silent| silent <= CONNECTED)
+    Some(now.duration_since(seen).unwrap_or_default())
 }
 
 /// The note that `trainer` has set `study` aside, if it has.
@@ -120,26 +136,29 @@ fn set_aside(study: &Study, trainer: &Trainer) -> Option<Note> {
 }
 
 /// Says what keeps `trainer`, which works on no step of `study`, from it.
-fn could_work(study: &Study, trainer: &Trainer, waiting: bool) -> Note {
+fn could_work(study: &Study, trainer: &Trainer, now: SystemTime) -> Note {
     if let Some(note) = set_aside(study, trainer) {
         return note;
     }
     let space = study.spec.as_ref().map_or("", |spec| &spec.space);
     let id = &trainer.trainer_id;
-    let busy = &trainer.study;
-    let text = match (trainer.spaces.iter().any(|served| served == space), busy.as_str()) {
+    let waiting = study.state() == StudyState::Waiting;
+    let silent = silence(trainer, now).is_some_and(|silence| silence > CONNECTED);
+    let silent = if silent { "; silent for more than a minute" } else { "" };
+    let serves = trainer.spaces.iter().any(|served| served == space);
+    let text = match (serves, trainer.study.as_str()) {
         (true, "") if waiting => {
             format!("waiting for {id}, which serves space {space} and has no other work")
         }
         (true, busy) if waiting => {
             format!(
-                "waiting for {id}, which works on {busy} and describes new studies between two steps"
+                "waiting for {id}, which works on {busy} and describes new studies between two steps{silent}"
             )
         }
         _ => {
             let unserved = trainer.unserved.iter().find(|unserved| unserved.space == space);
             let reason = unserved.map(|unserved| format!(": {}", unserved.reason));
-            format!("{id} ({}){}", occupation(trainer), reason.unwrap_or_default())
+            format!("{id} ({}{silent}){}", occupation(trainer), reason.unwrap_or_default())
         }
     };
     text.into()
@@ -263,7 +282,26 @@ mod tests {
 
     #[test]
     fn a_busy_trainer_is_waited_for_also_while_it_is_silent() {
-        let busy = Trainer { last_seen: None, ..trainer("gpu-1", &["inpaint-cat"], "cifar") };
+        let busy = trainer("gpu-1", &["inpaint-cat"], "cifar");
+        let silent = |seconds, busy: &Trainer| Trainer {
+            last_seen: Some(Timestamp::from(now() - Duration::from_secs(seconds))),
+            ..busy.clone()
+        };
+        let words = "waiting for gpu-1, which works on cifar and describes new studies between two steps; silent for more \
+                     than a minute";
+        assert_eq!(told(&study(StudyState::Waiting), &[silent(600, &busy)]), [words]);
+        assert!(
+            told(&study(StudyState::Waiting), &[silent(601, &busy)])[0]
+                .contains("no trainer is connected")
+        );
+        // Whoever works on this study has to extend its lease.
+        let works = trainer("gpu-1", &["inpaint-cat"], "faces");
+        let mut running = study(StudyState::Running);
+        assert_eq!(told(&running, &[silent(60, &works)]), [""; 0]);
+        assert!(told(&running, &[silent(61, &works)])[0].contains("no trainer is connected"));
+        running.spec.as_mut().unwrap().lease =
+            Some(prost_types::Duration { seconds: 300, nanos: 0 });
+        assert_eq!(told(&running, &[silent(300, &works)]), [""; 0]);
         assert_eq!(
             told(&study(StudyState::Waiting), std::slice::from_ref(&busy)),
             ["waiting for gpu-1, which works on cifar and describes new studies between two steps"]
