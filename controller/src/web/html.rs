@@ -238,7 +238,7 @@ pub(super) fn studies(
     now: SystemTime,
 ) -> Markup {
     let newest = listing.after.is_empty();
-    let matching = if listing.is_filtered() { " that match" } else { "" };
+    let matching = if listing.is_filtered() { " matching" } else { "" };
     let row = |(study, rate): &(Study, Option<f64>)| {
         let Progress { applied, max_steps, .. } = study.progress.unwrap_or_default();
         let share = 100.0 * applied as f64 / max_steps.max(1) as f64;
@@ -271,7 +271,7 @@ pub(super) fn studies(
             pre { code { "asngctl study create first --space enas-micro --preset quick" } }
             p { "creates one; " code { "asng-trainer serve" } " works on it." }
         } @else {
-            p.note { (total) @if total == 1 { " study" } @else { " studies" } (matching) }
+            p.note { (total) (matching) @if total == 1 { " study" } @else { " studies" } }
             div.wide tabindex="0" role="region" aria-label="Studies" { table.studies {
                 thead { tr {
                     th scope="col" { "study" }
