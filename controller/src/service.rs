@@ -472,12 +472,15 @@ impl SearchService for Api {
         check_trainer(&trainer_id, &mut violations);
         let answer = match answer {
             Some(Answer::Description(description)) => {
-                convert::variables("description.variables", description.variables)
-                    .map(Ok)
+                let costs = description.costs.map(|costs| costs.names);
+                let names = costs.as_deref().unwrap_or_default();
+                violations.extend(study::cost_name_violations("description.costs.names", names));
+                let variables = convert::variables("description.variables", description.variables)
                     .unwrap_or_else(|found| {
                         violations.extend(found);
-                        Ok(Vec::new())
-                    })
+                        Vec::new()
+                    });
+                Ok((variables, costs))
             }
             Some(Answer::Rejection(rejection)) => {
                 if rejection.violations.is_empty() {
@@ -499,7 +502,7 @@ impl SearchService for Api {
             .run(move |shelf, now| {
                 shelf.hear(&trainer_id, now);
                 shelf.change(&study, |study| match answer {
-                    Ok(variables) => study.describe(variables, now),
+                    Ok((variables, costs)) => study.describe(variables, costs.as_deref(), now),
                     Err(reasons) => study.reject(reasons, now),
                 })?;
                 Ok(Some(convert::study(shelf.get(&study)?)))
@@ -522,7 +525,7 @@ impl SearchService for Api {
             metrics,
             lease_next,
             costs,
-            ..
+            spaces,
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
@@ -530,6 +533,7 @@ impl SearchService for Api {
             let rule = format!("up to {MAX_METRICS} metrics, names of 1 to 200 characters");
             violations.push(Violation::new("metrics", rule));
         }
+        check_spaces(&spaces, &mut violations);
         let costs: Vec<Costs> = costs.into_iter().map(|costs| costs.figures).collect();
         if let Some(i) = costs.iter().position(|costs| !are_costs(costs)) {
             violations.push(Violation::new(format!("costs[{i}]"), COSTS_RULE));
@@ -547,11 +551,11 @@ impl SearchService for Api {
                     Some(convert::next(&Next::NoWork(RETRY_WHEN_CLOSING), None))
                 } else if lease_next {
                     // The study knows this trainer's space already.
-                    let spaces = [shelf.get(&study)?.spec().space.clone()];
+                    let own_space = [shelf.get(&study)?.spec().space.clone()];
                     let request = LeaseRequest {
                         study: &study,
                         trainer: &trainer_id,
-                        spaces: &spaces,
+                        spaces: &own_space,
                         set_aside: &[],
                         origin: &Origin::Report(lease),
                     };
@@ -560,6 +564,8 @@ impl SearchService for Api {
                 } else {
                     None
                 };
+                let undescribed = shelf.find_undescribed(&trainer_id, &spaces);
+                let describe = undescribed.filter(|_| !closing).map(convert::describe);
                 let first = convert::outcome(receipt.outcome);
                 let (outcome, first_outcome) = if receipt.duplicate {
                     (v1::ReportOutcome::Duplicate, first)
@@ -571,7 +577,7 @@ impl SearchService for Api {
                     first_outcome: first_outcome.into(),
                     staleness: receipt.staleness,
                     next,
-                    ..Default::default()
+                    describe,
                 })
             })
             .await?;

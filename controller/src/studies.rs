@@ -226,6 +226,8 @@ pub struct Shelf {
     /// Wake those who follow a study.
     watchers: HashMap<StudyId, watch::Sender<()>>,
     fleet: Fleet,
+    /// Names of the studies of each space that were WAITING at the last tick or came since, the oldest first.
+    waiting: HashMap<String, Vec<String>>,
     ticks: u64,
     last_tick: Instant,
     size: u64,
@@ -260,7 +262,7 @@ struct Changed {
 impl Shelf {
     fn load(mut store: Store, limits: Limits) -> Result<Shelf, store::Error> {
         let studies = store.load(Instant::now())?;
-        Ok(Shelf {
+        let mut shelf = Shelf {
             size: store.size()?,
             store: Arc::new(Mutex::new(store)),
             limits,
@@ -271,9 +273,12 @@ impl Shelf {
             happened: Vec::new(),
             watchers: HashMap::new(),
             fleet: Fleet::default(),
+            waiting: HashMap::new(),
             ticks: 0,
             last_tick: Instant::now(),
-        })
+        };
+        shelf.find_waiting();
+        Ok(shelf)
     }
 
     /// Does what time asks for.
@@ -304,10 +309,23 @@ impl Shelf {
                 Ok(())
             });
         }
+        self.find_waiting();
         if self.ticks.is_multiple_of(TICKS_PER_SIZE) {
             self.look_at_size();
         }
         self.ticks += 1;
+    }
+
+    /// Notes which studies are WAITING.
+    fn find_waiting(&mut self) {
+        let waiting = self.studies.values().filter(|study| *study.state() == State::Waiting);
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by_key(|study| study.age());
+        self.waiting.clear();
+        for study in waiting {
+            let of_space = self.waiting.entry(study.spec().space.clone()).or_default();
+            of_space.push(study.name().into());
+        }
     }
 
     fn look_at_size(&mut self) {
@@ -462,6 +480,9 @@ impl Shelf {
         let name = study.name().to_owned();
         self.note(&name, study.id(), study.spec().retention, study.take_events());
         self.changed.entry(name.clone()).or_default().described = true;
+        if *study.state() == State::Waiting {
+            self.waiting.entry(study.spec().space.clone()).or_default().push(name.clone());
+        }
         self.studies.insert(name, study);
     }
 
@@ -662,6 +683,28 @@ impl Shelf {
             })?;
         }
         Ok(())
+    }
+
+    /// Returns the oldest study of one of `spaces` that waits for a description and that the trainer has not set aside. Looks
+    /// at no study that was not WAITING at the last tick.
+    pub fn find_undescribed(&self, trainer: &str, spaces: &[String]) -> Option<&Study> {
+        if self.waiting.is_empty() || self.over_budget().is_some() {
+            return None;
+        }
+        let wanted = |study: &&Study| {
+            *study.state() == State::Waiting
+                && self.sees(study)
+                && !self.fleet.has_set_aside(trainer, study.id())
+        };
+        let oldest = |space: &String| {
+            let mut waiting = self.waiting.get(space)?.iter();
+            waiting.find_map(|name| {
+                // The name may be of another study by now.
+                let study = self.studies.get(name).filter(|study| study.spec().space == *space);
+                study.filter(wanted)
+            })
+        };
+        spaces.iter().filter_map(oldest).min_by_key(|study| study.age())
     }
 
     /// Starts the time of a lease of the study `name` anew.

@@ -26,7 +26,8 @@ use rand_chacha::ChaCha8Rng;
 use self::{costs::Standing, trace::Stretch};
 pub use self::{
     costs::{
-        COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs, learn,
+        COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs,
+        cost_name_violations, learn,
     },
     record::{Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule},
     spec::{
@@ -173,6 +174,9 @@ pub enum Error {
         /// The state.
         state: &'static str,
     },
+    /// Reports of it have counted, so it can be served.
+    #[error("{0} of its reports counted, so it can no longer be rejected; stop it instead")]
+    HasReports(u64),
     /// It would go on while its copy does.
     #[error("it is {0} and goes on; pause it before it is exported, or ask for a fork")]
     GoesOn(&'static str),
@@ -248,7 +252,7 @@ impl Study {
             spec,
         };
         if !study.spec.variables.is_empty() {
-            study.begin(study.spec.variables.clone(), now)?;
+            study.begin(study.spec.variables.clone(), None, now)?;
         }
         Ok(study)
     }
@@ -766,8 +770,14 @@ impl Study {
         Ok(step.and_then(|step| step.lease.as_mut()))
     }
 
-    /// Learns what the study's variables are. The first description wins.
-    pub fn describe(&mut self, variables: Vec<Variable>, now: Now) -> Result<(), Error> {
+    /// Learns what the study's variables are, and which costs are reported of every architecture, if that is known. The first
+    /// description wins.
+    pub fn describe(
+        &mut self,
+        variables: Vec<Variable>,
+        costs: Option<&[String]>,
+        now: Now,
+    ) -> Result<(), Error> {
         match (&self.state, &self.search) {
             (State::Failed(_), _) => Err(self.wrong_state("describe")),
             (_, Some(_)) if self.variables() == Some(&variables) => Ok(()),
@@ -777,8 +787,8 @@ impl Study {
                 if !violations.is_empty() {
                     return Err(Error::Invalid(violations));
                 }
-                // It is the settings of its creator that do not go with the variables, and no fault of the trainer.
-                if let Err(violations) = self.begin(variables, now) {
+                // It is the spec of its creator that does not go with the space, and no fault of the trainer.
+                if let Err(violations) = self.begin(variables, costs, now) {
                     self.change_state(State::Failed(violations), now);
                 }
                 Ok(())
@@ -787,11 +797,23 @@ impl Study {
         }
     }
 
-    fn begin(&mut self, variables: Vec<Variable>, now: Now) -> Result<(), Vec<Violation>> {
-        let shapes = self.spec.shapes(&variables)?;
+    fn begin(
+        &mut self,
+        variables: Vec<Variable>,
+        costs: Option<&[String]>,
+        now: Now,
+    ) -> Result<(), Vec<Violation>> {
+        let mut violations =
+            costs.map_or_else(Vec::new, |costs| costs::unreported(&self.spec.costs, costs));
+        let shapes = match self.spec.shapes(&variables) {
+            Ok(shapes) => shapes,
+            Err(found) => {
+                violations.extend(found);
+                return Err(violations);
+            }
+        };
         // Unwrap safety: `violations` and `variable_violations` have made a trial of it, `shapes` left one free.
         let mut asng = Asng::new(&shapes, self.spec.optimiser()).unwrap();
-        let mut violations = Vec::new();
         for NamedMarginal { name, marginal } in &self.start {
             let place = variables.iter().position(|variable| variable.name == *name);
             let started = match place {
@@ -813,12 +835,20 @@ impl Study {
         Ok(())
     }
 
-    /// Takes a trainer's word that the settings cannot be served.
+    /// Takes a trainer's word that the study cannot be served: its settings, or the variables that came with its spec, as
+    /// long as no report has counted.
     pub fn reject(&mut self, violations: Vec<Violation>, now: Now) -> Result<(), Error> {
-        if self.state != State::Waiting {
-            return Err(self.wrong_state("reject"));
+        match self.state {
+            State::Waiting => {}
+            State::Running | State::Paused if !self.spec.variables.is_empty() => {
+                let counted = self.progress.applied + self.pending.len() as u64;
+                if counted > 0 {
+                    return Err(Error::HasReports(counted));
+                }
+            }
+            _ => return Err(self.wrong_state("reject")),
         }
-        self.change_state(State::Failed(violations), now);
+        self.end(State::Failed(violations), now);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Trainers that serve many studies: which they set aside, which spaces they cannot serve, and who knows of it.
 
-use asng_proto::v1::{self, lease_step_response::Next};
-use asng_tests::{Controller, create_request, report};
+use asng_proto::v1::{self, describe_space_request::Answer, lease_step_response::Next};
+use asng_tests::{Controller, categoricals, create_request, limit, report};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -204,4 +204,168 @@ async fn the_controller_knows_every_trainer_and_what_it_said_of_itself() {
     assert_eq!(works_on().await, "a");
     controller.studies().stop_study(v1::StopStudyRequest { name: "a".into() }).await.unwrap();
     assert_eq!(works_on().await, "");
+}
+
+fn description(study: &str, costs: Option<&[&str]>) -> v1::DescribeSpaceRequest {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let costs = costs.map(|costs| v1::ReportedCosts { names: names(costs) });
+    v1::DescribeSpaceRequest {
+        study: study.into(),
+        trainer_id: "t".into(),
+        answer: Some(Answer::Description(v1::SpaceDescription {
+            variables: categoricals(3),
+            costs,
+        })),
+    }
+}
+
+async fn describe(
+    controller: &Controller,
+    request: v1::DescribeSpaceRequest,
+) -> Result<v1::Study, Status> {
+    let answer = controller.search().describe_space(request).await?;
+    Ok(answer.into_inner().study.unwrap())
+}
+
+#[tokio::test]
+async fn a_busy_trainer_is_asked_for_descriptions_with_the_replies_to_its_reports() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    create_running(&controller, "runs").await;
+    let runs = |set_aside: &[&v1::Study]| v1::LeaseStepRequest {
+        study: "runs".into(),
+        ..any_but("t", set_aside)
+    };
+    let Next::Step(mut step) = lease(&controller, runs(&[])).await else { panic!("no step") };
+    let ask = async |controller: &Controller, step: &mut v1::Step, spaces: &[&str]| {
+        let spaces = spaces.iter().map(ToString::to_string).collect();
+        let report = v1::ReportStepRequest { spaces, ..report(step, "t") };
+        let answer = controller.search().report_step(report).await.unwrap().into_inner();
+        match answer.next.unwrap().next {
+            Some(Next::Step(next)) => *step = next,
+            other => panic!("the search goes on: {other:?}"),
+        }
+        answer.describe.map(|describe| (describe.study, describe.space))
+    };
+    let name = |study: &str, space: &str| Some((study.to_string(), space.to_string()));
+    assert_eq!(ask(&controller, &mut step, &["mine", "other"]).await, None, "nothing waits");
+    // No tick has to pass.
+    create_waiting(&controller, "first", "other").await;
+    create_waiting(&controller, "second", "mine").await;
+    assert_eq!(ask(&controller, &mut step, &[]).await, None, "it did not say what it serves");
+    assert_eq!(ask(&controller, &mut step, &["mine"]).await, name("second", "mine"));
+    assert_eq!(ask(&controller, &mut step, &["mine", "other"]).await, name("first", "other"));
+    controller.kill();
+    controller.restart();
+    let both = &["mine", "other"];
+    let again = asng_tests::insist(|| {
+        let (mut search, report) = (controller.search(), report(&step, "t"));
+        async move { search.report_step(report).await }
+    });
+    let Some(Next::Step(next)) = again.await.into_inner().next.unwrap().next else { panic!() };
+    step = next;
+    assert_eq!(ask(&controller, &mut step, both).await, name("first", "other"));
+
+    let described = describe(&controller, description("first", None)).await.unwrap();
+    assert_eq!(described.state(), v1::StudyState::Running);
+    assert_eq!(ask(&controller, &mut step, both).await, name("second", "mine"));
+    // One that the trainer cannot describe is not asked for in every reply.
+    let second = v1::GetStudyRequest { name: "second".into() };
+    let second = controller.studies().get_study(second).await.unwrap().into_inner().study.unwrap();
+    lease(&controller, runs(&[&second])).await;
+    assert_eq!(ask(&controller, &mut step, both).await, None);
+    lease(&controller, runs(&[])).await;
+    assert_eq!(ask(&controller, &mut step, both).await, name("second", "mine"));
+    controller.studies().stop_study(v1::StopStudyRequest { name: "second".into() }).await.unwrap();
+    assert_eq!(ask(&controller, &mut step, both).await, None);
+
+    let spaces = vec!["no name".to_string(); 2];
+    let report = v1::ReportStepRequest { spaces, ..report(&step, "t") };
+    let refused = controller.search().report_step(report).await.unwrap_err();
+    assert_eq!(fields(&refused), ["spaces[0]"]);
+}
+
+#[tokio::test]
+async fn a_description_says_which_costs_are_reported_and_a_rule_about_another_fails_the_study() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    for (name, cost) in [("known", "parameters"), ("unknown", "params")] {
+        let mut request = create_request(name, 100);
+        let spec = request.spec.as_mut().unwrap();
+        spec.variables.clear();
+        spec.space = "mine".into();
+        spec.costs = vec![v1::CostRule { cost: cost.into(), ..limit(1000.0) }];
+        create(&controller, request).await;
+    }
+    let reported = Some(&["parameters", "macs"][..]);
+    let known = describe(&controller, description("known", reported)).await.unwrap();
+    assert_eq!(known.state(), v1::StudyState::Running);
+    let malformed = describe(&controller, description("unknown", Some(&["", "macs"]))).await;
+    assert_eq!(fields(&malformed.unwrap_err()), ["description.costs.names[0]"]);
+    let many = describe(&controller, description("unknown", Some(&["cost"; 11]))).await;
+    assert_eq!(fields(&many.unwrap_err()), ["description.costs.names"]);
+    let unknown = describe(&controller, description("unknown", reported)).await.unwrap();
+    let description = "unknown cost \"params\"; this space reports parameters, macs".into();
+    let failure = v1::FieldViolation { field: "spec.costs[0].cost".into(), description };
+    assert_eq!((unknown.state(), unknown.failure), (v1::StudyState::Failed, vec![failure]));
+}
+
+#[tokio::test]
+async fn a_study_with_given_variables_that_is_rejected_ends_for_all_its_trainers() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    let reason = v1::FieldViolation {
+        field: "spec.variables".into(),
+        description: "this trainer has no network for them".into(),
+    };
+    let reject = |study: &str| v1::DescribeSpaceRequest {
+        study: study.into(),
+        trainer_id: "t".into(),
+        answer: Some(Answer::Rejection(v1::Rejection { violations: vec![reason.clone()] })),
+    };
+    create_running(&controller, "given").await;
+    let named = |study: &str, trainer: &str, request_id: &str| v1::LeaseStepRequest {
+        study: study.into(),
+        request_id: request_id.into(),
+        ..any_but(trainer, &[])
+    };
+    let Next::Step(step) = lease(&controller, named("given", "other", "1")).await else { panic!() };
+    let rejected = describe(&controller, reject("given")).await.unwrap();
+    assert_eq!(
+        (rejected.state(), &rejected.failure),
+        (v1::StudyState::Failed, &vec![reason.clone()])
+    );
+    assert_eq!(rejected.progress.unwrap().outstanding, 0);
+
+    controller.kill();
+    controller.restart();
+    let get = v1::GetStudyRequest { name: "given".into() };
+    let stored = asng_tests::insist(|| {
+        let (mut studies, get) = (controller.studies(), get.clone());
+        async move { studies.get_study(get).await }
+    });
+    assert_eq!(stored.await.into_inner().study.unwrap(), rejected);
+    let extend = v1::ExtendLeaseRequest {
+        study: "given".into(),
+        step_id: step.step_id,
+        lease_id: step.lease_id.clone(),
+    };
+    let lost = controller.search().extend_lease(extend).await.unwrap_err();
+    assert_eq!(lost.code(), Code::FailedPrecondition);
+    let late = controller.search().report_step(report(&step, "other")).await.unwrap().into_inner();
+    assert_eq!(late.outcome(), v1::ReportOutcome::Stale);
+    let Some(Next::Finished(finished)) = late.next.unwrap().next else { panic!("it has ended") };
+    assert_eq!(finished.study.unwrap().state(), v1::StudyState::Failed);
+    let next = lease(&controller, named("given", "other", "2")).await;
+    assert!(matches!(next, Next::Finished(_)), "{next:?}");
+
+    create_running(&controller, "counted").await;
+    let Next::Step(step) = lease(&controller, named("counted", "t", "1")).await else { panic!() };
+    controller.search().report_step(report(&step, "t")).await.unwrap();
+    let refused = describe(&controller, reject("counted")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(
+        refused.message(),
+        "study \"counted\": 1 of its reports counted, so it can no longer be rejected; stop it instead"
+    );
 }

@@ -394,11 +394,7 @@ pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse 
         (Next::Step(id), Some(study)) => {
             study.step(*id).map(|step| Message::Step(step_message(study, step)))
         }
-        (Next::Describe, Some(study)) => Some(Message::Describe(v1::Describe {
-            study: study.name().into(),
-            space: study.spec().space.clone(),
-            settings: study.spec().settings.clone(),
-        })),
+        (Next::Describe, Some(study)) => Some(Message::Describe(describe(study))),
         (Next::Finished, Some(about)) => {
             Some(Message::Finished(v1::StudyFinished { study: Some(study(about)) }))
         }
@@ -408,6 +404,15 @@ pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse 
         (_, None) => None,
     };
     v1::LeaseStepResponse { next: message }
+}
+
+/// Asks for the description of a study.
+pub(super) fn describe(study: &Study) -> v1::Describe {
+    v1::Describe {
+        study: study.name().into(),
+        space: study.spec().space.clone(),
+        settings: study.spec().settings.clone(),
+    }
 }
 
 /// A page token: where the page after the study of this age starts.

@@ -53,9 +53,9 @@ pub(super) fn status(error: &Error) -> Status {
                 Status::with_error_details(Code::NotFound, message, details)
             }
             study::Error::LeaseNotHeld(_) => precondition("LEASE_NOT_HELD", name, message),
-            study::Error::WrongState { .. } | study::Error::GoesOn(_) => {
-                precondition("STUDY_STATE", name, message)
-            }
+            study::Error::WrongState { .. }
+            | study::Error::HasReports(_)
+            | study::Error::GoesOn(_) => precondition("STUDY_STATE", name, message),
             study::Error::DescribedDifferently => precondition("DESCRIPTION", name, message),
             study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
             study::Error::OtherSpace { .. } => precondition("SPACE", name, message),

@@ -162,6 +162,7 @@ impl Shelf {
             }
         };
         self.studies = studies.into_iter().map(|study| (study.name().into(), study)).collect();
+        self.find_waiting();
         Ok(())
     }
 }

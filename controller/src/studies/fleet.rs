@@ -100,6 +100,12 @@ impl Fleet {
         }
     }
 
+    /// Returns whether the trainer said with its last request for a step that it has set `study` aside.
+    pub(super) fn has_set_aside(&self, trainer: &str, study: StudyId) -> bool {
+        let trainer = self.0.get(trainer);
+        trainer.is_some_and(|trainer| trainer.announcement.set_aside.iter().any(|s| s.id == study))
+    }
+
     fn announce(&mut self, name: &str, announcement: Announcement, now: Now) {
         let trainer = self.0.hear(name, now);
         trainer.study.take_if(|study| announcement.set_aside.iter().any(|s| s.id == *study));

@@ -39,6 +39,12 @@ enum Operation {
     Extend {
         held: usize,
     },
+    /// A trainer that has set the study aside asks for a step.
+    SetAside {
+        trainer: usize,
+    },
+    /// A trainer cannot serve the study.
+    Reject,
     /// A trainer's process is started again.
     FreshStart {
         trainer: usize,
@@ -71,6 +77,8 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         ),
         1 => any::<usize>().prop_map(|held| Release { held }),
         1 => any::<usize>().prop_map(|held| Extend { held }),
+        1 => (0..TRAINERS).prop_map(|trainer| SetAside { trainer }),
+        1 => Just(Reject),
         1 => (0..TRAINERS).prop_map(|trainer| FreshStart { trainer }),
         2 => (0..90_u64).prop_map(|seconds| Wait { seconds }),
         1 => (0..1_000_000_u64).prop_map(|seconds| Jump { seconds }),
@@ -126,6 +134,7 @@ struct Model {
     limit: Option<f64>,
     /// Losses and sizes that wait for their batch.
     pending: BTreeMap<StepId, ([f64; 2], [f64; 2])>,
+    rejected: bool,
     /// Size and loss of all that was evaluated.
     evaluated: Vec<(f64, f64)>,
     /// Sizes of the architectures that were within the limit when they were last evaluated.
@@ -188,6 +197,7 @@ impl Simulation {
             acknowledged: BTreeMap::new(),
             limit,
             pending: BTreeMap::new(),
+            rejected: false,
             evaluated: Vec::new(),
             within: BTreeMap::new(),
             applied: 0,
@@ -273,6 +283,26 @@ impl Simulation {
                 let now = self.now;
                 // Either it is held, or it is not.
                 let _ = self.shelf().change(STUDY, |study| study.extend(lease, now));
+            }
+            SetAside { trainer } => {
+                let request = LeaseRequest {
+                    study: STUDY,
+                    trainer: &format!("t{trainer}"),
+                    spaces: &[],
+                    set_aside: &[self.study().id()],
+                    origin: &Origin::Request(self.requests.to_string()),
+                };
+                let now = self.now;
+                let (next, about) = self.shelf().lease(&request, now).unwrap();
+                assert_eq!((next, about), (Next::NoWork(study::RETRY_WHEN_IDLE), None));
+            }
+            Reject => {
+                let ended = self.study().state().has_ended();
+                let counted = self.model.applied > 0 || !self.model.pending.is_empty();
+                self.try_change(|study, now| study.reject(Vec::new(), now));
+                let rejected = matches!(self.study().state(), State::Failed(_));
+                self.model.rejected |= !ended && !counted;
+                assert_eq!(rejected, self.model.rejected);
             }
             FreshStart { trainer } => {
                 self.shelf().forget_trainer(&format!("t{trainer}")).unwrap();

@@ -69,6 +69,27 @@ pub fn are_costs(costs: &Costs) -> bool {
 pub const COSTS_RULE: &str =
     "up to 10 costs of an architecture, finite and not below 0, names of 1 to 200 characters";
 
+/// Returns a violation for each rule about a cost that is not among those that a space reports.
+pub(super) fn unreported(rules: &[CostRule], reported: &[String]) -> Vec<Violation> {
+    let all = if reported.is_empty() { "no costs".into() } else { reported.join(", ") };
+    let missing = rules.iter().enumerate().filter(|(_, rule)| !reported.contains(&rule.cost));
+    let violation = |(i, rule): (usize, &CostRule)| {
+        let description = format!("unknown cost {:?}; this space reports {all}", rule.cost);
+        Violation::new(format!("spec.costs[{i}].cost"), description)
+    };
+    missing.map(violation).collect()
+}
+
+/// Everything that is wrong with the names of the costs that a space reports; `field` is where they were given.
+pub fn cost_name_violations(field: &str, names: &[String]) -> Vec<Violation> {
+    if names.len() > MAX_COSTS {
+        let description = format!("{} names; at most {MAX_COSTS} are allowed", names.len());
+        return vec![Violation::new(field, description)];
+    }
+    let malformed = names.iter().enumerate().filter(|(_, name)| !is_label(name));
+    malformed.map(|(i, _)| Violation::new(format!("{field}[{i}]"), LABEL_RULE)).collect()
+}
+
 /// Everything that is wrong with the costs of a report of `count` architectures.
 pub(super) fn report_violations(
     rules: &[CostRule],

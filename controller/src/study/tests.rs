@@ -390,7 +390,7 @@ fn settings_that_do_not_go_with_a_description_fail_the_study_and_not_the_trainer
         ..spec()
     };
     let mut bench = Bench::new(waiting);
-    bench.study.describe(spec().variables, bench.now).unwrap();
+    bench.study.describe(spec().variables, None, bench.now).unwrap();
     let State::Failed(violations) = bench.study.state() else { panic!("not failed") };
     assert_eq!(violations[0].field, "spec.fixed[\"nobody\"]");
 }
@@ -475,12 +475,45 @@ fn a_study_waits_for_its_description_and_the_first_one_wins() {
     };
     assert!(matches!(lease(&mut bench, &["toy"]), Err(Error::OtherSpace { .. })));
     assert_eq!(lease(&mut bench, &["enas-micro"]).unwrap(), Next::Describe);
-    assert!(matches!(bench.study.describe(Vec::new(), bench.now), Err(Error::Invalid(_))));
-    bench.study.describe(variables.clone(), bench.now).unwrap();
-    bench.study.describe(variables.clone(), bench.now).unwrap();
-    let other = bench.study.describe(variables[1..].to_vec(), bench.now);
+    assert!(matches!(bench.study.describe(Vec::new(), None, bench.now), Err(Error::Invalid(_))));
+    bench.study.describe(variables.clone(), None, bench.now).unwrap();
+    bench.study.describe(variables.clone(), None, bench.now).unwrap();
+    let other = bench.study.describe(variables[1..].to_vec(), None, bench.now);
     assert!(matches!(other, Err(Error::DescribedDifferently)));
     assert!(matches!(lease(&mut bench, &["enas-micro"]).unwrap(), Next::Step(_)));
+}
+
+#[test]
+fn a_rule_about_a_cost_that_is_not_reported_fails_the_study() {
+    let rule = |cost: &str| CostRule { cost: cost.into(), weight: Some(1.0), limit: None };
+    let costs = vec![rule("parameters"), rule("params")];
+    let fixed = [("nobody".to_string(), "a".to_string())].into();
+    let waiting = Spec { space: "toy".into(), variables: Vec::new(), costs, ..spec() };
+    let both = Spec { fixed, ..waiting.clone() };
+    let described = |spec: &Spec, costs: Option<&[&str]>| {
+        let mut bench = Bench::new(spec.clone());
+        let costs = costs.map(|costs| costs.iter().map(ToString::to_string).collect::<Vec<_>>());
+        bench.study.describe(super::tests::spec().variables, costs.as_deref(), bench.now).unwrap();
+        match bench.study.state {
+            State::Failed(violations) => violations.iter().map(ToString::to_string).collect(),
+            State::Running => Vec::new(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(described(&waiting, None).is_empty());
+    assert!(described(&waiting, Some(&["params", "parameters", "macs"])).is_empty());
+    assert_eq!(
+        described(&waiting, Some(&["parameters", "macs"])),
+        ["spec.costs[1].cost: unknown cost \"params\"; this space reports parameters, macs"]
+    );
+    assert_eq!(
+        described(&both, Some(&[])),
+        [
+            "spec.costs[0].cost: unknown cost \"parameters\"; this space reports no costs",
+            "spec.costs[1].cost: unknown cost \"params\"; this space reports no costs",
+            "spec.fixed[\"nobody\"]: the study has no variable of this name"
+        ]
+    );
 }
 
 #[test]
@@ -490,7 +523,51 @@ fn a_rejected_study_fails_with_the_reasons() {
     let reasons = vec![Violation::new("settings.cells", "2 is not in 3..=50")];
     bench.study.reject(reasons.clone(), bench.now).unwrap();
     assert_eq!(*bench.study.state(), State::Failed(reasons));
-    assert!(bench.study.describe(spec().variables, bench.now).is_err());
+    assert!(bench.study.describe(spec().variables, None, bench.now).is_err());
+}
+
+#[test]
+fn a_study_that_came_with_its_variables_can_be_rejected_until_a_report_counts() {
+    let reasons = vec![Violation::new("spec.variables", "no such network")];
+    let mut bench = Bench::new(spec());
+    let step = bench.lease("a");
+    bench.study.pause(bench.now).unwrap();
+    bench.study.take_events();
+    bench.study.reject(reasons.clone(), bench.now).unwrap();
+    assert_eq!(*bench.study.state(), State::Failed(reasons.clone()));
+    let mut events = bench.study.take_events().into_iter();
+    let closed = events.next().and_then(past).unwrap();
+    assert_eq!((closed.step.id, closed.report), (step.id, None));
+    assert_eq!(events.next(), Some(Event::StateChanged(State::Failed(reasons.clone()))));
+    // As of any study that has ended.
+    assert_eq!(bench.next("a", "x"), Next::Finished);
+    let lease = bench.study.lease_id(&step);
+    assert!(matches!(bench.study.extend(lease, bench.now), Err(Error::LeaseNotHeld(_))));
+    let report = Report {
+        lease,
+        trainer: "a".into(),
+        losses: vec![1.0, 2.0],
+        costs: Vec::new(),
+        metrics: BTreeMap::new(),
+    };
+    let closed = Closed { outcome: None, generation: 0 };
+    let late = bench.study.report(report, Some(closed), bench.now).unwrap();
+    assert_eq!((late.outcome, late.duplicate), (Some(Outcome::Stale), false));
+    assert!(bench.study.reject(reasons.clone(), bench.now).is_err());
+
+    // A report that waits for its batch counts too.
+    for steps_per_update in [1, 2] {
+        let mut bench = Bench::new(Spec { steps_per_update: Some(steps_per_update), ..spec() });
+        let step = bench.lease("a");
+        bench.report(&step, &[1.0, 2.0]);
+        let refused = bench.study.reject(reasons.clone(), bench.now);
+        assert!(matches!(refused, Err(Error::HasReports(1))), "{refused:?}");
+        assert_eq!(*bench.study.state(), State::Running);
+    }
+    // A trainer that has described a space does not take that back.
+    let mut bench = Bench::new(Spec { space: "toy".into(), variables: Vec::new(), ..spec() });
+    bench.study.describe(spec().variables, None, bench.now).unwrap();
+    assert!(matches!(bench.study.reject(reasons, bench.now), Err(Error::WrongState { .. })));
 }
 
 fn with_a_limit() -> Spec {
