@@ -129,7 +129,7 @@ pub(super) fn state(study: &Study) -> Markup {
     html! {
         (badge(study))
         @if study.state() == StudyState::Waiting {
-            span.note { "for a trainer that serves " code { (space) } }
+            " " span.note { "for a trainer that serves " code { (space) } }
         }
     }
 }

@@ -252,12 +252,15 @@ impl Screen {
             }
             Screen::Lines { output, last } if is_due(last.as_deref(), view, now) => {
                 let before = last.replace(Box::new((now, view.clone())));
-                let told = before.map_or_else(Vec::new, |before| before.1.sight.notes);
-                let notes = &view.sight.notes;
-                match output {
-                    Output::Table => print_line(view.line())?,
-                    Output::Json => return print_line(view.json()),
+                if *output == Output::Json {
+                    return print_line(view.json());
                 }
+                let before = before.map(|before| before.1);
+                if before.as_ref().is_none_or(|before| before.line() != view.line()) {
+                    print_line(view.line())?;
+                }
+                let told = before.map_or_else(Vec::new, |before| before.sight.notes);
+                let notes = &view.sight.notes;
                 if are_news(&told, notes) {
                     notes.iter().try_for_each(|note| print_line(format_args!("  {note}")))?;
                 }
