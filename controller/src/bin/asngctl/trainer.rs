@@ -215,3 +215,45 @@ fn evaluation_json(evaluated: &EvaluateArchitectureResponse, values: &[i64]) -> 
         "figures": evaluated.figures,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use asng_proto::v1::{SetAsideStudy, UnservedSpace};
+
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_the_trainer_cannot_do_and_why() {
+        let status = GetStatusResponse {
+            trainer_id: "gpu-1".into(),
+            spaces: vec!["toy".into()],
+            checkpoint_error: "cannot write checkpoint x: no space left on device".into(),
+            unserved: vec![UnservedSpace {
+                space: "inpaint-cat".into(),
+                reason: "no photos in data/photos".into(),
+            }],
+            set_aside: vec![SetAsideStudy {
+                study: "faces".into(),
+                reason: "no whole checkpoint".into(),
+                retry_after: Some(prost_types::Duration { seconds: 40, nanos: 0 }),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let text = status_text(&status, SystemTime::UNIX_EPOCH);
+        for (name, value) in [
+            ("checkpoint error", "cannot write checkpoint x: no space left on device"),
+            ("cannot serve", "inpaint-cat: no photos in data/photos"),
+            ("set aside", "faces: no whole checkpoint; tries again in 40s"),
+        ] {
+            let row = text.lines().find(|line| line.trim().starts_with(name));
+            assert!(row.is_some_and(|row| row.ends_with(value)), "{name} in\n{text}");
+        }
+        let json = status_json(&status);
+        assert_eq!(json["unserved"][0]["space"], "inpaint-cat");
+        assert_eq!(json["set_aside"][0]["retry_after"], "40s");
+        assert_eq!(json["checkpoint_error"], status.checkpoint_error);
+        let well = status_text(&GetStatusResponse::default(), SystemTime::UNIX_EPOCH);
+        assert!(!well.contains("cannot") && !well.contains("set aside"), "{well}");
+    }
+}
