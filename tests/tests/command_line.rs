@@ -407,3 +407,83 @@ async fn a_study_that_loses_reports_to_staleness_says_what_to_change() {
     assert!(note.starts_with("7 of 21 reports were STALE: more than 1 updates late"), "{note}");
     assert!(note.contains("max_staleness") && note.contains("lease"), "{note}");
 }
+
+#[test]
+fn studies_are_listed_by_state_and_name_and_their_number_is_told_when_some_are_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let variables = directory.path().join("variables.json");
+    std::fs::write(&variables, r#"[{"name": "op", "choices": ["a", "b"]}]"#).unwrap();
+    let run =
+        |line: &str| command(&controller.url(), line).current_dir(&directory).output().unwrap();
+    for name in ["cats-1", "Cats-2", "dogs", "cats-3"] {
+        text(run(&format!("study create {name} --variables variables.json --max-steps 9")));
+    }
+    text(run("study pause dogs"));
+    text(run("study stop cats-3"));
+    let listed = |flags: &str| {
+        let studies = json(run(&format!("study list --output json {flags}")));
+        let names = studies.as_array().unwrap().iter().map(|study| study["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(listed("--name CATS"), ["cats-1", "Cats-2", "cats-3"]);
+    assert_eq!(listed("--state paused --state STOPPED"), ["dogs", "cats-3"]);
+    assert_eq!(listed("--name cats --state running --limit 1"), ["cats-1"]);
+    assert_eq!(listed("--name cats --newest-first --limit 2"), ["cats-3", "Cats-2"]);
+    assert!(listed("--state failed").is_empty());
+
+    let table = text(run("study list --name cats --limit 2"));
+    assert!(table.ends_with("\n2 of 3 studies that match\n"), "{table}");
+    let all = text(run("study list --name cats --limit 3"));
+    assert_eq!(all.lines().count(), 4, "{all}");
+    let some = run("study list --name cats --limit 2 --output json");
+    assert_eq!(String::from_utf8_lossy(&some.stderr), "2 of 3 studies that match\n");
+    let unknown = run("study list --state done");
+    let errors = String::from_utf8_lossy(&unknown.stderr);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        errors.contains("expected waiting, running, paused, finished, stopped or failed"),
+        "{errors}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_study_is_replaced_by_its_correction() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let run = |line: &str| command(&controller.url(), line).output().unwrap();
+    text(run("study create s --space mine --max-steps 9 --set depth=0"));
+    text(run("study create source --space mine --max-steps 9 --set depth=2"));
+    let reject = async || {
+        let violation =
+            v1::FieldViolation { field: "settings.depth".into(), description: "is 0".into() };
+        let rejection = v1::Rejection { violations: vec![violation] };
+        let request = v1::DescribeSpaceRequest {
+            study: "s".into(),
+            trainer_id: "gpu-1".into(),
+            answer: Some(v1::describe_space_request::Answer::Rejection(rejection)),
+        };
+        controller.search().describe_space(request).await.unwrap();
+    };
+    reject().await;
+    let watched = run("study watch s");
+    let errors = String::from_utf8_lossy(&watched.stderr);
+    assert!(errors.contains("settings.depth: is 0\nCorrect them and create"), "{errors}");
+    let create = "study create s --space mine --max-steps 9 --set depth=1";
+    let refused = run(create);
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.contains("--replace"), "{errors}");
+    let created = json(run(&format!("{create} --replace --output json")));
+    assert_eq!(
+        (&created["state"], &created["spec"]["settings"]["depth"]),
+        (&"WAITING".into(), &"1".into())
+    );
+
+    reject().await;
+    assert_eq!(run("study clone source s").status.code(), Some(1));
+    let cloned = json(run("study clone source s --replace --output json"));
+    assert_eq!(
+        (&cloned["state"], &cloned["spec"]["settings"]["depth"]),
+        (&"WAITING".into(), &"2".into())
+    );
+}

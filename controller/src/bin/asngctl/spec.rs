@@ -70,7 +70,7 @@ pub(crate) struct CloneArgs {
 /// What may be typed of how a study is created.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CreationArgs {
-    /// Replace the study of this name if it is FAILED and has another spec: it is deleted first, with its history.
+    /// Replace the study of this name if it is FAILED: it is deleted first, with its history.
     #[arg(long)]
     pub(crate) replace: bool,
     /// Wait until a trainer has described the space, or rejected the settings (exit status 1); meanwhile say what the study

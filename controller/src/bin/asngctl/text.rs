@@ -27,10 +27,11 @@ pub(crate) fn sentence(study: &Study, notes: &[Note]) -> String {
     notes.iter().fold(text, |text, note| format!("{text}\n  {note}"))
 }
 
-/// Why a FAILED study failed, one field a line.
+/// Why a FAILED study failed, one field a line, and what to do.
 pub(crate) fn failure(study: &Study) -> String {
     let title = format!("study `{}` FAILED: a trainer rejected its settings", study.name);
-    violations(title, &study.failure)
+    let text = violations(title, &study.failure);
+    format!("{text}\nCorrect them and create the study again, with --replace.")
 }
 
 fn violations(title: String, violations: &[FieldViolation]) -> String {
@@ -561,7 +562,7 @@ pub(crate) mod tests {
             FieldViolation { field: "settings.cells".into(), description: "is 0".into() };
         let study =
             Study { state: StudyState::Failed.into(), failure: vec![violation], ..a_study() };
-        assert!(failure(&study).ends_with("\n  settings.cells: is 0"));
+        assert!(failure(&study).contains("\n  settings.cells: is 0\nCorrect them"));
         let text = show(&study, &[], SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["settings.cells:", "is", "0"]), "{text}");
     }
