@@ -404,7 +404,7 @@ async fn a_study_that_loses_reports_to_staleness_says_what_to_change() {
     }
     let note = note().unwrap();
     let note = note.as_str().unwrap();
-    assert!(note.starts_with("7 of 21 reports were STALE: more than 1 updates late"), "{note}");
+    assert!(note.starts_with("7 of 21 reports were STALE, late by more than 1 updates"), "{note}");
     assert!(note.contains("max_staleness") && note.contains("lease"), "{note}");
 }
 

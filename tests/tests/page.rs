@@ -242,6 +242,53 @@ async fn the_list_begins_with_the_newest_studies_a_page_at_a_time() {
     assert_eq!(seen, (0..70).rev().map(|i| format!("s{i}")).collect::<Vec<_>>());
 }
 
+#[tokio::test]
+async fn a_study_that_nobody_works_on_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let mut request = create_request("faces", 10);
+    let spec = request.spec.as_mut().unwrap();
+    (spec.space, spec.variables) = ("inpaint-cat".into(), Vec::new());
+    let created = controller.studies().create_study(request).await.unwrap().into_inner();
+    let page = || ask(controller.http, "GET /studies/faces", &[]).2;
+    let serve = "no trainer has asked this controller for work; start one with asng-trainer serve";
+    assert!(page().contains(serve), "{}", page());
+
+    let mut lease = v1::LeaseStepRequest {
+        trainer_id: "gpu-1".into(),
+        spaces: vec!["toy".into()],
+        unserved: vec![v1::UnservedSpace {
+            space: "inpaint-cat".into(),
+            reason: "no photos in <data>".into(),
+        }],
+        ..Default::default()
+    };
+    controller.search().lease_step(lease.clone()).await.unwrap();
+    let page_then = page();
+    for words in [
+        "no connected trainer serves space inpaint-cat",
+        "gpu-1 (serves toy; has no work): no photos in &lt;data&gt;",
+    ] {
+        assert!(page_then.contains(words), "{page_then}");
+    }
+    let (_, _, list) = ask(controller.http, "GET /", &[]);
+    assert!(list.contains("inpaint-cat: no photos in &lt;data&gt;"), "{list}");
+
+    lease.spaces.push("inpaint-cat".into());
+    lease.unserved.clear();
+    lease.set_aside.push(v1::SetAsideStudy {
+        study: "faces".into(),
+        study_id: created.study.unwrap().study_id,
+        reason: "no whole checkpoint".into(),
+        retry_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+    });
+    controller.search().lease_step(lease).await.unwrap();
+    let words = "gpu-1 has set this study aside: no whole checkpoint; tries again in";
+    assert!(page().contains(words), "{}", page());
+    let (_, _, list) = ask(controller.http, "GET /", &[]);
+    assert!(list.contains("faces: no whole checkpoint; tries again in"), "{list}");
+}
+
 /// Every address in a page: of links, forms, the script, the style and the events.
 fn addresses(page: &str) -> Vec<&str> {
     let after = |attribute: &str| {

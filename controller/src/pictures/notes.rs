@@ -187,8 +187,8 @@ fn staleness(study: &Study) -> Option<Note> {
     let limit = algorithm.max_staleness.map_or_else(|| Spec::default().max_staleness(), u64::from);
     Some(
         format!(
-            "{stale} of {arrived} reports were STALE: more than {limit} updates late (max_staleness), so without effect; fewer or \
-             equally fast trainers help, as do a clone of the study with a higher max_staleness, or with a longer lease if leases \
+            "{stale} of {arrived} reports were STALE, late by more than {limit} updates (max_staleness), and had no effect; fewer or \
+             equally fast trainers help, as does a clone of the study with a higher max_staleness, or with a longer lease if leases \
              ran out"
         )
         .into(),
@@ -370,8 +370,11 @@ mod tests {
         assert_eq!(note(10, 0, 9, None), None, "too few to say");
         assert_eq!(note(90, 0, 10, None), None, "a tenth");
         let told = note(17, 0, 3, Some(2)).unwrap();
-        assert!(told.starts_with("3 of 20 reports were STALE: more than 2 updates late"), "{told}");
-        assert!(note(80, 9, 11, None).unwrap().contains("more than 64 updates late"));
+        assert!(
+            told.starts_with("3 of 20 reports were STALE, late by more than 2 updates"),
+            "{told}"
+        );
+        assert!(note(80, 9, 11, None).unwrap().contains("more than 64 updates"));
         assert!(note(u64::MAX, u64::MAX, u64::MAX, None).is_some());
     }
 }
