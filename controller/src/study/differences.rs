@@ -239,103 +239,53 @@ mod tests {
         [(key.to_owned(), value.to_owned())].into()
     }
 
-    /// How a spec that `change` was made to differs from one of defaults.
-    fn told(change: impl FnOnce(&mut Spec)) -> String {
-        let there = Spec {
-            max_steps: 10,
-            variables: vec![categorical("op", &["a", "b"])],
-            ..Spec::default()
-        };
-        let mut here = there.clone();
-        change(&mut here);
-        assert_ne!(there, here);
-        summary(&differences(&there, &here))
-    }
-
     #[test]
     fn every_field_is_compared_and_shown() {
-        let integer = |high| Variable { name: "op".into(), kind: Kind::Integer { low: 1, high } };
-        let target = Target { metric: "loss".into(), value: 0.5, at_least: false };
-        let rule = CostRule { cost: "size".into(), weight: Some(0.5), limit: Some(3.0) };
-        let changes: [(Box<dyn FnOnce(&mut Spec)>, &str); 23] = [
-            (Box::new(|s| s.space = "toy".into()), r#"space is not set there and "toy" here"#),
-            (
-                Box::new(|s| s.settings = map("depth", "3")),
-                r#"settings["depth"] is not set there and "3" here"#,
-            ),
-            (
-                Box::new(move |s| s.variables = vec![integer(9)]),
-                r#"variables["op"] is ["a", "b"] there and 1 to 9 here"#,
-            ),
-            (
-                Box::new(|s| s.algorithm = Some(asng::Algorithm::Sng)),
-                "algorithm.algorithm is not set there and SNG here",
-            ),
-            (Box::new(|s| s.alpha = Some(1.5)), "algorithm.alpha is not set there and 1.5 here"),
-            (
-                Box::new(|s| s.delta_init = Some(2.0)),
-                "algorithm.delta_init is not set there and 2 here",
-            ),
-            (
-                Box::new(|s| s.delta_max = Some(2.0)),
-                "algorithm.delta_max is not set there and 2 here",
-            ),
-            (Box::new(|s| s.lambda_x = Some(2)), "algorithm.lambda_x is not set there and 2 here"),
-            (
-                Box::new(|s| s.lambda_theta = Some(2)),
-                "algorithm.lambda_theta is not set there and 2 here",
-            ),
-            (
-                Box::new(|s| s.steps_per_update = Some(2)),
-                "algorithm.steps_per_update is not set there and 2 here",
-            ),
-            (
-                Box::new(|s| s.max_staleness = Some(2)),
-                "algorithm.max_staleness is not set there and 2 here",
-            ),
-            (Box::new(|s| s.seed = Some(2)), "algorithm.seed is not set there and 2 here"),
-            (Box::new(|s| s.max_steps = 11), "stop.max_steps is 10 there and 11 here"),
-            (
-                Box::new(|s| s.max_duration = Some(Duration::from_secs(90))),
-                "stop.max_duration is not set there and 90s here",
-            ),
-            (
-                Box::new(|s| s.convergence = Some(0.9)),
-                "stop.convergence is not set there and 0.9 here",
-            ),
-            (
-                Box::new(|s| s.target = Some(target)),
-                r#"stop.target is not set there and "loss" <= 0.5 here"#,
-            ),
-            (
-                Box::new(|s| s.lease = Some(Duration::from_millis(1500))),
-                "lease is not set there and 1.5s here",
-            ),
-            (
-                Box::new(|s| s.start = Some(Start::Study("x".into()))),
-                r#"start is not set there and study "x" here"#,
-            ),
-            (
-                Box::new(|s| s.fixed = map("op", "a")),
-                r#"fixed["op"] is not set there and "a" here"#,
-            ),
-            (
-                Box::new(|s| s.labels = map("team", "a")),
-                r#"labels["team"] is not set there and "a" here"#,
-            ),
-            (Box::new(|s| s.owner = "ann".into()), r#"owner is not set there and "ann" here"#),
-            (
-                Box::new(|s| s.retention = Some(Retention::Last(5))),
-                "retention is not set there and last 5 here",
-            ),
-            (
-                Box::new(|s| s.costs = vec![rule]),
-                r#"costs["size"] is not set there and weight 0.5, limit 3 here"#,
-            ),
-        ];
-        for (change, expected) in changes {
-            assert_eq!(told(change), expected);
-        }
+        let told = |change: fn(&mut Spec)| {
+            let variables = vec![categorical("op", &["a", "b"])];
+            let there = Spec { max_steps: 10, variables, ..Spec::default() };
+            let mut here = there.clone();
+            change(&mut here);
+            summary(&differences(&there, &here))
+        };
+        let set = |field: &str, value: &str| format!("{field} is not set there and {value} here");
+        assert_eq!(told(|s| s.space = "toy".into()), set("space", r#""toy""#));
+        let text = told(|s| s.settings = map("depth", "3"));
+        assert_eq!(text, set(r#"settings["depth"]"#, r#""3""#));
+        let text = told(|s| s.variables[0].kind = Kind::Integer { low: 1, high: 9 });
+        assert_eq!(text, r#"variables["op"] is ["a", "b"] there and 1 to 9 here"#);
+        let text = told(|s| s.algorithm = Some(asng::Algorithm::Sng));
+        assert_eq!(text, set("algorithm.algorithm", "SNG"));
+        assert_eq!(told(|s| s.alpha = Some(1.5)), set("algorithm.alpha", "1.5"));
+        assert_eq!(told(|s| s.delta_init = Some(2.0)), set("algorithm.delta_init", "2"));
+        assert_eq!(told(|s| s.delta_max = Some(2.0)), set("algorithm.delta_max", "2"));
+        assert_eq!(told(|s| s.lambda_x = Some(2)), set("algorithm.lambda_x", "2"));
+        assert_eq!(told(|s| s.lambda_theta = Some(2)), set("algorithm.lambda_theta", "2"));
+        assert_eq!(told(|s| s.steps_per_update = Some(2)), set("algorithm.steps_per_update", "2"));
+        assert_eq!(told(|s| s.max_staleness = Some(2)), set("algorithm.max_staleness", "2"));
+        assert_eq!(told(|s| s.seed = Some(2)), set("algorithm.seed", "2"));
+        assert_eq!(told(|s| s.max_steps = 11), "stop.max_steps is 10 there and 11 here");
+        let text = told(|s| s.max_duration = Some(Duration::from_secs(90)));
+        assert_eq!(text, set("stop.max_duration", "90s"));
+        assert_eq!(told(|s| s.convergence = Some(0.9)), set("stop.convergence", "0.9"));
+        let text = told(|s| {
+            s.target = Some(Target { metric: "loss".into(), value: 0.5, at_least: false });
+        });
+        assert_eq!(text, set("stop.target", r#""loss" <= 0.5"#));
+        let text = told(|s| s.lease = Some(Duration::from_millis(1500)));
+        assert_eq!(text, set("lease", "1.5s"));
+        let text = told(|s| s.start = Some(Start::Study("x".into())));
+        assert_eq!(text, set("start", r#"study "x""#));
+        assert_eq!(told(|s| s.fixed = map("op", "a")), set(r#"fixed["op"]"#, r#""a""#));
+        assert_eq!(told(|s| s.labels = map("team", "a")), set(r#"labels["team"]"#, r#""a""#));
+        assert_eq!(told(|s| s.owner = "ann".into()), set("owner", r#""ann""#));
+        let text = told(|s| s.retention = Some(Retention::Last(5)));
+        assert_eq!(text, set("retention", "last 5"));
+        let text = told(|s| {
+            let rule = CostRule { cost: "size".into(), weight: Some(0.5), limit: Some(3.0) };
+            s.costs = vec![rule];
+        });
+        assert_eq!(text, set(r#"costs["size"]"#, "weight 0.5, limit 3"));
     }
 
     #[test]
