@@ -6,6 +6,7 @@ mod chart;
 mod course;
 mod front;
 mod ink;
+pub mod notes;
 mod panel;
 mod tables;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use std::time::SystemTime;
 use asng_proto::v1;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use self::panel::Panel;
+use self::{notes::Note, panel::Panel};
 
 /// The style sheet of the page, of reports and of pictures.
 pub const STYLE: &str = include_str!("pictures/style.css");
@@ -36,6 +37,8 @@ pub struct Sight {
     pub reports: Vec<v1::Report>,
     /// Who works on it.
     pub trainers: Vec<v1::Trainer>,
+    /// What people should know of it.
+    pub notes: Vec<Note>,
     /// Steps per second, where that is known.
     pub rate: Option<f64>,
     /// When all this was asked.
@@ -51,6 +54,7 @@ impl Sight {
             trace: Vec::new(),
             reports: Vec::new(),
             trainers: Vec::new(),
+            notes: Vec::new(),
             rate: None,
             now,
         }

@@ -32,6 +32,8 @@ const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 const MAX_METRICS: usize = 50;
 const MAX_SPACES: usize = 100;
+/// Longest part of a name that studies are listed by, in characters.
+const MAX_NAME_PART: usize = 100;
 /// When to ask again if the controller is shutting down: it, or another one, may be there by then.
 const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
@@ -204,12 +206,13 @@ impl StudyService for Api {
         &self,
         request: Request<v1::CreateStudyRequest>,
     ) -> Result<Response<v1::CreateStudyResponse>, Status> {
-        let (caller, v1::CreateStudyRequest { name, spec, .. }) = self.open(request)?;
+        let (caller, v1::CreateStudyRequest { name, spec, replace_failed }) = self.open(request)?;
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
         let creator = caller.identity.owner().to_owned();
         let study = caller
             .run(move |shelf, now| {
-                Ok(Some(convert::study(shelf.create(&name, spec, &creator, now)?)))
+                let study = shelf.create(&name, spec, &creator, replace_failed, now)?;
+                Ok(Some(convert::study(study)))
             })
             .await?;
         Ok(Response::new(v1::CreateStudyResponse { study }))
@@ -230,24 +233,46 @@ impl StudyService for Api {
     ) -> Result<Response<v1::ListStudiesResponse>, Status> {
         let (
             caller,
-            v1::ListStudiesRequest { page_size, page_token, owner, labels, newest_first, .. },
+            v1::ListStudiesRequest {
+                page_size,
+                page_token,
+                owner,
+                labels,
+                newest_first,
+                states,
+                name_contains,
+            },
         ) = self.open(request)?;
+        let mut violations = Vec::new();
+        let states = convert::states(&states, &mut violations);
+        if name_contains.chars().count() > MAX_NAME_PART {
+            let description = format!("has up to {MAX_NAME_PART} characters");
+            violations.push(Violation::new("name_contains", description));
+        }
+        if !violations.is_empty() {
+            return Err(invalid(&violations));
+        }
         let size = page_length(page_size);
         let after = match page_token.as_str() {
             "" => None,
             token => Some(convert::age(token).ok_or_else(|| foreign_token("ListStudies"))?),
         };
         let scope = caller.identity.scope();
+        let name_part = name_contains.to_lowercase();
         let listed = move |study: &Study| {
-            after.is_none_or(|after| (study.age() < after) == newest_first && study.age() != after)
+            (states.is_empty() || states.contains(&convert::state(study.state())))
+                && (name_part.is_empty() || study.name().to_lowercase().contains(&name_part))
                 && scope.holds(study.owner(), &study.spec().labels)
                 && (owner.is_empty() || owner == study.owner())
                 && labels.iter().all(|(key, value)| study.spec().labels.get(key) == Some(value))
         };
+        let on_page = move |study: &Study| {
+            after.is_none_or(|after| (study.age() < after) == newest_first && study.age() != after)
+        };
         let summary = |study: &Study| (study.age(), convert::summary(study));
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
-        let mut studies = caller
+        let (mut studies, total_size) = caller
             .run(move |shelf, _| {
                 let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
@@ -256,7 +281,9 @@ impl StudyService for Api {
                 if newest_first {
                     all.reverse();
                 }
-                Ok(all.into_iter().take(size + 1).map(summary).collect::<Vec<_>>())
+                let total = all.len() as u32;
+                let page = all.into_iter().filter(|study| on_page(study));
+                Ok((page.take(size + 1).map(summary).collect::<Vec<_>>(), total))
             })
             .await?;
         let more = studies.len() > size;
@@ -265,7 +292,7 @@ impl StudyService for Api {
         Ok(Response::new(v1::ListStudiesResponse {
             next_page_token: last.map_or_else(String::new, |(age, _)| convert::page_token(*age)),
             studies: studies.into_iter().map(|(_, study)| study).collect(),
-            ..Default::default()
+            total_size,
         }))
     }
 

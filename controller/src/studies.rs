@@ -56,6 +56,16 @@ pub enum Error {
     /// A study of this name exists, and is another.
     #[error("study {0:?} exists, and is another: with another spec, or imported before")]
     Exists(String),
+    /// A study of this name exists with another spec, which the caller may see.
+    #[error("study {name:?} exists with another spec: {}{hint}", study::summary(.differences))]
+    Differs {
+        /// Name of the study.
+        name: String,
+        /// Fields of the spec that differ, with both values.
+        differences: Vec<Violation>,
+        /// What can be done about it, with the punctuation before it; may be empty.
+        hint: String,
+    },
     /// Another controller owns the study.
     #[error("study {name:?} is with another controller, {address:?}")]
     NotOwner {
@@ -402,20 +412,37 @@ impl Shelf {
         Ok(self.watchers.entry(id).or_insert_with(|| watch::channel(()).0).subscribe())
     }
 
-    /// Creates a study, or returns the one of the same name and spec. `creator` owns it if its spec does not say who.
+    /// Creates a study, or returns the one of the same name and spec. `creator` owns it if its spec does not say who. With
+    /// `replace_failed`, a study of the same name that has FAILED is deleted first, whatever its spec.
     pub fn create(
         &mut self,
         name: &str,
         spec: Spec,
         creator: &str,
+        replace_failed: bool,
         now: Now,
     ) -> Result<&Study, Error> {
+        let mut replaces = false;
         if let Some(study) = self.studies.get(name) {
-            return if *study.spec() == spec && self.sees(study) {
-                self.get(name)
-            } else {
-                Err(Error::Exists(name.into()))
-            };
+            let failed = matches!(study.state(), State::Failed(_));
+            if !self.sees(study) {
+                return Err(Error::Exists(name.into()));
+            }
+            replaces = replace_failed && failed;
+            if !replaces && *study.spec() == spec {
+                return self.get(name);
+            }
+            if !replaces {
+                let differences = study::differences(study.spec(), &spec);
+                let hint = if failed {
+                    "; it has FAILED, and --replace (replace_failed) replaces it".into()
+                } else if replace_failed {
+                    format!("; it is {}, and only a FAILED study is replaced", study.state().name())
+                } else {
+                    String::new()
+                };
+                return Err(Error::Differs { name: name.into(), differences, hint });
+            }
         }
         let mut violations = spec.violations();
         if !is_name(name) {
@@ -432,6 +459,9 @@ impl Shelf {
         let id = StudyId(random.next_u64());
         let seed = spec.seed.unwrap_or_else(|| random.next_u64());
         let study = Study::new(id, name, spec, seed, &owner, start, now).map_err(Error::Invalid)?;
+        if replaces {
+            self.delete(name)?;
+        }
         self.insert(study);
         self.get(name)
     }
@@ -444,13 +474,13 @@ impl Shelf {
         Err(Error::OutOfScope(self.scope.clone()))
     }
 
-    /// Fails if there cannot be another study, or not one called `name`.
+    /// Fails if there cannot be another study, or not one called `name`, unless it takes the place of one that is here.
     fn ensure_room(&mut self, name: &str) -> Result<(), Error> {
         match self.missing(name) {
             Error::UnknownStudy(_) => {}
             other => return Err(other),
         }
-        if self.studies.len() >= self.limits.studies {
+        if self.studies.len() >= self.limits.studies && !self.studies.contains_key(name) {
             return Err(Error::TooManyStudies(self.limits.studies));
         }
         self.over_budget().map_or(Ok(()), |budget| Err(Error::OverBudget(budget)))
@@ -819,7 +849,10 @@ mod tests {
     async fn a_full_disk_is_an_error_and_what_was_acknowledged_stays() {
         let directory = tempfile::tempdir().unwrap();
         let studies = start(directory.path()).await;
-        studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await.unwrap();
+        studies
+            .run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop))
+            .await
+            .unwrap();
         search(&studies).await.unwrap();
         studies
             .run(|shelf, _| {
@@ -873,7 +906,7 @@ mod tests {
         has_started.await.unwrap();
         tokio::select! {
             biased;
-            result = studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)) => {
+            result = studies.run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop)) => {
                 panic!("{result:?}")
             }
             () = std::future::ready(()) => {}
@@ -895,8 +928,8 @@ mod tests {
         };
         let lease_id = studies
             .run(move |shelf, now| {
-                shelf.create("s", spec(), "", now)?;
-                shelf.create("ended", spec(), "", now)?;
+                shelf.create("s", spec(), "", false, now)?;
+                shelf.create("ended", spec(), "", false, now)?;
                 shelf.change("ended", |study| {
                     study.stop(now);
                     Ok(())
@@ -916,7 +949,7 @@ mod tests {
         };
         let mut shelf = Shelf::load(store, Limits { disk: Some(1), ..Limits::default() }).unwrap();
         let now = now();
-        assert!(matches!(shelf.create("new", spec(), "", now), Err(Error::OverBudget(1))));
+        assert!(matches!(shelf.create("new", spec(), "", false, now), Err(Error::OverBudget(1))));
         assert!(matches!(lease(&mut shelf, "s", "2", now), Ok(Next::NoWork(_))));
         assert!(matches!(lease(&mut shelf, "ended", "2", now), Ok(Next::Finished)));
         let (losses, costs, metrics) = (vec![1.0, 2.0], Vec::new(), BTreeMap::new());
@@ -929,7 +962,10 @@ mod tests {
     async fn everything_about_a_study_survives_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let studies = start(directory.path()).await;
-        studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await.unwrap();
+        studies
+            .run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop))
+            .await
+            .unwrap();
         for _ in 0..20 {
             search(&studies).await.unwrap();
         }
@@ -941,10 +977,14 @@ mod tests {
         drop(studies);
         let studies = start(directory.path()).await;
         assert_eq!(studies.run(describe).await.unwrap(), before);
-        let again = studies.run(|shelf, now| shelf.create("s", spec(), "", now).map(drop)).await;
+        let again =
+            studies.run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop)).await;
         again.expect("the same spec is the same study");
         let other = Spec { max_steps: 5, ..spec() };
-        let other = studies.run(|shelf, now| shelf.create("s", other, "", now).map(drop)).await;
-        assert!(matches!(other, Err(Error::Exists(_))));
+        let other =
+            studies.run(|shelf, now| shelf.create("s", other, "", false, now).map(drop)).await;
+        let expected =
+            "study \"s\" exists with another spec: stop.max_steps is 100000 there and 5 here";
+        assert_eq!(other.unwrap_err().to_string(), expected);
     }
 }

@@ -5,6 +5,7 @@
 //! keeps ("Rules of a step"); comments here cite them by number.
 
 mod costs;
+mod differences;
 mod record;
 mod spec;
 mod step;
@@ -29,6 +30,7 @@ pub use self::{
         COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs,
         cost_name_violations, learn,
     },
+    differences::{differences, summary},
     record::{Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule},
     spec::{
         Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,

@@ -15,16 +15,18 @@ mod html;
 mod studies;
 mod views;
 
-use std::{future::Future, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt, future::Future, io, net::SocketAddr, ops::Deref, str::FromStr, sync::Arc, time::Duration,
+};
 
 use anyhow::Context;
 use asng_proto::v1::{self, study_service_server::StudyService};
 use asng_serving::{Address, Gate, http, http::Peer};
 use axum::{
     Form, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State},
+    extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, Request, State},
     http::{StatusCode, header, request::Parts},
-    middleware::{from_fn, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -37,7 +39,7 @@ use tonic::Status;
 
 use self::{
     door::{Door, Visitor},
-    drawing::Subject,
+    drawing::{Listing, Subject},
     html::Frame,
     views::Views,
 };
@@ -62,6 +64,47 @@ pub struct Options {
     #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052")]
     #[arg(value_name = "[https://]ADDRESS|off")]
     http: Place,
+    /// Path under which a reverse proxy shows the page, such as /asng: links, forms and the cookie begin with it. The page is
+    /// found at / as well, whether the proxy passes the prefix on or strips it
+    #[arg(long, env = "ASNG_HTTP_PREFIX", value_name = "PATH")]
+    http_prefix: Option<Prefix>,
+}
+
+/// What the addresses of all pages begin with: empty, or a path without a slash at its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Prefix(String);
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Prefix, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
+        let is_segment =
+            |segment: &str| !matches!(segment, "" | "." | "..") && segment.chars().all(plain);
+        let path = text.strip_suffix('/').unwrap_or(text);
+        let segments = path.strip_prefix('/').map(|path| path.split('/').all(is_segment));
+        match (path, segments) {
+            ("", _) | (_, Some(true)) => Ok(Prefix(path.into())),
+            _ => {
+                Err("expected a path such as /asng, of letters, digits, '-', '_', '.' and '~'"
+                    .into())
+            }
+        }
+    }
+}
+
+impl Deref for Prefix {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Where to serve HTTP.
@@ -96,7 +139,8 @@ impl Options {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address} for HTTP; give another address with --http, or off")
         })?;
-        Ok(Some(Listener { listener, https, insecure }))
+        let prefix = self.http_prefix.clone().unwrap_or_default();
+        Ok(Some(Listener { listener, https, insecure, prefix }))
     }
 }
 
@@ -105,6 +149,7 @@ pub struct Listener {
     listener: TcpListener,
     https: bool,
     insecure: bool,
+    prefix: Prefix,
 }
 
 impl Listener {
@@ -120,6 +165,14 @@ struct Site {
     api: Api,
     door: Arc<Door>,
     views: Arc<Views>,
+    prefix: Prefix,
+}
+
+impl Site {
+    /// What is around a page for whoever is not logged in.
+    fn frame(&self) -> Frame {
+        Frame { prefix: self.prefix.clone(), token: None }
+    }
 }
 
 /// Serves on `listener`, under the limits and certificate of `serving`, until `shutdown` is ready. Readiness ends before
@@ -131,15 +184,24 @@ pub(crate) fn serve<S: Future<Output = ()> + Send + 'static>(
     gate: Gate,
     shutdown: S,
 ) -> io::Result<impl Future<Output = io::Result<()>> + use<S>> {
-    let door = Door::new(gate, listener.address()?, listener.https, listener.insecure);
+    let (address, prefix) = (listener.address()?, listener.prefix);
+    let door = Door::new(gate, address, listener.https, listener.insecure, prefix.clone());
     let tls = serving.tls.as_ref().filter(|_| listener.https);
     let port = http::Listener::new(listener.listener, tls, serving.limits.max_connections)?;
     let mut registry = asng_serving::registry();
     metrics::register(&mut registry);
     let probes = http::probes(registry, api.clone());
-    let views = Arc::new(Views::new(api.clone()));
-    let pages = pages(Site { api, door: Arc::new(door), views });
-    Ok(port.serve(probes.merge(pages), shutdown))
+    let views = Arc::new(Views::new(api.clone(), prefix.clone()));
+    let pages = pages(Site { api, door: Arc::new(door), views, prefix: prefix.clone() });
+    Ok(port.serve(also_under(&prefix, probes.merge(pages)), shutdown))
+}
+
+/// The same pages at / and under `prefix`.
+fn also_under(prefix: &Prefix, pages: Router) -> Router {
+    if prefix.is_empty() {
+        return pages;
+    }
+    Router::new().nest_service(prefix, pages.clone()).fallback_service(pages)
 }
 
 fn pages(site: Site) -> Router {
@@ -156,6 +218,7 @@ fn pages(site: Site) -> Router {
         .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(from_fn_with_state(site.door.clone(), door::guard))
         .fallback(async || Refusal(Status::not_found("there is no such page")))
+        .layer(from_fn_with_state(site.prefix.clone(), draw_refusal))
         .route("/assets/style.css", get(asset("text/css", &[pictures::STYLE, html::STYLE])))
         .route("/assets/page.js", get(asset("text/javascript", &[html::SCRIPT])))
         .route("/assets/icon.svg", get(asset("image/svg+xml", &[html::ICON])))
@@ -176,7 +239,8 @@ fn asset(
     }
 }
 
-/// A page that says why there is not the one that was asked for.
+/// A page that says why there is not the one that was asked for. It is drawn by [`draw_refusal`], which knows the prefix.
+#[derive(Clone)]
 struct Refusal(Status);
 
 impl From<Status> for Refusal {
@@ -187,9 +251,17 @@ impl From<Status> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let code = door::http_status(self.0.code());
-        (code, html::refusal(code, self.0.message())).into_response()
+        let mut response = door::http_status(self.0.code()).into_response();
+        response.extensions_mut().insert(self);
+        response
     }
+}
+
+async fn draw_refusal(State(prefix): State<Prefix>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let Some(Refusal(status)) = response.extensions().get() else { return response };
+    let (code, frame) = (response.status(), Frame { prefix, token: None });
+    (code, html::refusal(&frame, code, status.message())).into_response()
 }
 
 impl FromRequestParts<Site> for Visitor {
@@ -203,32 +275,25 @@ impl FromRequestParts<Site> for Visitor {
     }
 }
 
-/// Which page of the list.
-#[derive(Deserialize)]
-struct Paging {
-    /// Token of the page before.
-    #[serde(default)]
-    after: String,
-}
-
 async fn list(
     State(site): State<Site>,
     visitor: Visitor,
-    Query(Paging { after }): Query<Paging>,
+    Query(listing): Query<Listing>,
 ) -> Result<Markup, Refusal> {
     let identity = site.door.enter(&visitor, door::LIST)?;
-    let subject = Subject::Studies { after };
-    let drawing = drawing::draw(&site.api, &identity, &subject).await?;
-    Ok(html::list(&site.door.frame(&identity), &drawing, &subject.events()))
+    let subject = Subject::Studies(listing.clone());
+    let drawing = drawing::draw(&site.api, &identity, &subject, &site.prefix).await?;
+    let (frame, events) = (site.door.frame(&identity), subject.events(&site.prefix));
+    Ok(html::list(&frame, &listing, &drawing, &events))
 }
 
 async fn list_events(
     State(site): State<Site>,
     visitor: Visitor,
-    Query(Paging { after }): Query<Paging>,
+    Query(listing): Query<Listing>,
 ) -> Result<Response, Refusal> {
     let identity = site.door.enter(&visitor, door::LIST)?;
-    Ok(views::follow(site, visitor, identity, Subject::Studies { after }).await?)
+    Ok(views::follow(site, visitor, identity, Subject::Studies(listing)).await?)
 }
 
 async fn study(
@@ -238,9 +303,9 @@ async fn study(
 ) -> Result<Markup, Refusal> {
     let identity = site.door.enter(&visitor, door::GET)?;
     let subject = Subject::Study(name.clone());
-    let drawing = drawing::draw(&site.api, &identity, &subject).await?;
+    let drawing = drawing::draw(&site.api, &identity, &subject, &site.prefix).await?;
     let may_change = site.door.may_change(&identity);
-    let events = (!drawing.ended).then(|| subject.events());
+    let events = (!drawing.ended).then(|| subject.events(&site.prefix));
     let frame = site.door.frame(&identity);
     Ok(html::study(&frame, &name, &drawing, may_change, events.as_deref()))
 }
@@ -262,7 +327,7 @@ async fn pause(
     let identity = site.door.enter(&visitor, door::PAUSE)?;
     let request = v1::PauseStudyRequest { name: name.clone() };
     site.api.pause_study(asked(&identity, request)).await?;
-    Ok(Redirect::to(&format!("/studies/{name}")))
+    Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
 }
 
 async fn resume(
@@ -273,7 +338,7 @@ async fn resume(
     let identity = site.door.enter(&visitor, door::RESUME)?;
     let request = v1::ResumeStudyRequest { name: name.clone() };
     site.api.resume_study(asked(&identity, request)).await?;
-    Ok(Redirect::to(&format!("/studies/{name}")))
+    Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
 }
 
 /// Stopping is for good: the page asks again.
@@ -296,7 +361,7 @@ async fn stop(
     let identity = site.door.enter(&visitor, door::STOP)?;
     let request = v1::StopStudyRequest { name: name.clone() };
     site.api.stop_study(asked(&identity, request)).await?;
-    Ok(Redirect::to(&format!("/studies/{name}")))
+    Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
 }
 
 /// Where to go after logging in.
@@ -320,8 +385,8 @@ async fn log_in_form(
     Query(back): Query<Return>,
 ) -> Response {
     match site.door.holder(&visitor) {
-        Some(_) => Redirect::to(back.page()).into_response(),
-        None => html::log_in(back.page(), None).into_response(),
+        Some(_) => Redirect::to(&format!("{}{}", site.prefix, back.page())).into_response(),
+        None => html::log_in(&site.frame(), back.page(), None).into_response(),
     }
 }
 
@@ -340,19 +405,23 @@ async fn log_in(
     Form(LogIn { token, back }): Form<LogIn>,
 ) -> Response {
     match site.door.log_in(&visitor, &headers, &token) {
-        Ok(cookie) => ([(header::SET_COOKIE, cookie)], Redirect::to(back.page())).into_response(),
+        Ok(cookie) => {
+            let page = Redirect::to(&format!("{}{}", site.prefix, back.page()));
+            ([(header::SET_COOKIE, cookie)], page).into_response()
+        }
         Err(status) => {
             let code = match door::http_status(status.code()) {
                 StatusCode::UNAUTHORIZED => StatusCode::FORBIDDEN,
                 code => code,
             };
-            (code, html::log_in(back.page(), Some(status.message()))).into_response()
+            (code, html::log_in(&site.frame(), back.page(), Some(status.message()))).into_response()
         }
     }
 }
 
 async fn log_out(State(site): State<Site>, visitor: Visitor) -> impl IntoResponse {
-    ([(header::SET_COOKIE, site.door.log_out(&visitor))], Redirect::to("/login"))
+    let log_in = Redirect::to(&format!("{}/login", site.prefix));
+    ([(header::SET_COOKIE, site.door.log_out(&visitor))], log_in)
 }
 
 impl http::Sight for Api {
@@ -385,5 +454,24 @@ impl http::Sight for Api {
             registry.register_collector(Box::new(snapshot));
         }
         registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_path_of_plain_segments() {
+        for (text, expected) in
+            [("", ""), ("/", ""), ("/asng", "/asng"), ("/asng/", "/asng"), ("/a.b/c-1", "/a.b/c-1")]
+        {
+            assert_eq!(&*text.parse::<Prefix>().unwrap(), expected, "{text:?}");
+        }
+        for text in
+            ["asng", "//asng", "/asng//", "/a/../b", "/a b", "/{a}", "/a?b", "/ä", "http://a/b"]
+        {
+            assert!(text.parse::<Prefix>().is_err(), "{text:?}");
+        }
     }
 }

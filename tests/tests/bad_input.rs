@@ -71,7 +71,24 @@ async fn the_same_name_with_another_spec_already_exists() {
     assert_eq!(first, again);
     let status = studies.create_study(create_request("s", 11)).await.unwrap_err();
     assert_eq!(status.code(), Code::AlreadyExists);
-    assert_eq!(status.get_details_resource_info().unwrap().resource_name, "s");
+    let message = "study \"s\" exists with another spec: stop.max_steps is 10 there and 11 here";
+    assert_eq!(status.message(), message);
+    let resource = status.get_details_resource_info().unwrap();
+    assert_eq!((&*resource.resource_name, &*resource.description), ("s", message));
+    let mut request = create_request("s", 10);
+    let spec = request.spec.as_mut().unwrap();
+    spec.settings = [("depth".into(), "x".repeat(1000))].into();
+    spec.labels = [("team".into(), "a".into())].into();
+    spec.variables[3].name = "other".into();
+    let status = studies.create_study(request).await.unwrap_err();
+    let expected = "study \"s\" exists with another spec: \
+        settings[\"depth\"] is not set there and \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx… here, \
+        variables[\"v3\"] is [\"c0\", \"c1\", \"c2\", \"c3\", \"c4\"] there and not set here, and 2 more";
+    assert_eq!(status.message(), expected);
+    let fields = status.get_details_bad_request().unwrap().field_violations;
+    let told: Vec<_> = fields.iter().map(|f| format!("{} {}", f.field, f.description)).collect();
+    assert_eq!(told.len(), 4);
+    assert_eq!(told[3], "spec.labels[\"team\"] is not set there and \"a\" here");
 }
 
 #[tokio::test]

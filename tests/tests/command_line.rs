@@ -1,11 +1,13 @@
 //! `asngctl` against the real controller: watching through an outage, the history, pictures and studies in files, failover.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
     process::{Command, Output, Stdio},
 };
 
-use asng_tests::{Controller, asngctl, create_request, train};
+use asng_proto::v1::{self, lease_step_response::Next};
+use asng_tests::{Controller, asngctl, categoricals, create_request, report, train};
 use serde_json::Value;
 
 fn command(controllers: &str, line: &str) -> Command {
@@ -37,7 +39,7 @@ async fn a_study_is_watched_through_a_restart_to_its_end() {
     controller.studies().create_study(create_request("s", 40)).await.unwrap();
     let mut watch = command(&controller.url(), "study watch s --output json");
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let mut line = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     assert_eq!(line()["progress"]["applied"], 0);
     controller.kill();
@@ -215,4 +217,273 @@ fn health_is_asked_of_the_controller_or_of_what_is_named() {
     assert_eq!(text(other), "SERVING\n");
     controller.kill();
     assert_eq!(command(&url, "health").output().unwrap().status.code(), Some(1));
+}
+
+/// A request of the trainer `gpu-1`, which serves these spaces, and not `inpaint-cat`.
+fn request_of_gpu_1(spaces: &[&str]) -> v1::LeaseStepRequest {
+    let reason = "no photos in data/photos".into();
+    v1::LeaseStepRequest {
+        trainer_id: "gpu-1".into(),
+        spaces: spaces.iter().map(ToString::to_string).collect(),
+        unserved: vec![v1::UnservedSpace { space: "inpaint-cat".into(), reason }],
+        ..Default::default()
+    }
+}
+
+async fn lease(controller: &Controller, request: v1::LeaseStepRequest) -> Next {
+    controller.search().lease_step(request).await.unwrap().into_inner().next.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trainers_are_listed_with_what_keeps_them_from_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let run = |line: &str| command(&controller.url(), line).output().unwrap();
+    assert!(text(run("trainer list")).starts_with("no trainer has asked this controller for work"));
+    assert_eq!(json(run("trainer list --output json")), Value::Array(Vec::new()));
+
+    for (name, space) in [("cifar", "enas-micro"), ("broken", "toy")] {
+        let mut request = create_request(name, 10);
+        request.spec.as_mut().unwrap().space = space.into();
+        controller.studies().create_study(request).await.unwrap();
+    }
+    let broken = &json(run("study show broken --output json"))["study_id"];
+    let request = v1::LeaseStepRequest {
+        set_aside: vec![v1::SetAsideStudy {
+            study: "broken".into(),
+            study_id: broken.as_str().unwrap().into(),
+            reason: "none of the 2 checkpoints is whole".into(),
+            retry_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+        }],
+        ..request_of_gpu_1(&["enas-micro", "toy"])
+    };
+    let Next::Step(step) = lease(&controller, request).await else { panic!("no step") };
+    assert_eq!(step.study, "cifar");
+
+    let table = text(run("trainer list"));
+    for words in [
+        "gpu-1",
+        "s ago",
+        " cifar ",
+        "enas-micro, toy",
+        "inpaint-cat: no photos in data/photos",
+        "broken: none of the 2 checkpoints is whole; tries again in",
+    ] {
+        assert!(table.contains(words), "{words:?} in\n{table}");
+    }
+    let listed = json(run("trainer list --output json"));
+    let trainer = &listed[0];
+    assert_eq!((&trainer["trainer_id"], &trainer["study"]), (&"gpu-1".into(), &"cifar".into()));
+    assert_eq!(trainer["unserved"][0]["reason"], "no photos in data/photos");
+    assert_eq!(trainer["set_aside"][0]["study"], "broken");
+    assert!(trainer["last_seen"].is_string() && trainer["set_aside"][0]["retry_after"].is_string());
+
+    // Also a study that is RUNNING says who has set it aside, and one that somebody works on has nothing to say.
+    let shown = text(run("study show broken"));
+    let words =
+        "gpu-1 has set this study aside: none of the 2 checkpoints is whole; tries again in";
+    assert!(shown.contains("no trainer works on this study") && shown.contains(words), "{shown}");
+    assert_eq!(json(run("study show cifar --output json"))["notes"], Value::Array(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_a_study_is_told_why_and_again_when_that_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let mut request = create_request("cifar", 10);
+    request.spec.as_mut().unwrap().space = "enas-micro".into();
+    controller.studies().create_study(request).await.unwrap();
+    let create = "study create faces --space inpaint-cat --max-steps 9 --wait";
+    let mut create = command(&controller.url(), create);
+    let mut create = create.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(create.stdout.take().unwrap()).lines();
+    let mut seen = Vec::new();
+    let mut line_with = |words: &str| {
+        loop {
+            let line = lines.next().unwrap_or_else(|| panic!("no {words:?} in {seen:?}")).unwrap();
+            let found = line.contains(words);
+            seen.push(line);
+            if found {
+                return seen.clone();
+            }
+        }
+    };
+    line_with("is WAITING for a trainer that serves `inpaint-cat`");
+    let serve = format!("start one with `asng-trainer serve --controller {}`", controller.url());
+    line_with(&format!("no trainer has asked this controller for work; {serve}"));
+    let Next::Step(_) = lease(&controller, request_of_gpu_1(&["enas-micro", "toy"])).await else {
+        panic!("no step")
+    };
+    line_with("no connected trainer serves space inpaint-cat");
+    line_with("gpu-1 (serves enas-micro, toy; works on cifar): no photos in data/photos");
+    let waiting =
+        "waiting for gpu-1, which works on cifar and describes new studies between two steps";
+    let photos = v1::LeaseStepRequest {
+        study: "cifar".into(),
+        unserved: Vec::new(),
+        ..request_of_gpu_1(&["enas-micro", "inpaint-cat"])
+    };
+    let Next::Step(_) = lease(&controller, photos).await else { panic!("no step") };
+    line_with(waiting);
+    let shown = text(command(&controller.url(), "study show faces").output().unwrap());
+    assert!(shown.contains(waiting), "{shown}");
+    let description = v1::SpaceDescription { variables: categoricals(3), costs: None };
+    let request = v1::DescribeSpaceRequest {
+        study: "faces".into(),
+        trainer_id: "gpu-1".into(),
+        answer: Some(v1::describe_space_request::Answer::Description(description)),
+    };
+    controller.search().describe_space(request).await.unwrap();
+    let seen = line_with("study `faces` is RUNNING");
+    assert!(create.wait().unwrap().success());
+    for (i, line) in seen.iter().enumerate().filter(|(_, line)| line.starts_with("  ")) {
+        assert!(!seen[..i].contains(line), "{line:?} is printed twice: {seen:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_wait_for_a_study_get_its_json_alone_on_stdout() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let create = "study create faces --space inpaint-cat --max-steps 9 --wait --output json";
+    let mut create = command(&controller.url(), create);
+    let mut create = create.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(create.stderr.take().unwrap()).lines();
+    let note = notes.next().unwrap().unwrap();
+    assert!(note.starts_with("no trainer has asked this controller for work"), "{note}");
+    let violation = v1::FieldViolation { field: "settings.x".into(), description: "is 0".into() };
+    let rejection = v1::Rejection { violations: vec![violation] };
+    let request = v1::DescribeSpaceRequest {
+        study: "faces".into(),
+        trainer_id: "gpu-1".into(),
+        answer: Some(v1::describe_space_request::Answer::Rejection(rejection)),
+    };
+    controller.search().describe_space(request).await.unwrap();
+    let output = create.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let study: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(study["state"], "FAILED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_study_that_loses_reports_to_staleness_says_what_to_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let mut request = create_request("s", 100);
+    request.spec.as_mut().unwrap().algorithm.as_mut().unwrap().max_staleness = Some(1);
+    controller.studies().create_study(request).await.unwrap();
+    let note = || {
+        let shown = command(&controller.url(), "study show s --output json").output().unwrap();
+        let notes = json(shown)["notes"].as_array().unwrap().clone();
+        notes.iter().find(|note| note.as_str().unwrap().contains("STALE")).cloned()
+    };
+    let reported = async |trainer: &str, step: &v1::Step| {
+        let report = v1::ReportStepRequest { lease_next: false, ..report(step, trainer) };
+        controller.search().report_step(report).await.unwrap().into_inner().outcome()
+    };
+    let step = async |trainer: &str| {
+        let request = v1::LeaseStepRequest {
+            study: "s".into(),
+            trainer_id: trainer.into(),
+            ..Default::default()
+        };
+        match lease(&controller, request).await {
+            Next::Step(step) => step,
+            other => panic!("{other:?}"),
+        }
+    };
+    // One trainer is so slow that two updates pass meanwhile.
+    for round in 0..7 {
+        assert_eq!(note(), None, "round {round}");
+        let slow = step("slow").await;
+        for _ in 0..2 {
+            let quick = step("quick").await;
+            assert_eq!(reported("quick", &quick).await, v1::ReportOutcome::Applied);
+        }
+        assert_eq!(reported("slow", &slow).await, v1::ReportOutcome::Stale);
+    }
+    let note = note().unwrap();
+    let note = note.as_str().unwrap();
+    assert!(note.starts_with("7 of 21 reports were STALE, late by more than 1 updates"), "{note}");
+    assert!(note.contains("max_staleness") && note.contains("lease"), "{note}");
+}
+
+#[test]
+fn studies_are_listed_by_state_and_name_and_their_number_is_told_when_some_are_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let variables = directory.path().join("variables.json");
+    std::fs::write(&variables, r#"[{"name": "op", "choices": ["a", "b"]}]"#).unwrap();
+    let run =
+        |line: &str| command(&controller.url(), line).current_dir(&directory).output().unwrap();
+    for name in ["cats-1", "Cats-2", "dogs", "cats-3"] {
+        text(run(&format!("study create {name} --variables variables.json --max-steps 9")));
+    }
+    text(run("study pause dogs"));
+    text(run("study stop cats-3"));
+    let listed = |flags: &str| {
+        let studies = json(run(&format!("study list --output json {flags}")));
+        let names = studies.as_array().unwrap().iter().map(|study| study["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(listed("--name CATS"), ["cats-1", "Cats-2", "cats-3"]);
+    assert_eq!(listed("--state paused --state STOPPED"), ["dogs", "cats-3"]);
+    assert_eq!(listed("--name cats --state running --limit 1"), ["cats-1"]);
+    assert_eq!(listed("--name cats --newest-first --limit 2"), ["cats-3", "Cats-2"]);
+    assert!(listed("--state failed").is_empty());
+
+    let table = text(run("study list --name cats --limit 2"));
+    assert!(table.ends_with("\n2 of 3 studies that match\n"), "{table}");
+    let all = text(run("study list --name cats --limit 3"));
+    assert_eq!(all.lines().count(), 4, "{all}");
+    let some = run("study list --name cats --limit 2 --output json");
+    assert_eq!(String::from_utf8_lossy(&some.stderr), "2 of 3 studies that match\n");
+    let unknown = run("study list --state done");
+    let errors = String::from_utf8_lossy(&unknown.stderr);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        errors.contains("expected waiting, running, paused, finished, stopped or failed"),
+        "{errors}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_study_is_replaced_by_its_correction() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let run = |line: &str| command(&controller.url(), line).output().unwrap();
+    text(run("study create s --space mine --max-steps 9 --set depth=0"));
+    text(run("study create source --space mine --max-steps 9 --set depth=2"));
+    let reject = async || {
+        let violation =
+            v1::FieldViolation { field: "settings.depth".into(), description: "is 0".into() };
+        let rejection = v1::Rejection { violations: vec![violation] };
+        let request = v1::DescribeSpaceRequest {
+            study: "s".into(),
+            trainer_id: "gpu-1".into(),
+            answer: Some(v1::describe_space_request::Answer::Rejection(rejection)),
+        };
+        controller.search().describe_space(request).await.unwrap();
+    };
+    reject().await;
+    let watched = run("study watch s");
+    let errors = String::from_utf8_lossy(&watched.stderr);
+    assert!(errors.contains("settings.depth: is 0\nCorrect them and create"), "{errors}");
+    let create = "study create s --space mine --max-steps 9 --set depth=1";
+    let refused = run(create);
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.contains("--replace"), "{errors}");
+    let created = json(run(&format!("{create} --replace --output json")));
+    assert_eq!(
+        (&created["state"], &created["spec"]["settings"]["depth"]),
+        (&"WAITING".into(), &"1".into())
+    );
+
+    reject().await;
+    assert_eq!(run("study clone source s").status.code(), Some(1));
+    let cloned = json(run("study clone source s --replace --output json"));
+    assert_eq!(
+        (&cloned["state"], &cloned["spec"]["settings"]["depth"]),
+        (&"WAITING".into(), &"2".into())
+    );
 }

@@ -23,7 +23,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let file = directory.path().join("controller.toml");
     fs::write(
         &file,
-        "listen = \"256.0.0.1:1\"\ngrace = \"1s\"\nmax-studies = 1\nmax-streams = 4\n",
+        "listen = \"256.0.0.1:1\"\nhttp-prefix = \"/asng\"\ngrace = \"1s\"\nmax-studies = 1\nmax-streams = 4\n",
     )
     .unwrap();
     let mut command = Command::new(asng_controller());
@@ -35,6 +35,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         "max-studies=3 (flag)",
         "max-streams=5 (environment)",
         "grace=1s,",
+        "http-prefix=/asng,",
         "listen=127.0.0.1:0 (flag)",
         "request-timeout=60s,",
     ] {
@@ -51,6 +52,10 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
         ("lisen = \"127.0.0.1:1\"", "there is no option `lisen`; the nearest is `listen`"),
         ("listen = \"here\"", "invalid value 'here' for '--listen <ADDRESS>'"),
         ("listen = [1]", "`listen` is a text, a whole number, true or false"),
+        (
+            "http-prefix = \"asng\"",
+            "invalid value 'asng' for '--http-prefix <PATH>': expected a path",
+        ),
     ] {
         fs::write(file, content).unwrap();
         let text = refusal(&["--config", file]);

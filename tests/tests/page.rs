@@ -36,14 +36,16 @@ const STATE: &str = "document.querySelector('.title .state').textContent";
 async fn a_page_follows_a_search_and_pauses_resumes_and_stops_it() {
     let Some(browser) = Browser::start() else { return };
     let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(&directory.path().join("state"));
+    // As behind a proxy that shows other things beside it.
+    let state = directory.path().join("state");
+    let controller = Controller::start_with(&state, &["--http-prefix=/lab/asng"]);
     let mut request = create_request("artificial", 10_000_000);
     let spec = request.spec.as_mut().unwrap();
     (spec.space, spec.variables) = ("toy".into(), Vec::new());
     let mut studies = controller.studies();
     studies.create_study(request).await.unwrap();
 
-    let origin = format!("http://{}/", controller.http);
+    let origin = format!("http://{}/lab/asng/", controller.http);
     browser.open(&origin);
     browser.click("artificial");
     browser.wait(&format!("return {STATE} === 'WAITING'"));
@@ -238,6 +240,206 @@ async fn the_list_begins_with_the_newest_studies_a_page_at_a_time() {
         path = format!("/?after={}", next.split('"').next().unwrap());
     }
     assert_eq!(seen, (0..70).rev().map(|i| format!("s{i}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_study_that_nobody_works_on_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let mut request = create_request("faces", 10);
+    let spec = request.spec.as_mut().unwrap();
+    (spec.space, spec.variables) = ("inpaint-cat".into(), Vec::new());
+    let created = controller.studies().create_study(request).await.unwrap().into_inner();
+    let page = || ask(controller.http, "GET /studies/faces", &[]).2;
+    let serve = "no trainer has asked this controller for work; start one with asng-trainer serve";
+    assert!(page().contains(serve), "{}", page());
+
+    let mut lease = v1::LeaseStepRequest {
+        trainer_id: "gpu-1".into(),
+        spaces: vec!["toy".into()],
+        unserved: vec![v1::UnservedSpace {
+            space: "inpaint-cat".into(),
+            reason: "no photos in <data>".into(),
+        }],
+        ..Default::default()
+    };
+    controller.search().lease_step(lease.clone()).await.unwrap();
+    let page_then = page();
+    for words in [
+        "no connected trainer serves space inpaint-cat",
+        "gpu-1 (serves toy; has no work): no photos in &lt;data&gt;",
+    ] {
+        assert!(page_then.contains(words), "{page_then}");
+    }
+    let (_, _, list) = ask(controller.http, "GET /", &[]);
+    assert!(list.contains("inpaint-cat: no photos in &lt;data&gt;"), "{list}");
+
+    lease.spaces.push("inpaint-cat".into());
+    lease.unserved.clear();
+    lease.set_aside.push(v1::SetAsideStudy {
+        study: "faces".into(),
+        study_id: created.study.unwrap().study_id,
+        reason: "no whole checkpoint".into(),
+        retry_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+    });
+    controller.search().lease_step(lease).await.unwrap();
+    let words = "gpu-1 has set this study aside: no whole checkpoint; tries again in";
+    assert!(page().contains(words), "{}", page());
+    let (_, _, list) = ask(controller.http, "GET /", &[]);
+    assert!(list.contains("faces: no whole checkpoint; tries again in"), "{list}");
+}
+
+/// Every address in a page: of links, forms, the script, the style and the events.
+fn addresses(page: &str) -> Vec<&str> {
+    let after = |attribute: &str| {
+        let attribute = format!(" {attribute}=\"");
+        let parts = page.split(attribute.as_str()).skip(1).collect::<Vec<_>>();
+        parts.into_iter().map(|part| part.split('"').next().unwrap()).collect::<Vec<_>>()
+    };
+    let all = ["href", "src", "action", "data-events"].map(after).concat();
+    all.into_iter().filter(|address| !address.starts_with('#')).collect()
+}
+
+#[tokio::test]
+async fn everything_stays_under_a_path_prefix() {
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens.toml");
+    fs::write(&tokens, LEAD).unwrap();
+    let tokens = format!("--token-file={}", tokens.display());
+    let arguments = ["--http-prefix=/asng/", &*tokens];
+    let controller = Controller::start_with(&directory.path().join("state"), &arguments);
+    let http = controller.http;
+    let mut create = tonic::Request::new(create_request("s", 10));
+    let token = "Bearer a-secret-of-the-lead".parse().unwrap();
+    create.metadata_mut().insert("authorization", token);
+    controller.studies().create_study(create).await.unwrap();
+
+    for path in
+        ["/healthz", "/readyz", "/metrics", "/asng/healthz", "/asng/readyz", "/asng/metrics"]
+    {
+        assert_eq!(ask(http, &format!("GET {path}"), &[]).0, 200, "{path}");
+    }
+    let (status, head, _) = ask(http, "GET /asng/studies/s", &[]);
+    assert_eq!(status, 303);
+    assert!(head.contains("location: /asng/login?to=/studies/s"), "{head}");
+    let (_, _, page) = ask(http, "GET /asng/login", &[]);
+    assert!(page.contains("action=\"/asng/login\""), "{page}");
+
+    let form = "token=a-secret-of-the-lead&to=/studies/s";
+    let mut stream = TcpStream::connect(http).unwrap();
+    let head = "POST /asng/login HTTP/1.1\r\nconnection: close\r\nsec-fetch-site: same-origin\r\n\
+                content-type: application/x-www-form-urlencoded";
+    write!(stream, "{head}\r\nhost: {http}\r\ncontent-length: {}\r\n\r\n{form}", form.len())
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("location: /asng/studies/s"), "{answer}");
+    let (_, cookie) = answer.split_once("set-cookie: ").unwrap();
+    assert!(cookie.contains("; Path=/asng; "), "{cookie}");
+    let cookie = format!("cookie: {}", cookie.split(';').next().unwrap());
+
+    let own = "sec-fetch-site: same-origin";
+    // A proxy may strip the prefix.
+    for (path, status) in [
+        ("/asng", 200),
+        ("/asng/", 200),
+        ("/asng/?name=s&state=RUNNING", 200),
+        ("/", 200),
+        ("/asng/studies/s", 200),
+        ("/studies/s", 200),
+        ("/asng/studies/s/stop", 200),
+        ("/asng/studies/nobody", 404),
+        ("/asng/nothing", 404),
+    ] {
+        let (got, _, page) = ask(http, &format!("GET {path}"), &[&cookie]);
+        assert_eq!(got, status, "{path}");
+        let addresses = addresses(&page);
+        assert!(addresses.len() >= 4, "{path}: {page}");
+        for address in addresses {
+            assert!(address.starts_with("/asng/"), "{path}: {address}");
+        }
+    }
+    for asset in ["style.css", "page.js", "icon.svg"] {
+        assert_eq!(ask(http, &format!("GET /asng/assets/{asset}"), &[]).0, 200);
+    }
+    for (form, location) in [
+        ("studies/s/pause", "/asng/studies/s"),
+        ("studies/s/resume", "/asng/studies/s"),
+        ("studies/s/stop", "/asng/studies/s"),
+        ("logout", "/asng/login"),
+    ] {
+        let (status, head, _) = ask(http, &format!("POST /asng/{form}"), &[&cookie, own]);
+        assert_eq!(status, 303, "{form}");
+        assert!(head.contains(&format!("location: {location}\r\n")), "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn studies_are_found_by_name_and_state_while_the_page_follows_them() {
+    let Some(browser) = Browser::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let mut studies = controller.studies();
+    for i in 0..70 {
+        let name = if i % 2 == 0 { format!("even-{i}") } else { format!("Odd-{i}") };
+        studies.create_study(create_request(&name, 10)).await.unwrap();
+    }
+    studies.pause_study(v1::PauseStudyRequest { name: "Odd-69".into() }).await.unwrap();
+    let names = "return [...document.querySelectorAll('.studies tbody th')].map((name) => name.textContent).join()";
+    browser.open(&format!("http://{}/", controller.http));
+    assert!(browser.text().contains("70 studies"), "{}", browser.text());
+    assert!(browser.text().contains("No trainer has asked this controller for work"));
+
+    browser.run("window.opened = true; document.getElementById('name').focus()");
+    browser.type_into("name", "odd");
+    // What is drawn anew leaves the field alone.
+    let reason = "no photos in data/photos".to_owned();
+    let request = v1::LeaseStepRequest {
+        trainer_id: "gpu-1".into(),
+        spaces: vec!["toy".into()],
+        unserved: vec![v1::UnservedSpace { space: "inpaint-cat".into(), reason: reason.clone() }],
+        ..Default::default()
+    };
+    controller.search().lease_step(request).await.unwrap();
+    browser.wait(&format!("return document.body.innerText.includes('inpaint-cat: {reason}')"));
+    assert_eq!(browser.run("return window.opened && document.activeElement.value"), "odd");
+
+    // The keyboard alone: Enter in the field sends the form.
+    browser.type_into("name", "\u{e007}");
+    browser.wait("return document.body.innerText.includes('35 matching studies')");
+    assert!(browser.url().ends_with("/?name=odd&state="), "{}", browser.url());
+    browser.run("document.getElementById('state').value = 'PAUSED'");
+    browser.click("Search");
+    browser.wait("return document.body.innerText.includes('1 matching study')");
+    assert_eq!(browser.run(names), "Odd-69");
+    studies.pause_study(v1::PauseStudyRequest { name: "Odd-1".into() }).await.unwrap();
+    browser.wait("return document.body.innerText.includes('2 matching studies')");
+    assert_eq!(browser.run(names), "Odd-69,Odd-1");
+
+    // A search goes on to its next page.
+    for i in 0..60 {
+        studies
+            .create_study(create_request(&format!("odd&{i}").replace('&', "."), 10))
+            .await
+            .unwrap();
+    }
+    browser.open(&format!("http://{}/?name=odd", controller.http));
+    browser.click("Older");
+    browser.wait("return location.search.includes('after=') && document.querySelector('.studies')");
+    let last = browser.run(names);
+    assert!(last.as_str().unwrap().ends_with("Odd-3,Odd-1"), "{last}");
+    assert!(!last.as_str().unwrap().contains("even"), "{last}");
+    browser.click("Newest");
+    browser.wait("return location.search === '?name=odd'");
+    browser.click("All studies");
+    browser
+        .wait("return location.search === '' && document.body.innerText.includes('130 studies')");
+    assert_eq!(browser.console(), [""; 0]);
+
+    let nothing = ask(controller.http, "GET /?name=nothing", &[]);
+    assert!(nothing.2.contains("No study matches."), "{}", nothing.2);
+    assert_eq!(ask(controller.http, "GET /?state=nonsense", &[]).0, 400);
+    assert_eq!(ask(controller.http, "GET /?state=RUNNING&after=nonsense", &[]).0, 400);
 }
 
 #[test]

@@ -286,8 +286,28 @@ async fn a_bound_token_sees_and_touches_its_own_studies_only() {
         assert_eq!(told(&status), (Code::PermissionDenied, "SCOPE".into(), message.into()));
     }
     // That a name is taken cannot be hidden, what has taken it can.
-    let status = made(&lead, create("other", "", &vision)).await.unwrap_err();
-    assert_eq!(status.code(), Code::AlreadyExists);
+    // Neither does its state show, nor is it replaced.
+    let rejection = v1::Rejection { violations: vec![v1::FieldViolation::default()] };
+    let reject = v1::DescribeSpaceRequest {
+        study: "failed".into(),
+        trainer_id: "t".into(),
+        answer: Some(v1::describe_space_request::Answer::Rejection(rejection)),
+    };
+    made(&admin, create("failed", "", &vision)).await.unwrap();
+    search.describe_space(bearing(&admin, reject)).await.unwrap();
+    for name in ["other", "failed"] {
+        let taken =
+            format!("study {name:?} exists, and is another: with another spec, or imported before");
+        for replace_failed in [false, true] {
+            let mut request = create(name, "", &vision);
+            request.replace_failed = replace_failed;
+            let status = made(&lead, request).await.unwrap_err();
+            assert_eq!((status.code(), status.message()), (Code::AlreadyExists, &*taken));
+            assert!(status.get_details_bad_request().is_none());
+        }
+    }
+    let delete = v1::DeleteStudyRequest { name: "failed".into() };
+    controller.studies().delete_study(bearing(&admin, delete)).await.unwrap();
 
     for (token, seen) in [
         (&admin, &["other", "lab1", "lab2"][..]),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use asng_proto::v1::{self, marginal::Kind, start::From, variable};
 use asng_tests::{Controller, applied, create_request, study_when, train};
 use tonic::Code;
+use tonic_types::StatusExt;
 
 /// A study of `name` whose spec is changed by `change`.
 async fn create(
@@ -194,6 +195,108 @@ async fn studies_are_listed_by_owner_and_labels() {
     assert_eq!(list("", &[("team", "vision")]).await, ["a", "b"]);
     assert_eq!(list("ann", &[("team", "vision")]).await, ["a"]);
     assert!(list("", &[("team", "vision"), ("x", "")]).await.is_empty());
+}
+
+#[tokio::test]
+async fn studies_are_listed_by_state_and_name_and_counted_on_all_pages() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    for name in ["Cats-1", "cats-2", "dogs", "concatenated"] {
+        create(&controller, name, |_| {}).await.unwrap();
+    }
+    controller.studies().pause_study(v1::PauseStudyRequest { name: "dogs".into() }).await.unwrap();
+    controller.studies().stop_study(v1::StopStudyRequest { name: "cats-2".into() }).await.unwrap();
+    let list = async |states: &[i32], name_contains: &str, page_size: u32| {
+        let mut request = v1::ListStudiesRequest {
+            states: states.to_vec(),
+            name_contains: name_contains.into(),
+            page_size,
+            ..Default::default()
+        };
+        let mut pages = Vec::new();
+        loop {
+            let page = controller.studies().list_studies(request.clone()).await?.into_inner();
+            let names: Vec<_> = page.studies.iter().map(|study| &*study.name).collect();
+            pages.push((names.join(" "), page.total_size));
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok::<_, tonic::Status>(pages);
+            }
+        }
+    };
+    let pages = |pages: &[&str], total: u32| -> Vec<(String, u32)> {
+        pages.iter().map(|page| (page.to_string(), total)).collect()
+    };
+    let [running, paused, stopped] =
+        [v1::StudyState::Running, v1::StudyState::Paused, v1::StudyState::Stopped].map(i32::from);
+    assert_eq!(list(&[], "", 3).await.unwrap(), pages(&["Cats-1 cats-2 dogs", "concatenated"], 4));
+    assert_eq!(list(&[], "CAT", 2).await.unwrap(), pages(&["Cats-1 cats-2", "concatenated"], 3));
+    assert_eq!(list(&[running], "cat", 1).await.unwrap(), pages(&["Cats-1", "concatenated"], 2));
+    assert_eq!(list(&[paused, stopped], "", 9).await.unwrap(), pages(&["cats-2 dogs"], 2));
+    assert_eq!(list(&[], &"é".repeat(100), 9).await.unwrap(), pages(&[""], 0));
+    let refused = list(&[running, 0, 99], &"x".repeat(101), 9).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let found = refused.get_details_bad_request().unwrap().field_violations;
+    let fields: Vec<_> = found.iter().map(|found| &*found.field).collect();
+    assert_eq!(fields, ["states[1]", "states[2]", "name_contains"]);
+}
+
+/// Rejects the study "s", as a trainer does.
+async fn reject(controller: &Controller) {
+    let reason = v1::FieldViolation { field: "spec".into(), description: "cannot be".into() };
+    let rejection = v1::Rejection { violations: vec![reason] };
+    let request = v1::DescribeSpaceRequest {
+        study: "s".into(),
+        trainer_id: "t".into(),
+        answer: Some(v1::describe_space_request::Answer::Rejection(rejection)),
+    };
+    controller.search().describe_space(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_study_is_replaced_when_that_is_asked_for_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    let replace = async |controller: &Controller, max_steps| {
+        let request =
+            v1::CreateStudyRequest { replace_failed: true, ..create_request("s", max_steps) };
+        let answer = controller.studies().create_study(request).await?;
+        Ok::<_, tonic::Status>(answer.into_inner().study.unwrap())
+    };
+    let first = replace(&controller, 10).await.expect("there is nothing to be replaced");
+    assert_eq!(replace(&controller, 10).await.unwrap(), first, "a request that is sent again");
+    let status = replace(&controller, 11).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let running = "study \"s\" exists with another spec: stop.max_steps is 10 there and 11 here; \
+        it is RUNNING, and only a FAILED study is replaced";
+    assert_eq!(status.message(), running);
+
+    let held = lease(&controller, "t", None).await;
+    reject(&controller).await;
+    let status = controller.studies().create_study(create_request("s", 11)).await.unwrap_err();
+    let failed = "study \"s\" exists with another spec: stop.max_steps is 10 there and 11 here; \
+        it has FAILED, and --replace (replace_failed) replaces it";
+    assert_eq!(status.message(), failed);
+    let malformed = replace(&controller, 0).await.unwrap_err();
+    assert_eq!(malformed.code(), Code::InvalidArgument);
+    let get = v1::GetStudyRequest { name: "s".into() };
+    let kept = controller.studies().get_study(get).await.unwrap().into_inner().study;
+    assert_eq!(kept.unwrap().study_id, first.study_id, "nothing was deleted");
+
+    let second = replace(&controller, 11).await.unwrap();
+    assert_ne!(second.study_id, first.study_id);
+    assert_eq!((second.state(), applied(&second)), (v1::StudyState::Running, 0));
+    let late = controller.search().report_step(asng_tests::report(&held, "t")).await.unwrap_err();
+    assert_eq!(late.code(), Code::NotFound, "the step was of another study");
+    reject(&controller).await;
+    let third = replace(&controller, 11).await.expect("the same spec may do with another trainer");
+    assert_ne!(third.study_id, second.study_id);
+    controller.kill();
+    controller.restart();
+    let same = |study: &v1::Study| study.study_id == third.study_id;
+    assert_eq!(study_when(&controller, "s", same).await, third);
+    let list = controller.studies().list_studies(v1::ListStudiesRequest::default()).await.unwrap();
+    assert_eq!(list.into_inner().studies.len(), 1);
 }
 
 async fn trace(controller: &Controller, name: &str) -> Vec<v1::TracePoint> {

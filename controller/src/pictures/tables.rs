@@ -48,6 +48,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
             (format!("{share:.1} %"))
         }
         dl.facts { @for (name, fact) in facts { div { dt { (name) } dd { (fact) } } } }
+        @if !sight.notes.is_empty() { ul.notes { @for note in &sight.notes { li { (note) } } } }
         @if !study.failure.is_empty() {
             p { "A trainer rejected its settings:" }
             ul { @for f in &study.failure { li { code { (f.field) } ": " (f.description) } } }

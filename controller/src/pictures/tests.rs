@@ -166,6 +166,7 @@ fn sight(variables: Vec<Variable>) -> Sight {
         trace: trace.collect(),
         reports: (0..30).map(report).collect(),
         trainers: vec![trainer("gpu-box-1", &[20_001]), trainer("laptop", &[])],
+        notes: vec!["gpu-1 has set this study aside".to_owned().into()],
         rate: Some(6.5),
         now: UNIX_EPOCH + Duration::from_secs(200),
     }

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use asng_proto::v1::{Report, Study, Variable, variable::Kind};
+use asng_proto::v1::{Report, SetAsideStudy, Study, UnservedSpace, Variable, variable::Kind};
 use prost_types::Timestamp;
+
+use super::notes::Note;
 
 /// The state as it is written in the contract, without its prefix.
 pub fn state(study: &Study) -> &'static str {
@@ -51,6 +53,24 @@ pub fn number(value: f64) -> String {
     } else {
         format!("{value:.3e}")
     }
+}
+
+/// Spaces that a trainer cannot serve, a line for each.
+pub fn unserved(spaces: &[UnservedSpace]) -> String {
+    let lines = spaces.iter().map(|unserved| format!("{}: {}", unserved.space, unserved.reason));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Studies that a trainer has set aside, a line for each.
+pub fn set_aside(studies: &[SetAsideStudy]) -> String {
+    let lines = studies.iter().map(|aside| {
+        let note = Note {
+            text: format!("{}: {}", aside.study, aside.reason),
+            retry_after: aside.retry_after.and_then(|time| Duration::try_from(time).ok()),
+        };
+        note.to_string()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// `text` in about `letters` letters, the end cut off where it is longer.

@@ -471,7 +471,21 @@ fn architecture(study: &Study, architecture: &Architecture) -> v1::Architecture 
     v1::Architecture { values: study.settle(architecture) }
 }
 
-fn state(state: &State) -> v1::StudyState {
+/// Reads the states that studies are listed by.
+pub(super) fn states(states: &[i32], violations: &mut Vec<Violation>) -> Vec<v1::StudyState> {
+    let known = states.iter().enumerate().filter_map(|(i, &number)| {
+        let state = v1::StudyState::try_from(number).ok();
+        let state = state.filter(|state| *state != v1::StudyState::Unspecified);
+        if state.is_none() {
+            let description = format!("{number} is not a state of a study");
+            violations.push(Violation::new(format!("states[{i}]"), description));
+        }
+        state
+    });
+    known.collect()
+}
+
+pub(super) fn state(state: &State) -> v1::StudyState {
     match state {
         State::Waiting => v1::StudyState::Waiting,
         State::Running => v1::StudyState::Running,

@@ -28,6 +28,13 @@ pub(super) fn status(error: &Error) -> Status {
             let details = ErrorDetails::with_resource_info("study", name, "", &message);
             Status::with_error_details(Code::AlreadyExists, message, details)
         }
+        Error::Differs { name, differences, .. } => {
+            // It is short by itself, and its end says what to do.
+            let message = error.to_string();
+            let mut details = ErrorDetails::with_resource_info("study", name, "", &message);
+            details.set_bad_request(field_violations(differences));
+            Status::with_error_details(Code::AlreadyExists, message, details)
+        }
         Error::NotOwner { address, .. } => {
             let metadata = HashMap::from([("address".to_owned(), address.clone())]);
             let mut details = ErrorDetails::with_error_info("NOT_OWNER", DOMAIN, metadata);
@@ -80,13 +87,16 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
         [only] => short(&only.to_string()),
         [first, rest @ ..] => format!("{} (and {} more)", short(&first.to_string()), rest.len()),
     };
-    let violations: Vec<_> = violations
+    let details = ErrorDetails::with_bad_request(field_violations(violations));
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
+    violations
         .iter()
         .take(MAX_VIOLATIONS)
         .map(|fault| FieldViolation::new(short(&fault.field), short(&fault.description)))
-        .collect();
-    let details = ErrorDetails::with_bad_request(violations);
-    Status::with_error_details(Code::InvalidArgument, message, details)
+        .collect()
 }
 
 fn quota(subject: &str, message: String) -> Status {

@@ -186,7 +186,7 @@ impl Simulation {
         let limit = spec.costs.first().and_then(|rule| rule.limit);
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
         let mut shelf = load(&location);
-        shelf.create(STUDY, spec, "", now).unwrap();
+        shelf.create(STUDY, spec, "", false, now).unwrap();
         commit(&mut shelf);
         let model = Model {
             asng,

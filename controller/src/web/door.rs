@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tonic::{Code, Status};
 use tracing::info;
 
-use super::{Frame, Refusal};
+use super::{Frame, Prefix, Refusal};
 
 /// How long somebody stays logged in.
 const SESSION: Duration = Duration::from_secs(12 * 60 * 60);
@@ -61,12 +61,19 @@ pub(super) struct Door {
     /// Whether pages are for this machine alone, to whoever uses it.
     local: bool,
     https: bool,
+    prefix: Prefix,
 }
 
 impl Door {
     /// The door at `address`. It is closed to other machines where a token would travel in the clear, or none is wanted,
     /// unless `insecure` says that this is meant.
-    pub(super) fn new(gate: Gate, address: SocketAddr, https: bool, insecure: bool) -> Door {
+    pub(super) fn new(
+        gate: Gate,
+        address: SocketAddr,
+        https: bool,
+        insecure: bool,
+        prefix: Prefix,
+    ) -> Door {
         let loopback = address.ip().to_canonical().is_loopback();
         let danger = if loopback || insecure {
             None
@@ -87,7 +94,7 @@ impl Door {
             info!("there is no page for people: {closed}");
         }
         let local = loopback && !gate.wants_tokens();
-        Door { gate, sessions: Mutex::default(), closed, local, https }
+        Door { gate, sessions: Mutex::default(), closed, local, https, prefix }
     }
 
     pub(super) fn visitor(&self, headers: &HeaderMap, peer: SocketAddr) -> Visitor {
@@ -118,7 +125,7 @@ impl Door {
 
     /// What is around the pages that somebody sees.
     pub(super) fn frame(&self, identity: &Identity) -> Frame {
-        Frame { token: identity.name().map(String::from) }
+        Frame { prefix: self.prefix.clone(), token: identity.name().map(String::from) }
     }
 
     /// Begins a session of whoever holds `token`, and returns its cookie.
@@ -133,7 +140,7 @@ impl Door {
         // A proxy may be what speaks TLS: then only the browser knows.
         let https = self.https || text(headers, &ORIGIN).is_some_and(|o| o.starts_with("https:"));
         let session = self.sessions.lock().begin(token, Instant::now());
-        Ok(cookie(&session, SESSION, https))
+        Ok(self.cookie(&session, SESSION, https))
     }
 
     /// Ends the visitor's session, and returns the cookie that takes its place.
@@ -141,7 +148,13 @@ impl Door {
         if let Some(session) = &visitor.session {
             self.sessions.lock().0.remove(session);
         }
-        cookie("", Duration::ZERO, self.https)
+        self.cookie("", Duration::ZERO, self.https)
+    }
+
+    fn cookie(&self, session: &str, age: Duration, https: bool) -> String {
+        let path = if self.prefix.is_empty() { "/" } else { &*self.prefix };
+        let (age, secure) = (age.as_secs(), if https { "; Secure" } else { "" });
+        format!("asng={session}; Path={path}; HttpOnly; SameSite=Strict; Max-Age={age}{secure}")
     }
 
     /// Refuses what comes from pages that are not ours.
@@ -176,12 +189,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn cookie(session: &str, age: Duration, https: bool) -> String {
-    let secure = if https { "; Secure" } else { "" };
-    let age = age.as_secs();
-    format!("asng={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{secure}")
-}
-
 /// Whether a Host, with or without a port, is a name of this machine that no other site can take.
 fn is_loopback(host: &str) -> bool {
     if let Some(v6) = host.strip_prefix('[') {
@@ -203,7 +210,7 @@ pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next:
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     if response.status() == StatusCode::UNAUTHORIZED && !stream {
-        return Redirect::to(&format!("/login?to={path}")).into_response();
+        return Redirect::to(&format!("{}/login?to={path}", door.prefix)).into_response();
     }
     response
 }

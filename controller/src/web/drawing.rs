@@ -9,11 +9,12 @@ use asng_proto::v1::{
 };
 use asng_serving::access::Identity;
 use prost_types::Timestamp;
+use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use super::html;
+use super::{Prefix, html};
 use crate::{
-    pictures::{self, Sight},
+    pictures::{self, Sight, notes::notes},
     service::{Api, asked},
 };
 
@@ -29,20 +30,72 @@ const RATE_LEAST: Duration = Duration::from_secs(1);
 /// What somebody looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
-    /// The studies, newest first, after those of a page whose token this is.
-    Studies { after: String },
+    /// A page of the list of studies, and all trainers.
+    Studies(Listing),
     /// The study of this name.
     Study(String),
 }
 
 impl Subject {
     /// Where what changes of it is told.
-    pub(super) fn events(&self) -> String {
+    pub(super) fn events(&self, prefix: &Prefix) -> String {
         match self {
-            Subject::Studies { after } if after.is_empty() => "/events".into(),
-            Subject::Studies { after } => format!("/events?after={after}"),
-            Subject::Study(name) => format!("/studies/{name}/events"),
+            Subject::Studies(listing) => format!("{prefix}/events{}", listing.query()),
+            Subject::Study(name) => format!("{prefix}/studies/{name}/events"),
         }
+    }
+}
+
+/// The studies that a page of the list shows, newest first, as its address has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Listing {
+    /// Token of the page before.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) after: String,
+    /// Text that their names contain.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) name: String,
+    /// Their state as in the contract, without its prefix; empty: any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) state: String,
+}
+
+impl Listing {
+    /// Returns the query of an address that shows it, with its question mark; empty when there is nothing to say.
+    pub(super) fn query(&self) -> String {
+        // Unwrap safety: three strings can be encoded.
+        match serde_urlencoded::to_string(self).unwrap() {
+            query if query.is_empty() => query,
+            query => format!("?{query}"),
+        }
+    }
+
+    /// Returns the page after, which begins where `token` says.
+    pub(super) fn next(&self, token: String) -> Listing {
+        Listing { after: token, ..self.clone() }
+    }
+
+    /// Whether some studies are left out.
+    pub(super) fn is_filtered(&self) -> bool {
+        !self.name.is_empty() || !self.state.is_empty()
+    }
+
+    fn request(&self) -> Result<ListStudiesRequest, Status> {
+        let state = match self.state.as_str() {
+            "" => None,
+            name => Some(StudyState::from_str_name(&format!("STUDY_STATE_{name}")).ok_or_else(
+                || Status::invalid_argument(format!("there is no state {name:?} of studies")),
+            )?),
+        };
+        Ok(ListStudiesRequest {
+            page_size: STUDIES,
+            page_token: self.after.clone(),
+            newest_first: true,
+            states: state.into_iter().map(Into::into).collect(),
+            name_contains: self.name.clone(),
+            ..Default::default()
+        })
     }
 }
 
@@ -102,22 +155,22 @@ pub(super) async fn draw(
     api: &Api,
     identity: &Identity,
     subject: &Subject,
+    prefix: &Prefix,
 ) -> Result<Drawing, Status> {
     match subject {
-        Subject::Studies { after } => studies(api, identity, after).await,
-        Subject::Study(name) => study(api, identity, name).await,
+        Subject::Studies(listing) => studies(api, identity, listing, prefix).await,
+        Subject::Study(name) => study(api, identity, name, prefix).await,
     }
 }
 
-async fn studies(api: &Api, identity: &Identity, after: &str) -> Result<Drawing, Status> {
+async fn studies(
+    api: &Api,
+    identity: &Identity,
+    listing: &Listing,
+    prefix: &Prefix,
+) -> Result<Drawing, Status> {
     let (asked_at, now) = (Instant::now(), SystemTime::now());
-    let request = ListStudiesRequest {
-        page_size: STUDIES,
-        page_token: after.into(),
-        newest_first: true,
-        ..Default::default()
-    };
-    let answer = api.list_studies(asked(identity, request)).await?.into_inner();
+    let answer = api.list_studies(asked(identity, listing.request()?)).await?.into_inner();
     let mut rows = Vec::with_capacity(answer.studies.len());
     for study in answer.studies {
         // Only the speed of a study that moves is worth its history.
@@ -127,17 +180,37 @@ async fn studies(api: &Api, identity: &Identity, after: &str) -> Result<Drawing,
         };
         rows.push((study, rate));
     }
-    let body = html::studies(&rows, &answer.next_page_token, after.is_empty(), now).into_string();
+    let next = Some(answer.next_page_token).filter(|token| !token.is_empty());
+    let next = next.map(|token| listing.next(token));
+    let studies =
+        html::studies(prefix, listing, &rows, answer.total_size, next.as_ref(), now).into_string();
+    let part = |id, title, body| Part { id, title, body };
+    let mut parts = vec![part("studies", "", studies)];
+    if let Some(trainers) = trainers(api, identity).await {
+        let trainers = html::trainers(prefix, &trainers, now).into_string();
+        parts.push(part("trainers", "Trainers", trainers));
+    }
     Ok(Drawing {
         asked: asked_at,
         state: String::new(),
         controls: String::new(),
-        parts: vec![Part { id: "studies", title: "", body }],
+        parts,
         ended: false,
     })
 }
 
-async fn study(api: &Api, identity: &Identity, name: &str) -> Result<Drawing, Status> {
+/// All trainers that this controller has heard of, if it says so.
+async fn trainers(api: &Api, identity: &Identity) -> Option<Vec<v1::Trainer>> {
+    let answer = api.list_trainers(asked(identity, ListTrainersRequest::default())).await;
+    Some(answer.ok()?.into_inner().trainers)
+}
+
+async fn study(
+    api: &Api,
+    identity: &Identity,
+    name: &str,
+    prefix: &Prefix,
+) -> Result<Drawing, Status> {
     let (asked_at, now) = (Instant::now(), SystemTime::now());
     let name = || name.to_owned();
     let answer = api.get_study(asked(identity, GetStudyRequest { name: name() })).await?;
@@ -158,13 +231,19 @@ async fn study(api: &Api, identity: &Identity, name: &str) -> Result<Drawing, St
     let reports = api.list_reports(asked(identity, request)).await?.into_inner().reports;
     let request = ListTrainersRequest { name: name() };
     // Another controller's trainers are known to that one alone.
-    let trainers = api.list_trainers(asked(identity, request)).await;
-    let trainers = trainers.map_or_else(|_| Vec::new(), |answer| answer.into_inner().trainers);
+    let own = api.list_trainers(asked(identity, request)).await;
+    let own = own.map_or_else(|_| Vec::new(), |answer| answer.into_inner().trainers);
     let elsewhere = api.elsewhere(asked(identity, GetStudyRequest { name: name() })).await?;
     let ended = has_ended(&study);
     let rate = rate(&study, &trace, now);
+    let all = match elsewhere {
+        None => trainers(api, identity).await,
+        Some(_) => None,
+    };
+    let notes = notes(&study, all.as_deref(), "asng-trainer serve", now);
+    let (trainers, prefix) = (own, prefix.clone());
     let draw = move || {
-        let sight = Sight { study, distribution, trace, reports, trainers, rate, now };
+        let sight = Sight { study, distribution, trace, reports, trainers, notes, rate, now };
         let part = |section: pictures::Section| Part {
             id: section.id,
             title: section.title,
@@ -173,7 +252,7 @@ async fn study(api: &Api, identity: &Identity, name: &str) -> Result<Drawing, St
         Drawing {
             asked: asked_at,
             state: html::state(&sight.study).into_string(),
-            controls: html::controls(&sight.study, elsewhere.as_deref()).into_string(),
+            controls: html::controls(&prefix, &sight.study, elsewhere.as_deref()).into_string(),
             parts: pictures::sections(&sight).into_iter().map(part).collect(),
             ended,
         }

@@ -2,11 +2,14 @@
 
 use std::time::SystemTime;
 
-use asng_proto::v1::{Progress, Study, StudyState};
+use asng_proto::v1::{Progress, Study, StudyState, Trainer};
 use axum::http::StatusCode;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::drawing::{Drawing, Part};
+use super::{
+    Prefix,
+    drawing::{Drawing, Listing, Part},
+};
 use crate::pictures::words;
 
 /// What pages add to the style sheet of pictures.
@@ -17,13 +20,16 @@ pub(super) const SCRIPT: &str = include_str!("page.js");
 pub(super) const ICON: &str = include_str!("icon.svg");
 
 /// What is around a page.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Frame {
+    /// What the addresses of all pages begin with.
+    pub(super) prefix: Prefix,
     /// The name of the token of whoever is logged in.
     pub(super) token: Option<String>,
 }
 
 fn page(frame: &Frame, title: &str, events: Option<&str>, main: Markup) -> Markup {
+    let prefix = &frame.prefix;
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -31,16 +37,16 @@ fn page(frame: &Frame, title: &str, events: Option<&str>, main: Markup) -> Marku
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 title { (title) " · ASNG-NAS" }
-                link rel="icon" href="/assets/icon.svg";
-                link rel="stylesheet" href="/assets/style.css";
-                script src="/assets/page.js" defer {}
+                link rel="icon" href={ (prefix) "/assets/icon.svg" };
+                link rel="stylesheet" href={ (prefix) "/assets/style.css" };
+                script src={ (prefix) "/assets/page.js" } defer {}
             }
             body data-events=[events] {
                 a.skip href="#main" { "Skip to the content" }
                 header.top {
-                    a.home href="/" { "ASNG-NAS" }
+                    a.home href={ (prefix) "/" } { "ASNG-NAS" }
                     @if let Some(token) = &frame.token {
-                        form method="post" action="/logout" {
+                        form method="post" action={ (prefix) "/logout" } {
                             span { (token) }
                             button { "Log out" }
                         }
@@ -53,14 +59,30 @@ fn page(frame: &Frame, title: &str, events: Option<&str>, main: Markup) -> Marku
     }
 }
 
-/// The list of studies.
-pub(super) fn list(frame: &Frame, drawing: &Drawing, events: &str) -> Markup {
+/// States in the order of a study's life.
+const STATES: [&str; 6] = ["WAITING", "RUNNING", "PAUSED", "FINISHED", "STOPPED", "FAILED"];
+
+/// The list of studies, and the trainers.
+pub(super) fn list(frame: &Frame, listing: &Listing, drawing: &Drawing, events: &str) -> Markup {
     page(
         frame,
         "Studies",
         Some(events),
         html! {
             h1 { "Studies" }
+            form.search role="search" action={ (frame.prefix) "/" } {
+                label for="name" { "Name contains" }
+                input #name type="search" name="name" maxlength="100" value=(listing.name);
+                label for="state" { "State" }
+                select #state name="state" {
+                    option value="" { "any" }
+                    @for state in STATES {
+                        option value=(state) selected[state == listing.state] { (state) }
+                    }
+                }
+                button { "Search" }
+                @if listing.is_filtered() { a href={ (frame.prefix) "/" } { "All studies" } }
+            }
             div data-part="parts" { (parts(&drawing.parts)) }
         },
     )
@@ -107,7 +129,7 @@ pub(super) fn state(study: &Study) -> Markup {
     html! {
         (badge(study))
         @if study.state() == StudyState::Waiting {
-            span.note { "for a trainer that serves " code { (space) } }
+            " " span.note { "for a trainer that serves " code { (space) } }
         }
     }
 }
@@ -118,17 +140,17 @@ fn badge(study: &Study) -> Markup {
 }
 
 /// What can be done with a study in its state; `elsewhere` is the address of another controller that owns it.
-pub(super) fn controls(study: &Study, elsewhere: Option<&str>) -> Markup {
+pub(super) fn controls(prefix: &Prefix, study: &Study, elsewhere: Option<&str>) -> Markup {
     let post = |what: &str, label: &str| {
         html! {
-            form method="post" action=(format!("/studies/{}/{what}", study.name)) {
+            form method="post" action=(format!("{prefix}/studies/{}/{what}", study.name)) {
                 button { (label) }
             }
         }
     };
     let stop = || {
         html! {
-            form action=(format!("/studies/{}/stop", study.name)) { button { "Stop…" } }
+            form action=(format!("{prefix}/studies/{}/stop", study.name)) { button { "Stop…" } }
         }
     };
     html! {
@@ -146,6 +168,7 @@ pub(super) fn controls(study: &Study, elsewhere: Option<&str>) -> Markup {
 /// Asks whether a study is to be stopped.
 pub(super) fn ask_to_stop(frame: &Frame, study: &Study) -> Markup {
     let Progress { applied, max_steps, .. } = study.progress.unwrap_or_default();
+    let here = format!("{}/studies/{}", frame.prefix, study.name);
     page(
         frame,
         &format!("Stop {}", study.name),
@@ -157,24 +180,24 @@ pub(super) fn ask_to_stop(frame: &Frame, study: &Study) -> Markup {
                 "cannot be resumed. To go on later, pause it."
             }
             div.controls {
-                form method="post" action=(format!("/studies/{}/stop", study.name)) {
+                form method="post" action={ (here) "/stop" } {
                     button.danger { "Stop it for good" }
                 }
-                a href=(format!("/studies/{}", study.name)) { "Back to the study" }
+                a href=(here) { "Back to the study" }
             }
         },
     )
 }
 
 /// Asks for a token; `to` is the page that comes after.
-pub(super) fn log_in(to: &str, fault: Option<&str>) -> Markup {
+pub(super) fn log_in(frame: &Frame, to: &str, fault: Option<&str>) -> Markup {
     page(
-        &Frame::default(),
+        frame,
         "Log in",
         None,
         html! {
             h1 { "Log in" }
-            form.login method="post" action="/login" {
+            form.login method="post" action={ (frame.prefix) "/login" } {
                 label for="token" { "Token" }
                 input #token type="password" name="token" required autofocus autocomplete="current-password"
                     aria-describedby="about";
@@ -191,27 +214,31 @@ pub(super) fn log_in(to: &str, fault: Option<&str>) -> Markup {
 }
 
 /// Says why there is not the page that was asked for.
-pub(super) fn refusal(code: StatusCode, why: &str) -> Markup {
+pub(super) fn refusal(frame: &Frame, code: StatusCode, why: &str) -> Markup {
     let title = code.canonical_reason().unwrap_or("Refused");
     page(
-        &Frame::default(),
+        frame,
         title,
         None,
         html! {
             h1 { (title) }
             p { (why) }
-            p { a href="/" { "All studies" } }
+            p { a href={ (frame.prefix) "/" } { "All studies" } }
         },
     )
 }
 
-/// A page of the list: studies, each with its speed where it moves, and the token of the page after.
+/// A page of the list: studies of `total` that match, each with its speed where it moves, and the page after.
 pub(super) fn studies(
+    prefix: &Prefix,
+    listing: &Listing,
     rows: &[(Study, Option<f64>)],
-    next: &str,
-    newest: bool,
+    total: u32,
+    next: Option<&Listing>,
     now: SystemTime,
 ) -> Markup {
+    let newest = listing.after.is_empty();
+    let matching = if listing.is_filtered() { " matching" } else { "" };
     let row = |(study, rate): &(Study, Option<f64>)| {
         let Progress { applied, max_steps, .. } = study.progress.unwrap_or_default();
         let share = 100.0 * applied as f64 / max_steps.max(1) as f64;
@@ -220,7 +247,7 @@ pub(super) fn studies(
         let age = study.create_time.map(|time| words::age(time, now));
         html! {
             tr {
-                th scope="row" { a href=(format!("/studies/{}", study.name)) { (study.name) } }
+                th scope="row" { a href=(format!("{prefix}/studies/{}", study.name)) { (study.name) } }
                 td { (badge(study)) }
                 td.steps {
                     progress max=(max_steps.max(1)) value=(applied.min(max_steps)) aria-label="steps" {
@@ -237,11 +264,14 @@ pub(super) fn studies(
         }
     };
     html! {
-        @if rows.is_empty() && newest {
+        @if rows.is_empty() && listing.is_filtered() {
+            p { "No study matches." }
+        } @else if rows.is_empty() && newest {
             p { "There are no studies yet. On this machine," }
             pre { code { "asngctl study create first --space enas-micro --preset quick" } }
             p { "creates one; " code { "asng-trainer serve" } " works on it." }
         } @else {
+            p.note { (total) (matching) @if total == 1 { " study" } @else { " studies" } }
             div.wide tabindex="0" role="region" aria-label="Studies" { table.studies {
                 thead { tr {
                     th scope="col" { "study" }
@@ -256,9 +286,51 @@ pub(super) fn studies(
                 tbody { @for study in rows { (row(study)) } }
             } }
             nav.pages aria-label="Pages" {
-                @if !newest { a href="/" { "Newest" } }
-                @if !next.is_empty() { a href=(format!("/?after={next}")) { "Older" } }
+                @if !newest { a href={ (prefix) "/" (listing.next(String::new()).query()) } { "Newest" } }
+                @if let Some(next) = next { a href={ (prefix) "/" (next.query()) } { "Older" } }
             }
+        }
+    }
+}
+
+/// Trainers in their table, of up to 1000.
+const TRAINERS: usize = 100;
+
+/// All trainers of a controller: what each does, and what keeps it from other work.
+pub(super) fn trainers(prefix: &Prefix, trainers: &[Trainer], now: SystemTime) -> Markup {
+    let row = |trainer: &Trainer| {
+        let seen = trainer.last_seen.map(|time| words::age(time, now));
+        html! {
+            tr {
+                th scope="row" { (trainer.trainer_id) }
+                td { @if let Some(seen) = seen { (seen) " ago" } }
+                td {
+                    @if !trainer.study.is_empty() {
+                        a href=(format!("{prefix}/studies/{}", trainer.study)) { (trainer.study) }
+                    }
+                }
+                td { (trainer.spaces.join(", ")) }
+                td.text { (words::unserved(&trainer.unserved)) }
+                td.text { (words::set_aside(&trainer.set_aside)) }
+            }
+        }
+    };
+    html! {
+        @if trainers.is_empty() {
+            p { "No trainer has asked this controller for work since its start; " code { "asng-trainer serve" } " starts one." }
+        } @else {
+            div.wide tabindex="0" role="region" aria-label="Trainers" { table.trainers {
+                thead { tr {
+                    th scope="col" { "trainer" }
+                    th scope="col" { "last heard of" }
+                    th scope="col" { "works on" }
+                    th scope="col" { "serves" }
+                    th scope="col" { "cannot serve" }
+                    th scope="col" { "set aside" }
+                } }
+                tbody { @for trainer in trainers.iter().take(TRAINERS) { (row(trainer)) } }
+            } }
+            @if trainers.len() > TRAINERS { p.note { (TRAINERS) " of " (trainers.len()) " trainers." } }
         }
     }
 }

@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 use tracing::debug;
 
 use super::{
-    Site, Visitor,
+    Prefix, Site, Visitor,
     drawing::{self, Drawing, Subject},
 };
 use crate::service::{Api, asked};
@@ -41,14 +41,15 @@ type Shown = Option<Arc<Drawing>>;
 /// The drawings that somebody follows.
 pub(super) struct Views {
     api: Api,
+    prefix: Prefix,
     followed: Mutex<HashMap<(Subject, Scope), watch::Receiver<Shown>>>,
     places: Arc<Semaphore>,
 }
 
 impl Views {
-    pub(super) fn new(api: Api) -> Views {
+    pub(super) fn new(api: Api, prefix: Prefix) -> Views {
         let places = Arc::new(Semaphore::new(MAX_READERS));
-        Views { api, followed: Mutex::default(), places }
+        Views { api, prefix, followed: Mutex::default(), places }
     }
 
     /// The drawings of `subject`, as `identity` and all of the same scope see it.
@@ -78,7 +79,7 @@ impl Views {
         sender: &watch::Sender<Shown>,
     ) {
         loop {
-            let over = match drawing::draw(&self.api, identity, &key.0).await {
+            let over = match drawing::draw(&self.api, identity, &key.0, &self.prefix).await {
                 Ok(drawing) => {
                     let ended = drawing.ended;
                     sender.send_replace(Some(Arc::new(drawing)));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use asng_client::Options;
+use asng_proto::v1::StudyState;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -52,7 +53,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: StudyCommand,
     },
-    /// A trainer: what it does, how good an architecture is with its weights, saving and ending it.
+    /// Trainers: which ones the controller knows; what one does, how good an architecture is with its weights, saving and
+    /// ending it.
     Trainer {
         /// URL of the trainer, https:// for TLS; the options of TLS and tokens go for it as well.
         #[arg(long, global = true, env = "ASNG_TRAINER", value_name = "URL")]
@@ -92,7 +94,7 @@ pub(crate) enum StudyCommand {
     /// Create a study with the spec of another, but for what is given here; its seed is drawn anew.
     #[command(after_help = CLONE_EXAMPLE)]
     Clone(Box<CloneArgs>),
-    /// List studies, oldest first.
+    /// List studies.
     List(ListArgs),
     /// Show all of a study: state, spec, progress, mode and incumbent.
     Show(StudyName),
@@ -129,13 +131,16 @@ pub(crate) enum StudyCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TrainerCommand {
-    /// Show what it does: study, step, last losses, last checkpoint.
+    /// List all trainers that the controller has heard of since its start: what each works on, what it serves, which spaces
+    /// it cannot serve and which studies it has set aside, and why.
+    List,
+    /// Show what a trainer does: study, step, last losses, last checkpoint, what it cannot work on and why.
     Status,
     /// Measure an architecture on test images with the weights that the trainer has now, between two steps.
     Evaluate(EvaluateArgs),
-    /// Have it save its weights, and wait until they are on the disk.
+    /// Have a trainer save its weights, and wait until they are on the disk.
     Checkpoint,
-    /// Have it finish and report its step, save its weights and end.
+    /// Have a trainer finish and report its step, save its weights and end.
     Drain,
 }
 
@@ -211,6 +216,18 @@ pub(crate) struct ListArgs {
     /// Only studies with this label; repeatable.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) labels: Vec<(String, String)>,
+    /// Only studies in this state, such as running; repeatable.
+    #[arg(long = "state", value_name = "STATE", value_parser = state)]
+    pub(crate) states: Vec<StudyState>,
+    /// Only studies whose name contains this text, whatever its case; up to 100 characters.
+    #[arg(long = "name", value_name = "TEXT")]
+    pub(crate) name_contains: Option<String>,
+    /// From the newest study backwards [default: oldest first].
+    #[arg(long)]
+    pub(crate) newest_first: bool,
+    /// Show at most N studies, and say how many match where these are more [default: all].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
 }
 
 const HISTORY_HELP: &str = "\
@@ -323,6 +340,14 @@ pub(crate) struct ImportArgs {
     pub(crate) name: Option<String>,
 }
 
+/// Parses a state as in the contract, without its prefix and whatever its case.
+fn state(text: &str) -> Result<StudyState, String> {
+    let state = StudyState::from_str_name(&format!("STUDY_STATE_{}", text.to_uppercase()));
+    state
+        .filter(|state| *state != StudyState::Unspecified)
+        .ok_or_else(|| "expected waiting, running, paused, finished, stopped or failed".to_owned())
+}
+
 /// Parses `key=value`; the value may be empty and may hold further `=`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
@@ -364,6 +389,13 @@ pub(crate) mod tests {
         assert_eq!(picture_file("a/b.svg"), Ok("a/b.svg".into()));
         assert!(picture_file("b.html").is_ok());
         assert!(picture_file("b.png").is_err() && picture_file("svg").is_err());
+    }
+
+    #[test]
+    fn a_state_has_any_case_and_is_one_that_studies_have() {
+        assert_eq!(state("running"), Ok(StudyState::Running));
+        assert_eq!(state("FAILED"), Ok(StudyState::Failed));
+        assert!(state("unspecified").is_err() && state("STUDY_STATE_FAILED").is_err());
     }
 
     #[test]

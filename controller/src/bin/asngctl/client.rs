@@ -3,10 +3,13 @@
 use std::time::SystemTime;
 
 use asng_client::{Connection, Options};
-use asng_controller::pictures::Sight;
+use asng_controller::pictures::{
+    Sight,
+    notes::{Note, notes},
+};
 use asng_proto::v1::{
     GetDistributionRequest, GetStudyRequest, GetTraceRequest, ListReportsRequest,
-    ListTrainersRequest, Study, study_service_client::StudyServiceClient,
+    ListTrainersRequest, Study, Trainer, study_service_client::StudyServiceClient,
 };
 use tonic::{Code, Status};
 
@@ -33,29 +36,48 @@ pub(crate) async fn study(controller: &mut Controller, name: &str) -> Result<Stu
     received(reply.into_inner().study)
 }
 
+/// Returns all trainers that the controller has heard of.
+pub(crate) async fn trainers(controller: &mut Controller) -> Result<Vec<Trainer>, Status> {
+    let reply = controller.list_trainers(ListTrainersRequest::default()).await?;
+    Ok(reply.into_inner().trainers)
+}
+
+/// Returns the notes about a study of the controller at `url`. Without an answer about its trainers there are fewer of them.
+pub(crate) async fn notes_about(
+    controller: &mut Controller,
+    url: &str,
+    study: &Study,
+) -> Vec<Note> {
+    let trainers = trainers(controller).await.ok();
+    let serve = format!("`asng-trainer serve --controller {url}`");
+    notes(study, trainers.as_deref(), &serve, SystemTime::now())
+}
+
 /// Reports of the latest history that are shown.
 const REPORTS: u32 = 100;
 
-/// All that is shown of a study that was just received, which moves at `rate`. What a controller does not know of, being
+/// All that is shown of a study that was just received from `url`, which moves at `rate`. What a controller does not know of, being
 /// older, is left empty.
 pub(crate) async fn sight(
     controller: &Controller,
+    url: &str,
     study: Study,
     rate: Option<f64>,
 ) -> Result<Sight, Status> {
     let name = || study.name.clone();
-    let [mut a, mut b, mut c, mut d] = [(); 4].map(|()| controller.clone());
+    let [mut a, mut b, mut c, mut d, mut e] = [(); 5].map(|()| controller.clone());
     let reports = ListReportsRequest {
         study: name(),
         page_size: REPORTS,
         newest_first: true,
         ..Default::default()
     };
-    let (distribution, trace, trainers, reports) = tokio::join!(
+    let (distribution, trace, trainers, reports, notes) = tokio::join!(
         a.get_distribution(GetDistributionRequest { name: name() }),
         b.get_trace(GetTraceRequest { name: name() }),
         c.list_trainers(ListTrainersRequest { name: name() }),
         d.list_reports(reports),
+        notes_about(&mut e, url, &study),
     );
     let distribution = match distribution {
         Ok(reply) => Some(reply.into_inner()),
@@ -76,6 +98,7 @@ pub(crate) async fn sight(
         trace: if_known(trace.map(|reply| reply.into_inner().points))?,
         reports,
         trainers: if_known(trainers.map(|reply| reply.into_inner().trainers))?,
+        notes,
         rate,
         now: SystemTime::now(),
     })

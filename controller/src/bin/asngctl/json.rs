@@ -1,9 +1,11 @@
 //! The stable output for programs: names as in the contract, enums without their prefix, times in RFC 3339.
 
+use asng_controller::pictures::notes::Note;
 use asng_proto::v1::{
     Architecture, Candidate, CostRule, FieldViolation, Front, FrontPoint, GetDistributionResponse,
-    Incumbent, Marginal, Progress, Retention, Start, StopRules, Study, StudySpec, Target, Trainer,
-    Variable, marginal, retention::Keep, start::From, variable::Kind,
+    Incumbent, Marginal, Progress, Retention, SetAsideStudy, Start, StopRules, Study, StudySpec,
+    Target, Trainer, UnservedSpace, Variable, marginal, retention::Keep, start::From,
+    variable::Kind,
 };
 use serde_json::{Map, Value, json};
 
@@ -33,7 +35,14 @@ pub(crate) fn study(study: &Study) -> Value {
     })
 }
 
-/// A trainer, as a study knows it.
+/// A study with the notes about it.
+pub(crate) fn study_with_notes(study: &Study, notes: &[Note]) -> Value {
+    let mut value = self::study(study);
+    value["notes"] = notes.iter().map(ToString::to_string).collect();
+    value
+}
+
+/// A trainer, as a study or its controller knows it.
 pub(crate) fn trainer(trainer: &Trainer) -> Value {
     json!({
         "trainer_id": trainer.trainer_id,
@@ -44,7 +53,29 @@ pub(crate) fn trainer(trainer: &Trainer) -> Value {
         "duplicate": trainer.duplicate,
         "expired": trainer.expired,
         "mean_staleness": trainer.mean_staleness,
+        "study": trainer.study,
+        "spaces": trainer.spaces,
+        "unserved": unserved(&trainer.unserved),
+        "set_aside": set_aside(&trainer.set_aside),
     })
+}
+
+/// Spaces that a trainer cannot serve.
+pub(crate) fn unserved(spaces: &[UnservedSpace]) -> Value {
+    spaces.iter().map(|space| json!({ "space": space.space, "reason": space.reason })).collect()
+}
+
+/// Studies that a trainer has set aside.
+pub(crate) fn set_aside(studies: &[SetAsideStudy]) -> Value {
+    let aside = |aside: &SetAsideStudy| {
+        json!({
+            "study": aside.study,
+            "study_id": aside.study_id,
+            "reason": aside.reason,
+            "retry_after": aside.retry_after.map(|time| time.to_string()),
+        })
+    };
+    studies.iter().map(aside).collect()
 }
 
 /// A distribution; `variables` are those of its study, for the names.

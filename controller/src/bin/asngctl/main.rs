@@ -104,39 +104,47 @@ async fn run(
     output: Output,
     command: StudyCommand,
 ) -> anyhow::Result<ExitCode> {
-    let say = |study: &Study| print(output, || text::sentence(study, url), || json::study(study));
+    let say = |study: &Study| print(output, || text::sentence(study, &[]), || json::study(study));
     match command {
         StudyCommand::Create(args) => {
-            let (name, wait) = (args.name.clone(), args.wait.wait);
-            let request =
-                CreateStudyRequest { name, spec: Some(args.into_spec()?), ..Default::default() };
-            return create(controller, request, wait, output, say).await;
+            let (name, creation) = (args.name.clone(), args.creation);
+            let spec = Some(args.into_spec()?);
+            let request = CreateStudyRequest { name, spec, replace_failed: creation.replace };
+            return create(controller, url, request, creation.wait, output).await;
         }
         StudyCommand::Clone(args) => {
-            let (name, wait) = (args.name.clone(), args.wait.wait);
+            let (name, creation) = (args.name.clone(), args.creation);
             let source = client::study(&mut controller, &args.source).await?;
             let spec = args.into_spec(source.spec.unwrap_or_default())?;
-            let request = CreateStudyRequest { name, spec: Some(spec), ..Default::default() };
-            return create(controller, request, wait, output, say).await;
+            let spec = Some(spec);
+            let request = CreateStudyRequest { name, spec, replace_failed: creation.replace };
+            return create(controller, url, request, creation.wait, output).await;
         }
-        StudyCommand::List(ListArgs { owner, labels }) => {
-            let (owner, labels) = (owner.unwrap_or_default(), labels.into_iter().collect());
-            let request = ListStudiesRequest { owner, labels, ..Default::default() };
-            let studies = list(&mut controller, request).await?;
+        StudyCommand::List(args) => {
+            let (studies, matching) = list(&mut controller, args).await?;
             let all = || studies.iter().map(json::study).collect();
             print(output, || text::list(&studies, SystemTime::now()), all)?;
+            if studies.len() < matching {
+                let text = format!("{} of {matching} studies that match", studies.len());
+                match output {
+                    Output::Table => print_line(text)?,
+                    // Stdout is for the studies; nobody has to read this.
+                    Output::Json => drop(writeln!(io::stderr(), "{text}")),
+                }
+            }
         }
         StudyCommand::Show(StudyName { name }) => {
             let study = client::study(&mut controller, &name).await?;
-            let text = || text::show(&study, url, SystemTime::now());
-            print(output, text, || json::study(&study))?;
+            let notes = client::notes_about(&mut controller, url, &study).await;
+            let text = || text::show(&study, &notes, SystemTime::now());
+            print(output, text, || json::study_with_notes(&study, &notes))?;
         }
         StudyCommand::Watch(StudyName { name }) => {
             // Before anything is drawn: is there such a study, and is there still something to see?
             let study = client::study(&mut controller, &name).await?;
             let ended = names::has_ended(study.state());
             let screen = if ended { Screen::new(output) } else { Screen::full(output)? };
-            let followed = watch::follow(&mut controller, &name, screen, names::has_ended);
+            let followed = watch::follow(&mut controller, url, &name, screen, names::has_ended);
             let Some(study) = followed.await? else { return Ok(INTERRUPTED.into()) };
             ensure_not_failed(&study)?;
             if output == Output::Table {
@@ -177,11 +185,11 @@ async fn run(
         }
         StudyCommand::History(args) => history::write(&mut controller, args).await?,
         StudyCommand::Plot(args) => {
-            let file = paper::plot(&mut controller, args).await?.display().to_string();
+            let file = paper::plot(&mut controller, url, args).await?.display().to_string();
             print(output, || format!("the picture is in {file}"), || json!({ "file": file }))?;
         }
         StudyCommand::Report(args) => {
-            let file = paper::report(&mut controller, args).await?.display().to_string();
+            let file = paper::report(&mut controller, url, args).await?.display().to_string();
             print(output, || format!("the report is in {file}"), || json!({ "file": file }))?;
         }
         StudyCommand::Export(args) => {
@@ -204,41 +212,57 @@ const INTERRUPTED: u8 = 130;
 /// Creates a study, follows it until it is described if that is asked for, and prints it.
 async fn create(
     mut controller: Controller,
+    url: &str,
     request: CreateStudyRequest,
     wait: bool,
     output: Output,
-    say: impl Fn(&Study) -> io::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let name = request.name.clone();
     let mut study = received(controller.create_study(request).await?.into_inner().study)?;
-    if wait && study.state() == StudyState::Waiting {
+    let mut notes = Vec::new();
+    if study.state() == StudyState::Waiting && wait {
         let screen = match output {
             Output::Table => {
-                say(&study)?;
+                print_line(text::sentence(&study, &[]))?;
                 Screen::new(output)
             }
-            Output::Json => Screen::Quiet,
+            Output::Json => Screen::Notes(Vec::new()),
         };
         let described = |state| state != StudyState::Waiting;
-        let followed = watch::follow(&mut controller, &name, screen, described);
+        let followed = watch::follow(&mut controller, url, &name, screen, described);
         let Some(described) = followed.await? else { return Ok(INTERRUPTED.into()) };
         study = described;
+    } else if study.state() == StudyState::Waiting {
+        notes = client::notes_about(&mut controller, url, &study).await;
     }
-    say(&study)?;
+    print(output, || text::sentence(&study, &notes), || json::study(&study))?;
     ensure_not_failed(&study)?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(
-    controller: &mut Controller,
-    mut request: ListStudiesRequest,
-) -> anyhow::Result<Vec<Study>> {
+/// Studies on a page, the most that a controller returns.
+const PAGE: u32 = 1000;
+
+/// Returns the studies that match, up to a limit, and the number of all that do.
+async fn list(controller: &mut Controller, args: ListArgs) -> anyhow::Result<(Vec<Study>, usize)> {
+    let ListArgs { owner, labels, states, name_contains, newest_first, limit } = args;
+    let limit = limit.unwrap_or(u32::MAX);
+    let mut request = ListStudiesRequest {
+        page_size: limit.min(PAGE),
+        owner: owner.unwrap_or_default(),
+        labels: labels.into_iter().collect(),
+        newest_first,
+        states: states.into_iter().map(Into::into).collect(),
+        name_contains: name_contains.unwrap_or_default(),
+        ..Default::default()
+    };
     let mut studies = Vec::new();
     loop {
         let page = controller.list_studies(request.clone()).await?.into_inner();
         studies.extend(page.studies);
-        if page.next_page_token.is_empty() {
-            return Ok(studies);
+        if page.next_page_token.is_empty() || studies.len() >= limit as usize {
+            studies.truncate(limit as usize);
+            return Ok((studies, page.total_size as usize));
         }
         request.page_token = page.next_page_token;
     }

@@ -20,6 +20,7 @@ use crate::{
 /// Draws a picture into a file and returns its path.
 pub(crate) async fn plot(
     controller: &mut Controller,
+    url: &str,
     PlotArgs { name, what, out }: PlotArgs,
 ) -> anyhow::Result<PathBuf> {
     let (picture, word) = match what {
@@ -30,7 +31,7 @@ pub(crate) async fn plot(
         What::Front => (Picture::Front, "front"),
     };
     let file = out.unwrap_or_else(|| format!("{name}-{word}.svg").into());
-    let svg = pictures::svg(picture, &sight(controller, &name).await?)?;
+    let svg = pictures::svg(picture, &sight(controller, url, &name).await?)?;
     let content = match file.extension() {
         Some(ending) if ending == "html" => {
             pictures::document(&format!("{name}: {word}"), &html! { (PreEscaped(svg)) })
@@ -44,17 +45,18 @@ pub(crate) async fn plot(
 /// Writes a report and returns its path.
 pub(crate) async fn report(
     controller: &mut Controller,
+    url: &str,
     ReportArgs { name, out }: ReportArgs,
 ) -> anyhow::Result<PathBuf> {
     let file = out.unwrap_or_else(|| format!("{name}.html").into());
-    let sight = sight(controller, &name).await?;
+    let sight = sight(controller, url, &name).await?;
     write(&file, &pictures::document(&format!("Study {name}"), &all(&sight)))?;
     Ok(file)
 }
 
-async fn sight(controller: &mut Controller, name: &str) -> anyhow::Result<Sight> {
+async fn sight(controller: &mut Controller, url: &str, name: &str) -> anyhow::Result<Sight> {
     let study = client::study(controller, name).await?;
-    Ok(client::sight(controller, study, None).await?)
+    Ok(client::sight(controller, url, study, None).await?)
 }
 
 fn write(file: &Path, content: &str) -> anyhow::Result<()> {

@@ -29,11 +29,14 @@ const NAME: usize = 24;
 const MAP: usize = 48;
 /// Rows of the table of trainers.
 const TRAINERS: usize = 6;
+/// Rows that notes take at most.
+const NOTES: usize = 6;
 /// Rows that a page up or down moves.
 const PAGE: usize = 10;
 
 const ACCENT: Style = Style::new().fg(Color::Blue);
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
+const WARNING: Style = Style::new().fg(Color::Yellow);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 
 /// The view, until it is dropped.
@@ -145,13 +148,17 @@ fn draw(frame: &mut Frame<'_>, view: &View, scroll: &mut usize, now: SystemTime)
     };
     let losses = losses(view);
     let sparkline = if losses.is_empty() { 0 } else { 5 };
-    let rows = [1, 1, 2, sparkline].map(Constraint::Length);
+    let notes = notes(view);
+    let width = usize::from(frame.area().width).max(1);
+    let noted: usize = notes.iter().map(|note| note.width().div_ceil(width)).sum();
+    let rows = [1, 1, 2, noted.min(NOTES) as u16, sparkline].map(Constraint::Length);
     let rows = rows.into_iter().chain([Constraint::Min(0), Constraint::Length(trainers)]);
     let areas = Layout::vertical(rows).split(frame.area());
-    let [title, gauge, facts, sparkline, theta, trainers] = areas[..] else { return };
+    let [title, gauge, facts, noted, sparkline, theta, trainers] = areas[..] else { return };
     frame.render_widget(self::title(view), title);
     frame.render_widget(self::gauge(view), gauge);
     frame.render_widget(self::facts(view), facts);
+    frame.render_widget(Paragraph::new(notes).wrap(Wrap { trim: true }), noted);
     draw_losses(frame, sparkline, &losses);
     draw_theta(frame, theta, view, scroll);
     draw_trainers(frame, trainers, &view.sight.trainers, now);
@@ -202,6 +209,10 @@ fn facts(view: &View) -> Paragraph<'_> {
     let counts = counts.into_iter().filter(|(_, count)| *count > 0);
     facts.extend(counts.map(|(name, count)| format!("{name} {count}")));
     Paragraph::new(facts.join("  ")).wrap(Wrap { trim: true })
+}
+
+fn notes(view: &View) -> Vec<Line<'_>> {
+    view.sight.notes.iter().map(|note| Line::styled(note.to_string(), WARNING)).collect()
 }
 
 /// Median losses over time; of the latest reports where the controller tells nothing of the past.
@@ -384,6 +395,7 @@ mod tests {
             trace: trace.collect(),
             reports: Vec::new(),
             trainers: vec![trainer],
+            notes: Vec::new(),
             rate: Some(2.0),
             now: UNIX_EPOCH,
         };
@@ -402,7 +414,9 @@ mod tests {
 
     #[test]
     fn a_search_is_seen_at_a_glance() {
-        let (lines, _) = lines(&view(1), (100, 24), 0);
+        let mut view = view(1);
+        view.sight.notes = vec!["gpu-box has set this study aside".to_owned().into()];
+        let (lines, _) = lines(&view, (100, 24), 0);
         let text = lines.join("\n");
         let has = |words: &str| assert!(text.contains(words), "{words} in\n{text}");
         has("a  toy  RUNNING");
@@ -414,6 +428,7 @@ mod tests {
         has("0.900 conv5");
         has("36.00 ± 14.00, of 8 to 64");
         has("gpu-box                  7s ago           step 51");
+        has("gpu-box has set this study aside");
         assert!(!text.contains("does not answer"));
     }
 

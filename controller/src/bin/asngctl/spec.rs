@@ -45,7 +45,7 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
-    pub(crate) wait: Wait,
+    pub(crate) creation: CreationArgs,
 }
 
 pub(crate) const CLONE_EXAMPLE: &str = "\
@@ -64,12 +64,17 @@ pub(crate) struct CloneArgs {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
-    pub(crate) wait: Wait,
+    pub(crate) creation: CreationArgs,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Wait {
-    /// Wait until a trainer has described the space, or rejected the settings (exit status 1).
+/// What may be typed of how a study is created.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct CreationArgs {
+    /// Replace the study of this name if it is FAILED: it is deleted first, with its history.
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Wait until a trainer has described the space, or rejected the settings (exit status 1); meanwhile say what the study
+    /// waits for.
     #[arg(long)]
     pub(crate) wait: bool,
 }

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use asng_controller::pictures::words::{age, brief, number};
+use asng_controller::pictures::notes::Note;
+pub(crate) use asng_controller::pictures::words::{age, brief, number, set_aside, unserved};
 use asng_proto::v1::{
     Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
     StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
@@ -16,27 +17,21 @@ use prost_types::Timestamp;
 
 use crate::names;
 
-/// Where a study is, and what to do about it when it waits.
-pub(crate) fn sentence(study: &Study, url: &str) -> String {
-    let text = format!("study `{}` is {}", study.name, names::state(study));
-    match study.state() {
-        StudyState::Waiting => format!("{text} for {}", what_it_waits_for(study, url)),
-        _ => text,
+/// The state of a study, and the notes about it in a line each.
+pub(crate) fn sentence(study: &Study, notes: &[Note]) -> String {
+    let mut text = format!("study `{}` is {}", study.name, names::state(study));
+    if study.state() == StudyState::Waiting {
+        let space = study.spec.as_ref().map_or("", |spec| &spec.space);
+        text += &format!(" for a trainer that serves `{space}`");
     }
+    notes.iter().fold(text, |text, note| format!("{text}\n  {note}"))
 }
 
-fn what_it_waits_for(study: &Study, url: &str) -> String {
-    let space = study.spec.as_ref().map_or("", |spec| &spec.space);
-    format!(
-        "a trainer that serves `{space}`; start one with\n  \
-         asng-trainer serve --controller {url}"
-    )
-}
-
-/// Why a FAILED study failed, one field a line.
+/// Why a FAILED study failed, one field a line, and what to do.
 pub(crate) fn failure(study: &Study) -> String {
     let title = format!("study `{}` FAILED: a trainer rejected its settings", study.name);
-    violations(title, &study.failure)
+    let text = violations(title, &study.failure);
+    format!("{text}\nCorrect them and create the study again, with --replace.")
 }
 
 fn violations(title: String, violations: &[FieldViolation]) -> String {
@@ -114,14 +109,34 @@ pub(crate) fn trainers(trainers: &[Trainer], now: SystemTime) -> String {
     render(table)
 }
 
-/// All of a study.
-pub(crate) fn show(study: &Study, url: &str, now: SystemTime) -> String {
-    let waits = (study.state() == StudyState::Waiting)
-        .then(|| row("waits for", what_it_waits_for(study, url)));
+/// A line or more for each trainer of a controller.
+pub(crate) fn all_trainers(trainers: &[Trainer], now: SystemTime) -> String {
+    if trainers.is_empty() {
+        return "no trainer has asked this controller for work since its start".to_owned();
+    }
+    let header = ["TRAINER", "SEEN", "WORKS-ON", "SERVES", "CANNOT-SERVE", "SET-ASIDE"];
+    let mut table = table(header);
+    for trainer in trainers {
+        table.add_row([
+            trainer.trainer_id.clone(),
+            or_dash(trainer.last_seen.map(|time| format!("{} ago", age(time, now)))),
+            or_dash(Some(trainer.study.clone())),
+            or_dash(Some(trainer.spaces.join(", "))),
+            or_dash(Some(unserved(&trainer.unserved))),
+            or_dash(Some(set_aside(&trainer.set_aside))),
+        ]);
+    }
+    render(table)
+}
+
+/// All of a study, and the notes about it.
+pub(crate) fn show(study: &Study, notes: &[Note], now: SystemTime) -> String {
+    let notes: Vec<_> = notes.iter().map(ToString::to_string).collect();
+    let notes = (!notes.is_empty()).then(|| row("notes", notes.join("\n")));
     let mut sections = vec![
         section(
             &format!("Study {}", study.name),
-            about(study, now).into_iter().chain(waits).collect(),
+            about(study, now).into_iter().chain(notes).collect(),
         ),
         section("Spec", spec(study)),
         section("Progress", progress(study)),
@@ -388,7 +403,7 @@ fn render(mut table: Table) -> String {
 pub(crate) mod tests {
     use asng_proto::v1::{
         Architecture, Candidate, CategoricalMarginal, FrontPoint, Incumbent, IntegerMarginal,
-        Marginal, Target,
+        Marginal, SetAsideStudy, Target, UnservedSpace,
     };
 
     use super::*;
@@ -476,7 +491,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_study_is_shown_with_its_defaults_and_names() {
-        let text = show(&a_study(), "http://a", SystemTime::UNIX_EPOCH);
+        let text = show(&a_study(), &[], SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["alpha", "1.5", "(default)"]), "{text}");
         assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");
         assert!(has_line(&text, &["applied", "50", "of", "200", "(25.0", "%)"]), "{text}");
@@ -500,13 +515,45 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_waiting_study_says_how_to_start_a_trainer() {
+    fn a_waiting_study_has_its_notes_a_line_each() {
         let study = Study { state: StudyState::Waiting.into(), ..a_study() };
-        for text in [sentence(&study, "http://a"), show(&study, "http://a", SystemTime::UNIX_EPOCH)]
-        {
-            assert!(text.contains("a trainer that serves `toy`"), "{text}");
-            assert!(text.contains("asng-trainer serve --controller http://a"), "{text}");
-        }
+        let notes = ["one note".to_owned(), "another".to_owned()].map(Note::from);
+        let expected =
+            "study `a` is WAITING for a trainer that serves `toy`\n  one note\n  another";
+        assert_eq!(sentence(&study, &notes), expected);
+        let text = show(&study, &notes, SystemTime::UNIX_EPOCH);
+        assert!(has_line(&text, &["notes", "one", "note"]), "{text}");
+        assert!(has_line(&text, &["another"]), "{text}");
+    }
+
+    #[test]
+    fn all_trainers_are_listed_with_what_keeps_them_from_work() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(3);
+        let aside = |study: &str, seconds| SetAsideStudy {
+            study: study.into(),
+            reason: "no whole checkpoint".into(),
+            retry_after: Some(prost_types::Duration { seconds, nanos: 0 }),
+            ..Default::default()
+        };
+        let trainer = Trainer {
+            trainer_id: "gpu-1".into(),
+            last_seen: Some(Timestamp::default()),
+            study: "cifar".into(),
+            spaces: vec!["enas-micro".into(), "toy".into()],
+            unserved: vec![UnservedSpace {
+                space: "inpaint-cat".into(),
+                reason: "no photos".into(),
+            }],
+            set_aside: vec![aside("x", 40), aside("y", 90)],
+            ..Trainer::default()
+        };
+        let text = all_trainers(&[trainer, Trainer::default()], now);
+        let facts = "gpu-1 3s ago cifar enas-micro, toy inpaint-cat: no photos x: no whole checkpoint; tries again in 40s";
+        assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
+        let facts = "y: no whole checkpoint; tries again in 1m 30s";
+        assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
+        assert!(has_line(&text, &["-", "-", "-", "-", "-"]), "{text}");
+        assert!(all_trainers(&[], now).contains("no trainer has asked"));
     }
 
     #[test]
@@ -515,8 +562,8 @@ pub(crate) mod tests {
             FieldViolation { field: "settings.cells".into(), description: "is 0".into() };
         let study =
             Study { state: StudyState::Failed.into(), failure: vec![violation], ..a_study() };
-        assert!(failure(&study).ends_with("\n  settings.cells: is 0"));
-        let text = show(&study, "http://a", SystemTime::UNIX_EPOCH);
+        assert!(failure(&study).contains("\n  settings.cells: is 0\nCorrect them"));
+        let text = show(&study, &[], SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["settings.cells:", "is", "0"]), "{text}");
     }
 

@@ -13,13 +13,13 @@ use asng_proto::v1::{
     trainer_service_client::TrainerServiceClient,
 };
 use prost_types::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tonic::{Request, Status};
 
 use crate::{
     args::{EvaluateArgs, Output, TrainerCommand, Which},
-    client, print,
-    text::{age, number, or_dash, row, section},
+    client, json, print,
+    text::{self, age, number, or_dash, row, section},
 };
 
 /// A step, for which an evaluation and a checkpoint wait, may take long.
@@ -32,6 +32,9 @@ pub(crate) async fn run(
     output: Output,
     command: TrainerCommand,
 ) -> anyhow::Result<ExitCode> {
+    if let TrainerCommand::List = command {
+        return list(options, output).await;
+    }
     let connection = client::options_at(options, url.to_owned()).connect()?;
     let mut trainer = TrainerServiceClient::new(connection);
     let explained = |error: Error| match error.downcast::<Status>() {
@@ -39,6 +42,7 @@ pub(crate) async fn run(
         Err(other) => other,
     };
     match command {
+        TrainerCommand::List => {}
         TrainerCommand::Status => {
             let status = get_status(&mut trainer).await.map_err(explained)?;
             print(output, || status_text(&status, SystemTime::now()), || status_json(&status))?;
@@ -73,6 +77,17 @@ pub(crate) async fn run(
             print(output, text, || json!({ "draining": true }))?;
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lists the trainers that the controller knows.
+async fn list(options: &Options, output: Output) -> anyhow::Result<ExitCode> {
+    let connection = options.connect()?;
+    let url = connection.url();
+    let trainers = client::trainers(&mut client::connect(connection)).await;
+    let trainers = trainers.map_err(|status| client::explained(status.into(), &url))?;
+    let all = || trainers.iter().map(json::trainer).collect();
+    print(output, || text::all_trainers(&trainers, SystemTime::now()), all)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,6 +153,13 @@ fn status_text(status: &GetStatusResponse, now: SystemTime) -> String {
         let when = or_dash(time.map(ago));
         rows.push(row("checkpoint", format!("step {step_id}, {when}\n{path}")));
     }
+    for (name, problems) in [
+        ("checkpoint error", status.checkpoint_error.clone()),
+        ("cannot serve", text::unserved(&status.unserved)),
+        ("set aside", text::set_aside(&status.set_aside)),
+    ] {
+        rows.extend((!problems.is_empty()).then(|| row(name, problems)));
+    }
     section(&format!("Trainer {}", status.trainer_id), rows)
 }
 
@@ -159,6 +181,9 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "metrics": status.metrics,
         "images_per_second": status.images_per_second,
         "checkpoint": status.checkpoint.as_ref().map(checkpoint_json),
+        "checkpoint_error": status.checkpoint_error,
+        "unserved": json::unserved(&status.unserved),
+        "set_aside": json::set_aside(&status.set_aside),
     })
 }
 
@@ -189,4 +214,46 @@ fn evaluation_json(evaluated: &EvaluateArchitectureResponse, values: &[i64]) -> 
         "loss": evaluated.loss,
         "figures": evaluated.figures,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use asng_proto::v1::{SetAsideStudy, UnservedSpace};
+
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_the_trainer_cannot_do_and_why() {
+        let status = GetStatusResponse {
+            trainer_id: "gpu-1".into(),
+            spaces: vec!["toy".into()],
+            checkpoint_error: "cannot write checkpoint x: no space left on device".into(),
+            unserved: vec![UnservedSpace {
+                space: "inpaint-cat".into(),
+                reason: "no photos in data/photos".into(),
+            }],
+            set_aside: vec![SetAsideStudy {
+                study: "faces".into(),
+                reason: "no whole checkpoint".into(),
+                retry_after: Some(prost_types::Duration { seconds: 40, nanos: 0 }),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let text = status_text(&status, SystemTime::UNIX_EPOCH);
+        for (name, value) in [
+            ("checkpoint error", "cannot write checkpoint x: no space left on device"),
+            ("cannot serve", "inpaint-cat: no photos in data/photos"),
+            ("set aside", "faces: no whole checkpoint; tries again in 40s"),
+        ] {
+            let row = text.lines().find(|line| line.trim().starts_with(name));
+            assert!(row.is_some_and(|row| row.ends_with(value)), "{name} in\n{text}");
+        }
+        let json = status_json(&status);
+        assert_eq!(json["unserved"][0]["space"], "inpaint-cat");
+        assert_eq!(json["set_aside"][0]["retry_after"], "40s");
+        assert_eq!(json["checkpoint_error"], status.checkpoint_error);
+        let well = status_text(&GetStatusResponse::default(), SystemTime::UNIX_EPOCH);
+        assert!(!well.contains("cannot") && !well.contains("set aside"), "{well}");
+    }
 }

@@ -3,12 +3,12 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     time::{Duration, Instant, SystemTime},
 };
 
 use asng_client::is_transient;
-use asng_controller::pictures::{Sight, words};
+use asng_controller::pictures::{Sight, notes::Note, words};
 use asng_proto::v1::{Progress, Study, StudyState, WatchStudyRequest, WatchStudyResponse};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -39,6 +39,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// somebody has left the screen.
 pub(crate) async fn follow(
     controller: &mut Controller,
+    url: &str,
     name: &str,
     mut screen: Screen,
     until: impl Fn(StudyState) -> bool,
@@ -48,7 +49,7 @@ pub(crate) async fn follow(
     let around = controller.clone();
     let feed = Feed { controller, name, stream: None };
     tokio::select! {
-        study = show(feed, around, screen, until) => study.map(Some),
+        study = show(feed, around, url, screen, until) => study.map(Some),
         signal = tokio::signal::ctrl_c() => Ok(signal.map(|()| None)?),
         _ = terminate.recv() => Ok(None),
         left = left => Ok(left.map(|()| None)?),
@@ -57,7 +58,8 @@ pub(crate) async fn follow(
 
 async fn show(
     mut feed: Feed<'_>,
-    around: Controller,
+    mut around: Controller,
+    url: &str,
     mut screen: Screen,
     until: impl Fn(StudyState) -> bool,
 ) -> anyhow::Result<Study> {
@@ -70,6 +72,7 @@ async fn show(
     };
     let mut view = View::new(study);
     let mut backoff = TICK;
+    let mut noted = None::<Instant>;
     loop {
         if !view.outage {
             rate.record(Instant::now(), view.progress().applied);
@@ -78,9 +81,14 @@ async fn show(
             if let Screen::Full(_) = screen {
                 let Sight { study, rate, .. } = view.sight.clone();
                 // An outage is the feed's to find; until then the picture is a little old.
-                if let Ok(Ok(sight)) = timeout(TICK, client::sight(&around, study, rate)).await {
+                if let Ok(Ok(sight)) = timeout(TICK, client::sight(&around, url, study, rate)).await
+                {
                     view.sight = sight;
                 }
+            } else if noted.is_none_or(|noted| noted.elapsed() >= TICK) {
+                let notes = client::notes_about(&mut around, url, &view.sight.study);
+                view.sight.notes = timeout(TICK, notes).await.unwrap_or_default();
+                noted = Some(Instant::now());
             }
         }
         screen.show(&view, Instant::now())?;
@@ -130,7 +138,7 @@ impl Feed<'_> {
     }
 }
 
-/// What is known of a study at one moment. Only a full screen shows, and is given, more than the study and its rate.
+/// What is known of a study at one moment. Only a full screen shows, and is given, more than the study, its notes and its rate.
 #[derive(Clone)]
 pub(crate) struct View {
     /// The study; steps per second while it is RUNNING.
@@ -178,7 +186,7 @@ impl View {
 
     /// The study as `show` prints it, and how it moves.
     fn json(&self) -> Value {
-        let mut value = json::study(&self.sight.study);
+        let mut value = json::study_with_notes(&self.sight.study, &self.sight.notes);
         value["steps_per_second"] = self.sight.rate.into();
         value["eta_seconds"] = self.eta().map(|eta| eta.as_secs()).into();
         value["outage"] = self.outage.into();
@@ -190,12 +198,12 @@ impl View {
 pub(crate) enum Screen {
     /// All of a terminal.
     Full(FullScreen),
-    /// One line of a terminal, drawn over and over, that disappears at the end.
-    Live(ProgressBar),
+    /// One line of a terminal, drawn over and over, that disappears at the end; notes stay above it.
+    Live { bar: ProgressBar, notes: Vec<Note> },
     /// A line whenever something has changed.
     Lines { output: Output, last: Option<Box<(Instant, View)>> },
-    /// Nowhere.
-    Quiet,
+    /// Notes on stderr, when they have changed: stdout is for the result.
+    Notes(Vec<Note>),
 }
 
 impl Screen {
@@ -206,7 +214,7 @@ impl Screen {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
         // Unwrap safety: the template is a constant.
         bar.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").unwrap());
-        Screen::Live(bar)
+        Screen::Live { bar, notes: Vec::new() }
     }
 
     /// All of the terminal, if there is one and somebody reads it.
@@ -234,28 +242,53 @@ impl Screen {
     fn show(&mut self, view: &View, now: Instant) -> io::Result<()> {
         match self {
             Screen::Full(full) => full.show(view.clone()),
-            Screen::Live(bar) => {
+            Screen::Live { bar, notes } => {
+                if are_news(notes, &view.sight.notes) {
+                    notes.clone_from(&view.sight.notes);
+                    notes.iter().for_each(|note| bar.println(note.to_string()));
+                }
                 bar.set_message(view.line());
                 bar.tick();
             }
             Screen::Lines { output, last } if is_due(last.as_deref(), view, now) => {
-                *last = Some(Box::new((now, view.clone())));
-                match output {
-                    Output::Table => print_line(view.line())?,
-                    Output::Json => print_line(view.json())?,
+                let before = last.replace(Box::new((now, view.clone())));
+                if *output == Output::Json {
+                    return print_line(view.json());
+                }
+                let before = before.map(|before| before.1);
+                if before.as_ref().is_none_or(|before| before.line() != view.line()) {
+                    print_line(view.line())?;
+                }
+                let told = before.map_or_else(Vec::new, |before| before.sight.notes);
+                let notes = &view.sight.notes;
+                if are_news(&told, notes) {
+                    notes.iter().try_for_each(|note| print_line(format_args!("  {note}")))?;
                 }
             }
-            Screen::Lines { .. } | Screen::Quiet => {}
+            Screen::Lines { .. } => {}
+            Screen::Notes(told) => {
+                if are_news(told, &view.sight.notes) {
+                    told.clone_from(&view.sight.notes);
+                    // Nobody has to read them.
+                    told.iter().for_each(|note| drop(writeln!(io::stderr(), "{note}")));
+                }
+            }
         }
         Ok(())
     }
 }
 
-/// Another state and an outage are told at once, mere progress not too often.
+/// Whether notes say something else than those before; the time until a trainer tries again does not count.
+fn are_news(before: &[Note], notes: &[Note]) -> bool {
+    !before.iter().map(|note| &note.text).eq(notes.iter().map(|note| &note.text))
+}
+
+/// Another state, other notes and an outage are told at once, mere progress not too often.
 fn is_due(last: Option<&(Instant, View)>, view: &View, now: Instant) -> bool {
     last.is_none_or(|(at, last)| {
         let turn = (last.sight.study.state, last.outage) != (view.sight.study.state, view.outage);
-        turn || (last.sight.study != view.sight.study && now.duration_since(*at) >= LINE_INTERVAL)
+        turn || are_news(&last.sight.notes, &view.sight.notes)
+            || (last.sight.study != view.sight.study && now.duration_since(*at) >= LINE_INTERVAL)
     })
 }
 
@@ -329,5 +362,24 @@ mod tests {
         assert!(is_due(Some(&last), &view(2, false), start + seconds(5)));
         assert!(!is_due(Some(&last), &view(1, false), start + seconds(60)));
         assert!(is_due(Some(&last), &view(1, true), start + seconds(1)));
+    }
+
+    #[test]
+    fn notes_are_told_when_they_change_and_not_as_time_passes() {
+        let note = |text: &str, seconds| Note {
+            text: text.into(),
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        let view = |notes: &[Note]| {
+            let mut view = View::new(Study::default());
+            view.sight.notes = notes.to_vec();
+            view
+        };
+        let start = Instant::now();
+        let last = (start, view(&[note("a", 40)]));
+        assert!(!is_due(Some(&last), &view(&[note("a", 39)]), start + seconds(60)));
+        for notes in [&[][..], &[note("b", 40)], &[note("a", 40), note("b", 1)]] {
+            assert!(is_due(Some(&last), &view(notes), start), "{notes:?}");
+        }
     }
 }
