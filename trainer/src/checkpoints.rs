@@ -220,7 +220,8 @@ impl Shared {
             Err(error) => {
                 let (reason, cause) = (error.to_string(), error.cause());
                 metrics::checkpoint_failed();
-                if before.as_ref().is_none_or(|before| before.cause != cause) {
+                let known = queue.failures.values().chain(&before).any(|f| f.cause == cause);
+                if !known {
                     warn!("{reason}; the weights are kept in memory, and writing is tried again");
                 }
                 let pause = match before {
