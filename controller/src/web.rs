@@ -15,7 +15,7 @@ mod html;
 mod studies;
 mod views;
 
-use std::{future::Future, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use asng_proto::v1::{self, study_service_server::StudyService};
@@ -52,15 +52,18 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a form.
 const MAX_FORM: usize = 4096;
 
+/// The port of HTTP by default.
+const PORT: u16 = 50052;
+
 /// What a person decides about HTTP.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
-    /// Address to serve HTTP on, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
+    /// Address to serve HTTP on, as --listen takes it, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
     /// probes. With https:// before it, under TLS with the certificate of --tls-cert. The page asks for a token where
     /// tokens are in use; whoever reads the metrics learns the names of studies
     #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052")]
-    #[arg(value_name = "[https://]ADDRESS|off")]
+    #[arg(value_name = "[https://]ADDRESS|off", value_parser = Place::parse)]
     http: Place,
 }
 
@@ -71,15 +74,13 @@ struct Place {
     address: Address,
 }
 
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Place, String> {
+impl Place {
+    fn parse(text: &str) -> Result<Place, String> {
         let (https, address) = match text.strip_prefix("https://") {
             Some(address) => (true, address),
             None => (false, text.strip_prefix("http://").unwrap_or(text)),
         };
-        Ok(Place { https, address: address.parse()? })
+        Ok(Place { https, address: Address::parse(address, PORT)? })
     }
 }
 
