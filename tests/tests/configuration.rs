@@ -59,9 +59,22 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
     assert!(refusal(&["--config", "nowhere"]).starts_with("error: nowhere: No such file"));
     let sqlite = refusal(&["--store", "sqlite:asng.db"]);
     assert!(sqlite.starts_with("error: --store is the URL of a PostgreSQL"), "{sqlite}");
+    let elsewhere = refusal(&["--store", "postgres://db/asng", "--advertise", "a:port"]);
+    let expected = "error: --advertise: \"a:port\" is not an address such as localhost:50051";
+    assert!(elsewhere.starts_with(expected), "{elsewhere}");
     let nowhere = refusal(&["--token-file", "nowhere"]);
     assert!(nowhere.starts_with("error: nowhere: No such file"), "{nowhere}");
     assert_eq!(refusal(&["--tls-cert", "x"]), "error: TLS needs both --tls-cert and --tls-key");
+}
+
+#[test]
+fn a_backup_is_no_stream() {
+    for command in ["backup", "restore"] {
+        let output = Command::new(asng_controller()).args([command, "-"]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("name a file in place of -"), "{text}");
+    }
 }
 
 /// The variables that a program's help names.

@@ -235,12 +235,12 @@ impl Service<Request<Body>> for Connection {
     }
 }
 
-/// A server that answers a call in HTTP and not in gRPC.
+/// Error of a call that a server answered in HTTP and not in gRPC.
 #[derive(Debug)]
 pub(crate) struct NotGrpc {
     /// Host and port.
     server: String,
-    /// The status of the answer, if it came by HTTP/2.
+    /// The HTTP status of the answer; none if it was not HTTP/2.
     status: Option<StatusCode>,
 }
 
@@ -284,19 +284,21 @@ impl fmt::Display for NotGrpc {
 
 impl Error for NotGrpc {}
 
-/// Whether these are the headers of an answer in gRPC.
+/// Returns whether headers are those of a gRPC response.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let is_grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
     headers.contains_key(Status::GRPC_STATUS) || headers.get(CONTENT_TYPE).is_some_and(is_grpc)
 }
 
-/// Whether a server's answer did not begin with a frame of HTTP/2: it speaks HTTP/1.1, TLS, or something else.
+/// Returns whether a response did not begin with an HTTP/2 frame: the server speaks HTTP/1.1, TLS, or another protocol.
 fn is_no_frame(error: &(dyn Error + 'static)) -> bool {
-    let is = |error: &h2::Error| error.reason() == Some(h2::Reason::FRAME_SIZE_ERROR);
+    let is = |error: &h2::Error| {
+        error.is_library() && error.reason() == Some(h2::Reason::FRAME_SIZE_ERROR)
+    };
     error.downcast_ref().is_some_and(is) || error.source().is_some_and(is_no_frame)
 }
 
-/// Asks a server in plain text for a page. Returns whether it answers in HTTP/1.
+/// Sends an HTTP/1.1 request to a server in plain text. Returns whether it answers in HTTP/1.
 async fn answers_http(url: &str) -> bool {
     let uri = url.parse().ok().filter(|uri: &Uri| uri.scheme() == Some(&Scheme::HTTP));
     let Some(uri) = uri else { return false };

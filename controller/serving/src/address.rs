@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
-/// Where to listen, if at all: for clap.
+/// An address to listen on, or none.
 #[derive(Clone, Copy, Debug)]
 pub struct Address(pub Option<SocketAddr>);
 

@@ -25,7 +25,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause when the system has no more files for connections.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a client is told that sends HTTP to a port of gRPC.
+/// The answer to a client that sends HTTP to a port of gRPC.
 pub(crate) const NOT_HTTP: &str = "This port answers gRPC, not HTTP. Pages and metrics are on the port of --http, by default 50052 of a \
                                    controller and 50054 of a trainer.";
 
@@ -36,7 +36,7 @@ pub struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
-/// What connections are for.
+/// The protocol of a port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// gRPC, which is HTTP/2. In plain text, requests in HTTP/1 are answered with a sentence.
@@ -109,17 +109,17 @@ async fn open(
     Ok(Either::Right(Box::new(stream)))
 }
 
-/// Answers a browser, or another client of HTTP/1, with a sentence; an error is that there was one.
+/// Answers a browser, or another client of HTTP/1, with a sentence. Errors if the client is one.
 async fn refuse_http1(stream: &mut TcpStream) -> io::Result<()> {
     let mut begin = [0; 3];
     let read = timeout(HANDSHAKE, stream.peek(&mut begin)).await??;
     let begin = &begin[..read];
     let is_http1 = !begin.is_empty() && begin.iter().all(u8::is_ascii_uppercase);
-    // The first of what HTTP/2 begins with.
+    // HTTP/2 begins with "PRI".
     if !is_http1 || b"PRI".starts_with(begin) {
         return Ok(());
     }
-    // What is not read could have the answer discarded.
+    // Closing with unread input could discard the answer on its way.
     let _ = timeout(HANDSHAKE, stream.read(&mut [0; 8192])).await??;
     let text = format!("{NOT_HTTP}\n");
     let answer = format!(

@@ -186,12 +186,12 @@ where
     }
 }
 
-/// Whether these are the headers of a request in gRPC.
+/// Returns whether headers are those of a gRPC request.
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The answer to a browser, or another client of HTTP/2, which has taken the port of gRPC for that of the pages.
+/// Returns the response to a browser, or another client of HTTP/2, at the port of gRPC.
 fn not_http() -> Response<Body> {
     // The status is for the metrics.
     let mut answer = Status::unimplemented("").into_http();

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use asng_client::{CONTROLLER_PORT, environment, telemetry};
 use asng_controller::{Config, store::Location, studies, web};
 use asng_serving::{Exposure, limits::Limits, listen_address};
@@ -81,9 +81,9 @@ pub(crate) struct Options {
     /// PostgreSQL to keep the studies in instead, shared by several controllers: postgres://USER:PASSWORD@HOST/DATABASE.
     #[arg(long, env = "ASNG_STORE", value_name = "URL")]
     store: Option<String>,
-    /// URL under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
+    /// Address under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
     /// --listen].
-    #[arg(long, env = "ASNG_ADVERTISE", value_name = "URL", requires = "store")]
+    #[arg(long, env = "ASNG_ADVERTISE", value_name = "ADDRESS", requires = "store")]
     advertise: Option<String>,
     #[command(flatten)]
     pub(crate) web: web::Options,
@@ -154,9 +154,16 @@ impl Options {
                     );
                 }
                 if self.advertise.is_none() && self.listen.ip().is_unspecified() {
-                    bail!("--store needs --advertise URL: clients cannot reach {}", self.listen);
+                    bail!(
+                        "--store needs --advertise ADDRESS: clients cannot reach {}",
+                        self.listen
+                    );
                 }
-                Location::Postgres { url, advertise: self.advertise.unwrap_or_default() }
+                let tls = self.tls_cert.is_some();
+                let advertise =
+                    self.advertise.map(|own| asng_client::url(&own, CONTROLLER_PORT, tls));
+                let advertise = advertise.transpose().context("--advertise")?.unwrap_or_default();
+                Location::Postgres { url, advertise }
             }
         };
         let exposure = Exposure {

@@ -197,7 +197,7 @@ line is the study as `show` prints it, with steps_per_second, eta_seconds and ou
 
 Exit status: 0 when the study ended FINISHED or STOPPED, 1 when it FAILED, 130 after q or Ctrl-C.";
 
-/// What must be confirmed.
+/// A study to end for good.
 #[derive(Debug, Args)]
 pub(crate) struct EndArgs {
     /// Name of the study.

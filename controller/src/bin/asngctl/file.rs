@@ -24,7 +24,7 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
     text.with_context(|| format!("cannot read {}", name(path)))
 }
 
-/// Opens a file, and returns its size, if it has one. Errors name the file.
+/// Opens a file. Returns its content and its size, if that is known. Errors name the file.
 pub(crate) fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if is_standard(path) {
         return Ok((Box::new(io::stdin()), None));
@@ -34,7 +34,7 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<
     Ok((Box::new(file), size))
 }
 
-/// Returns a path as errors name it.
+/// Returns the name of an input file for errors.
 pub(crate) fn name(path: &Path) -> String {
     if is_standard(path) { "standard input".into() } else { path.display().to_string() }
 }

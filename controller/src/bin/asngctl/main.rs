@@ -89,7 +89,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Makes the connection that the options mean. Ends the program if there is none.
+/// Makes the connection of the options. Ends the program if an option is wrong.
 fn connect(options: &Options) -> Connection {
     options.connect().unwrap_or_else(|error| refuse(format!("{error:#}")))
 }
@@ -272,7 +272,7 @@ async fn list(
     }
 }
 
-/// Asks a person whether a study is to be ended for good; `verb` is what happens to it.
+/// Asks on the terminal whether to `verb` a study. Errors if the answer is not yes.
 async fn confirm(controller: &mut Controller, verb: &str, name: &str) -> anyhow::Result<()> {
     ensure!(
         io::stdin().is_terminal(),
@@ -305,7 +305,7 @@ fn refuse_two_outputs(output: Output, out: Option<&Path>) {
     }
 }
 
-/// Says where a file is, unless it is standard output.
+/// Prints where a file was written, unless it is standard output.
 fn written(output: Output, what: &str, file: &Path) -> io::Result<()> {
     if is_standard(file) {
         return Ok(());
