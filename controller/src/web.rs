@@ -54,15 +54,18 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a form.
 const MAX_FORM: usize = 4096;
 
+/// The port of HTTP by default.
+const PORT: u16 = 50052;
+
 /// What a person decides about HTTP.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
-    /// Address to serve HTTP on, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
+    /// Address to serve HTTP on, as --listen takes it, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
     /// probes. With https:// before it, under TLS with the certificate of --tls-cert. The page asks for a token where
     /// tokens are in use; whoever reads the metrics learns the names of studies
     #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052")]
-    #[arg(value_name = "[https://]ADDRESS|off")]
+    #[arg(value_name = "[https://]ADDRESS|off", value_parser = Place::parse)]
     http: Place,
     /// Path under which a reverse proxy shows the page, such as /asng: links, forms and the cookie begin with it. The page is
     /// found at / as well, whether the proxy passes the prefix on or strips it
@@ -114,15 +117,13 @@ struct Place {
     address: Address,
 }
 
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Place, String> {
+impl Place {
+    fn parse(text: &str) -> Result<Place, String> {
         let (https, address) = match text.strip_prefix("https://") {
             Some(address) => (true, address),
             None => (false, text.strip_prefix("http://").unwrap_or(text)),
         };
-        Ok(Place { https, address: address.parse()? })
+        Ok(Place { https, address: Address::parse(address, PORT)? })
     }
 }
 

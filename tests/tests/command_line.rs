@@ -1,7 +1,7 @@
 //! `asngctl` against the real controller: watching through an outage, the history, pictures and studies in files, failover.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -69,7 +69,8 @@ async fn a_history_is_written_and_a_study_moves_in_a_file() {
     assert!(newest.lines().nth(1).is_some_and(|line| line.starts_with("9,")), "{newest}");
     let trainers = json(run("study trainers s --output json"));
     assert_eq!((&trainers[0]["trainer_id"], &trainers[0]["applied"]), (&"t".into(), &9.into()));
-    assert!(text(run("study history s --format json --out h.json")).is_empty());
+    let written = text(run("study history s --format json --out h.json"));
+    assert_eq!(written, "the history is in h.json\n");
     let lines = std::fs::read_to_string(directory.path().join("h.json")).unwrap();
     assert_eq!(lines.lines().count(), 9);
 
@@ -137,6 +138,140 @@ async fn pictures_and_a_report_are_written() {
     assert!(String::from_utf8_lossy(&graph.stderr).contains("no graph can be drawn"), "{graph:?}");
     assert_eq!((graph.status.code(), &*read("kept.svg")), (Some(1), "old"));
     assert_eq!(run("study plot s --what theta --out theta.png").status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dash_stands_for_standard_output_and_input() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(create_request("s", 9)).await.unwrap();
+    train(controller.search(), "s", "t", |_, _| ()).await;
+    let run =
+        |line: &str| command(&controller.url(), line).current_dir(&directory).output().unwrap();
+    let with_input = |line: &str, input: &[u8]| {
+        let mut command = command(&controller.url(), line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert_eq!(text(run("study history s --out -")), text(run("study history s")));
+    let picture = text(run("study plot s --what theta --out -"));
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>"), "{picture}");
+    let report = text(run("study report s --out -"));
+    assert!(report.starts_with("<!DOCTYPE html>") && report.ends_with("</html>"), "{report}");
+    let export = run("study export s --out -");
+    assert!(export.status.success() && export.stdout.len() > 1000);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "no file is written");
+    for what in ["plot s --what theta", "report s", "export s"] {
+        let both = run(&format!("study {what} --out - --output json"));
+        assert_eq!(both.status.code(), Some(2), "{both:?}");
+        assert!(String::from_utf8_lossy(&both.stderr).contains("leave out one of them"));
+    }
+
+    text(with_input("study import - --name t", &export.stdout));
+    assert_eq!(text(run("study history t")), text(run("study history s")));
+    let short = with_input("study import - --name u", &export.stdout[..export.stdout.len() - 1]);
+    assert!(String::from_utf8_lossy(&short.stderr).contains("cannot read standard input"));
+    let variables = br#"[{"name": "op", "choices": ["a", "b"]}]"#;
+    text(with_input("study create v --variables - --max-steps 9", variables));
+    let distribution = text(run("study distribution v --output json"));
+    text(with_input("study clone v w --start-distribution -", distribution.as_bytes()));
+    let wrong = with_input("study create x --variables - --max-steps 9", b"{");
+    assert!(
+        String::from_utf8_lossy(&wrong.stderr).contains("error: standard input: "),
+        "{wrong:?}"
+    );
+    let both = "study create x --variables - --start-distribution - --max-steps 9";
+    let both = with_input(both, b"");
+    assert!(String::from_utf8_lossy(&both.stderr).contains("cannot both be read"), "{both:?}");
+
+    let (code, shown) = on_a_terminal(&controller.url(), "study export s --out -", "");
+    assert!(code == Some(1) && shown.contains("standard output is a terminal"), "{shown}");
+}
+
+/// Runs a command on a terminal where somebody types `input`. Returns its exit status and what is shown.
+fn on_a_terminal(controllers: &str, line: &str, input: &str) -> (Option<i32>, String) {
+    let line = format!("{} --controller {controllers} {line}", asngctl().display());
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_study_for_good_asks_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(create_request("s", 9)).await.unwrap();
+    let url = controller.url();
+    let run = |line: &str| command(&url, line).stdin(Stdio::null()).output().unwrap();
+    let state = || {
+        let output = command(&url, "study show s --output json").output().unwrap();
+        json(output)["state"].as_str().unwrap().to_owned()
+    };
+    for verb in ["stop", "delete"] {
+        let silent = run(&format!("study {verb} s"));
+        let needs = format!("without a terminal to confirm on, `study {verb}` needs --yes");
+        assert_eq!(silent.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&silent.stderr).contains(&needs), "{silent:?}");
+        let (code, shown) = on_a_terminal(&url, &format!("study {verb} s"), "n\n");
+        assert_eq!((code, &*state()), (Some(1), "RUNNING"), "{shown}");
+        assert!(shown.contains(&format!("{verb} study `s` (RUNNING, 0 reports) for good? [y/N]")));
+        assert!(shown.contains("the study stays as it was"), "{shown}");
+    }
+    let (code, shown) = on_a_terminal(&url, "study stop s", "y\n");
+    assert_eq!((code, &*state()), (Some(0), "STOPPED"), "{shown}");
+    text(run("study stop s --yes"));
+    text(run("study delete s --yes"));
+    assert_eq!(run("study show s").status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_printed_or_refused_by_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    controller.studies().create_study(create_request("s", 9)).await.unwrap();
+    train(controller.search(), "s", "t", |_, _| ()).await;
+    let run = |line: &str| {
+        let line = format!("{line} --output json");
+        command(&controller.url(), &line).current_dir(&directory).output().unwrap()
+    };
+    for line in [
+        "study list",
+        "study show s",
+        "study distribution s",
+        "study trainers s",
+        "study clone s c --start-from s",
+        "study pause c",
+        "study resume c",
+        "study stop c --yes",
+        "study delete c --yes",
+        "study plot s --what theta",
+        "study report s",
+        "study export s",
+        "study import s.asng --name i",
+        "health",
+    ] {
+        json(run(line));
+    }
+    // These print an object a line.
+    for (line, lines) in [("study watch s", 1), ("study history s", 9), ("doctor", 6)] {
+        let text = text(run(line));
+        let objects = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        assert_eq!(objects.filter(Value::is_object).count(), lines, "{text}");
+    }
+    assert_eq!(json(run("study history s --out h.json"))["file"], "h.json");
+    assert!(text(run("study history s --format csv")).starts_with("step,"));
+    let script = run("completions bash");
+    assert_eq!((script.status.code(), script.stdout.len()), (Some(2), 0));
+    assert!(String::from_utf8_lossy(&script.stderr).contains("leave out --output json"));
+    // Errors are text.
+    let unknown = run("study show none");
+    assert_eq!((unknown.status.code(), unknown.stdout.len()), (Some(1), 0));
+    assert!(unknown.stderr.starts_with(b"error: "), "{unknown:?}");
 }
 
 /// Takes the last byte off a file.

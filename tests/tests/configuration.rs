@@ -3,7 +3,7 @@
 use std::{fs, process::Command, time::Duration};
 
 use asng_proto::v1;
-use asng_tests::{Controller, asng_controller, create_request};
+use asng_tests::{Controller, asng_controller, asngctl, create_request, trainer_program};
 use tonic::{Code, Request, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
@@ -64,9 +64,115 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
     assert!(refusal(&["--config", "nowhere"]).starts_with("error: nowhere: No such file"));
     let sqlite = refusal(&["--store", "sqlite:asng.db"]);
     assert!(sqlite.starts_with("error: --store is the URL of a PostgreSQL"), "{sqlite}");
+    let elsewhere = refusal(&["--store", "postgres://db/asng", "--advertise", "a:port"]);
+    let expected = "error: --advertise: \"a:port\" is not an address such as localhost:50051";
+    assert!(elsewhere.starts_with(expected), "{elsewhere}");
     let nowhere = refusal(&["--token-file", "nowhere"]);
     assert!(nowhere.starts_with("error: nowhere: No such file"), "{nowhere}");
     assert_eq!(refusal(&["--tls-cert", "x"]), "error: TLS needs both --tls-cert and --tls-key");
+}
+
+#[test]
+fn a_backup_is_no_stream() {
+    for command in ["backup", "restore"] {
+        let output = Command::new(asng_controller()).args([command, "-"]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("name a file in place of -"), "{text}");
+    }
+}
+
+/// The variables that a program's help names.
+fn variables(program: &mut Command) -> Vec<String> {
+    let help = String::from_utf8(program.arg("--help").output().unwrap().stdout).unwrap();
+    let after = help.split("[env: ").skip(1);
+    after.map(|text| text.split('=').next().unwrap().into()).collect()
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let empty = |command: &mut Command, variables: &[String]| {
+        for variable in variables {
+            command.env(variable, "");
+        }
+    };
+    let names = variables(Command::new(asng_controller()).arg("serve"));
+    for name in ["ASNG_TOKEN_FILE", "ASNG_INSECURE", "ASNG_RATE_LIMIT", "ASNG_LISTEN"] {
+        assert!(names.contains(&name.into()), "{name}: {names:?}");
+    }
+    let mut command = Command::new(asng_controller());
+    empty(&mut command, &names);
+    // It ends at once, since the file is no directory.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = command.arg("--state-dir").arg(file.path()).output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("insecure=false, ") && !log.contains("(environment)"), "{log}");
+
+    let mut names = variables(Command::new(asngctl()).arg("trainer"));
+    names.push("ASNG_TOKEN".into());
+    let mut command = Command::new(asngctl());
+    empty(&mut command, &names);
+    let output = command.args(["--controller", &controller.url(), "study", "list"]).output();
+    assert!(output.as_ref().unwrap().status.success(), "{output:?}");
+
+    let names = variables(Command::new(trainer_program()).arg("serve"));
+    assert!(names.len() > 20, "{names:?}");
+    let mut command = Command::new(trainer_program());
+    empty(&mut command, &names);
+    // A trainer that ends at once, since the directory of its files is a file.
+    let output = command.args(["serve", "--work-dir"]).arg(file.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+#[test]
+fn booleans_in_the_environment_are_words() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let controller = |word: &str| {
+        let mut command = Command::new(asng_controller());
+        command.args(["--listen", "0.0.0.0:0", "--http", "off", "--state-dir"]).arg(file.path());
+        command.env("ASNG_INSECURE", word);
+        // It ends at once, since the file is no directory.
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let trainer = |word: &str| {
+        let mut command = Command::new(trainer_program());
+        command.args(["serve", "--listen", "0.0.0.0:0", "--work-dir"]).arg(file.path());
+        command.env("ASNG_SERVE_INSECURE", word).env("ASNG_CUDNN_BENCHMARK", "off");
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    for word in ["1", "true", "Yes", "ON"] {
+        let (code, log) = controller(word);
+        assert!(code == Some(1) && log.contains("insecure: serving other machines"), "{log}");
+        let log = trainer(word);
+        assert!(log.contains("insecure: serving other machines"), "{log}");
+    }
+    for word in ["0", "False", "no", "off"] {
+        let (code, log) = controller(word);
+        assert!(code == Some(2) && log.contains("or say --insecure"), "{log}");
+        let log = trainer(word);
+        assert!(log.contains("or say --serve-insecure"), "{log}");
+    }
+    let words = "expected 1, true, yes, on, 0, false, no or off";
+    let (code, log) = controller("maybe");
+    assert!(code == Some(2) && log.contains(words) && log.contains("variable ASNG_INSECURE"));
+    let log = trainer("maybe");
+    assert!(log.contains(words) && log.contains("variable ASNG_SERVE_INSECURE"), "{log}");
+
+    let asngctl = |word: &str, arguments: &[&str]| {
+        let mut command = Command::new(asngctl());
+        command.args(["--controller", "http://192.0.2.1:1"]).args(arguments);
+        command.args(["study", "list"]).env("ASNG_TOKEN", "secret").env("ASNG_INSECURE", word);
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    assert!(asngctl("maybe", &[]).contains("variable ASNG_INSECURE"));
+    for (word, arguments) in [("0", &[][..]), ("1", &["--insecure=false"])] {
+        let text = asngctl(word, arguments);
+        assert!(text.contains("a token would cross the network"), "{text}");
+    }
 }
 
 #[test]

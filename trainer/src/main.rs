@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use asng_client::{Options, telemetry};
+use asng_client::{Options, environment, telemetry};
 use asng_trainer::{
     client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
     supernet::Precision,
@@ -103,7 +103,7 @@ struct Serve {
 // One thread is enough for the network: what computes has a thread of its own.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Arguments { command, common } = Arguments::parse();
+    let Arguments { command, common } = environment::parse();
     let telemetry = match common.telemetry.clone().start("asng-trainer") {
         Ok(telemetry) => telemetry,
         Err(error) => {

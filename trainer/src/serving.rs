@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
+use asng_client::TRAINER_PORT;
 use asng_proto::v1::trainer_service_server::{SERVICE_NAME, TrainerServiceServer};
 use asng_serving::{Address, Exposure, Health, Services, http, limits::Limits};
 use clap::Args;
@@ -30,7 +31,6 @@ use crate::{
     state::State,
 };
 
-const GRPC_PORT: u16 = 50053;
 const HTTP_PORT: u16 = 50054;
 /// How long requests that run may take to end when the trainer does.
 const GRACE: Duration = Duration::from_secs(2);
@@ -48,13 +48,15 @@ const LIMITS: Limits = Limits {
 #[group(skip)]
 #[command(next_help_heading = "What the trainer serves")]
 pub struct Options {
-    /// Address to serve TrainerService on (status, evaluation, checkpoint, drain), or off [default: 127.0.0.1:50053, or any
-    /// free port of this machine when that is taken]
+    /// Address to serve TrainerService on (status, evaluation, checkpoint, drain): HOST:PORT, HOST, PORT on loopback, or :PORT
+    /// on every interface; or off [default: 127.0.0.1:50053, or any free port of this machine when that is taken]
     #[arg(long, env = "ASNG_TRAINER_LISTEN", value_name = "ADDRESS|off")]
+    #[arg(value_parser = |text: &str| Address::parse(text, TRAINER_PORT))]
     listen: Option<Address>,
     /// Address to serve HTTP on: /metrics for Prometheus, /healthz and /readyz for probes; or off. There is no
     /// authentication [default: 127.0.0.1:50054, or any free port of this machine when that is taken]
     #[arg(long, env = "ASNG_TRAINER_HTTP", value_name = "ADDRESS|off")]
+    #[arg(value_parser = |text: &str| Address::parse(text, HTTP_PORT))]
     http: Option<Address>,
     /// PEM file of the trainer's certificate as a server; read again when it changes, as are the other files here
     #[arg(long, env = "ASNG_SERVE_TLS_CERT", value_name = "FILE")]
@@ -87,7 +89,7 @@ impl Doors {
 impl Options {
     /// Reads the files and takes the ports.
     pub async fn open(self) -> anyhow::Result<Doors> {
-        let grpc = Port::of(self.listen, GRPC_PORT, "--listen");
+        let grpc = Port::of(self.listen, TRAINER_PORT, "--listen");
         let exposure = Exposure {
             prefix: "serve-",
             tls_cert: self.serve_tls_cert,

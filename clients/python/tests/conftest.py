@@ -40,7 +40,8 @@ class Daemon:
         assert self._process.stderr
         for line in self._process.stderr:
             print(line, end="")  # pytest shows it for a test that fails.
-            if serving := re.search(r" serving address=(\S+)", line):
+            if serving := re.search(r" serving address=(\S+) .*http=(\S+)", line):
+                self.http = serving[2]
                 # Keeps the pipe empty.
                 threading.Thread(target=self._process.stderr.read, daemon=True).start()
                 return serving[1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,83 @@ def urls(address: str | None, **options: str | bool) -> list[str]:
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert urls(None) == ["http://127.0.0.1:50051"]
     assert urls("a:1, https://b,[::1]:2") == ["http://a:1", "https://b:443", "http://[::1]:2"]
-    assert urls("a:1", tls_ca="ca.pem") == ["https://a:1"]
+    assert urls("gpu-box,[::1], ::1") == ["http://gpu-box:50051", *["http://[::1]:50051"] * 2]
+    assert urls("a:1,b", tls_ca="ca.pem") == ["https://a:1", "https://b:50051"]
     monkeypatch.setenv("ASNG_CONTROLLER", "http://c:3")
     assert urls(None) == ["http://c:3"]
-    for wrong in ["ftp://a", "http://", "http://a/x", "a:b", "a,,b"]:
+    monkeypatch.setenv("ASNG_CONTROLLER", "")
+    assert urls(None) == ["http://127.0.0.1:50051"]
+    for wrong in [
+        "ftp://a",
+        "http://",
+        "http://a/x",
+        "a:b",
+        "a,,b",
+        "a:",
+        "a:0",
+        "a:70000",
+        "a b",
+        "1:2:3",
+    ]:
         with pytest.raises(asng.Error, match="is not an address such as localhost:50051"):
             urls(wrong)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    for address in ["http://me:secret@a:1", "me:secret@a"]:
+        with pytest.raises(asng.Error, match="token_file") as caught:
+            urls(address)
+        assert "secret" not in str(caught.value)
+
+
+def test_variables_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["TOKEN", "TOKEN_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "INSECURE"]:
+        monkeypatch.setenv(f"ASNG_{name}", "")
+    assert urls("a:1") == ["http://a:1"]
+    with pytest.raises(asng.Error, match="insecure=True"):
+        urls("10.1.2.3:1", token="secret")
+    for word in ["1", "true", "Yes", "ON"]:
+        monkeypatch.setenv("ASNG_INSECURE", word)
+        assert urls("10.1.2.3:1", token="secret")
+    for word in ["0", "False", "no", "off"]:
+        monkeypatch.setenv("ASNG_INSECURE", word)
+        with pytest.raises(asng.Error, match="insecure=True"):
+            urls("10.1.2.3:1", token="secret")
+    monkeypatch.setenv("ASNG_INSECURE", "maybe")
+    with pytest.raises(asng.Error, match="ASNG_INSECURE is 'maybe'; expected 1, true, yes, on, 0"):
+        urls("a")
+
+
+def test_the_port_of_the_page_is_not_that_of_grpc(daemon: Daemon) -> None:
+    with (
+        asng.connect(daemon.http) as controller,
+        pytest.raises(asng.Error, match=r"answers HTTP, not gRPC") as caught,
+    ):
+        controller.study("mine")
+    assert daemon.http in str(caught.value) and "127.0.0.1:50051" in str(caught.value)
+
+
+def test_a_server_of_http1_is_not_one_of_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asng._attempts.PATIENCE", 0)
+
+    def answer(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # It was closed.
+                return
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=[listener], daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            asng.connect(address) as controller,
+            pytest.raises(asng.Unavailable, match=f"{address} answers HTTP, not gRPC"),
+        ):
+            controller.study("mine")
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:

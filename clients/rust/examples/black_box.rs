@@ -8,7 +8,7 @@
 use std::{process, time::Duration};
 
 use anyhow::{Context, bail};
-use asng_client::{Connection, Options, insist};
+use asng_client::{Connection, Options, environment, insist};
 use asng_proto::v1::{
     AlgorithmSettings, Architecture, Categorical, CreateStudyRequest, ExtendLeaseRequest, Integer,
     LeaseStepRequest, ReportStepRequest, Step, StopRules, StudySpec, Variable,
@@ -37,7 +37,7 @@ fn loss(architecture: &Architecture) -> f64 {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let connection = Args::parse().controller.connect()?;
+    let connection = environment::parse::<Args>().controller.connect()?;
     create_study(&connection).await?;
     let search = SearchServiceClient::new(connection);
     let trainer_id = format!("black-box-{}", process::id());

@@ -4,14 +4,24 @@ use std::{
     error::Error,
     fmt,
     future::Future,
+    io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+    uri::Scheme,
+};
 use http_body_util::{BodyExt, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{
     Code, ConnectError, Status,
     body::Body,
@@ -21,7 +31,11 @@ use tonic_types::StatusExt;
 use tower::{Service, ServiceExt};
 use tracing::{info, warn};
 
-use crate::{options::Rules, telemetry, token::Token};
+use crate::{
+    options::{CONNECT_TIMEOUT, CONTROLLER_PORT, Rules, TRAINER_PORT},
+    telemetry,
+    token::Token,
+};
 
 /// How long a controller may take to answer a call; calls that stream may last.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -124,6 +138,10 @@ impl Connection {
             Err(error) => Err(error),
         };
         match answer {
+            Ok(response) if !is_grpc(response.headers()) => {
+                self.places().leave(&place);
+                (Err(NotGrpc::new(&place.url, Some(response.status())).into()), true)
+            }
             Ok(response) => {
                 let unavailable = unavailable(response.headers());
                 if let Some(status) = &unavailable {
@@ -136,6 +154,9 @@ impl Connection {
             }
             Err(error) => {
                 self.places().leave(&place);
+                if is_no_frame(&error) && answers_http(&place.url).await {
+                    return (Err(NotGrpc::new(&place.url, None).into()), true);
+                }
                 let never_sent = caused_by::<ConnectError>(&error);
                 (Err(error.into()), never_sent)
             }
@@ -212,6 +233,84 @@ impl Service<Request<Body>> for Connection {
         let connection = self.clone();
         Box::pin(async move { connection.send(request).await })
     }
+}
+
+/// Error of a call that a server answered in HTTP and not in gRPC.
+#[derive(Debug)]
+pub(crate) struct NotGrpc {
+    /// Host and port.
+    server: String,
+    /// The HTTP status of the answer; none if it was not HTTP/2.
+    status: Option<StatusCode>,
+}
+
+impl NotGrpc {
+    pub(crate) fn new(url: &str, status: Option<StatusCode>) -> NotGrpc {
+        let server = url.split_once("://").map_or(url, |(_, server)| server).into();
+        NotGrpc { server, status }
+    }
+
+    /// Returns the address with another port, unless the server is a proxy or has this port already.
+    pub(crate) fn with_port(&self, port: u16) -> Option<String> {
+        let host = match self.server.rsplit_once(':') {
+            Some((host, _)) if !self.server.ends_with(']') => host,
+            _ => &self.server,
+        };
+        let other = format!("{host}:{port}");
+        Some(other).filter(|other| !self.is_proxy() && *other != self.server)
+    }
+
+    fn is_proxy(&self) -> bool {
+        self.status.is_some_and(|status| status.is_server_error())
+    }
+}
+
+impl fmt::Display for NotGrpc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NotGrpc { server, status } = self;
+        match status {
+            Some(status) if self.is_proxy() => write!(
+                f,
+                "{server} answers HTTP status {status}, not gRPC: it may be a proxy that does not reach its server"
+            ),
+            _ => write!(
+                f,
+                "{server} answers HTTP, not gRPC: it may be the port of the page or of metrics. By default gRPC is on \
+                 port {CONTROLLER_PORT} of a controller and {TRAINER_PORT} of a trainer"
+            ),
+        }
+    }
+}
+
+impl Error for NotGrpc {}
+
+/// Returns whether headers are those of a gRPC response.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let is_grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
+    headers.contains_key(Status::GRPC_STATUS) || headers.get(CONTENT_TYPE).is_some_and(is_grpc)
+}
+
+/// Returns whether a response did not begin with an HTTP/2 frame: the server speaks HTTP/1.1, TLS, or another protocol.
+fn is_no_frame(error: &(dyn Error + 'static)) -> bool {
+    let is = |error: &h2::Error| {
+        error.is_library() && error.reason() == Some(h2::Reason::FRAME_SIZE_ERROR)
+    };
+    error.downcast_ref().is_some_and(is) || error.source().is_some_and(is_no_frame)
+}
+
+/// Sends an HTTP/1.1 request to a server in plain text. Returns whether it answers in HTTP/1.
+async fn answers_http(url: &str) -> bool {
+    let uri = url.parse().ok().filter(|uri: &Uri| uri.scheme() == Some(&Scheme::HTTP));
+    let Some(uri) = uri else { return false };
+    let server = format!("{}:{}", uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(80));
+    let ask = async {
+        let mut stream = TcpStream::connect(&server).await?;
+        stream.write_all(format!("HEAD / HTTP/1.1\r\nhost: {server}\r\n\r\n").as_bytes()).await?;
+        let mut begin = [0; 5];
+        stream.read_exact(&mut begin).await?;
+        io::Result::Ok(begin == *b"HTTP/")
+    };
+    matches!(timeout(CONNECT_TIMEOUT, ask).await, Ok(Ok(true)))
 }
 
 /// The status UNAVAILABLE, which servers send in the headers of an answer without a body.

@@ -2,11 +2,14 @@
 
 use std::{error::Error, io};
 
-use tokio_rustls::rustls::{CertificateError, Error as TlsError};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
-use crate::connection::{REQUEST_TIMEOUT, caused_by, owner};
+use crate::{
+    connection::{NotGrpc, REQUEST_TIMEOUT, caused_by, owner},
+    options::{CONTROLLER_PORT, TRAINER_PORT},
+};
 
 const TOKEN: &str = "--token-file FILE, ASNG_TOKEN_FILE or ASNG_TOKEN";
 const CLIENT_CERTIFICATE: &str = "if it asks for a client certificate: --tls-cert FILE and --tls-key FILE, signed by an \
@@ -18,6 +21,7 @@ struct Peer {
     program: &'static str,
     option: &'static str,
     variable: &'static str,
+    port: u16,
 }
 
 const CONTROLLER: Peer = Peer {
@@ -25,12 +29,14 @@ const CONTROLLER: Peer = Peer {
     program: "asng-controller",
     option: "--controller",
     variable: "ASNG_CONTROLLER",
+    port: CONTROLLER_PORT,
 };
 const TRAINER: Peer = Peer {
     noun: "trainer",
     program: "asng-trainer serve",
     option: "--trainer",
     variable: "ASNG_TRAINER",
+    port: TRAINER_PORT,
 };
 
 /// A call's failure as a sentence, and below it a line for each detail and what to do. `url` is
@@ -45,16 +51,27 @@ pub fn explain_trainer(status: &Status, url: &str) -> String {
 }
 
 fn explain_peer(status: &Status, url: &str, peer: &Peer) -> String {
-    let Peer { noun, program, option, variable } = peer;
+    let Peer { noun, program, option, variable, port } = peer;
     if let Some(error) = tls_error(status) {
         return format!("no TLS connection to {url}: {error}\n  {}", tls_advice(error));
     }
+    if let Some(error) = innermost(status).downcast_ref::<NotGrpc>() {
+        let advice = error.with_port(*port);
+        let advice = advice.map(|other| format!("\n  try {option} {other}, or {variable}={other}"));
+        return format!("{error}{}", advice.unwrap_or_default());
+    }
     if caused_by::<ConnectError>(status) {
-        return format!(
+        let mut text = format!(
             "no {noun} answers at {url}: {}\n  start one with `{program}`, or name another with \
-             {option} URL or {variable}",
+             {option} ADDRESS or {variable}",
             innermost(status)
         );
+        if url.split(',').any(|url| url.matches(':').count() == 1) {
+            text += &format!(
+                "\n  a URL without a port means port 80, or 443 with https://; the {noun}'s is by default {port}"
+            );
+        }
+        return text;
     }
     if caused_by::<TimeoutExpired>(status) {
         return format!("the {noun} at {url} did not answer within {REQUEST_TIMEOUT:?}");
@@ -63,9 +80,11 @@ fn explain_peer(status: &Status, url: &str, peer: &Peer) -> String {
     if status.source().is_some() {
         // Of a refused client certificate often no more is seen than that the connection ended.
         let advice = if url.contains("http://") {
-            "if it serves TLS, write https://"
+            format!(
+                "if it serves TLS, write https://; if it is no {noun}, its port is by default {port}"
+            )
         } else {
-            CLIENT_CERTIFICATE
+            CLIENT_CERTIFICATE.into()
         };
         return format!("the connection to {url} failed: {}\n  {advice}", innermost(status));
     }
@@ -149,6 +168,9 @@ fn tls_advice(error: &TlsError) -> &'static str {
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => "give the controller a new certificate",
         TlsError::InvalidMessage(_) => "if it serves without TLS, write http://",
+        TlsError::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+            "it serves HTTPS but no gRPC, as the port of the page does: gRPC is on another port, by default 50051"
+        }
         TlsError::AlertReceived(_) => CLIENT_CERTIFICATE,
         _ => "--tls-ca, --tls-cert and --tls-key must fit its certificates",
     }
@@ -160,6 +182,7 @@ fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) 
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -213,6 +236,22 @@ mod tests {
             assert!(text.starts_with("no\n  give a token"), "{text}");
             assert!(text.contains("--token-file FILE"), "{text}");
         }
+    }
+
+    #[test]
+    fn an_answer_in_http_names_the_usual_port() {
+        let explained =
+            |url, status| explain(&Status::from_error(NotGrpc::new(url, status).into()), url);
+        let page = explained("http://a:50052", Some(StatusCode::NOT_FOUND));
+        assert!(page.starts_with("a:50052 answers HTTP, not gRPC"), "{page}");
+        assert!(
+            page.ends_with("\n  try --controller a:50051, or ASNG_CONTROLLER=a:50051"),
+            "{page}"
+        );
+        assert!(explained("http://[::1]", None).contains("try --controller [::1]:50051"));
+        assert!(!explained("http://a:50051", None).contains("try"));
+        let proxy = explained("http://a:1", Some(StatusCode::BAD_GATEWAY));
+        assert!(proxy.contains("HTTP status 502 Bad Gateway") && !proxy.contains("try"), "{proxy}");
     }
 
     #[test]

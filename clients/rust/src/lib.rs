@@ -4,6 +4,8 @@
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`Options`] | what a person sets: addresses, TLS, token |
+//! | [`url`] | the grammar of addresses |
+//! | [`environment`] | command lines with their environment variables |
 //! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
 //! | [`insist`] | calls until there is an answer |
 //! | [`explain`] | an error in a person's words, with what to do |
@@ -22,6 +24,7 @@
 
 mod certificate;
 mod connection;
+pub mod environment;
 mod explain;
 mod insist;
 mod options;
@@ -33,6 +36,6 @@ pub use self::{
     connection::{Connection, REQUEST_TIMEOUT},
     explain::{explain, explain_trainer},
     insist::{insist, is_transient},
-    options::Options,
+    options::{CONTROLLER_PORT, Options, TRAINER_PORT, url},
     presets::{Preset, preset},
 };

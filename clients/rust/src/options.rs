@@ -2,14 +2,14 @@
 
 use std::{
     env, fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use http::{Uri, uri::Scheme};
+use http::Uri;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
@@ -19,12 +19,19 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Peers that do not answer a ping in this time are gone.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
+/// The port on which a controller serves gRPC by default.
+pub const CONTROLLER_PORT: u16 = 50051;
+/// The port on which a trainer serves gRPC by default.
+pub const TRAINER_PORT: u16 = 50053;
+
 /// How controllers are reached: for clap's `flatten`.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection to the controller")]
 pub struct Options {
-    /// URL of the controller, https:// for TLS; several, separated by commas, if several controllers share a database
-    #[arg(long, global = true, env = "ASNG_CONTROLLER", value_name = "URL", value_delimiter = ',')]
+    /// Address of the controller: HOST, HOST:PORT or a URL, https:// for TLS; several, separated by commas, if several
+    /// controllers share a database
+    #[arg(long, global = true, env = "ASNG_CONTROLLER", value_name = "ADDRESS")]
+    #[arg(value_delimiter = ',')]
     #[arg(default_value = "http://127.0.0.1:50051")]
     pub controller: Vec<String>,
     /// PEM file of the authorities that may have signed the controller's certificate [default: the system's]
@@ -60,11 +67,16 @@ impl Options {
         };
         let rules = Rules { tls: self.tls()?, secret: token.is_some(), insecure: self.insecure };
         let mut endpoints = Vec::new();
-        for url in &self.controller {
-            endpoints.push(rules.endpoint(url.trim())?);
+        for address in &self.controller {
+            endpoints.push(rules.endpoint(address)?);
         }
         ensure!(!endpoints.is_empty(), "name a controller with --controller");
         Ok(Connection::new(endpoints, rules, token))
+    }
+
+    /// Returns whether there are TLS options.
+    pub fn has_tls(&self) -> bool {
+        self.tls_ca.is_some() || self.tls_cert.is_some()
     }
 
     /// The TLS options, if there are any.
@@ -116,22 +128,17 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// Checks the URL of a controller, and says how to connect to it.
-    pub(crate) fn endpoint(&self, url: &str) -> anyhow::Result<Endpoint> {
-        let uri: Option<Uri> = url.parse().ok();
-        let (uri, host) = uri
-            .as_ref()
-            .and_then(|uri| Some((uri, uri.host().filter(|host| !host.is_empty())?)))
-            .filter(|(uri, _)| matches!(uri.path(), "" | "/") && uri.query().is_none())
-            .filter(|(uri, _)| [Some(&Scheme::HTTP), Some(&Scheme::HTTPS)].contains(&uri.scheme()))
-            .with_context(|| format!("{url:?} is not a URL such as http://127.0.0.1:50051"))?;
+    /// Checks the address of a controller, and says how to connect to it.
+    pub(crate) fn endpoint(&self, address: &str) -> anyhow::Result<Endpoint> {
+        let url = url(address, CONTROLLER_PORT, self.tls.is_some())?;
+        let uri: Uri = url.parse()?;
         let endpoint = Endpoint::from(uri.clone())
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        if uri.scheme() == Some(&Scheme::HTTPS) {
+        if url.starts_with("https://") {
             let tls = self.tls.clone();
             let tls = tls.unwrap_or_else(|| ClientTlsConfig::new().with_native_roots());
             return endpoint.tls_config(tls.timeout(CONNECT_TIMEOUT)).with_context(|| {
@@ -146,12 +153,52 @@ impl Rules {
             "TLS options are given, but {url} is without TLS; write https://"
         );
         ensure!(
-            !self.secret || self.insecure || is_loopback(host),
+            !self.secret || self.insecure || is_loopback(uri.host().unwrap_or_default()),
             "a token would cross the network to {url} where others can read it; use https://, or say \
              --insecure if nobody else is on the way"
         );
         Ok(endpoint)
     }
+}
+
+/// Returns the URL that an address means: `[http://|https://]HOST[:PORT]`, where HOST is a name, an IPv4 address or an IPv6
+/// address, in brackets if a port follows. Without a scheme, it is https:// if `tls` and http:// otherwise, and the port is
+/// `default_port` unless it is given. With a scheme, a missing port is that of the scheme, 80 or 443.
+pub fn url(address: &str, default_port: u16, tls: bool) -> anyhow::Result<String> {
+    let address = address.trim();
+    // The address may hold a password: it is not shown.
+    ensure!(
+        !address.contains('@'),
+        "the address of a server takes no user name and no password; give a token with --token-file FILE"
+    );
+    let scheme = if tls { "https" } else { "http" };
+    let (url, port) = match address.parse::<Ipv6Addr>() {
+        Ok(ip) => (format!("{scheme}://[{ip}]"), Some(default_port)),
+        Err(_) if address.contains("://") => (address.into(), None),
+        Err(_) => (format!("{scheme}://{address}"), Some(default_port)),
+    };
+    normalized(&url, port).with_context(|| {
+        format!(
+            "{address:?} is not an address such as localhost:{default_port}, gpu-box or \
+             https://controller.example.org:{default_port}"
+        )
+    })
+}
+
+/// Returns a URL of scheme, host and port, with `default_port`, if any, in place of a missing one.
+fn normalized(url: &str, default_port: Option<u16>) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
+    let host = uri.host().filter(|host| !host.is_empty())?;
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return None;
+    }
+    let port = match uri.authority()?.as_str().strip_prefix(host)? {
+        "" => default_port,
+        port => Some(port.strip_prefix(':')?.parse().ok().filter(|&port| port > 0)?),
+    };
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{scheme}://{host}{port}"))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -182,17 +229,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn addresses_are_urls() {
-        let two = ["--controller", "http://a:1, http://b"];
-        assert_eq!(connect(&two, None).unwrap(), "http://a:1,http://b");
-        for url in
-            ["", "a:1", "unix:a", "ftp://a", "http://", "http://a b", "http://a/x", "http://a,"]
-        {
-            let error = connect(&["--controller", url], None).unwrap_err();
+    async fn an_address_needs_no_scheme_and_no_port() {
+        for (address, expected) in [
+            ("localhost:1", "http://localhost:1"),
+            ("gpu-box", "http://gpu-box:50051"),
+            ("10.0.0.1:50061", "http://10.0.0.1:50061"),
+            ("[::1]:2", "http://[::1]:2"),
+            ("[::1]", "http://[::1]:50051"),
+            ("::1", "http://[::1]:50051"),
+            (" a:1, http://b/,HTTPS://c ", "http://a:1,http://b,https://c"),
+        ] {
+            assert_eq!(connect(&["--controller", address], None).unwrap(), expected, "{address}");
+        }
+        assert_eq!(url("gpu-box", TRAINER_PORT, true).unwrap(), "https://gpu-box:50053");
+        assert_eq!(url("http://gpu-box:7", TRAINER_PORT, true).unwrap(), "http://gpu-box:7");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused_with_the_right_form() {
+        for address in [
+            "",
+            "unix:a",
+            "ftp://a",
+            "http://",
+            "http://a b",
+            "http://a/x",
+            "a/x",
+            "a?b",
+            "a,",
+            ":1",
+            "a:",
+            "a:b",
+            "a:0",
+            "a:70000",
+            "a:1:2",
+            "1:2:3",
+        ] {
+            let error = connect(&["--controller", address], None).unwrap_err();
             assert!(
-                error.contains("is not a URL such as http://127.0.0.1:50051"),
-                "{url}: {error}"
+                error.contains("is not an address such as localhost:50051"),
+                "{address}: {error}"
             );
+        }
+        for address in ["http://me:secret@a:1", "me:secret@a"] {
+            let error = connect(&["--controller", address], None).unwrap_err();
+            assert!(error.contains("--token-file") && !error.contains("secret"), "{error}");
         }
     }
 
@@ -217,6 +298,7 @@ mod tests {
         let authority = rcgen::generate_simple_self_signed(["a".into()]).unwrap();
         fs::write(&file, authority.cert.pem()).unwrap();
         assert_eq!(connect(&[&option, "--controller=https://a"], None).unwrap(), "https://a");
+        assert_eq!(connect(&[&option, "--controller=a"], None).unwrap(), "https://a:50051");
         let error = connect(&[&option, "--controller=http://a"], None).unwrap_err();
         assert!(error.contains("http://a is without TLS; write https://"), "{error}");
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{sleep, timeout},
@@ -25,6 +25,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause when the system has no more files for connections.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The answer to a client that sends HTTP to a port of gRPC.
+pub(crate) const NOT_HTTP: &str = "This port answers gRPC, not HTTP. Pages and metrics are on the port of --http, by default 50052 of a \
+                                   controller and 50054 of a trainer.";
+
 /// A connection that was accepted.
 pub struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
@@ -32,11 +36,21 @@ pub struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
+/// The protocol of a port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// gRPC, which is HTTP/2. In plain text, requests in HTTP/1 are answered with a sentence.
+    Grpc,
+    /// HTTP.
+    Http,
+}
+
 /// Accepts connections until the stream is dropped; each under `tls` as it is then, if any.
 pub(crate) fn accept(
     listener: TcpListener,
     tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     max_connections: usize,
+    protocol: Protocol,
 ) -> ReceiverStream<io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let (ready, connections) = mpsc::channel(1);
@@ -65,7 +79,7 @@ pub(crate) fn accept(
             let ready = ready.clone();
             tokio::spawn(async move {
                 let info = stream.connect_info();
-                match open(stream, tls).await {
+                match open(stream, tls, protocol).await {
                     Ok(stream) => {
                         // An error means that nobody serves connections any more.
                         let _ = ready.send(Ok(Connection { stream, info, _place: place })).await;
@@ -79,14 +93,42 @@ pub(crate) fn accept(
 }
 
 async fn open(
-    stream: TcpStream,
+    mut stream: TcpStream,
     tls: Option<TlsAcceptor>,
+    protocol: Protocol,
 ) -> io::Result<Either<TcpStream, Box<TlsStream<TcpStream>>>> {
     // Replies leave at once.
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return Ok(Either::Left(stream)) };
+    let Some(tls) = tls else {
+        if protocol == Protocol::Grpc {
+            refuse_http1(&mut stream).await?;
+        }
+        return Ok(Either::Left(stream));
+    };
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     Ok(Either::Right(Box::new(stream)))
+}
+
+/// Answers a browser, or another client of HTTP/1, with a sentence. Errors if the client is one.
+async fn refuse_http1(stream: &mut TcpStream) -> io::Result<()> {
+    let mut begin = [0; 3];
+    let read = timeout(HANDSHAKE, stream.peek(&mut begin)).await??;
+    let begin = &begin[..read];
+    let is_http1 = !begin.is_empty() && begin.iter().all(u8::is_ascii_uppercase);
+    // HTTP/2 begins with "PRI".
+    if !is_http1 || b"PRI".starts_with(begin) {
+        return Ok(());
+    }
+    // Closing with unread input could discard the answer on its way.
+    let _ = timeout(HANDSHAKE, stream.read(&mut [0; 8192])).await??;
+    let text = format!("{NOT_HTTP}\n");
+    let answer = format!(
+        "HTTP/1.1 415 Unsupported Media Type\r\ncontent-type: text/plain; charset=utf-8\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    Err(io::Error::other("a request in HTTP/1"))
 }
 
 impl Connected for Connection {

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
 use tokio::{sync::watch, time::timeout};
 use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
@@ -16,6 +17,7 @@ use tracing::{debug, info};
 
 use crate::{
     access::{Denied, Fingerprint, Identity, Role, Tokens},
+    connections::NOT_HTTP,
     limits::{Client, RateLimit},
     status,
 };
@@ -163,6 +165,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            return Box::pin(async { Ok(not_http()) });
+        }
         match self.gate.check(&request) {
             Ok(identity) => request.extensions_mut().insert(identity),
             Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
@@ -179,6 +184,21 @@ where
             }
         })
     }
+}
+
+/// Returns whether headers are those of a gRPC request.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Returns the response to a browser, or another client of HTTP/2, at the port of gRPC.
+fn not_http() -> Response<Body> {
+    // The status is for the metrics.
+    let mut answer = Status::unimplemented("").into_http();
+    *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, text);
+    answer.map(|_: Body| Body::new(Full::from(format!("{NOT_HTTP}\n"))))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::transport::server::Connected;
 
 use crate::{
-    connections::{self, Connection},
+    connections::{self, Connection, Protocol},
     files::Watched,
     tls,
 };
@@ -69,7 +69,8 @@ impl Listener {
     ) -> io::Result<Listener> {
         let address = listener.local_addr()?;
         let tls = tls.map(|tls| tls::for_browsers(tls.subscribe()));
-        Ok(Listener { connections: connections::accept(listener, tls, max_connections), address })
+        let connections = connections::accept(listener, tls, max_connections, Protocol::Http);
+        Ok(Listener { connections, address })
     }
 
     /// Serves `pages` until `shutdown` is ready, with each request's [`Peer`].

@@ -51,11 +51,12 @@ use tracing::{info, warn};
 
 use self::{
     access::Tokens,
+    connections::Protocol,
     files::Watched,
     limits::{Limits, RateLimit},
 };
 pub use self::{
-    address::Address,
+    address::{Address, listen_address},
     exposure::Exposure,
     gate::{Gate, Rules},
     metrics::registry,
@@ -162,8 +163,12 @@ pub async fn run(
         reflection = reflection.with_service_name(*service);
     }
     let rate_limit = gate.rate_limit.clone();
-    let connections =
-        connections::accept(listener, tls.as_ref().map(Watched::subscribe), limits.max_connections);
+    let connections = connections::accept(
+        listener,
+        tls.as_ref().map(Watched::subscribe),
+        limits.max_connections,
+        Protocol::Grpc,
+    );
     let (end, ended) = oneshot::channel::<()>();
     let server = Server::builder()
         .layer(layer_fn(rpc::Observed))

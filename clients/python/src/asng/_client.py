@@ -40,9 +40,10 @@ def connect(
 ) -> Controller:
     """Names a controller, for a `with` statement; the connection is made when it is first used.
 
-    `address` is host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
-    database. What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051,
-    ASNG_TOKEN, ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE.
+    `address` is a host, host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
+    database. Without a scheme and a port it is https:// if TLS options are given, and port 50051. What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051,
+    ASNG_TOKEN, ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE. A variable
+    that is empty counts as unset.
 
     `tls_ca`, `tls_cert` and `tls_key` are PEM files: of the authorities that may have signed the controller's
     certificate, and of this client's certificate and key, for controllers that ask for one. The first line of `token_file` is

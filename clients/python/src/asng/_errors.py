@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,6 +80,9 @@ _KINDS: dict[grpc.StatusCode, type[Error]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
 }
 
+# What gRPC says of a server that answers HTTP/2 without gRPC, or HTTP/1.
+_HTTP = re.compile(r"Received http2 header with status: (\d+)|an http1\.x server")
+
 _TOKEN = "token=…, token_file=…, or the variables ASNG_TOKEN and ASNG_TOKEN_FILE"
 _ADVICE = {
     grpc.StatusCode.ALREADY_EXISTS: "take another name, or the same settings; controller.study(name) opens the one that exists",
@@ -112,6 +116,17 @@ class Failure:
         self.code: grpc.StatusCode = answer.code()
         self.message: str = answer.details() or self.code.name
         self.url = url
+        self._advice = _ADVICE.get(self.code)
+        if http := _HTTP.search(self.message):
+            server = url.partition("://")[2]
+            if (http[1] or "").startswith("5"):
+                self.message = f"{server} answers HTTP status {http[1]}, not gRPC: it may be a proxy that does not reach its server"
+            else:
+                self.message = (
+                    f"{server} answers HTTP, not gRPC: it may be the port of the page or of metrics. By default gRPC is on "
+                    "port 50051 of a controller"
+                )
+                self._advice = f'try asng.connect("{server.rpartition(":")[0]}:50051"), or set ASNG_CONTROLLER to this'
         self._status = details_pb2.Status()
         for key, value in answer.trailing_metadata() or ():
             if key == "grpc-status-details-bin":
@@ -175,11 +190,9 @@ class Failure:
         ]
         # Here the message does without the subject.
         lines += [f"{subject}: {what}" for subject, what in others if what not in self.message]
-        advice = (
-            self._unavailable()
-            if self.code is grpc.StatusCode.UNAVAILABLE
-            else _ADVICE.get(self.code)
-        )
+        advice = self._advice
+        if self.code is grpc.StatusCode.UNAVAILABLE:
+            advice = advice or self._unavailable()
         text = self.message
         # The message often says what the first of them says.
         for line in [*lines, *([advice] if advice else [])]:

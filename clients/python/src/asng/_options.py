@@ -27,6 +27,9 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
+# Where a controller serves gRPC by default.
+PORT = 50051
+
 PathOrStr = str | os.PathLike[str]
 
 
@@ -72,31 +75,46 @@ class Options:
             None if token is not None and token_file is None else of(token_file, "ASNG_TOKEN_FILE")
         )
         self._token = None if self._token_file else token or os.environ.get("ASNG_TOKEN") or None
-        in_environment = os.environ.get("ASNG_INSECURE", "").lower() in ("1", "true", "yes", "on")
-        self._insecure = in_environment if insecure is None else insecure
+        self._insecure = _boolean("ASNG_INSECURE") if insecure is None else insecure
         self._header = self._read_token()
         addresses = address or os.environ.get("ASNG_CONTROLLER") or "http://127.0.0.1:50051"
         self.places = [self.place(address.strip()) for address in addresses.split(",")]
 
     def place(self, address: str) -> Place:
-        """Checks an address, also one that a controller names: a URL, or host:port."""
+        """Checks an address, also one that a controller names: `[http://|https://]HOST[:PORT]`, as Rust programs take it.
+
+        Without a scheme, it is https:// if TLS options are given, and the port is 50051 unless it is given. With a scheme, a
+        missing port is that of the scheme, 80 or 443.
+        """
+        # The address may hold a password: it is not shown.
+        if "@" in address:
+            raise Error(
+                "the address of a server takes no user name and no password; give a token with token=… or token_file=…"
+            )
         tls_options = bool(self._ca or self._cert)
-        url = address if "://" in address else f"{'https' if tls_options else 'http'}://{address}"
-        parts = urlsplit(url)
-        tls = parts.scheme == "https"
+        has_scheme = "://" in address
+        bare = f"[{address}]" if _is_ipv6(address) else address
+        url = address if has_scheme else f"{'https' if tls_options else 'http'}://{bare}"
         try:
-            host, port = parts.hostname, parts.port or (443 if tls else 80)
-        except ValueError:  # The port is no number.
-            host = None
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # The port is no number, or a bracket is missing.
+            host = port = None
         if (
             not host
+            or port == 0
+            or any(sign.isspace() for sign in host)
+            or parts.netloc.endswith(":")
             or parts.scheme not in ("http", "https")
             or parts.path not in ("", "/")
             or parts.query
         ):
             raise Error(
-                f"{address!r} is not an address such as localhost:50051 or https://controller.example.org:50051"
+                f"{address!r} is not an address such as localhost:{PORT}, gpu-box or https://controller.example.org:{PORT}"
             )
+        tls = parts.scheme == "https"
+        if port is None:
+            port = PORT if not has_scheme else 443 if tls else 80
         if tls_options and not tls:
             raise Error(f"TLS options are given, but {url} is without TLS; write https://")
         if (self._token or self._token_file) and not (tls or self._insecure or _is_loopback(host)):
@@ -135,6 +153,23 @@ class Options:
         if not token or not all("!" <= sign <= "~" for sign in token):
             raise Error("a token is one word of ASCII letters, digits and signs")
         return (("authorization", f"Bearer {token}"),)
+
+
+def _boolean(variable: str) -> bool:
+    """The value of a variable that is on or off. Empty counts as unset, which is off."""
+    value = os.environ.get(variable, "")
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if value.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise Error(f"{variable} is {value!r}; expected 1, true, yes, on, 0, false, no or off")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,6 +1,6 @@
 //! Copies the database of a state directory, and brings a copy back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use asng_controller::store;
@@ -30,6 +30,7 @@ pub(crate) struct RestoreOptions {
 
 /// Copies the database, and reads the whole copy again.
 pub(crate) fn back_up(BackupOptions { state_dir, out }: &BackupOptions) -> anyhow::Result<()> {
+    ensure_file(out)?;
     ensure!(!out.exists(), "{} exists; name another file", out.display());
     let studies = store::back_up(state_dir, out)?;
     println!("{studies} studies in {}, read again and found whole", out.display());
@@ -38,7 +39,17 @@ pub(crate) fn back_up(BackupOptions { state_dir, out }: &BackupOptions) -> anyho
 
 /// Brings a copy back.
 pub(crate) fn restore(RestoreOptions { state_dir, file }: &RestoreOptions) -> anyhow::Result<()> {
+    ensure_file(file)?;
     let studies = store::restore(file, state_dir)?;
     println!("{studies} studies in {}", state_dir.display());
+    Ok(())
+}
+
+/// A database is written and read in any order, which streams are not.
+fn ensure_file(path: &Path) -> anyhow::Result<()> {
+    ensure!(
+        path.as_os_str() != "-",
+        "a backup is a database and not a stream: name a file in place of -"
+    );
     Ok(())
 }

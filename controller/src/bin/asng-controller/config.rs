@@ -11,13 +11,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
-use asng_client::telemetry;
+use anyhow::{Context, bail};
+use asng_client::{CONTROLLER_PORT, environment, telemetry};
 use asng_controller::{Config, store::Location, studies, web};
-use asng_serving::{Exposure, limits::Limits};
+use asng_serving::{Exposure, limits::Limits, listen_address};
 use clap::{
-    Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
-    error::ErrorKind, parser::ValueSource,
+    Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
 };
 use tokio::sync::Notify;
 
@@ -70,8 +70,10 @@ pub(crate) struct Options {
     /// TOML file of options, named as the flags: `state-dir = "/var/lib/asng"`. Flags and environment variables win.
     #[arg(long, env = "ASNG_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address to serve gRPC on. Port 0 takes any free port and logs it.
+    /// Address to serve gRPC on: HOST:PORT, HOST, PORT on loopback, or :PORT on every interface. Port 0 takes any free port
+    /// and logs it.
     #[arg(long, env = "ASNG_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    #[arg(value_parser = |text: &str| listen_address(text, CONTROLLER_PORT))]
     pub(crate) listen: SocketAddr,
     /// Directory of the database, made if it is not there; one controller at a time.
     #[arg(long, env = "ASNG_STATE_DIR", value_name = "DIR", default_value = "asng-state")]
@@ -79,9 +81,9 @@ pub(crate) struct Options {
     /// PostgreSQL to keep the studies in instead, shared by several controllers: postgres://USER:PASSWORD@HOST/DATABASE.
     #[arg(long, env = "ASNG_STORE", value_name = "URL")]
     store: Option<String>,
-    /// URL under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
+    /// Address under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
     /// --listen].
-    #[arg(long, env = "ASNG_ADVERTISE", value_name = "URL", requires = "store")]
+    #[arg(long, env = "ASNG_ADVERTISE", value_name = "ADDRESS", requires = "store")]
     advertise: Option<String>,
     #[command(flatten)]
     pub(crate) web: web::Options,
@@ -105,9 +107,7 @@ pub(crate) struct Options {
     #[arg(long, env = "ASNG_TOKEN_FILE", value_name = "FILE", help_heading = ACCESS)]
     token_file: Option<PathBuf>,
     /// Serve other machines also in plain text, or without knowing who they are.
-    #[arg(long, env = "ASNG_INSECURE", help_heading = ACCESS, action = ArgAction::Set)]
-    #[arg(value_name = "BOOL", default_value = "false", default_missing_value = "true")]
-    #[arg(num_args = 0..=1, require_equals = true)]
+    #[arg(long, env = "ASNG_INSECURE", help_heading = ACCESS)]
     pub(crate) insecure: bool,
 
     /// Largest request, in bytes.
@@ -154,9 +154,16 @@ impl Options {
                     );
                 }
                 if self.advertise.is_none() && self.listen.ip().is_unspecified() {
-                    bail!("--store needs --advertise URL: clients cannot reach {}", self.listen);
+                    bail!(
+                        "--store needs --advertise ADDRESS: clients cannot reach {}",
+                        self.listen
+                    );
                 }
-                Location::Postgres { url, advertise: self.advertise.unwrap_or_default() }
+                let tls = self.tls_cert.is_some();
+                let advertise =
+                    self.advertise.map(|own| asng_client::url(&own, CONTROLLER_PORT, tls));
+                let advertise = advertise.transpose().context("--advertise")?.unwrap_or_default();
+                Location::Postgres { url, advertise }
             }
         };
         let exposure = Exposure {
@@ -189,8 +196,8 @@ impl Options {
 /// The command line, with what it leaves open from the environment and the file; and every option of `serve` in effect,
 /// in words. Ends the program when something is wrong.
 pub(crate) fn parse() -> (Cli, String) {
-    let mut command = Cli::command();
-    let mut matches = command.clone().get_matches();
+    let mut command = environment::with_variables(Cli::command());
+    let mut matches = environment::matches(&command).unwrap_or_else(|error| error.exit());
     if let Some(file) = serve_matches(&matches).get_one::<PathBuf>("config").cloned() {
         command = match with_file(command, &file) {
             Ok(command) => command,
@@ -304,7 +311,8 @@ mod tests {
     fn options(arguments: &[&str], file: &str) -> Result<String, String> {
         let path = tempfile::NamedTempFile::new().unwrap();
         fs::write(path.path(), file).unwrap();
-        let command = with_file(Cli::command().mut_args(|arg| arg.env(None)), path.path())?;
+        let command = environment::with_variables(Cli::command()).mut_args(|arg| arg.env(None));
+        let command = with_file(command, path.path())?;
         let arguments = ["asng-controller"].iter().chain(arguments);
         let matches = command.clone().try_get_matches_from(arguments);
         let matches = matches.map_err(|error| error.to_string())?;

@@ -1,7 +1,6 @@
 //! Studies in files: `StudyPart` messages, each with its length before it.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Read, Write},
     path::PathBuf,
 };
@@ -19,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     args::{ExportArgs, ImportArgs},
     client::{Controller, received},
-    file::Draft,
+    file::{self, Draft},
 };
 
 /// What was written.
@@ -34,8 +33,8 @@ pub(crate) async fn export(
     ExportArgs { name, out, fork }: ExportArgs,
 ) -> anyhow::Result<Exported> {
     let file = out.unwrap_or_else(|| format!("{name}.asng").into());
+    let mut draft = Draft::binary(&file)?;
     let mut parts = controller.export_study(ExportStudyRequest { name, fork }).await?.into_inner();
-    let mut draft = Draft::new(&file)?;
     let (bar, mut reports) = (bar("{pos}/{len} steps"), 0);
     while let Some(reply) = parts.message().await? {
         let part = reply.part.unwrap_or_default();
@@ -65,10 +64,10 @@ pub(crate) async fn import(
     controller: &mut Controller,
     ImportArgs { file, name }: ImportArgs,
 ) -> anyhow::Result<Study> {
-    let failed = format!("cannot read {}", file.display());
-    let content = File::open(&file).with_context(|| failed.clone())?;
-    let bar = bar("{bytes}/{total_bytes}");
-    bar.set_length(content.metadata().map_or(0, |metadata| metadata.len()));
+    let failed = format!("cannot read {}", file::name(&file));
+    let (content, size) = file::open(&file)?;
+    let bar = bar(if size.is_some() { "{bytes}/{total_bytes}" } else { "{bytes}" });
+    bar.set_length(size.unwrap_or_default());
     let mut content = BufReader::new(bar.wrap_read(content));
     let (sender, parts) = mpsc::channel(4);
     let reader = tokio::task::spawn_blocking(move || -> io::Result<()> {

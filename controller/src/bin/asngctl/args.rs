@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::{
     conformance::{self, ConformanceArgs},
+    file::is_standard,
     spec::{CLONE_EXAMPLE, CREATE_EXAMPLES, CloneArgs, CreateArgs},
 };
 
@@ -31,9 +32,11 @@ Examples:
   asngctl study create cifar --space enas-micro --max-steps 39000 --wait
   asngctl study watch cifar
   asngctl study list --output json
-  ASNG_CONTROLLER=http://gpu-box:50051 asngctl study show cifar
-  asngctl trainer status --trainer http://gpu-box:50053
+  ASNG_CONTROLLER=gpu-box asngctl study show cifar
+  asngctl trainer status --trainer gpu-box:50053
   asngctl doctor --controller https://asng.lab --tls-ca ca.pem --token-file token
+
+Results go to standard output; errors go to standard error as text, also with --output json.
 
 Exit status: 0 when all went well, 1 on an error or a FAILED study, 2 when the command line is wrong, 130 after Ctrl-C.";
 
@@ -42,7 +45,7 @@ pub(crate) enum Output {
     /// For people.
     #[default]
     Table,
-    /// For programs: names as in the contract, times in RFC 3339.
+    /// For programs: JSON, names as in the contract, times in RFC 3339. `watch` and `history` print an object a line.
     Json,
 }
 
@@ -56,8 +59,8 @@ pub(crate) enum Command {
     /// Trainers: which ones the controller knows; what one does, how good an architecture is with its weights, saving and
     /// ending it.
     Trainer {
-        /// URL of the trainer, https:// for TLS; the options of TLS and tokens go for it as well.
-        #[arg(long, global = true, env = "ASNG_TRAINER", value_name = "URL")]
+        /// Address of the trainer: HOST, HOST:PORT or a URL, https:// for TLS; the options of TLS and tokens go for it as well.
+        #[arg(long, global = true, env = "ASNG_TRAINER", value_name = "ADDRESS")]
         #[arg(default_value = "http://127.0.0.1:50053")]
         trainer: String,
         #[command(subcommand)]
@@ -69,8 +72,8 @@ pub(crate) enum Command {
     /// Ask a controller, or a trainer, whether it is well: for the health check of a container.
     #[command(after_help = "Exit status: 0 when it is SERVING, 1 otherwise.")]
     Health {
-        /// URL of what is asked [default: of the controller].
-        url: Option<String>,
+        /// Address of what is asked [default: that of the controller].
+        address: Option<String>,
     },
     /// Try a trainer on a controller that misbehaves on purpose, and say rule by rule what it did.
     #[command(after_help = conformance::HELP)]
@@ -106,9 +109,9 @@ pub(crate) enum StudyCommand {
     /// Hand out steps again.
     Resume(StudyName),
     /// End a study early and for good; its results stay.
-    Stop(StudyName),
+    Stop(EndArgs),
     /// Remove a study and its history, whatever its state.
-    Delete(DeleteArgs),
+    Delete(EndArgs),
     /// Print the distribution that architectures are sampled from now.
     Distribution(StudyName),
     /// List the trainers that have worked on a study since its controller took it up, the latest heard of first.
@@ -199,8 +202,9 @@ line is the study as `show` prints it, with steps_per_second, eta_seconds and ou
 
 Exit status: 0 when the study ended FINISHED or STOPPED, 1 when it FAILED, 130 after q or Ctrl-C.";
 
+/// A study to end for good.
 #[derive(Debug, Args)]
-pub(crate) struct DeleteArgs {
+pub(crate) struct EndArgs {
     /// Name of the study.
     pub(crate) name: String,
     /// Do not ask; required without a terminal.
@@ -240,15 +244,15 @@ for each step, with the names of the contract. A step that was closed unreported
 pub(crate) struct HistoryArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// How it is written.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) format: Format,
+    /// How it is written [default: csv, or json with --output json].
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
     /// From the end backwards.
     #[arg(long)]
     pub(crate) newest_first: bool,
-    /// File to write, replaced when all is there [default: stdout].
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
+    /// File to write, replaced when all is there; - for standard output.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -274,7 +278,7 @@ pub(crate) struct PlotArgs {
     /// What is drawn.
     #[arg(long, value_enum)]
     pub(crate) what: What,
-    /// File to write, .svg or .html, replaced when all is there [default: NAME-WHAT.svg].
+    /// File to write, .svg or .html, replaced when all is there; - for SVG to standard output [default: NAME-WHAT.svg].
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     pub(crate) out: Option<PathBuf>,
 }
@@ -299,7 +303,8 @@ fn picture_file(path: &str) -> Result<PathBuf, &'static str> {
     let path = PathBuf::from(path);
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("svg" | "html") => Ok(path),
-        _ => Err("expected a name that ends with .svg or .html"),
+        _ if is_standard(&path) => Ok(path),
+        _ => Err("expected a name that ends with .svg or .html, or - for standard output"),
     }
 }
 
@@ -311,7 +316,7 @@ trainers, the latest reports, and the architectures found.";
 pub(crate) struct ReportArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// File to write, replaced when all is there [default: NAME.html].
+    /// File to write, replaced when all is there; - for standard output [default: NAME.html].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }
@@ -323,7 +328,7 @@ A study that is WAITING or RUNNING would go on while its copy does too: pause it
 pub(crate) struct ExportArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// File to write, replaced when all is there [default: NAME.asng].
+    /// File to write, replaced when all is there; - for standard output [default: NAME.asng].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// The copy is to become another study, and this one may go on.
@@ -333,7 +338,7 @@ pub(crate) struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// The file.
+    /// The file; - for standard input.
     pub(crate) file: PathBuf,
     /// Name of the imported study [default: the one it had].
     #[arg(long)]
@@ -387,7 +392,7 @@ pub(crate) mod tests {
     #[test]
     fn a_picture_is_svg_or_html() {
         assert_eq!(picture_file("a/b.svg"), Ok("a/b.svg".into()));
-        assert!(picture_file("b.html").is_ok());
+        assert!(picture_file("b.html").is_ok() && picture_file("-").is_ok());
         assert!(picture_file("b.png").is_err() && picture_file("svg").is_err());
     }
 

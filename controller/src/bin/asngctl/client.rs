@@ -20,15 +20,20 @@ pub(crate) fn connect(connection: Connection) -> Controller {
     StudyServiceClient::new(connection).max_decoding_message_size(usize::MAX)
 }
 
-/// The same options for what serves at `url`. Where that is in plain text, as a trainer on this machine, the options of TLS are
-/// meant for the controller.
-pub(crate) fn options_at(options: &Options, url: String) -> Options {
+/// The same options for what serves at `address`. Where that is in plain text, as a trainer on this machine, the options of TLS
+/// are meant for the controller.
+pub(crate) fn options_at(
+    options: &Options,
+    address: &str,
+    default_port: u16,
+) -> anyhow::Result<Options> {
+    let url = asng_client::url(address, default_port, options.has_tls())?;
     let plain = url.starts_with("http://");
     let options = Options { controller: vec![url], ..options.clone() };
-    match plain {
+    Ok(match plain {
         true => Options { tls_ca: None, tls_cert: None, tls_key: None, ..options },
         false => options,
-    }
+    })
 }
 
 pub(crate) async fn study(controller: &mut Controller, name: &str) -> Result<Study, Status> {

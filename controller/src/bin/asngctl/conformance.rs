@@ -9,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use asng_client::CONTROLLER_PORT;
 use asng_controller::conformance::{self, Config, Finding, Verdict};
 use asng_proto::v1::{CreateStudyRequest, StopRules, StudySpec};
+use asng_serving::listen_address;
 use clap::{Args, builder::PossibleValuesParser};
 use serde_json::json;
 use tokio::{net::TcpListener, signal::ctrl_c};
@@ -32,7 +34,8 @@ Exit status: 0 when nothing failed, 1 otherwise, 130 after Ctrl-C.";
 #[derive(Debug, Args)]
 pub(crate) struct ConformanceArgs {
     /// Loopback address to listen on; port 0 stands for any that is free.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    #[arg(value_parser = |text: &str| listen_address(text, CONTROLLER_PORT))]
     listen: SocketAddr,
     /// Space of the study that is offered [default: toy, or none with --variables].
     #[arg(long)]
@@ -40,7 +43,7 @@ pub(crate) struct ConformanceArgs {
     /// Setting of the space, understood by the trainer; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
-    /// JSON array of the variables, as for `study create`; left out: the trainer describes them.
+    /// JSON array of the variables, as for `study create`, - for standard input; left out: the trainer describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
     /// How long a step may take without a sign of life before the trainer counts as gone.

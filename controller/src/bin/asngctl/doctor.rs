@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use asng_client::{Connection, Options, explain};
+use asng_client::{CONTROLLER_PORT, Connection, Options, explain};
 use asng_proto::v1::{
     LeaseStepRequest, ListStudiesRequest, PauseStudyRequest,
     search_service_client::SearchServiceClient, study_service_client::StudyServiceClient,
@@ -37,8 +37,8 @@ type Finding = anyhow::Result<String>;
 /// Examines every address of `options` and prints a line for each finding.
 pub(crate) async fn examine(options: &Options, output: Output) -> anyhow::Result<ExitCode> {
     let mut healthy = true;
-    for url in options.controller.iter().map(|url| url.trim()) {
-        let options = Options { controller: vec![url.to_owned()], ..options.clone() };
+    for address in options.controller.iter().map(|address| address.trim()) {
+        let options = Options { controller: vec![address.to_owned()], ..options.clone() };
         let report = |check: &str, finding: &Finding| {
             let (ok, detail) = match finding {
                 Ok(detail) => (true, detail.clone()),
@@ -47,24 +47,24 @@ pub(crate) async fn examine(options: &Options, output: Output) -> anyhow::Result
             print_line(match output {
                 Output::Table => {
                     let word = if ok { "ok" } else { "FAILED" };
-                    format!("{url}  {check:<11} {word:<7} {}", detail.replace('\n', "\n    "))
+                    format!("{address}  {check:<11} {word:<7} {}", detail.replace('\n', "\n    "))
                 }
                 Output::Json => {
-                    json!({ "controller": url, "check": check, "ok": ok, "detail": detail })
+                    json!({ "controller": address, "check": check, "ok": ok, "detail": detail })
                         .to_string()
                 }
             })?;
             anyhow::Ok(ok)
         };
-        healthy &= controller(&options, url, report).await?;
+        healthy &= controller(&options, report).await?;
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks what serves at `url`, or else the controller, after its health alone, which is open to all. Returns the word for it.
-pub(crate) async fn is_serving(options: Options, url: Option<String>) -> Finding {
-    let options = match url {
-        Some(url) => client::options_at(&options, url),
+/// Asks what serves at `address`, or else the controller, after its health alone, which is open to all. Returns the word for it.
+pub(crate) async fn is_serving(options: Options, address: Option<String>) -> Finding {
+    let options = match address {
+        Some(address) => client::options_at(&options, &address, CONTROLLER_PORT)?,
         None => options,
     };
     health(&options.connect()?).await.0
@@ -73,17 +73,17 @@ pub(crate) async fn is_serving(options: Options, url: Option<String>) -> Finding
 /// Examines one controller, no further than what is wrong makes sense. Returns whether all is well.
 async fn controller(
     options: &Options,
-    url: &str,
     mut report: impl FnMut(&str, &Finding) -> anyhow::Result<bool>,
 ) -> anyhow::Result<bool> {
     let connection = match options.connect() {
         Ok(connection) => connection,
         Err(error) => return report("options", &Err(error)),
     };
-    if !report("connection", &reach(url).await)? {
+    let url = connection.url();
+    if !report("connection", &reach(&url).await)? {
         return Ok(false);
     }
-    if url.starts_with("https://") && !report("tls", &certificate(options, url).await)? {
+    if url.starts_with("https://") && !report("tls", &certificate(options, &url).await)? {
         return Ok(false);
     }
     let (health, metadata) = health(&connection).await;

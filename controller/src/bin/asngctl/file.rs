@@ -1,59 +1,108 @@
-//! Files that appear when they are complete.
+//! Files that appear when they are complete; `-` stands for standard output and standard input.
 
 use std::{
-    fs::Permissions,
-    io::{self, BufWriter, IntoInnerError, Write},
+    fs::{self, File, Permissions},
+    io::{self, BufWriter, IntoInnerError, IsTerminal, Read, Stdout, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
 
+/// Returns whether a path stands for standard output or standard input.
+pub(crate) fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Reads all of a text file. Errors name the file.
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    let text = match is_standard(path) {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(path),
+    };
+    text.with_context(|| format!("cannot read {}", name(path)))
+}
+
+/// Opens a file. Returns its content and its size, if that is known. Errors name the file.
+pub(crate) fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if is_standard(path) {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let file = File::open(path).with_context(|| format!("cannot read {}", name(path)))?;
+    let size = file.metadata().ok().map(|metadata| metadata.len());
+    Ok((Box::new(file), size))
+}
+
+/// Returns the name of an input file for errors.
+pub(crate) fn name(path: &Path) -> String {
+    if is_standard(path) { "standard input".into() } else { path.display().to_string() }
+}
+
 /// A file that takes its name, in place of any other of that name, when it is [finished](Draft::finish). It is gone if
-/// it never is.
-pub(crate) struct Draft {
-    file: BufWriter<NamedTempFile>,
-    path: PathBuf,
+/// it never is. Standard output is written as it comes.
+pub(crate) enum Draft {
+    File { file: BufWriter<NamedTempFile>, path: PathBuf },
+    Standard(BufWriter<Stdout>),
 }
 
 impl Draft {
     /// Starts a file beside where it is to be.
     pub(crate) fn new(path: &Path) -> anyhow::Result<Draft> {
+        if is_standard(path) {
+            return Ok(Draft::Standard(BufWriter::new(io::stdout())));
+        }
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let file = tempfile::Builder::new()
             // As the umask allows, and not for the owner alone as other temporary files.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(directory.unwrap_or(Path::new(".")))
             .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Draft { file: BufWriter::new(file), path: path.into() })
+        Ok(Draft::File { file: BufWriter::new(file), path: path.into() })
+    }
+
+    /// Starts a file that is not text. A terminal does not get it.
+    pub(crate) fn binary(path: &Path) -> anyhow::Result<Draft> {
+        ensure!(
+            !is_standard(path) || !io::stdout().is_terminal(),
+            "this file is not text, and standard output is a terminal: name a file with --out, or redirect the output"
+        );
+        Draft::new(path)
     }
 
     /// Puts the file on the disk, under its name.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        let failed = || format!("cannot write {}", self.path.display());
-        let file = self.file.into_inner().map_err(IntoInnerError::into_error);
+        let (file, path) = match self {
+            Draft::File { file, path } => (file, path),
+            Draft::Standard(mut output) => return Ok(output.flush()?),
+        };
+        let failed = || format!("cannot write {}", path.display());
+        let file = file.into_inner().map_err(IntoInnerError::into_error);
         let file = file.with_context(failed)?;
         file.as_file().sync_all().with_context(failed)?;
-        file.persist(&self.path).with_context(failed)?;
+        file.persist(&path).with_context(failed)?;
         Ok(())
     }
 }
 
 impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        match self {
+            Draft::File { file, .. } => file.write(bytes),
+            Draft::Standard(output) => output.write(bytes),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        match self {
+            Draft::File { file, .. } => file.flush(),
+            Draft::Standard(output) => output.flush(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

@@ -13,19 +13,17 @@ use crate::{
     names,
 };
 
-/// Writes all of a history.
+/// Writes all of a history, in `format` unless another is asked for.
 pub(crate) async fn write(
     controller: &mut Controller,
-    HistoryArgs { name, format, newest_first, out }: HistoryArgs,
+    HistoryArgs { name, format: asked, newest_first, out }: &HistoryArgs,
+    format: Format,
 ) -> anyhow::Result<()> {
-    let request =
-        ListReportsRequest { study: name, page_size: 1000, newest_first, ..Default::default() };
-    let Some(file) = out else {
-        write_to(controller, request, format, &mut io::stdout().lock()).await?;
-        return Ok(());
-    };
-    let mut draft = Draft::new(&file)?;
-    write_to(controller, request, format, &mut draft).await?;
+    let study = name.clone();
+    let (page_size, newest_first) = (1000, *newest_first);
+    let request = ListReportsRequest { study, page_size, newest_first, ..Default::default() };
+    let mut draft = Draft::new(out)?;
+    write_to(controller, request, asked.unwrap_or(format), &mut draft).await?;
     draft.finish()
 }
 

@@ -28,34 +28,35 @@ mod watch;
 use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     time::SystemTime,
 };
 
 use anyhow::{bail, ensure};
+use asng_client::{Connection, Options, environment};
 use asng_proto::v1::{
     CreateStudyRequest, DeleteStudyRequest, GetDistributionRequest, ListStudiesRequest,
     ListTrainersRequest, PauseStudyRequest, ResumeStudyRequest, StopStudyRequest, Study,
     StudyState,
 };
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{CommandFactory, error::ErrorKind};
 use clap_complete::Shell;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Cli, Command, DeleteArgs, ListArgs, Output, StudyCommand, StudyName},
+    args::{Cli, Command, EndArgs, Format, ListArgs, Output, StudyCommand, StudyName},
     client::{Controller, received},
+    file::is_standard,
     watch::Screen,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Cli { options, output, command } = Cli::parse();
+    let Cli { options, output, command } = environment::parse();
     let result = match command {
         Command::Study { command } => {
-            let connection = options.connect().unwrap_or_else(|error| {
-                Cli::command().error(ErrorKind::ValueValidation, format!("{error:#}")).exit()
-            });
+            let connection = connect(&options);
             let url = connection.url();
             let done = run(client::connect(connection), &url, output, command).await;
             done.map_err(|error| client::explained(error, &url))
@@ -64,14 +65,17 @@ async fn main() -> ExitCode {
             trainer::run(&options, &trainer, output, command).await
         }
         Command::Doctor => doctor::examine(&options, output).await,
-        Command::Health { url } => {
-            let serving = doctor::is_serving(options, url).await;
+        Command::Health { address } => {
+            let serving = doctor::is_serving(options, address).await;
             serving.and_then(|word| {
                 print(output, || word.clone(), || json!({ "health": word }))?;
                 Ok(ExitCode::SUCCESS)
             })
         }
         Command::Conformance(args) => conformance::run(args, output).await,
+        Command::Completions { .. } if output == Output::Json => {
+            refuse("completions prints a script for a shell; leave out --output json")
+        }
         Command::Completions { shell } => completions(shell).map_err(Into::into),
     };
     match result {
@@ -83,6 +87,16 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Makes the connection of the options. Ends the program if an option is wrong.
+fn connect(options: &Options) -> Connection {
+    options.connect().unwrap_or_else(|error| refuse(format!("{error:#}")))
+}
+
+/// Ends the program as for a wrong command line.
+fn refuse(message: impl Display) -> ! {
+    Cli::command().error(ErrorKind::ValueValidation, message).exit()
 }
 
 fn completions(shell: Shell) -> io::Result<ExitCode> {
@@ -159,13 +173,16 @@ async fn run(
             let reply = controller.resume_study(ResumeStudyRequest { name }).await?;
             say(&received(reply.into_inner().study)?)?;
         }
-        StudyCommand::Stop(StudyName { name }) => {
+        StudyCommand::Stop(EndArgs { name, yes }) => {
+            if !yes {
+                confirm(&mut controller, "stop", &name).await?;
+            }
             let reply = controller.stop_study(StopStudyRequest { name }).await?;
             say(&received(reply.into_inner().study)?)?;
         }
-        StudyCommand::Delete(DeleteArgs { name, yes }) => {
+        StudyCommand::Delete(EndArgs { name, yes }) => {
             if !yes {
-                confirm_deletion(&mut controller, &name).await?;
+                confirm(&mut controller, "delete", &name).await?;
             }
             controller.delete_study(DeleteStudyRequest { name: name.clone() }).await?;
             print(output, || format!("study `{name}` is deleted"), || json!({ "deleted": name }))?;
@@ -183,23 +200,34 @@ async fn run(
             let all = || trainers.iter().map(json::trainer).collect();
             print(output, || text::trainers(&trainers, SystemTime::now()), all)?;
         }
-        StudyCommand::History(args) => history::write(&mut controller, args).await?,
+        StudyCommand::History(args) => {
+            let format = if output == Output::Json { Format::Json } else { Format::Csv };
+            history::write(&mut controller, &args, format).await?;
+            written(output, "history", &args.out)?;
+        }
         StudyCommand::Plot(args) => {
-            let file = paper::plot(&mut controller, url, args).await?.display().to_string();
-            print(output, || format!("the picture is in {file}"), || json!({ "file": file }))?;
+            refuse_two_outputs(output, args.out.as_deref());
+            let file = paper::plot(&mut controller, url, args).await?;
+            written(output, "picture", &file)?;
         }
         StudyCommand::Report(args) => {
-            let file = paper::report(&mut controller, url, args).await?.display().to_string();
-            print(output, || format!("the report is in {file}"), || json!({ "file": file }))?;
+            refuse_two_outputs(output, args.out.as_deref());
+            let file = paper::report(&mut controller, url, args).await?;
+            written(output, "report", &file)?;
         }
         StudyCommand::Export(args) => {
+            refuse_two_outputs(output, args.out.as_deref());
             let name = args.name.clone();
             let archive::Exported { file, reports } =
                 archive::export(&mut controller, args).await?;
-            let file = file.display().to_string();
-            let text = || format!("study `{name}` with {reports} steps of history is in {file}");
-            let json = || json!({ "exported": name, "file": file, "reports": reports });
-            print(output, text, json)?;
+            if !is_standard(&file) {
+                let file = file.display();
+                let text =
+                    || format!("study `{name}` with {reports} steps of history is in {file}");
+                let json =
+                    || json!({ "exported": name, "file": file.to_string(), "reports": reports });
+                print(output, text, json)?;
+            }
         }
         StudyCommand::Import(args) => say(&archive::import(&mut controller, args).await?)?,
     }
@@ -268,16 +296,20 @@ async fn list(controller: &mut Controller, args: ListArgs) -> anyhow::Result<(Ve
     }
 }
 
-async fn confirm_deletion(controller: &mut Controller, name: &str) -> anyhow::Result<()> {
-    ensure!(io::stdin().is_terminal(), "deleting without a terminal to confirm on needs --yes");
+/// Asks on the terminal whether to `verb` a study. Errors if the answer is not yes.
+async fn confirm(controller: &mut Controller, verb: &str, name: &str) -> anyhow::Result<()> {
+    ensure!(
+        io::stdin().is_terminal(),
+        "without a terminal to confirm on, `study {verb}` needs --yes"
+    );
     let study = client::study(controller, name).await?;
     let (state, applied) = (names::state(&study), study.progress.unwrap_or_default().applied);
     let mut stderr = io::stderr();
-    write!(stderr, "delete study `{name}` ({state}, {applied} reports) for good? [y/N] ")?;
+    write!(stderr, "{verb} study `{name}` ({state}, {applied} reports) for good? [y/N] ")?;
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
-    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was deleted");
+    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "the study stays as it was");
     Ok(())
 }
 
@@ -286,6 +318,24 @@ fn ensure_not_failed(study: &Study) -> anyhow::Result<()> {
         bail!("{}", text::failure(study));
     }
     Ok(())
+}
+
+/// Refuses --output json, which describes the file written, where that file is standard output.
+fn refuse_two_outputs(output: Output, out: Option<&Path>) {
+    if output == Output::Json && out.is_some_and(is_standard) {
+        refuse(
+            "--out - writes the file to standard output, where --output json would describe it: leave out one of them",
+        );
+    }
+}
+
+/// Prints where a file was written, unless it is standard output.
+fn written(output: Output, what: &str, file: &Path) -> io::Result<()> {
+    if is_standard(file) {
+        return Ok(());
+    }
+    let file = file.display();
+    print(output, || format!("the {what} is in {file}"), || json!({ "file": file.to_string() }))
 }
 
 fn print(

@@ -11,7 +11,7 @@ use asng_proto::v1::{
 };
 use clap::Args;
 
-use crate::{args::pair, start, variables};
+use crate::{args::pair, file::is_standard, start, variables};
 
 pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
   The paper's search, a small one, and one of settings of its own, in spaces that the project's trainer knows:
@@ -32,7 +32,7 @@ pub(crate) struct CreateArgs {
     /// Name of a space that trainers know, such as enas-micro; may be left out with --variables.
     #[arg(long, required_unless_present = "variables")]
     space: Option<String>,
-    /// JSON array of variables, 1 to 4096; left out: a trainer that serves the space describes them.
+    /// JSON array of variables, 1 to 4096, - for standard input; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
     /// Settings to start from, as the project's trainer knows them: paper, or quick (minutes on two cores). The same as
@@ -106,7 +106,7 @@ struct SpecArgs {
     /// Start from the distribution that this study has now.
     #[arg(long, value_name = "STUDY", conflicts_with = "start_distribution")]
     start_from: Option<String>,
-    /// Start from a distribution in JSON, as `study distribution --output json` prints it.
+    /// Start from a distribution in JSON, as `study distribution --output json` prints it; - for standard input.
     #[arg(long, value_name = "FILE")]
     start_distribution: Option<PathBuf>,
     /// How the distribution moves: asng, or as baselines sng (constant step) and random [default: asng].
@@ -156,6 +156,11 @@ struct SpecArgs {
 impl CreateArgs {
     /// The spec that was typed. Reads the files.
     pub(crate) fn into_spec(self) -> anyhow::Result<StudySpec> {
+        let files = [self.variables.as_deref(), self.spec.start_distribution.as_deref()];
+        ensure!(
+            !files.iter().all(|file| file.is_some_and(is_standard)),
+            "--variables and --start-distribution cannot both be read from standard input"
+        );
         let variables = self.variables.as_deref().map(variables::read).transpose()?;
         let mut spec = StudySpec {
             space: self.space.unwrap_or_default(),

@@ -1,10 +1,12 @@
 //! The file of `--start-distribution`: what `study distribution --output json` prints.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use asng_proto::v1::{CategoricalMarginal, IntegerMarginal, Marginal, marginal::Kind};
 use serde::Deserialize;
+
+use crate::file;
 
 /// Of all that is printed only this counts; the choices and bounds are the study's own.
 #[derive(Deserialize)]
@@ -22,8 +24,7 @@ struct Printed {
 
 /// Reads the marginals of a file. Errors name the file and the place in it.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Marginal>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    parse(&text).with_context(|| path.display().to_string())
+    parse(&file::read_text(path)?).with_context(|| file::name(path))
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Marginal>> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Error};
-use asng_client::{Connection, Options, explain_trainer};
+use asng_client::{Connection, Options, TRAINER_PORT, explain_trainer};
 use asng_proto::v1::{
     Architecture, Checkpoint, DrainRequest, EvaluateArchitectureRequest,
     EvaluateArchitectureResponse, GetStatusRequest, GetStatusResponse, SaveCheckpointRequest,
@@ -18,27 +18,29 @@ use tonic::{Request, Status};
 
 use crate::{
     args::{EvaluateArgs, Output, TrainerCommand, Which},
-    client, json, print,
+    client, connect, json, print, refuse,
     text::{self, age, number, or_dash, row, section},
 };
 
 /// A step, for which an evaluation and a checkpoint wait, may take long.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Asks the trainer at `url`.
+/// Asks the trainer at `address`.
 pub(crate) async fn run(
     options: &Options,
-    url: &str,
+    address: &str,
     output: Output,
     command: TrainerCommand,
 ) -> anyhow::Result<ExitCode> {
     if let TrainerCommand::List = command {
         return list(options, output).await;
     }
-    let connection = client::options_at(options, url.to_owned()).connect()?;
+    let at_trainer = client::options_at(options, address, TRAINER_PORT);
+    let connection = connect(&at_trainer.unwrap_or_else(|error| refuse(error)));
+    let url = connection.url();
     let mut trainer = TrainerServiceClient::new(connection);
     let explained = |error: Error| match error.downcast::<Status>() {
-        Ok(status) => Error::msg(explain_trainer(&status, url)),
+        Ok(status) => Error::msg(explain_trainer(&status, &url)),
         Err(other) => other,
     };
     match command {

@@ -1,10 +1,12 @@
 //! The file of `--variables`: a JSON array, in the order in which architectures give their values.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::Context;
 use asng_proto::v1::{Categorical, Integer, Variable, variable::Kind};
 use serde::Deserialize;
+
+use crate::file;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,8 +19,7 @@ struct Entry {
 
 /// Reads the variables of a file. Errors name the file and the place in it.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Variable>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    parse(&text).with_context(|| path.display().to_string())
+    parse(&file::read_text(path)?).with_context(|| file::name(path))
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Variable>> {
