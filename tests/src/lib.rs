@@ -3,6 +3,7 @@
 
 mod browser;
 mod buildah;
+mod disk;
 mod distance;
 pub mod hostile;
 mod postgres;
@@ -28,6 +29,7 @@ use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 pub use self::{
     browser::Browser,
     buildah::{Buildah, Contained, Container},
+    disk::Disk,
     distance::{Distance, Machine},
     postgres::Postgres,
     proxy::{FAULTS, Proxy},
