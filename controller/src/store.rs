@@ -445,7 +445,7 @@ impl Reader {
 
     /// Logs when reads begin to fail, and when that is over.
     fn record<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        self.failing.lock().record(result.as_ref().map_err(|error| error.reason()));
+        self.failing.lock().record(result.as_ref().map_err(Error::reason));
         result
     }
 

@@ -357,7 +357,7 @@ impl Shelf {
         self.room = room;
         match room {
             Room::None => {
-                error!(size, budget, "disk budget reached: no step is handed out any more")
+                error!(size, budget, "disk budget reached: no step is handed out any more");
             }
             Room::Little => {
                 warn!(size, budget, "disk budget nearly reached; delete studies or raise it");

@@ -7,7 +7,8 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    fs::File,
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -147,7 +148,7 @@ async fn bench(scale: &Scale) -> anyhow::Result<()> {
     progress("what reports take in the database");
     let stored = stored_bytes(&directory.path().join("stored"), categoricals(40), 10_000).await?;
     let directory_of_integers = directory.path().join("stored-integers");
-    let stored_integers = stored_bytes(&directory_of_integers, integers(1500), 200).await?;
+    let stored_integers = stored_bytes(&directory_of_integers, integers(1500), 500).await?;
     progress("the optimiser alone");
     let ask_tell = ask_tell_per_second();
 
@@ -287,16 +288,31 @@ async fn stored_bytes(
     let mut controller = Controller::start(directory);
     create_of(&mut StudyServiceClient::new(connect(controller.address).await?), "s", variables)
         .await?;
-    let mut load = Load::start(controller.address, &["s".into()]).await?;
     let mut sizes = [0, 0];
     for size in &mut sizes {
+        let mut load = Load::start(controller.address, &["s".into()]).await?;
         load.run(Length::Reports(reports)).await?;
+        // Who reads a history sees all of it: so nothing is left in the journal.
+        let request =
+            v1::ListReportsRequest { study: "s".into(), page_size: 1, ..Default::default() };
+        StudyServiceClient::new(connect(controller.address).await?).list_reports(request).await?;
         // With the end of the process all is in one file.
         controller.terminate();
-        *size = std::fs::metadata(directory.join("asng.db"))?.len();
+        *size = used_bytes(&directory.join("asng.db"))?;
         controller.restart();
     }
     Ok((sizes[1] as f64 - sizes[0] as f64) / reports as f64)
+}
+
+/// Bytes of an SQLite database without its free pages, by its header: sqlite.org/fileformat.html, section 1.3.
+fn used_bytes(file: &Path) -> anyhow::Result<u64> {
+    let mut header = [0; 100];
+    File::open(file)?.read_exact(&mut header)?;
+    let number =
+        |place: usize| u64::from(u32::from_be_bytes([0, 1, 2, 3].map(|i| header[place + i])));
+    let (page, pages, free) =
+        (u64::from(u16::from_be_bytes([header[16], header[17]])), number(28), number(36));
+    Ok((pages - free) * page)
 }
 
 /// A space of `count` integers.
