@@ -412,6 +412,16 @@ fn from_ms(ms: i64) -> SystemTime {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_state_in_the_journal_of_an_earlier_release_has_no_elapsed_time() {
+        let earlier = (1, "\"running\"", 2, Some(3), "{}", None::<String>);
+        let row: StateRow = rmp_serde::from_slice(&rmp_serde::to_vec(&earlier).unwrap()).unwrap();
+        assert_eq!((row.started_ms, row.elapsed_ms), (Some(3), None));
+        let row = StateRow { elapsed_ms: Some(4), ..row };
+        let row: StateRow = rmp_serde::from_slice(&rmp_serde::to_vec(&row).unwrap()).unwrap();
+        assert_eq!(row.elapsed_ms, Some(4));
+    }
+
     /// In MessagePack a row is an array, whose first byte says how long it is.
     #[test]
     fn what_has_no_costs_is_in_the_journal_as_before_there_were_any() {
