@@ -27,7 +27,7 @@ pub mod web;
 
 #[cfg(test)]
 #[path = "../../tests/src/postgres.rs"]
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod postgres;
 
 use std::future::Future;

@@ -4,13 +4,16 @@
 //! before it has returned. The cost of a commit does not depend on how much is stored: a study's state is one small
 //! row, and its history is only appended to. A store is used by one thread at a time; a [`Reader`] reads beside it.
 
+mod architectures;
 mod journal;
 mod postgres;
 mod rows;
 mod sqlite;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Instant};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Instant};
 
+use asng_serving::condition::Condition;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use self::rows::{OpenRow, PastRow, PointRow, ReportRow, StateRow, StudyRow};
@@ -80,6 +83,34 @@ pub enum Error {
     /// PostgreSQL did not answer in time.
     #[error("database: PostgreSQL does not answer")]
     TimedOut,
+}
+
+impl Error {
+    /// Whether the database itself does not work, rather than what it was asked to store.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Error::Fenced => false,
+            Error::Postgres(sqlx::Error::Database(error)) => error.constraint().is_none(),
+            _ => true,
+        }
+    }
+
+    /// Returns what is wrong with the database, in words for people who run it.
+    pub fn reason(&self) -> String {
+        match self {
+            Error::Sqlite(error) => match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DiskFull) => "the disk is full".into(),
+                _ => error.to_string(),
+            },
+            Error::Postgres(sqlx::Error::Io(error)) => {
+                format!("PostgreSQL cannot be reached: {error}")
+            }
+            Error::Postgres(sqlx::Error::Database(error)) => error.message().into(),
+            Error::Postgres(error) => error.to_string(),
+            Error::TimedOut => "PostgreSQL does not answer".into(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// Where the studies are kept.
@@ -354,11 +385,21 @@ impl Store {
         }
     }
 
-    /// To be called every second or so: removes a part of what was deleted, and keeps up with other controllers.
+    /// To be called every second or so: removes a part of what was deleted, and keeps up with other controllers. Always
+    /// writes a little, so that an error says that nothing can be written.
     pub fn tick(&mut self, now: Instant) -> Result<Tick, Error> {
         match self {
             Store::Sqlite(sqlite) => sqlite.tick().map(|()| Tick::default()),
             Store::Postgres(postgres) => postgres.tick(now),
+        }
+    }
+
+    /// Writes as much as a large commit, and removes it: an error says that there is no room for one. Where a little can be
+    /// written and much cannot, [`tick`](Store::tick) alone would not tell.
+    pub fn try_large_write(&mut self) -> Result<(), Error> {
+        match self {
+            Store::Sqlite(sqlite) => sqlite.try_large_write(),
+            Store::Postgres(postgres) => postgres.try_large_write(),
         }
     }
 
@@ -381,20 +422,36 @@ impl Store {
 
 /// Reads what is durable and settled, beside the [`Store`]; cheap to clone.
 #[derive(Clone)]
-pub enum Reader {
-    /// A file.
+pub struct Reader {
+    source: Source,
+    failing: Arc<Mutex<Condition>>,
+}
+
+#[derive(Clone)]
+enum Source {
     Sqlite(sqlite::Reader),
-    /// A server.
     Postgres(postgres::Reader),
+}
+
+/// The condition that the database cannot be read.
+pub(crate) fn failing_reads() -> Condition {
+    Condition::new("cannot read the database")
 }
 
 impl Reader {
     /// A reader of a database that a [`Store`] has opened.
     pub fn new(location: &Location) -> Result<Reader, Error> {
-        Ok(match location {
-            Location::Directory(directory) => Reader::Sqlite(sqlite::Reader::new(directory)),
-            Location::Postgres { url, .. } => Reader::Postgres(postgres::Reader::new(url)?),
-        })
+        let source = match location {
+            Location::Directory(directory) => Source::Sqlite(sqlite::Reader::new(directory)),
+            Location::Postgres { url, .. } => Source::Postgres(postgres::Reader::new(url)?),
+        };
+        Ok(Reader { source, failing: Arc::new(Mutex::new(failing_reads())) })
+    }
+
+    /// Logs when reads begin to fail, and when that is over.
+    fn record<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        self.failing.lock().record(result.as_ref().map_err(Error::reason));
+        result
     }
 
     /// A part of a study's history: `limit` steps at most, and fewer where they are large.
@@ -404,34 +461,34 @@ impl Reader {
         start: PageStart,
         limit: usize,
     ) -> Result<Page, Error> {
-        match self {
-            Reader::Sqlite(sqlite) => sqlite.history(study, start, limit).await,
-            Reader::Postgres(postgres) => postgres.history(study, start, limit).await,
-        }
+        self.record(match &self.source {
+            Source::Sqlite(sqlite) => sqlite.history(study, start, limit).await,
+            Source::Postgres(postgres) => postgres.history(study, start, limit).await,
+        })
     }
 
     /// The stretches of a study's search that have ended, oldest first.
     pub async fn trace(&self, study: StudyId) -> Result<Vec<TracePoint>, Error> {
-        match self {
-            Reader::Sqlite(sqlite) => sqlite.trace(study).await,
-            Reader::Postgres(postgres) => postgres.trace(study).await,
-        }
+        self.record(match &self.source {
+            Source::Sqlite(sqlite) => sqlite.trace(study).await,
+            Source::Postgres(postgres) => postgres.trace(study).await,
+        })
     }
 
     /// Studies of any controller on this database: the one of this name, or all. An SQLite database has one
     /// controller, which knows its studies itself: then there are none here.
     pub async fn studies(&self, name: Option<&str>) -> Result<Vec<Study>, Error> {
-        match self {
-            Reader::Sqlite(_) => Ok(Vec::new()),
-            Reader::Postgres(postgres) => postgres.studies(name).await,
+        match &self.source {
+            Source::Sqlite(_) => Ok(Vec::new()),
+            Source::Postgres(postgres) => self.record(postgres.studies(name).await),
         }
     }
 
     /// Whether the database answers.
     pub async fn check(&self) -> Result<(), Error> {
-        match self {
-            Reader::Sqlite(sqlite) => sqlite.check().await,
-            Reader::Postgres(postgres) => postgres.check().await,
+        match &self.source {
+            Source::Sqlite(sqlite) => sqlite.check().await,
+            Source::Postgres(postgres) => postgres.check().await,
         }
     }
 }
@@ -489,7 +546,10 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::study::{Kind, Now, Spec, Variable};
+    use crate::{
+        asng::{Architecture, Value},
+        study::{Kind, Now, Spec, Step, Variable},
+    };
 
     /// The changes that a new study makes.
     pub(super) fn changes(name: &str, id: u64) -> Changes {
@@ -502,6 +562,23 @@ mod tests {
         changes.study(&study);
         changes.state(&study);
         changes
+    }
+
+    /// A step that was closed unreported, of the study of [`changes`].
+    pub(super) fn past(step: u64) -> Past {
+        let architectures = |choices: [u32; 2]| {
+            choices.map(|choice| Architecture([Value::Choice(choice)].into())).into()
+        };
+        let step = Step {
+            id: StepId(step),
+            generation: 0,
+            applied: 0,
+            train: architectures([1, 0]),
+            rank: architectures([0, 1]),
+            attempt: 1,
+            lease: None,
+        };
+        Past { step, report: None }
     }
 
     #[test]

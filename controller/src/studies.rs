@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use asng_serving::access::Scope;
+use asng_serving::{access::Scope, condition::Condition};
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -114,7 +114,11 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Studies {
     jobs: mpsc::Sender<Job>,
+    failing_writes: FailingWrites,
 }
+
+/// The condition that the database does not take writes.
+type FailingWrites = Arc<Mutex<Condition>>;
 
 /// An operation, and then the answer to its caller, once it is known whether the commit held.
 type Job = Box<dyn FnOnce(&mut Shelf, Now) -> Answer + Send>;
@@ -151,7 +155,7 @@ impl Studies {
             match shelf {
                 Ok(shelf) => {
                     info!(studies = shelf.studies.len(), %location, "studies loaded");
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(shelf.failing_writes.clone()));
                     let _ = end.send(shelf.serve(queue));
                 }
                 Err(error) => drop(ready.send(Err(Error::Storage(Arc::new(error))))),
@@ -161,9 +165,9 @@ impl Studies {
             .name("studies".into())
             .spawn(own)
             .map_err(|source| Error::Thread(Arc::new(source)))?;
-        started.await.map_err(|_| Error::ShuttingDown)??;
+        let failing_writes = started.await.map_err(|_| Error::ShuttingDown)??;
         tokio::spawn(tick(jobs.downgrade()));
-        Ok((Studies { jobs }, ended))
+        Ok((Studies { jobs, failing_writes }, ended))
     }
 
     /// Runs `operation` and returns its result when all that it did is durable.
@@ -189,6 +193,12 @@ impl Studies {
         });
         self.jobs.send(job).await.map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
+    }
+
+    /// Fails with a sentence if nothing can be stored: the last write has failed, and since then there was no room for a
+    /// large one.
+    pub fn check_writes(&self) -> Result<(), String> {
+        self.failing_writes.lock().describe().map_or(Ok(()), Err)
     }
 
     /// Whether the thread that owns the studies has ended.
@@ -241,6 +251,17 @@ pub struct Shelf {
     ticks: u64,
     last_tick: Instant,
     size: u64,
+    room: Room,
+    failing_writes: FailingWrites,
+    failing_reads: Condition,
+}
+
+/// What is left of the disk budget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Enough,
+    Little,
+    None,
 }
 
 fn storage(error: store::Error) -> Error {
@@ -286,6 +307,9 @@ impl Shelf {
             waiting: HashMap::new(),
             ticks: 0,
             last_tick: Instant::now(),
+            room: Room::Enough,
+            failing_writes: Arc::new(Mutex::new(Condition::new("cannot write to the database"))),
+            failing_reads: store::failing_reads(),
         };
         shelf.find_waiting();
         Ok(shelf)
@@ -294,8 +318,7 @@ impl Shelf {
     /// Does what time asks for.
     fn tick(&mut self, now: Now) {
         self.last_tick = Instant::now();
-        let tick = self.store.lock().tick(now.monotonic);
-        match tick {
+        match self.tick_store(now) {
             Ok(store::Tick { gained, lost }) => {
                 self.studies.retain(|_, study| !lost.contains(&study.id()));
                 self.watchers.retain(|study, _| !lost.contains(study));
@@ -303,8 +326,8 @@ impl Shelf {
                     self.studies.insert(study.name().into(), study);
                 }
             }
-            // Nothing is lost by this; what has to be written says so itself.
-            Err(error) => warn!(%error, "cannot keep up with the database"),
+            // Nothing is lost by this; what has to be written fails by itself.
+            Err(error) => self.failing_writes.lock().begin(error.reason()),
         }
         let names: Vec<_> = self
             .studies
@@ -338,19 +361,55 @@ impl Shelf {
         }
     }
 
-    fn look_at_size(&mut self) {
-        let size = self.store.lock().size();
-        match size {
-            Ok(size) => self.size = size,
-            Err(error) => warn!(%error, "cannot tell the database's size"),
+    /// Lets the store do what time asks for, which writes a little. Writes that failed are taken for possible again only
+    /// when there is room for a large one.
+    fn tick_store(&mut self, now: Now) -> Result<store::Tick, store::Error> {
+        let mut store = self.store.lock();
+        let tick = store.tick(now.monotonic)?;
+        let failing = self.failing_writes.lock().describe().is_some();
+        if failing {
+            match store.try_large_write() {
+                Ok(()) => self.failing_writes.lock().end(),
+                Err(error) => self.failing_writes.lock().begin(error.reason()),
+            }
         }
-        if let Some(budget) = self.limits.disk {
-            let size = self.size;
-            if size >= budget {
+        Ok(tick)
+    }
+
+    /// Reads from the database; the log says when that begins to fail.
+    fn read<T>(
+        &mut self,
+        read: impl FnOnce(&mut Store) -> Result<T, store::Error>,
+    ) -> Result<T, Error> {
+        let result = read(&mut self.store.lock());
+        self.failing_reads.record(result.as_ref().map_err(store::Error::reason));
+        result.map_err(storage)
+    }
+
+    fn look_at_size(&mut self) {
+        // If it fails, the log says so.
+        let Ok(size) = self.read(Store::size) else { return };
+        self.size = size;
+        let Some(budget) = self.limits.disk else { return };
+        let room = if size >= budget {
+            Room::None
+        } else if size as f64 >= BUDGET_WARNING * budget as f64 {
+            Room::Little
+        } else {
+            Room::Enough
+        };
+        if room == self.room {
+            return;
+        }
+        self.room = room;
+        match room {
+            Room::None => {
                 error!(size, budget, "disk budget reached: no step is handed out any more");
-            } else if size as f64 >= BUDGET_WARNING * budget as f64 {
+            }
+            Room::Little => {
                 warn!(size, budget, "disk budget nearly reached; delete studies or raise it");
             }
+            Room::Enough => info!(size, budget, "over: disk budget nearly reached"),
         }
     }
 
@@ -377,7 +436,11 @@ impl Shelf {
 
     /// Lets readers of the database see all that is committed.
     pub fn settle(&mut self) -> Result<(), Error> {
-        self.store.lock().settle().map_err(storage)
+        let settled = self.store.lock().settle();
+        if let Err(error) = &settled {
+            self.failing_writes.lock().begin(error.reason());
+        }
+        settled.map_err(storage)
     }
 
     /// All studies that are here.
@@ -399,10 +462,10 @@ impl Shelf {
             // It is out of scope.
             return Error::UnknownStudy(name.into());
         }
-        match self.store.lock().owner(name) {
+        match self.read(|store| store.owner(name)) {
             Ok(None) => Error::UnknownStudy(name.into()),
             Ok(Some(address)) => Error::NotOwner { name: name.into(), address },
-            Err(error) => Error::Storage(Arc::new(error)),
+            Err(error) => error,
         }
     }
 
@@ -603,7 +666,7 @@ impl Shelf {
         let changed = self.changed.get_mut(name).unwrap();
         for event in events {
             match &event {
-                Event::Created | Event::Deleted | Event::StateChanged(_) => {}
+                Event::Created | Event::Deleted | Event::StateChanged(_) | Event::TimePassed => {}
                 Event::Described => changed.described = true,
                 Event::Sampled(step) => {
                     changed.steps.insert(*step);
@@ -694,8 +757,7 @@ impl Shelf {
             }
         }
         if retry_after == study::RETRY_WHEN_IDLE
-            && let Some(address) =
-                self.store.lock().owner_of_work(spaces, set_aside).map_err(storage)?
+            && let Some(address) = self.read(|store| store.owner_of_work(spaces, set_aside))?
         {
             return Err(Error::NotOwner { name: String::new(), address });
         }
@@ -766,7 +828,7 @@ impl Shelf {
         let closed = if study.is_closed(step) {
             // It may have passed within this very batch.
             match self.changes.closed(id, step) {
-                None => self.store.lock().closed(id, step).map_err(storage)?,
+                None => self.read(|store| store.closed(id, step))?,
                 closed => closed,
             }
         } else {

@@ -31,7 +31,9 @@ pub use self::{
         cost_name_violations, learn,
     },
     differences::{differences, summary},
-    record::{Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule},
+    record::{
+        Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule, elapsed_since,
+    },
     spec::{
         Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,
         is_label, is_name,
@@ -50,10 +52,12 @@ const MAX_LIVE_STEPS: usize = 4096;
 const MAX_COUNTER: u64 = 1 << 62;
 /// When to ask again if other trainers hold every step that is allowed.
 const RETRY_WHEN_BUSY: Duration = Duration::from_millis(200);
+/// How much of the time that counts towards a limit may be lost when the controller is killed.
+const TIME_NOTED_EVERY: Duration = Duration::from_secs(10);
 /// When to ask again if a person has to act first.
 pub const RETRY_WHEN_IDLE: Duration = Duration::from_secs(2);
 
-/// The time, as the shell reads it: leases run on the monotonic clock, records carry the other.
+/// The time, as the shell reads it: leases and time limits run on the monotonic clock, records carry the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     /// For durations.
@@ -106,6 +110,8 @@ pub enum Event {
     Passed(Box<Past>),
     /// A step that the history has as closed was reported after all.
     ReportedLate(StepId, Box<PastReport>),
+    /// Some time has passed that counts towards the study's limit; see [`Study::elapsed`].
+    TimePassed,
     /// A stretch of the search has ended.
     Traced {
         /// It.
@@ -211,6 +217,12 @@ pub struct Study {
     state: State,
     state_since: SystemTime,
     started: Option<SystemTime>,
+    /// Time since the variables became known, without that in which no controller had the study.
+    elapsed: Duration,
+    /// Until when `elapsed` counts; none until this controller has looked at the time.
+    counted_until: Option<Instant>,
+    /// `elapsed` when something last happened that is stored.
+    elapsed_noted: Duration,
     search: Option<Search>,
     progress: Progress,
     incumbent: Option<Incumbent>,
@@ -243,6 +255,9 @@ impl Study {
             state: State::Waiting,
             state_since: now.wall,
             started: None,
+            elapsed: Duration::ZERO,
+            counted_until: None,
+            elapsed_noted: Duration::ZERO,
             search: None,
             progress: Progress::default(),
             incumbent: None,
@@ -345,6 +360,9 @@ impl Study {
             state: record.state,
             state_since: record.state_since,
             started: record.started,
+            elapsed: record.elapsed,
+            counted_until: None,
+            elapsed_noted: record.elapsed,
             search,
             progress: record.progress,
             incumbent: record.incumbent,
@@ -369,6 +387,7 @@ impl Study {
             state: self.state.clone(),
             state_since: self.state_since,
             started: self.started,
+            elapsed: self.elapsed,
             variables: self.variables().map(<[Variable]>::to_vec),
             asng: self.asng().map(|asng| asng.state().clone()),
             progress: self.progress,
@@ -381,6 +400,9 @@ impl Study {
 
     /// What has happened since this was last called, oldest first.
     pub fn take_events(&mut self) -> Vec<Event> {
+        if !self.events.is_empty() {
+            self.elapsed_noted = self.elapsed;
+        }
         mem::take(&mut self.events)
     }
 
@@ -478,15 +500,30 @@ impl Study {
         let oldest = self.progress.generation.saturating_sub(self.spec.max_staleness());
         self.close(|step| step.lease.is_none() && step.generation < oldest);
         self.end_in_time(now);
+        if self.spec.max_duration.is_some()
+            && self.elapsed >= self.elapsed_noted.saturating_add(TIME_NOTED_EVERY)
+        {
+            self.events.push(Event::TimePassed);
+        }
+    }
+
+    /// Adds the time since this was last called to that which counts towards the limit.
+    fn count_time(&mut self, now: Now) {
+        let since = self.counted_until.replace(now.monotonic);
+        if self.search.is_some()
+            && !self.state.has_ended()
+            && let Some(since) = since
+        {
+            let passed = now.monotonic.saturating_duration_since(since);
+            self.elapsed = self.elapsed.saturating_add(passed);
+        }
     }
 
     fn end_in_time(&mut self, now: Now) {
-        let over = |started: SystemTime, limit| {
-            now.wall.duration_since(started).is_ok_and(|passed| passed >= limit)
-        };
+        self.count_time(now);
         if !self.state.has_ended()
-            && let (Some(started), Some(limit)) = (self.started, self.spec.max_duration)
-            && over(started, limit)
+            && self.search.is_some()
+            && self.spec.max_duration.is_some_and(|limit| self.elapsed >= limit)
         {
             self.end(State::Finished(StopRule::MaxDuration), now);
         }
@@ -832,6 +869,7 @@ impl Study {
         let described = self.spec.unless_given(variables);
         self.search = Some(Search { described, asng, selection: Arc::default() });
         self.started = Some(now.wall);
+        self.counted_until = Some(now.monotonic);
         self.events.push(Event::Described);
         self.change_state(State::Running, now);
         Ok(())
@@ -1051,6 +1089,12 @@ impl Study {
     /// When its variables became known.
     pub fn started(&self) -> Option<SystemTime> {
         self.started
+    }
+
+    /// Time since its variables became known, pauses included, without that in which no controller had it: what counts
+    /// towards `max_duration`.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
     }
 
     /// When it was created.

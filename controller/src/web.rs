@@ -437,6 +437,8 @@ impl http::Sight for Api {
         if *self.closing.borrow() {
             return Err("the controller is shutting down".into());
         }
+        // Asked first: while writes fail, the thread that owns the studies may not answer.
+        self.studies.check_writes()?;
         let answers = async {
             self.reader.check().await.map_err(|error| error.to_string())?;
             self.studies.run(|_, _| Ok(())).await.map_err(|error| error.to_string())

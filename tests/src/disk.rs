@@ -1,59 +1,72 @@
-//! A disk of the test's own, small enough to be filled.
+//! A small file system of the test's own, which can be filled.
 
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use tempfile::TempDir;
 
-/// A file system in memory; unmounted when dropped.
-pub struct Disk(TempDir);
+use crate::postgres::is_root;
+
+/// A file system in memory; gone when dropped.
+pub struct Disk {
+    directory: TempDir,
+}
 
 impl Disk {
-    /// Mounts one of so many bytes. Where that is not allowed, says so and returns none, so that the test can be skipped.
+    /// Mounts one of `megabytes`. Where the tests may not mount, says so and returns none, so that the test can be skipped.
     ///
     /// # Panics
     ///
-    /// If it cannot be mounted although `CI` is set.
-    pub fn mount(bytes: u64) -> Option<Disk> {
-        let directory = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(directory.path());
-        if mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
-            return Some(Disk(directory));
+    /// If mounting fails as root, or is not allowed although `CI` is set.
+    pub fn mount(megabytes: u32) -> Option<Disk> {
+        if !is_root() {
+            let refused = "only root may mount a file system";
+            assert!(env::var_os("CI").is_none(), "{refused}");
+            eprintln!("skipped: {refused}");
+            return None;
         }
-        assert!(env::var_os("CI").is_none(), "a tmpfs cannot be mounted");
-        eprintln!("skipped: a tmpfs cannot be mounted, which root may do");
-        None
+        let directory = tempfile::tempdir().unwrap();
+        let options = ["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"];
+        let status = Command::new("mount").args(options).arg(directory.path()).status();
+        assert!(status.expect("mount").success());
+        Some(Disk { directory })
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
-    /// Takes all the space that is left.
+    /// Leaves not a byte free.
     pub fn fill(&self) {
-        let mut ballast = fs::File::create(self.ballast()).unwrap();
-        let error = io::copy(&mut io::repeat(0), &mut ballast).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let mut file = File::options().create(true).append(true).open(self.filler()).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
     }
 
-    /// Gives the space back.
+    /// Gives back `bytes` of those that [`fill`](Disk::fill) has taken.
+    pub fn give_back(&self, bytes: u64) {
+        let file = File::options().write(true).open(self.filler()).unwrap();
+        file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
+    }
+
+    /// Gives back all that [`fill`](Disk::fill) has taken.
     pub fn empty(&self) {
-        fs::remove_file(self.ballast()).unwrap();
+        fs::remove_file(self.filler()).unwrap();
     }
 
-    fn ballast(&self) -> PathBuf {
-        self.path().join("ballast")
+    fn filler(&self) -> PathBuf {
+        self.path().join("filler")
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Also when a process still has files open on it.
+        // Also while a program that is about to end has files open.
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }

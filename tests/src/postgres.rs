@@ -21,7 +21,7 @@ pub struct Postgres {
     server: Child,
     programs: PathBuf,
     port: u16,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Postgres {
@@ -54,21 +54,32 @@ impl Postgres {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let server = program(&programs, "postgres")
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-            .args(["-p", &port.to_string()])
-            .stderr(fs::File::create(directory.path().join("log")).unwrap())
-            .spawn()
-            .expect("postgres");
-        let postgres = Postgres { server, programs, port, _directory: directory };
+        let server = serve(&programs, directory.path(), port);
+        let postgres = Postgres { server, programs, port, directory };
+        postgres.wait();
+        Some(postgres)
+    }
+
+    /// Waits until it answers.
+    fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !postgres.client("pg_isready").output().unwrap().status.success() {
+        while !self.client("pg_isready").output().unwrap().status.success() {
             assert!(Instant::now() < deadline, "PostgreSQL does not start");
             thread::sleep(Duration::from_millis(20));
         }
-        Some(postgres)
+    }
+
+    /// Ends it and its children at once; they would outlive a kill.
+    pub fn stop(&mut self) {
+        // Both fail if it has ended already.
+        let _ = Command::new("kill").args(["-QUIT", &self.server.id().to_string()]).status();
+        let _ = self.server.wait();
+    }
+
+    /// Starts it again on the same data and port, after [`stop`](Postgres::stop), and waits until it answers.
+    pub fn restart(&mut self) {
+        self.server = serve(&self.programs, self.directory.path(), self.port);
+        self.wait();
     }
 
     /// Makes the database `name` and returns its URL.
@@ -86,10 +97,19 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // Ends it and its children at once; they would outlive a kill. Both fail if it has ended already.
-        let _ = Command::new("kill").args(["-QUIT", &self.server.id().to_string()]).status();
-        let _ = self.server.wait();
+        self.stop();
     }
+}
+
+fn serve(programs: &Path, directory: &Path, port: u16) -> Child {
+    program(programs, "postgres")
+        .arg("-D")
+        .arg(directory.join("data"))
+        .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+        .args(["-p", &port.to_string()])
+        .stderr(fs::File::create(directory.join("log")).unwrap())
+        .spawn()
+        .expect("postgres")
 }
 
 /// The programs of the newest version installed.

@@ -166,7 +166,7 @@ async fn a_study_whose_checkpoints_are_damaged_is_set_aside_and_goes_on_when_the
 
 #[tokio::test]
 async fn a_full_disk_costs_no_step_and_no_weights() {
-    let Some(disk) = Disk::mount(32 << 20) else { return };
+    let Some(disk) = Disk::mount(32) else { return };
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
     let every = ["--checkpoint-every", "50ms"];

@@ -1,5 +1,7 @@
 //! A study can be followed, written out, and taken in elsewhere, where it goes on as if nothing had happened.
 
+use std::time::{Duration, SystemTime};
+
 use asng_proto::v1::{self, study_part::Part};
 use asng_tests::{
     Controller, Postgres, applied, create_request, limit, report, study_when, theta, train,
@@ -141,6 +143,67 @@ async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
     assert_eq!(trace(&finished).len() as u64, STEPS / 4);
     assert_eq!(history(&exported_again), history(&finished));
     assert_eq!(history(&finished).len() as u64, STEPS);
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+/// An export of a paused study whose time is over after an hour.
+async fn limited_to_an_hour(controller: &Controller) -> Vec<v1::StudyPart> {
+    let mut request = create_request("hour", STEPS);
+    let spec = request.spec.as_mut().unwrap();
+    spec.stop.as_mut().unwrap().max_duration = seconds(3600);
+    controller.studies().create_study(request).await.unwrap();
+    lease(controller, "hour", "t").await;
+    let request = v1::PauseStudyRequest { name: "hour".into() };
+    controller.studies().pause_study(request).await.unwrap();
+    export(controller, "hour", false).await.unwrap()
+}
+
+/// What a study in `parts` has used of its time.
+fn elapsed(parts: &[v1::StudyPart]) -> i64 {
+    let Some(Part::Archive(archive)) = &parts[0].part else { panic!("{:?}", parts[0]) };
+    archive.elapsed.expect("it is written").seconds
+}
+
+#[tokio::test]
+async fn the_time_of_a_study_moves_with_it_and_survives_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut controller = Controller::start(directory.path());
+    let parts = limited_to_an_hour(&controller).await;
+    assert!(elapsed(&parts) < 60);
+    let now = SystemTime::now();
+    let with = |used: Option<prost_types::Duration>, started_hours_ago: u64| {
+        let mut parts = parts.clone();
+        let Some(Part::Archive(archive)) = &mut parts[0].part else { panic!("{:?}", parts[0]) };
+        archive.elapsed = used;
+        archive.start_time = Some((now - Duration::from_secs(3600 * started_hours_ago)).into());
+        parts
+    };
+    // The last is of a release that did not write it.
+    let cases = [
+        ("half", with(seconds(1800), 2), None),
+        ("over", with(seconds(3600), 0), Some(v1::StopReason::MaxDuration)),
+        ("old", with(None, 2), Some(v1::StopReason::MaxDuration)),
+    ];
+    for (name, parts, _) in &cases {
+        import(&controller, name, parts.clone()).await.unwrap();
+    }
+    let refused = import(&controller, "odd", with(seconds(-1), 0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("part.archive.elapsed"), "{refused}");
+
+    controller.kill();
+    controller.restart();
+    for (name, _, ended) in cases.iter().rev() {
+        let ends = |study: &v1::Study| study.state() == v1::StudyState::Finished;
+        let study = study_when(&controller, name, |study| ended.is_none() || ends(study)).await;
+        let expected = ended.unwrap_or(v1::StopReason::Unspecified);
+        assert_eq!(study.stop_reason(), expected, "{name}");
+    }
+    let used = elapsed(&export(&controller, "half", false).await.unwrap());
+    assert!((1800..1860).contains(&used), "{used}");
 }
 
 #[tokio::test]

@@ -1,19 +1,21 @@
 //! What the controller tells of itself: metrics, probes, logs and traces.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     process::{Child, Stdio},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use asng_proto::v1::{
     self, lease_step_response::Next, search_service_client::SearchServiceClient,
     study_service_client::StudyServiceClient,
 };
-use asng_tests::{Controller, controller_command, create_request, report, terminate, train};
+use asng_tests::{
+    Controller, Disk, Postgres, controller_command, create_request, report, terminate, train,
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -202,6 +204,140 @@ async fn readiness_ends_before_the_process_does() {
     drop((stream, health));
     assert!(controller.wait().success());
     assert!(get(http, "/readyz").is_err());
+}
+
+/// Waits until `/readyz` answers with this status and body.
+fn readyz_when(controller: &Controller, expected: (u16, &str)) {
+    let start = Instant::now();
+    loop {
+        let (status, _, body) = get(controller.http, "/readyz").unwrap();
+        if (status, body.as_str()) == expected {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{expected:?}: {status} {body}");
+    }
+}
+
+/// Asserts that `/readyz` stays as it is over some looks at the time, and that the controller goes on.
+fn readyz_stays(controller: &Controller, expected: (u16, &str)) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2500) {
+        let (status, _, body) = get(controller.http, "/readyz").unwrap();
+        assert_eq!((status, body.as_str()), expected);
+        assert_eq!(get(controller.http, "/healthz").unwrap().0, 200, "no reason to kill it");
+    }
+}
+
+/// Creates a study and leases its first step.
+async fn first_step(controller: &Controller) -> v1::Step {
+    controller.studies().create_study(create_request("s", 100)).await.unwrap();
+    let request = v1::LeaseStepRequest {
+        study: "s".into(),
+        trainer_id: "t".into(),
+        request_id: "1".into(),
+        ..Default::default()
+    };
+    let answer = controller.search().lease_step(request).await.unwrap().into_inner();
+    let Some(Next::Step(step)) = answer.next else { panic!("{answer:?}") };
+    step
+}
+
+/// The lines of a log from its `start` on that tell of something wrong, or that it is over.
+fn complaints(log: &str, start: usize) -> Vec<&str> {
+    let lines = log[start..].lines();
+    lines.filter(|l| ["WARN", "ERROR", "over: "].iter().any(|word| l.contains(word))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_by_readyz_and_logged_once() {
+    let Some(disk) = Disk::mount(4) else { return };
+    let controller = Controller::start(disk.path());
+    let step = first_step(&controller).await;
+    readyz_when(&controller, (200, "ok\n"));
+    let start = controller.log_with("study created").len();
+
+    // Nobody writes: it is noticed all the same.
+    disk.fill();
+    let full = (503, "cannot write to the database: the disk is full\n");
+    readyz_when(&controller, full);
+    for _ in 0..10 {
+        let refused = controller.search().report_step(report(&step, "t")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    }
+    readyz_stays(&controller, full);
+    // Room for something small is not enough for what trainers report.
+    disk.give_back(64 * 1024);
+    readyz_stays(&controller, full);
+
+    disk.empty();
+    readyz_when(&controller, (200, "ok\n"));
+    let answer = controller.search().report_step(report(&step, "t")).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), v1::ReportOutcome::Applied);
+    readyz_stays(&controller, (200, "ok\n"));
+    let log = controller.log_with("over: cannot write to the database");
+    let [begin, end] = complaints(&log, start)[..] else { panic!("{log}") };
+    assert!(begin.contains("cannot write to the database: the disk is full"), "{begin}");
+    assert!(end.contains("over: cannot write to the database"), "{end}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_makes_the_controller_unready_at_once() {
+    let Some(disk) = Disk::mount(4) else { return };
+    let controller = Controller::start(disk.path());
+    let step = first_step(&controller).await;
+    disk.fill();
+    loop {
+        // It may be that there was room for one more.
+        let Err(refused) = controller.search().report_step(report(&step, "t")).await else {
+            continue;
+        };
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        break;
+    }
+    let (status, _, body) = get(controller.http, "/readyz").unwrap();
+    assert_eq!((status, body.as_str()), (503, "cannot write to the database: the disk is full\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_is_gone_is_told_by_readyz_and_logged_once() {
+    let Some(mut postgres) = Postgres::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let url = postgres.url("observe");
+    let controller = Controller::start_with(
+        &directory.path().join("unused"),
+        &["--store", &url, "--advertise", "http://here"],
+    );
+    let step = first_step(&controller).await;
+    readyz_when(&controller, (200, "ok\n"));
+    let start = controller.log_with("study created").len();
+
+    postgres.stop();
+    let refused = "PostgreSQL cannot be reached: Connection refused (os error 111)";
+    let gone = format!("cannot write to the database: {refused}\n");
+    readyz_when(&controller, (503, &gone));
+    for _ in 0..3 {
+        let refused = controller.search().report_step(report(&step, "t")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    }
+    readyz_stays(&controller, (503, &gone));
+
+    postgres.restart();
+    readyz_when(&controller, (200, "ok\n"));
+    let answer = controller.search().report_step(report(&step, "t")).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), v1::ReportOutcome::Applied);
+    let log = controller.log_with("over: cannot write to the database");
+    // First a connection breaks; and while the server starts, it says so.
+    let complaints = complaints(&log, start).into_iter();
+    let about = |what: &str| -> Vec<_> {
+        complaints.clone().filter_map(|line| line.split_once(what)).map(|(_, why)| why).collect()
+    };
+    for what in ["cannot write to the database: ", "cannot read the database: "] {
+        let reasons = about(what);
+        let distinct: HashSet<_> = reasons.iter().collect();
+        assert_eq!(reasons.len(), distinct.len(), "each once: {log}");
+    }
+    assert!(about("cannot write to the database: ").contains(&refused), "{log}");
+    assert_eq!(about("over: cannot write to the database").len(), 1, "{log}");
 }
 
 /// A controller that logs JSON.

@@ -18,7 +18,9 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::either::Either;
 use tonic::transport::server::{Connected, TcpConnectInfo};
-use tracing::{debug, warn};
+use tracing::debug;
+
+use crate::condition::Condition;
 
 /// How long a client may take to agree on TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -55,26 +57,22 @@ pub(crate) fn accept(
     let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let (ready, connections) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut full = false;
+        let mut failing = Condition::new("cannot accept connections");
+        let mut full = Condition::new("further connections are closed");
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = ready.closed() => return,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    sleep(PAUSE).await;
-                    continue;
-                }
+            failing.record(accepted.as_ref());
+            let Ok((stream, _)) = accepted else {
+                sleep(PAUSE).await;
+                continue;
             };
-            let place = places.clone().try_acquire_owned().ok();
-            if place.is_none() && !full {
-                warn!(max_connections, "further connections are closed: there are too many");
-            }
-            full = place.is_none();
-            let Some(place) = place else { continue };
+            let place = places.clone().try_acquire_owned();
+            let limit = format_args!("{max_connections} are open, which is the limit");
+            full.record(place.as_ref().map_err(|_| limit));
+            let Ok(place) = place else { continue };
             let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
             let ready = ready.clone();
             tokio::spawn(async move {

@@ -8,6 +8,7 @@
 //! | [`tls`] | certificates and keys |
 //! | [`files`] | values read from files, and read again when these change |
 //! | [`status`] | errors that more than one service answers with |
+//! | [`condition`] | conditions that last: logged once, not each time they are met |
 //! | [`http`] | probes and `/metrics`, and where further pages are served |
 //! | `exposure` | what would be open to the world by oversight |
 //! | `address` | where to listen, if at all |
@@ -18,6 +19,7 @@
 
 pub mod access;
 mod address;
+pub mod condition;
 mod connections;
 mod exposure;
 pub mod files;

@@ -10,6 +10,7 @@ use crate::{
     study::{
         Candidate, Costs, Incumbent, LossBand, Past, PastReport, Pending, Point, Progress, Record,
         Selection, State, Step, StepId, StopRule, Study, StudyId, TracePoint, Violation, are_costs,
+        elapsed_since,
     },
 };
 
@@ -53,6 +54,7 @@ pub(super) fn archive(study: &Study, fork: bool) -> v1::StudyArchive {
         theta: study.asng().map_or_else(Vec::new, |asng| asng.state().to_bytes()),
         sampled: study.progress().sampled,
         start_time: study.started().map(Into::into),
+        elapsed: study.started().and_then(|_| study.elapsed().try_into().ok()),
         start: (!start.is_empty())
             .then(|| v1::Distribution { marginals: convert::marginal_messages(start) }),
         fork,
@@ -87,8 +89,17 @@ pub(super) fn open_steps(study: &Study) -> Vec<v1::OpenStep> {
 pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>> {
     let refuse =
         |field: &str, what: &str| vec![Violation::new(format!("part.archive.{field}"), what)];
-    let v1::StudyArchive { format, study, theta, sampled, start_time, start, candidates, .. } =
-        archive;
+    let v1::StudyArchive {
+        format,
+        study,
+        theta,
+        sampled,
+        start_time,
+        start,
+        candidates,
+        elapsed,
+        ..
+    } = archive;
     if format != FORMAT {
         let what = format!("is {format}; this release reads {FORMAT}");
         return Err(refuse("format", &what));
@@ -118,6 +129,14 @@ pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>
             costs: incumbent.costs.clone(),
         })
     });
+    let started = described.then(|| time(start_time));
+    let elapsed = match elapsed {
+        Some(elapsed) => {
+            Duration::try_from(elapsed).map_err(|_| refuse("elapsed", "is less than 0"))?
+        }
+        // Earlier releases have not written it.
+        None => elapsed_since(started),
+    };
     let selection = Selection::new(
         candidates.into_iter().map(candidate).collect(),
         study.fronts.iter().map(front).collect(),
@@ -133,7 +152,8 @@ pub(super) fn record(archive: v1::StudyArchive) -> Result<Record, Vec<Violation>
         created: time(study.create_time),
         state: state(&study, described),
         state_since: time(study.state_time),
-        started: described.then(|| time(start_time)),
+        started,
+        elapsed,
         variables: described.then_some(variables),
         asng,
         progress: Progress {

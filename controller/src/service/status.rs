@@ -5,7 +5,6 @@ use std::{collections::HashMap, time::Duration};
 use asng_serving::status::{DOMAIN, denial, precondition, short};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
-use tracing::error;
 
 use crate::{
     studies::Error,
@@ -67,8 +66,8 @@ pub(super) fn status(error: &Error) -> Status {
             study::Error::NotDescribed => precondition("NOT_DESCRIBED", name, message),
             study::Error::OtherSpace { .. } => precondition("SPACE", name, message),
         },
+        // The log says why when it begins, not for each request.
         Error::Storage(_) | Error::Thread(_) | Error::Died => {
-            error!(%error, "request failed");
             let retry = ErrorDetails::with_retry_info(Some(Duration::from_secs(5)));
             let message = "the controller cannot store this now; its log says why";
             Status::with_error_details(Code::Unavailable, message, retry)

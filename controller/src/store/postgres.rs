@@ -1,14 +1,17 @@
 //! PostgreSQL: one database for several controllers.
 //!
-//! Each study has one owner at a time. A controller says every second that it lives; studies whose owner has not been
-//! heard of for [`LEASE`] go to whoever asks first, with a higher fence. Every transaction that writes to a study checks,
+//! Each study has one owner at a time. A controller writes a heartbeat every second; studies whose owner's heartbeat has not
+//! changed for [`LEASE`], by the monotonic clock of whoever watches it, go to whoever asks first, with a higher fence: no wall
+//! clock decides. Every transaction that writes to a study checks,
 //! and locks until it commits, that the fence is still the one under which this controller took the study: an
 //! owner that was paused and wakes up cannot write.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
+    mem,
     str::FromStr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,12 +25,15 @@ use tokio_stream::StreamExt;
 use tracing::{info, warn};
 
 use super::{
-    Changes, Error, Page, PageStart, Tick,
+    Changes, Error, Page, PageStart, Tick, architectures,
     rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StepRow, StudyRow},
 };
-use crate::study::{Closed, StepId, Study, StudyId, TracePoint};
+use crate::{
+    asng::Architecture,
+    study::{Closed, StepId, Study, StudyId, TracePoint},
+};
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// From version 1 on, each to the next.
 const UPGRADES: [&str; (VERSION - 1) as usize] = [
     "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;
@@ -35,13 +41,21 @@ const UPGRADES: [&str; (VERSION - 1) as usize] = [
     "CREATE TABLE trace (study BIGINT NOT NULL, applied BIGINT NOT NULL, point TEXT NOT NULL,
          PRIMARY KEY (study, applied));
      UPDATE schema_version SET version = 3;",
+    "ALTER TABLE states ADD COLUMN elapsed_ms BIGINT;
+     ALTER TABLE open_steps ALTER COLUMN train TYPE BYTEA USING convert_to(train, 'UTF8'),
+         ALTER COLUMN rank TYPE BYTEA USING convert_to(rank, 'UTF8');
+     ALTER TABLE history ALTER COLUMN train TYPE BYTEA USING convert_to(train, 'UTF8'),
+         ALTER COLUMN rank TYPE BYTEA USING convert_to(rank, 'UTF8');
+     UPDATE schema_version SET version = 4;",
 ];
 const SCHEMA: &str = include_str!("postgres.sql");
-/// A controller that has not been heard of for this long has lost its studies.
+/// A controller whose heartbeat has not changed for this long has lost its studies.
 const LEASE: Duration = Duration::from_secs(4);
 /// Serialises the making of tables ("asng" in ASCII).
 const MIGRATION_LOCK: i64 = 0x6173_6e67;
 const SWEEP: i64 = 5_000;
+/// Texts of 32 bytes that make as much as a large commit writes.
+const LARGE_WRITE: i32 = 1 << 15;
 /// How long PostgreSQL may take for anything.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,6 +72,37 @@ pub struct Postgres {
     /// Studies whose history it is importing.
     importing: HashSet<i64>,
     sweeping: bool,
+    watch: Watch,
+}
+
+/// The heartbeats of other controllers, as this one has seen them.
+#[derive(Default)]
+struct Watch {
+    /// Each with the time since when it has not changed.
+    heartbeats: HashMap<i64, (String, Instant)>,
+    last: Option<Instant>,
+}
+
+impl Watch {
+    /// Takes the present heartbeats, and returns those of controllers that are gone. Time in which nobody watched does not
+    /// count: those that were kept from the database together with this controller are not gone.
+    fn gone(&mut self, found: Vec<(i64, String)>, now: Instant) -> Vec<(i64, String)> {
+        let passed = |since: Instant| now.saturating_duration_since(since);
+        let unbroken = self.last.replace(now).is_some_and(|last| passed(last) < LEASE / 2);
+        let before = mem::take(&mut self.heartbeats);
+        let mut gone = Vec::new();
+        for (controller, heartbeat) in found {
+            let since = match before.get(&controller) {
+                Some((known, since)) if unbroken && *known == heartbeat => *since,
+                _ => now,
+            };
+            if passed(since) >= LEASE {
+                gone.push((controller, heartbeat.clone()));
+            }
+            self.heartbeats.insert(controller, (heartbeat, since));
+        }
+        gone
+    }
 }
 
 impl Postgres {
@@ -72,9 +117,14 @@ impl Postgres {
             fences: HashMap::new(),
             importing: HashSet::new(),
             sweeping: true,
+            watch: Watch::default(),
         };
         let database = postgres.options.get_database().unwrap_or_default().to_owned();
-        let found = postgres.run(async |connection| make_tables(connection).await)?;
+        let found = postgres.runtime.block_on(async {
+            let connection = PgConnection::connect_with(&postgres.options);
+            // Bringing a long history up to date takes its time.
+            make_tables(&mut in_time(connection).await??).await
+        })?;
         if found > VERSION {
             return Err(Error::Newer { database, found, known: VERSION });
         }
@@ -220,7 +270,9 @@ impl Postgres {
     pub(super) fn tick(&mut self, now: Instant) -> Result<Tick, Error> {
         let (id, address, sweeping) = (self.id, self.address.clone(), self.sweeping);
         let known = self.fences.clone();
-        let (owned, gained, removed) = self.run(async move |connection| {
+        // After an error it begins anew.
+        let mut watch = mem::take(&mut self.watch);
+        let (owned, gained, removed, watch) = self.run(async move |connection| {
             sqlx::query(
                 "INSERT INTO controllers (id, address, heartbeat) VALUES ($1, $2, now())
                  ON CONFLICT (id) DO UPDATE SET heartbeat = now()",
@@ -229,16 +281,23 @@ impl Postgres {
             .bind(address)
             .execute(&mut *connection)
             .await?;
-            sqlx::query("DELETE FROM controllers WHERE heartbeat < now() - interval '1 day'")
-                .execute(&mut *connection)
-                .await?;
+            let sql = "SELECT id, heartbeat::text FROM controllers WHERE id <> $1";
+            let found = sqlx::query_as(sql).bind(id).fetch_all(&mut *connection).await?;
+            let (gone, heartbeats): (Vec<_>, Vec<_>) = watch.gone(found, now).into_iter().unzip();
+            // One whose heartbeat changes now is not gone after all.
+            sqlx::query(
+                "DELETE FROM controllers USING unnest($1::bigint[], $2::text[]) AS gone (id, heartbeat)
+                 WHERE controllers.id = gone.id AND controllers.heartbeat::text = gone.heartbeat",
+            )
+            .bind(gone)
+            .bind(heartbeats)
+            .execute(&mut *connection)
+            .await?;
             sqlx::query(
                 "UPDATE studies SET controller = $1, fence = fence + 1
-                 WHERE controller IS NULL OR controller NOT IN
-                     (SELECT id FROM controllers WHERE heartbeat > now() - $2 * interval '1 second')",
+                 WHERE controller IS NULL OR controller NOT IN (SELECT id FROM controllers)",
             )
             .bind(id)
-            .bind(LEASE.as_secs_f64())
             .execute(&mut *connection)
             .await?;
             let owned: Vec<(i64, i64)> =
@@ -265,8 +324,9 @@ impl Postgres {
                 studies(&found, &open, now)?
             };
             let removed = if sweeping { sweep(connection).await? } else { 0 };
-            Ok((owned, gained, removed))
+            Ok((owned, gained, removed, watch))
         })?;
+        self.watch = watch;
         let lost: Vec<StudyId> = self
             .fences
             .keys()
@@ -282,6 +342,24 @@ impl Postgres {
         self.fences = owned;
         self.sweeping = removed > 0;
         Ok(Tick { gained, lost })
+    }
+
+    pub(super) fn try_large_write(&mut self) -> Result<(), Error> {
+        let id = self.id;
+        self.run(async move |connection| {
+            // Rolled back when it is dropped, also on an error.
+            let mut transaction = connection.begin().await?;
+            sqlx::query(
+                "INSERT INTO history (study, step, generation, applied, train, rank, attempt, metrics)
+                 SELECT $1, 0, 0, 0, '', '', 0, string_agg(md5(random()::text), '') FROM generate_series(1, $2)",
+            )
+            .bind(id)
+            .bind(LARGE_WRITE)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.rollback().await?;
+            Ok(())
+        })
     }
 
     pub(super) fn leave(&mut self) -> Result<(), Error> {
@@ -347,10 +425,8 @@ async fn make_tables(connection: &mut PgConnection) -> Result<i64, Error> {
 /// Removes a part of the history of studies that are not there, and says how much.
 async fn sweep(connection: &mut PgConnection) -> Result<u64, Error> {
     sqlx::query(
-        "UPDATE absent SET importing = NULL WHERE importing NOT IN
-             (SELECT id FROM controllers WHERE heartbeat > now() - $1 * interval '1 second')",
+        "UPDATE absent SET importing = NULL WHERE importing NOT IN (SELECT id FROM controllers)",
     )
-    .bind(LEASE.as_secs_f64())
     .execute(&mut *connection)
     .await?;
     let removed = sqlx::query(
@@ -453,12 +529,13 @@ async fn write(
     if !states.is_empty() {
         sqlx::query(
             "INSERT INTO states
-                 (study, state, state_ms, started_ms, theta, progress, incumbent, selection)
+                 (study, state, state_ms, started_ms, theta, progress, incumbent, selection, elapsed_ms)
              SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[],
-                 $6::text[], $7::text[], $8::text[])
+                 $6::text[], $7::text[], $8::text[], $9::bigint[])
              ON CONFLICT (study) DO UPDATE SET state = excluded.state, state_ms = excluded.state_ms,
                  started_ms = excluded.started_ms, theta = excluded.theta, progress = excluded.progress,
-                 incumbent = excluded.incumbent, selection = excluded.selection",
+                 incumbent = excluded.incumbent, selection = excluded.selection,
+                 elapsed_ms = excluded.elapsed_ms",
         )
         .bind(column!(states, row => row.study))
         .bind(column!(states, row => row.state.as_str()))
@@ -468,6 +545,7 @@ async fn write(
         .bind(column!(states, row => row.progress.as_str()))
         .bind(column!(states, row => row.incumbent.as_deref()))
         .bind(column!(states, row => row.selection.as_deref().map(rows::json)))
+        .bind(column!(states, row => row.elapsed_ms))
         .execute(&mut *connection)
         .await?;
     }
@@ -486,7 +564,7 @@ async fn write(
         sqlx::query(
             "INSERT INTO open_steps
                  (study, step, generation, applied, train, rank, attempt, trainer, origin, report)
-             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[],
                  $7::bigint[], $8::text[], $9::text[], $10::text[])
              ON CONFLICT (study, step) DO UPDATE SET attempt = excluded.attempt, trainer = excluded.trainer,
                  origin = excluded.origin, report = excluded.report",
@@ -495,8 +573,8 @@ async fn write(
         .bind(column!(open, row => row.step.step))
         .bind(column!(open, row => row.step.generation))
         .bind(column!(open, row => row.step.applied))
-        .bind(column!(open, row => rows::json(&row.step.train)))
-        .bind(column!(open, row => rows::json(&row.step.rank)))
+        .bind(column!(open, row => architectures::encode(&row.step.train)))
+        .bind(column!(open, row => architectures::encode(&row.step.rank)))
         .bind(column!(open, row => row.step.attempt))
         .bind(column!(open, row => row.trainer.as_deref()))
         .bind(column!(open, row => row.origin.as_deref()))
@@ -514,7 +592,7 @@ async fn write(
             "INSERT INTO history
                  (study, step, generation, applied, train, rank, attempt, trainer, losses, metrics, staleness,
                   reported_ms, generation_made, costs)
-             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[],
                  $7::bigint[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
                  $14::text[])
              ON CONFLICT DO NOTHING",
@@ -523,8 +601,8 @@ async fn write(
         .bind(column!(past, row => row.step.step))
         .bind(column!(past, row => row.step.generation))
         .bind(column!(past, row => row.step.applied))
-        .bind(column!(past, row => rows::json(&row.step.train)))
-        .bind(column!(past, row => rows::json(&row.step.rank)))
+        .bind(column!(past, row => architectures::encode(&row.step.train)))
+        .bind(column!(past, row => architectures::encode(&row.step.rank)))
         .bind(column!(past, row => row.step.attempt))
         .bind(column!(past, row => text(row, |report| &report.trainer)))
         .bind(column!(past, row => text(row, |report| &report.losses)))
@@ -628,6 +706,7 @@ fn studies(found: &[PgRow], open: &[PgRow], now: Instant) -> Result<Vec<Study>, 
             progress: row.try_get("progress")?,
             incumbent: row.try_get("incumbent")?,
             selection: json(row, "selection")?,
+            elapsed_ms: row.try_get("elapsed_ms")?,
         };
         let open = open_steps.remove(&study.id).unwrap_or_default();
         studies.push(rows::study(study, state, open, now)?);
@@ -641,10 +720,15 @@ fn step_row(row: &PgRow) -> Result<StepRow, sqlx::Error> {
         step: row.try_get("step")?,
         generation: row.try_get("generation")?,
         applied: row.try_get("applied")?,
-        train: json(row, "train")?,
-        rank: json(row, "rank")?,
+        train: step_architectures(row, "train")?,
+        rank: step_architectures(row, "rank")?,
         attempt: row.try_get("attempt")?,
     })
+}
+
+fn step_architectures(row: &PgRow, column: &str) -> Result<Arc<[Architecture]>, sqlx::Error> {
+    architectures::decode(row.try_get(column)?)
+        .map_err(|what| sqlx::Error::ColumnDecode { index: column.into(), source: what.into() })
 }
 
 /// What a column holds as JSON; null is JSON's null.
@@ -672,7 +756,7 @@ fn past_row(row: &PgRow) -> Result<PastRow, sqlx::Error> {
 
 /// Reads through a few connections of its own.
 #[derive(Clone)]
-pub struct Reader {
+pub(super) struct Reader {
     pool: PgPool,
 }
 
@@ -753,7 +837,10 @@ pub(crate) fn forget_controllers(url: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::changes, *};
+    use super::{
+        super::tests::{changes, past},
+        *,
+    };
 
     #[test]
     fn a_database_of_version_1_is_brought_up_to_date() {
@@ -761,17 +848,79 @@ mod tests {
         let url = server.url("upgrade");
         let mut store = Postgres::open(&url, "http://here").unwrap();
         store.commit(&changes("s", 7)).unwrap();
-        let downgrade = "ALTER TABLE states DROP COLUMN selection;
+        let downgrade = "ALTER TABLE states DROP COLUMN selection, DROP COLUMN elapsed_ms;
              ALTER TABLE history DROP COLUMN costs; DROP TABLE trace;
+             ALTER TABLE open_steps ALTER COLUMN train TYPE TEXT USING '', ALTER COLUMN rank TYPE TEXT USING '';
+             ALTER TABLE history ALTER COLUMN train TYPE TEXT USING '', ALTER COLUMN rank TYPE TEXT USING '';
+             INSERT INTO history (study, step, generation, applied, train, rank, attempt)
+                 VALUES (7, 1, 0, 0, '[[1],[0]]', '[[0],[1]]', 1);
+             UPDATE states SET started_ms = (extract(epoch FROM now())::bigint - 3601) * 1000;
              UPDATE schema_version SET version = 1;";
         store
             .run(async |connection| Ok(sqlx::raw_sql(downgrade).execute(connection).await?))
             .unwrap();
         drop(store);
         let mut store = Postgres::open(&url, "http://here").unwrap();
-        assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+        let studies = store.load(Instant::now()).unwrap();
+        assert_eq!(
+            studies.iter().map(|study| study.elapsed().as_secs() / 60).collect::<Vec<_>>(),
+            [60]
+        );
+        let row = store.run(async |connection| {
+            let row = sqlx::query("SELECT * FROM history").fetch_one(connection).await?;
+            Ok(past_row(&row)?)
+        });
+        assert_eq!(row.unwrap().past().unwrap(), past(1));
+        let mut added = Changes::default();
+        added.past(StudyId(7), &past(2));
+        store.commit(&added).unwrap();
         store.commit(&changes("later", 8)).unwrap();
         assert_eq!(store.run(async |connection| make_tables(connection).await).unwrap(), VERSION);
+    }
+
+    /// Lets the clock of the database jump, as its heartbeats show it.
+    fn jump(store: &mut Postgres, hours: i32) {
+        let sql = "UPDATE controllers SET heartbeat = heartbeat + $1 * interval '1 hour'";
+        store
+            .run(async |connection| {
+                sqlx::query(sql).bind(hours).execute(connection).await?;
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn who_is_gone_does_not_depend_on_the_clock_of_the_database() {
+        let Some(server) = crate::postgres::Postgres::start() else { return };
+        let url = server.url("clock");
+        let mut now = Instant::now();
+        let open = |address| {
+            let mut store = Postgres::open(&url, address).unwrap();
+            store.load(now).unwrap();
+            store
+        };
+        let (mut first, mut second) = (open("http://first"), open("http://second"));
+        first.commit(&changes("s", 7)).unwrap();
+        for hours in [-2, 2, -2] {
+            // The clock jumps between two heartbeats of one that lives.
+            jump(&mut second, hours);
+            for _ in 0..10 {
+                now += Duration::from_secs(1);
+                assert_eq!(second.tick(now).unwrap().gained.len(), 0, "the first lives");
+                first.tick(now).unwrap();
+            }
+        }
+        // Nobody could reach the database for a while, or the second was paused.
+        now += Duration::from_secs(60);
+        assert_eq!(second.tick(now).unwrap().gained.len(), 0, "the first had no chance");
+        // The first is gone, with a heartbeat that lies in the future.
+        jump(&mut second, 2);
+        let taken_after = (0..10).position(|_| {
+            now += Duration::from_secs(1);
+            !second.tick(now).unwrap().gained.is_empty()
+        });
+        assert_eq!(taken_after, Some(4));
+        assert!(matches!(first.commit(&changes("s", 7)), Err(Error::Fenced)));
     }
 
     #[test]

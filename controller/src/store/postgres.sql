@@ -27,7 +27,8 @@ CREATE TABLE states (
     theta       BYTEA,
     progress    TEXT NOT NULL,
     incumbent   TEXT,
-    selection   TEXT
+    selection   TEXT,
+    elapsed_ms  BIGINT
 ) WITH (fillfactor = 50);
 
 CREATE TABLE open_steps (
@@ -35,8 +36,8 @@ CREATE TABLE open_steps (
     step        BIGINT NOT NULL,
     generation  BIGINT NOT NULL,
     applied     BIGINT NOT NULL,
-    train       TEXT NOT NULL,
-    rank        TEXT NOT NULL,
+    train       BYTEA NOT NULL,
+    rank        BYTEA NOT NULL,
     attempt     BIGINT NOT NULL,
     trainer     TEXT,
     origin      TEXT,
@@ -49,8 +50,8 @@ CREATE TABLE history (
     step        BIGINT NOT NULL,
     generation  BIGINT NOT NULL,
     applied     BIGINT NOT NULL,
-    train       TEXT NOT NULL,
-    rank        TEXT NOT NULL,
+    train       BYTEA NOT NULL,
+    rank        BYTEA NOT NULL,
     attempt     BIGINT NOT NULL,
     trainer     TEXT,
     losses      TEXT,

@@ -40,6 +40,9 @@ pub(super) struct StateRow {
     pub(super) theta: Option<Vec<u8>>,
     pub(super) progress: String,
     pub(super) incumbent: Option<String>,
+    /// None in what earlier releases have written.
+    #[serde(default)]
+    pub(super) elapsed_ms: Option<i64>,
     /// Not in the journal. None if it is empty.
     #[serde(skip)]
     pub(super) selection: Option<Arc<Selection>>,
@@ -132,6 +135,7 @@ impl StateRow {
             theta: study.asng().map(|asng| asng.state().to_bytes()),
             progress: json(study.progress()),
             incumbent: study.incumbent().map(json),
+            elapsed_ms: Some(to_whole_ms(study.elapsed())),
             selection: Some(study.selection()).filter(|selection| !selection.is_empty()),
         }
     }
@@ -280,6 +284,8 @@ pub(super) fn study(
 ) -> Result<Study, Error> {
     let id = row.id;
     let damaged = |what: String| Error::Damaged { study: id, what };
+    let started = state.started_ms.map(from_ms);
+    let elapsed = state.elapsed_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
     let mut record = Record {
         id: StudyId(id.cast_unsigned()),
         name: row.name,
@@ -290,7 +296,8 @@ pub(super) fn study(
         created: from_ms(row.created_ms),
         state: parse(id, "state", &state.state)?,
         state_since: from_ms(state.state_ms),
-        started: state.started_ms.map(from_ms),
+        started,
+        elapsed: elapsed.unwrap_or_else(|| study::elapsed_since(started)),
         variables: row.variables.map(|text| parse(id, "variables", &text)).transpose()?,
         asng: state
             .theta
@@ -390,8 +397,11 @@ fn parse<T: DeserializeOwned>(study: i64, column: &str, text: &str) -> Result<T,
 
 /// Unix time in milliseconds; a clock set before 1970 counts as 1970.
 fn to_ms(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    to_whole_ms(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn to_whole_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn from_ms(ms: i64) -> SystemTime {
@@ -401,6 +411,16 @@ fn from_ms(ms: i64) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_in_the_journal_of_an_earlier_release_has_no_elapsed_time() {
+        let earlier = (1, "\"running\"", 2, Some(3), "{}", None::<String>);
+        let row: StateRow = rmp_serde::from_slice(&rmp_serde::to_vec(&earlier).unwrap()).unwrap();
+        assert_eq!((row.started_ms, row.elapsed_ms), (Some(3), None));
+        let row = StateRow { elapsed_ms: Some(4), ..row };
+        let row: StateRow = rmp_serde::from_slice(&rmp_serde::to_vec(&row).unwrap()).unwrap();
+        assert_eq!(row.elapsed_ms, Some(4));
+    }
 
     /// In MessagePack a row is an array, whose first byte says how long it is.
     #[test]

@@ -8,34 +8,48 @@ use std::{
     time::Instant,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Statement, params, types::Type};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Statement, params,
+    types::{FromSql, Type},
+};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Changes, Error, Page, PageStart,
+    Changes, Error, Page, PageStart, architectures,
     journal::Journal,
     rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StepRow, StudyRow},
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, Selection, StepId, Study, StudyId, TracePoint},
+    study::{Closed, StepId, Study, StudyId, TracePoint},
 };
 
 /// Version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 5;
-/// The oldest version that can still be read: without the columns for costs, and without traces.
+const VERSION: i64 = 6;
+/// The oldest version that can still be read: without the columns for costs and elapsed time, without traces, and with
+/// architectures as JSON.
 const OLDEST: i64 = 3;
 /// From the oldest version on, each to the next.
 const UPGRADES: [&str; (VERSION - OLDEST) as usize] = [
     "ALTER TABLE states ADD COLUMN selection TEXT; ALTER TABLE history ADD COLUMN costs TEXT;",
     "CREATE TABLE trace (study INTEGER NOT NULL, applied INTEGER NOT NULL, point TEXT NOT NULL,
          PRIMARY KEY (study, applied)) STRICT, WITHOUT ROWID;",
+    // Rows stay as they are: a column of any type may hold text. SQLite has no statement for it, and copying a history
+    // could take long; sqlite.org/lang_altertable.html, section 8, has this way.
+    "ALTER TABLE states ADD COLUMN elapsed_ms INTEGER;
+     PRAGMA writable_schema = ON;
+     UPDATE sqlite_schema
+         SET sql = replace(replace(sql, 'train       TEXT', 'train       ANY'), 'rank        TEXT', 'rank        ANY')
+         WHERE type = 'table' AND name IN ('open_steps', 'history');
+     PRAGMA writable_schema = RESET;",
 ];
 const SCHEMA: &str = include_str!("sqlite.sql");
 /// Name of the database in the state directory.
 const FILE: &str = "asng.db";
 /// Pages of the write-ahead log after which it goes into the database: many commits write the same pages.
 const CHECKPOINT_PAGES: i64 = 4096;
+/// As much as a large commit writes.
+const LARGE_WRITE: usize = 1 << 20;
 /// Steps of deleted studies that are removed at a time.
 const SWEEP: i64 = 5_000;
 
@@ -162,8 +176,16 @@ impl Sqlite {
     pub(super) fn work_off(&mut self, soon: bool) -> Result<(), Error> {
         let Some(part) = self.journal.part(soon) else { return Ok(()) };
         // A power cut may undo it: then it is in the journal again.
+        self.without_sync(|sqlite| sqlite.write([part.changes], part.done))
+    }
+
+    /// Lets `write` return before the disk has it.
+    fn without_sync<T>(
+        &mut self,
+        write: impl FnOnce(&mut Sqlite) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
-        let written = self.write([part.changes], part.done);
+        let written = write(self);
         self.connection.pragma_update(None, "synchronous", "FULL")?;
         written
     }
@@ -213,9 +235,13 @@ impl Sqlite {
         Ok(row.optional()?)
     }
 
-    /// Works off, and removes a part of the history of studies that are not there.
+    /// Works off, writes a page, and removes a part of the history of studies that are not there.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
         self.work_off(true)?;
+        // Is written although it does not change.
+        self.without_sync(|sqlite| {
+            Ok(sqlite.connection.pragma_update(None, "user_version", VERSION)?)
+        })?;
         if !self.sweeping {
             return Ok(());
         }
@@ -238,6 +264,15 @@ impl Sqlite {
         transaction.commit()?;
         self.sweeping = removed > 0;
         Ok(())
+    }
+
+    pub(super) fn try_large_write(&mut self) -> Result<(), Error> {
+        // The first is left over if the process ended between the others.
+        Ok(self.connection.execute_batch(&format!(
+            "DROP TABLE IF EXISTS large_write;
+             CREATE TABLE large_write AS SELECT zeroblob({LARGE_WRITE}) AS bytes;
+             DROP TABLE large_write;"
+        ))?)
     }
 
     pub(super) fn size(&self) -> Result<u64, Error> {
@@ -329,8 +364,9 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
         connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO states
-                     (study, state, state_ms, started_ms, theta, progress, incumbent, selection)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                     (study, state, state_ms, started_ms, theta, progress, incumbent, selection,
+                      elapsed_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 row.study,
@@ -340,7 +376,8 @@ fn write(connection: &Connection, changes: &Changes) -> Result<(), Error> {
                 row.theta,
                 row.progress,
                 row.incumbent,
-                row.selection.as_deref().map(rows::json)
+                row.selection.as_deref().map(rows::json),
+                row.elapsed_ms
             ])?;
     }
     for key in &changes.passed {
@@ -430,8 +467,8 @@ fn bind_step(statement: &mut Statement<'_>, row: &StepRow) -> rusqlite::Result<(
     statement.raw_bind_parameter(2, row.step)?;
     statement.raw_bind_parameter(3, row.generation)?;
     statement.raw_bind_parameter(4, row.applied)?;
-    statement.raw_bind_parameter(5, rows::json(&row.train))?;
-    statement.raw_bind_parameter(6, rows::json(&row.rank))?;
+    statement.raw_bind_parameter(5, architectures::encode(&row.train))?;
+    statement.raw_bind_parameter(6, architectures::encode(&row.rank))?;
     statement.raw_bind_parameter(7, row.attempt)
 }
 
@@ -454,17 +491,17 @@ fn study_row(row: &Row<'_>) -> rusqlite::Result<(StudyRow, StateRow)> {
         theta: row.get("theta")?,
         progress: row.get("progress")?,
         incumbent: row.get("incumbent")?,
-        selection: selection(row)?,
+        selection: newer(row, "selection")?.map(|text: String| parse(&text)).transpose()?,
+        elapsed_ms: newer(row, "elapsed_ms")?,
     };
     Ok((study, state))
 }
 
-/// A backup of the oldest version has no such column.
-fn selection(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Selection>>> {
-    match row.get::<_, Option<String>>("selection") {
-        Ok(Some(text)) => Ok(Some(parse(&text)?)),
-        Ok(None) | Err(rusqlite::Error::InvalidColumnName(_)) => Ok(None),
-        Err(error) => Err(error),
+/// The value of a column that backups of earlier versions do not have.
+fn newer<T: FromSql>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
+    match row.get(column) {
+        Err(rusqlite::Error::InvalidColumnName(_)) => Ok(None),
+        found => found,
     }
 }
 
@@ -474,14 +511,20 @@ fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
         step: row.get("step")?,
         generation: row.get("generation")?,
         applied: row.get("applied")?,
-        train: architectures(row, "train")?,
-        rank: architectures(row, "rank")?,
+        train: step_architectures(row, "train")?,
+        rank: step_architectures(row, "rank")?,
         attempt: row.get("attempt")?,
     })
 }
 
-fn architectures(row: &Row<'_>, column: &str) -> rusqlite::Result<Arc<[Architecture]>> {
-    parse(&row.get::<_, String>(column)?)
+/// Text or bytes.
+fn step_architectures(row: &Row<'_>, column: &str) -> rusqlite::Result<Arc<[Architecture]>> {
+    let damaged = |what: String| {
+        let what = format!("{column}: {what}").into();
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, what)
+    };
+    let bytes = row.get_ref(column)?.as_bytes().map_err(|error| damaged(error.to_string()))?;
+    architectures::decode(bytes).map_err(damaged)
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
@@ -516,7 +559,7 @@ fn past_row(row: &Row<'_>) -> rusqlite::Result<PastRow> {
 
 /// Reads the file through connections of its own.
 #[derive(Clone)]
-pub struct Reader {
+pub(super) struct Reader {
     file: PathBuf,
 }
 
@@ -596,7 +639,10 @@ impl Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::changes, *};
+    use super::{
+        super::tests::{changes, past},
+        *,
+    };
 
     #[test]
     fn a_second_process_is_kept_out() {
@@ -618,7 +664,7 @@ mod tests {
         store.connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(store);
         let Err(error) = Sqlite::open(directory.path()) else { panic!("opened") };
-        assert!(error.to_string().contains("schema version 6, this release knows 5"), "{error}");
+        assert!(error.to_string().contains("schema version 7, this release knows 6"), "{error}");
     }
 
     #[test]
@@ -628,16 +674,69 @@ mod tests {
         let backup = directory.path().join("backup.db");
         let mut store = Sqlite::open(&state).unwrap();
         store.settle(changes("s", 7)).unwrap();
-        let downgrade = "ALTER TABLE states DROP COLUMN selection;
-             ALTER TABLE history DROP COLUMN costs; DROP TABLE trace; PRAGMA user_version = 3;";
+        // As the first version that can be read made it.
+        let downgrade = "ALTER TABLE states DROP COLUMN selection; ALTER TABLE states DROP COLUMN elapsed_ms;
+             DROP TABLE trace; DROP TABLE history; DROP TABLE open_steps;
+             CREATE TABLE open_steps (
+                 study       INTEGER NOT NULL,
+                 step        INTEGER NOT NULL,
+                 generation  INTEGER NOT NULL,           -- sampled from
+                 applied     INTEGER NOT NULL,           -- reports applied when it was sampled
+                 train       TEXT    NOT NULL,           -- JSON: architectures, integers as their real draws
+                 rank        TEXT    NOT NULL,
+                 attempt     INTEGER NOT NULL,           -- how often it has been handed out
+                 trainer     TEXT,                       -- who holds it
+                 origin      TEXT,                       -- JSON: the request it answered
+                 report      TEXT,                       -- JSON, of a report that waits
+                 PRIMARY KEY (study, step)
+             ) STRICT, WITHOUT ROWID;
+             CREATE TABLE history (
+                 study       INTEGER NOT NULL,
+                 step        INTEGER NOT NULL,
+                 generation  INTEGER NOT NULL,
+                 applied     INTEGER NOT NULL,
+                 train       TEXT    NOT NULL,
+                 rank        TEXT    NOT NULL,
+                 attempt     INTEGER NOT NULL,
+                 trainer     TEXT,                       -- who reported; this and what follows is null in a step closed unreported
+                 losses      TEXT,                       -- JSON, null for a loss that is not finite
+                 metrics     TEXT,                       -- JSON
+                 staleness   INTEGER,
+                 reported_ms INTEGER,
+                 generation_made INTEGER,                -- by the update it entered; null in a stale one
+                 PRIMARY KEY (study, step)
+             ) STRICT, WITHOUT ROWID;
+             INSERT INTO history (study, step, generation, applied, train, rank, attempt)
+                 VALUES (7, 1, 0, 0, '[[1],[0]]', '[[0],[1]]', 1);
+             INSERT INTO open_steps (study, step, generation, applied, train, rank, attempt)
+                 VALUES (7, 2, 0, 0, '[[1],[0]]', '[[0],[1]]', 1);
+             UPDATE states SET started_ms = (unixepoch() - 3600) * 1000,
+                 progress = json_set(progress, '$.sampled', 2);
+             PRAGMA user_version = 3;";
         store.connection.execute_batch(downgrade).unwrap();
         drop(store);
         assert_eq!(back_up(&state, &backup).unwrap(), 1);
         assert_eq!(restore(&backup, &restored).unwrap(), 1);
         for directory in [state, restored] {
             let mut store = Sqlite::open(&directory).unwrap();
-            assert_eq!(store.load(Instant::now()).unwrap().len(), 1);
+            let studies = store.load(Instant::now()).unwrap();
+            assert_eq!(studies.len(), 1);
+            assert_eq!(studies[0].elapsed().as_secs() / 60, 60, "by the wall clock");
+            assert_eq!(studies[0].step(StepId(2)), Some(&past(2).step));
             store.settle(changes("later", 8)).unwrap();
+            let mut added = Changes::default();
+            added.past(StudyId(7), &past(3));
+            store.settle(added).unwrap();
+            let sql = "SELECT *, typeof(train) AS type FROM history ORDER BY step";
+            let mut statement = store.connection.prepare(sql).unwrap();
+            let rows = statement.query_map([], |row| Ok((past_row(row)?, row.get("type")?)));
+            let rows: Vec<(PastRow, String)> = rows.unwrap().map(Result::unwrap).collect();
+            let rows = rows.iter().map(|(row, kind)| (row.past().unwrap(), kind.as_str()));
+            assert_eq!(rows.collect::<Vec<_>>(), [(past(1), "text"), (past(3), "blob")]);
+            drop(statement);
+            let check = "PRAGMA integrity_check";
+            let found: String = store.connection.query_row(check, [], |row| row.get(0)).unwrap();
+            assert_eq!(found, "ok");
             let version = check_version(&store.connection, &directory).unwrap();
             assert_eq!((version, store.load(Instant::now()).unwrap().len()), (VERSION, 2));
         }

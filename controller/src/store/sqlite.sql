@@ -19,7 +19,8 @@ CREATE TABLE states (
     theta       BLOB,                       -- the optimiser's state, once the variables are known
     progress    TEXT    NOT NULL,           -- JSON: counters
     incumbent   TEXT,                       -- JSON
-    selection   TEXT                        -- JSON: what is remembered of evaluated architectures for their costs
+    selection   TEXT,                       -- JSON: what is remembered of evaluated architectures for their costs
+    elapsed_ms  INTEGER                     -- time since then in which a controller had it; null until it is first written
 ) STRICT;
 
 -- Steps that are handed out, or to be handed out again, or whose report waits for its batch.
@@ -28,8 +29,8 @@ CREATE TABLE open_steps (
     step        INTEGER NOT NULL,
     generation  INTEGER NOT NULL,           -- sampled from
     applied     INTEGER NOT NULL,           -- reports applied when it was sampled
-    train       TEXT    NOT NULL,           -- JSON: architectures, integers as their real draws
-    rank        TEXT    NOT NULL,
+    train       ANY     NOT NULL,           -- architectures, integers as their real draws: see architectures.rs
+    rank        ANY     NOT NULL,
     attempt     INTEGER NOT NULL,           -- how often it has been handed out
     trainer     TEXT,                       -- who holds it
     origin      TEXT,                       -- JSON: the request it answered
@@ -43,8 +44,8 @@ CREATE TABLE history (
     step        INTEGER NOT NULL,
     generation  INTEGER NOT NULL,
     applied     INTEGER NOT NULL,
-    train       TEXT    NOT NULL,
-    rank        TEXT    NOT NULL,
+    train       ANY     NOT NULL,
+    rank        ANY     NOT NULL,
     attempt     INTEGER NOT NULL,
     trainer     TEXT,                       -- who reported; this and what follows is null in a step closed unreported
     losses      TEXT,                       -- JSON, null for a loss that is not finite
@@ -56,7 +57,7 @@ CREATE TABLE history (
     PRIMARY KEY (study, step)
 ) STRICT, WITHOUT ROWID;
 
--- How each search went: a row for a stretch of it, up to 1000 for a study.
+-- How each search went: a row for a stretch of it, up to 256 for a study.
 CREATE TABLE trace (
     study       INTEGER NOT NULL,
     applied     INTEGER NOT NULL,           -- reports, at the end of the stretch

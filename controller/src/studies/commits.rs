@@ -9,9 +9,9 @@ use std::{
 
 use parking_lot::{ArcMutexGuard, RawMutex};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use super::{Answer, BATCH, Error, Job, Shelf, TICK, now, storage};
+use super::{Answer, BATCH, Error, FailingWrites, Job, Shelf, TICK, now, storage};
 use crate::{
     metrics,
     store::{self, Changes, Store},
@@ -24,6 +24,7 @@ pub(super) struct Batch {
     happened: Vec<(String, Event)>,
     watchers: Vec<watch::Sender<()>>,
     answers: Vec<Answer>,
+    failing_writes: FailingWrites,
 }
 
 impl Batch {
@@ -31,12 +32,20 @@ impl Batch {
     pub(super) fn commit(self, store: &mut Store, written: impl FnOnce(Result<(), Error>)) {
         let started = Instant::now();
         let stores = !self.changes.is_empty();
-        let committed = store.commit(self.changes).map_err(storage);
+        let committed = store.commit(self.changes);
         match &committed {
             Ok(()) if stores => metrics::committed(started.elapsed(), self.answers.len()),
             Ok(()) => {}
-            Err(_) => metrics::commit_failed(),
+            Err(error) => {
+                metrics::commit_failed();
+                if error.is_lasting() {
+                    self.failing_writes.lock().begin(error.reason());
+                } else {
+                    warn!(%error, "commit refused; going back to what is stored");
+                }
+            }
         }
+        let committed = committed.map_err(storage);
         written(committed.clone());
         if committed.is_ok() {
             for (study, event) in &self.happened {
@@ -50,8 +59,8 @@ impl Batch {
             answer(committed.clone());
         }
         if let Err(error) = store.work_off() {
-            // It stays where it is, and the next commit will say so if it cannot be made.
-            warn!(%error, "cannot tidy up the database");
+            // It stays in the journal.
+            self.failing_writes.lock().begin(error.reason());
         }
     }
 }
@@ -87,12 +96,11 @@ impl Shelf {
             self.run_waiting(&mut jobs, &mut answers);
             if let Some(writing) = writing.take() {
                 if let Err(error) = writing.blocking_recv().map_err(|_| Error::Died)? {
-                    error!(%error, "commit failed; going back to what is stored");
                     // These have built on it.
                     for answer in answers {
                         answer(Err(error.clone()));
                     }
-                    self.go_back()?;
+                    self.go_back(&mut jobs)?;
                     continue;
                 }
                 // What has come while it was written shares the next one.
@@ -143,27 +151,40 @@ impl Shelf {
             watchers.extend(self.watchers.get(&study.id()).cloned());
         }
         let (changes, happened) = (mem::take(&mut self.changes), mem::take(&mut self.happened));
-        Batch { changes, happened, watchers, answers }
+        let failing_writes = self.failing_writes.clone();
+        Batch { changes, happened, watchers, answers, failing_writes }
     }
 
-    fn go_back(&mut self) -> Result<(), Error> {
-        self.changes = Changes::default();
-        self.changed.clear();
-        self.happened.clear();
+    /// Reads the studies back from the database.
+    fn go_back(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Result<(), Error> {
         // Where the database is elsewhere, it may take a while until it can be reached again.
         let studies = loop {
-            match self.store.lock().load(Instant::now()) {
+            let loaded = self.store.lock().load(Instant::now());
+            match loaded {
                 Ok(studies) => break studies,
                 Err(error @ (store::Error::Postgres(_) | store::Error::TimedOut)) => {
-                    warn!(%error, "waiting for the database");
+                    self.failing_writes.lock().begin(error.reason());
+                    self.refuse(jobs, &storage(error));
                     thread::sleep(TICK);
                 }
                 Err(error) => return Err(storage(error)),
             }
         };
         self.studies = studies.into_iter().map(|study| (study.name().into(), study)).collect();
+        self.changes = Changes::default();
+        self.changed.clear();
+        self.happened.clear();
         self.find_waiting();
         Ok(())
+    }
+
+    /// Answers the operations that wait with `error`, so that nobody waits for the database. What they do to the studies
+    /// in memory is undone with the rest.
+    fn refuse(&mut self, jobs: &mut mpsc::Receiver<Job>, error: &Error) {
+        while let Ok(job) = jobs.try_recv() {
+            let answer = job(self, now());
+            answer(Err(error.clone()));
+        }
     }
 }
 
@@ -189,7 +210,7 @@ fn log(study: &str, event: &Event) {
                 debug!(study, step = past.step.id.0, update = report.update, "step done");
             }
         },
-        Event::Traced { .. } => {}
+        Event::TimePassed | Event::Traced { .. } => {}
         Event::ReportedLate(step, report) => {
             debug!(study, step = step.0, trainer = report.trainer, "closed step reported late");
         }

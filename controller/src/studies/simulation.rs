@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     asng::{Architecture, Asng, Ranked},
-    study::{CostRule, Kind, LeaseId, Outcome, StepId, TracePoint, Variable},
+    study::{CostRule, Kind, LeaseId, Outcome, StepId, StopRule, TracePoint, Variable},
 };
 
 const TRAINERS: usize = 3;
@@ -95,8 +95,9 @@ fn specs() -> impl Strategy<Value = Spec> {
     let numbers = (1..4_u32, 0..3_u32, 1..30_u64);
     let every = prop_oneof![3 => Just(None), 1 => (1..4_u64).prop_map(Some)];
     let limit = prop_oneof![1 => Just(None), 2 => (2..8_u32).prop_map(Some)];
-    (numbers, every, limit).prop_map(
-        |((steps_per_update, max_staleness, max_steps), every, limit)| {
+    let max_seconds = prop_oneof![2 => Just(None), 1 => (1..300_u64).prop_map(Some)];
+    (numbers, every, limit, max_seconds).prop_map(
+        |((steps_per_update, max_staleness, max_steps), every, limit, max_seconds)| {
             let choices = ["a", "b", "c"].map(String::from).to_vec();
             let rule = |limit| CostRule {
                 cost: "size".into(),
@@ -114,6 +115,7 @@ fn specs() -> impl Strategy<Value = Spec> {
                 steps_per_update: Some(steps_per_update),
                 max_staleness: Some(max_staleness),
                 max_steps,
+                max_duration: max_seconds.map(Duration::from_secs),
                 ..Spec::default()
             }
         },
@@ -144,6 +146,9 @@ struct Model {
     trace: Vec<(u64, u64, [f64; 4])>,
 }
 
+/// How much of the time that counts towards its limit a study loses by a restart.
+const LOST: Duration = Duration::from_secs(10);
+
 struct Simulation {
     location: Location,
     /// None only while it is started again.
@@ -153,6 +158,9 @@ struct Simulation {
     /// Leases ever given, in order.
     leases: Vec<LeaseId>,
     requests: u64,
+    /// Monotonic time when the study began.
+    began: Instant,
+    restarts: u32,
 }
 
 /// Starts a controller on what another has left that ended without a word.
@@ -203,7 +211,16 @@ impl Simulation {
             applied: 0,
             trace: Vec::new(),
         };
-        Simulation { location, shelf: Some(shelf), now, model, leases: Vec::new(), requests: 0 }
+        Simulation {
+            location,
+            shelf: Some(shelf),
+            now,
+            model,
+            leases: Vec::new(),
+            requests: 0,
+            began: now.monotonic,
+            restarts: 0,
+        }
     }
 
     fn shelf(&mut self) -> &mut Shelf {
@@ -220,6 +237,17 @@ impl Simulation {
         self.shelf = Some(load(&self.location));
         // Leases run anew from the clock that the loading read.
         self.now.monotonic = self.now.monotonic.max(Instant::now());
+        self.restarts += 1;
+        self.tick();
+    }
+
+    fn tick(&mut self) {
+        let (now, had_ended) = (self.now, self.study().state().has_ended());
+        self.shelf().tick(now);
+        if !had_ended && self.study().state().has_ended() {
+            // Its time was over: what was pending has been applied.
+            self.model.update();
+        }
     }
 
     fn lease(&mut self, trainer: usize, origin: &Origin) {
@@ -307,7 +335,10 @@ impl Simulation {
             FreshStart { trainer } => {
                 self.shelf().forget_trainer(&format!("t{trainer}")).unwrap();
             }
-            Wait { seconds } => self.now.monotonic += Duration::from_secs(seconds),
+            Wait { seconds } => {
+                self.now.monotonic += Duration::from_secs(seconds);
+                self.tick();
+            }
             Jump { seconds } => self.now.wall = UNIX_EPOCH + Duration::from_secs(seconds),
             Pause => self.try_change(Study::pause),
             Resume => self.try_change(Study::resume),
@@ -320,10 +351,7 @@ impl Simulation {
                 self.shelf().change(STUDY, stop).unwrap();
                 self.model.update();
             }
-            Tick => {
-                let now = self.now;
-                self.shelf().tick(now);
-            }
+            Tick => self.tick(),
             Restart => self.restart(),
         }
         commit(self.shelf());
@@ -345,7 +373,9 @@ impl Simulation {
         assert!(under_way <= spec.steps_per_update() as u64 * (1 + spec.max_staleness()), "rule 6");
         assert!(progress.applied + under_way <= spec.max_steps || study.state().has_ended());
         let finished = progress.applied == spec.max_steps;
-        assert_eq!(matches!(study.state(), State::Finished(_)), finished, "rule 7");
+        let by_steps = State::Finished(StopRule::MaxSteps);
+        assert_eq!(*study.state() == by_steps, finished, "rule 7");
+        self.check_time();
         if study.state().has_ended() {
             assert_eq!((study.outstanding(), study.pending()), (0, 0));
         }
@@ -354,6 +384,18 @@ impl Simulation {
         let counted: BTreeSet<_> = model.sampled.keys().collect();
         assert_eq!(progress.sampled, counted.len() as u64, "every step sampled was handed out");
         self.check_costs();
+    }
+
+    /// The wall clock counts for nothing, and a restart costs little.
+    fn check_time(&self) {
+        let (study, limit) = (self.study(), self.study().spec().max_duration);
+        let passed = self.now.monotonic - self.began;
+        let over = limit.is_some_and(|limit| study.elapsed() >= limit);
+        assert!(study.elapsed() <= passed);
+        assert_eq!(*study.state() == State::Finished(StopRule::MaxDuration), over);
+        if limit.is_some() && !study.state().has_ended() {
+            assert!(study.elapsed() + LOST * (self.restarts + 1) >= passed);
+        }
     }
 
     /// The final architecture is within the limit, and nothing is missing in the front.

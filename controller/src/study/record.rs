@@ -1,6 +1,10 @@
 //! What a database keeps of a study, but for its history.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +34,8 @@ pub struct Record {
     pub state_since: SystemTime,
     /// When the variables became known.
     pub started: Option<SystemTime>,
+    /// Time since then in which a controller had it.
+    pub elapsed: Duration,
     /// The variables, once known.
     pub variables: Option<Vec<Variable>>,
     /// Theta and its companions, once the variables are known.
@@ -44,6 +50,11 @@ pub struct Record {
     pub live: Vec<Step>,
     /// Reports that wait for their batch.
     pub pending: Vec<Pending>,
+}
+
+/// Elapsed time of a study that was stored without it, by the wall clock: the best that is known.
+pub fn elapsed_since(started: Option<SystemTime>) -> Duration {
+    started.and_then(|started| started.elapsed().ok()).unwrap_or_default()
 }
 
 /// Where a study is in its life.
@@ -89,7 +100,7 @@ impl State {
 pub enum StopRule {
     /// Reports applied.
     MaxSteps,
-    /// Time since the variables became known.
+    /// Time since the variables became known in which a controller had the study.
     MaxDuration,
     /// Convergence of theta.
     Convergence,

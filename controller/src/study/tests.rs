@@ -287,10 +287,10 @@ fn rule_7_a_study_whose_time_is_over_ends_at_once_and_late_reports_are_stale() {
         Bench::new(Spec { max_duration: Some(hour), steps_per_update: Some(3), ..spec() });
     let (reported, open) = (bench.lease("a"), bench.lease("b"));
     bench.report(&reported, &[1.0, 2.0]);
-    bench.now.wall += hour - Duration::from_millis(1);
+    bench.now.monotonic += hour - Duration::from_millis(1);
     bench.study.tick(bench.now);
     assert_eq!(*bench.study.state(), State::Running);
-    bench.now.wall += Duration::from_millis(1);
+    bench.now.monotonic += Duration::from_millis(1);
     bench.study.take_events();
     assert_eq!(bench.report(&open, &[1.0, 2.0]).outcome, Some(Outcome::Stale));
     assert_eq!(*bench.study.state(), State::Finished(StopRule::MaxDuration));
@@ -299,6 +299,55 @@ fn rule_7_a_study_whose_time_is_over_ends_at_once_and_late_reports_are_stale() {
     assert!(
         events.iter().any(|event| matches!(event, Event::ReportedLate(id, _) if *id == open.id))
     );
+}
+
+#[test]
+fn rule_7_jumps_of_the_wall_clock_and_time_without_a_controller_do_not_count() {
+    let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+    let mut bench = Bench::new(Spec { max_duration: Some(hour), ..spec() });
+    bench.now.wall += 2 * hour;
+    bench.advance(60);
+    bench.study.tick(bench.now);
+    assert_eq!((bench.study.elapsed(), bench.study.state()), (minute, &State::Running));
+    bench.now.wall -= 2 * hour;
+    bench.study.pause(bench.now).unwrap();
+    bench.advance(60);
+    bench.study.tick(bench.now);
+    assert_eq!(bench.study.elapsed(), 2 * minute, "pauses count");
+
+    // Another controller takes it over, later and on another monotonic clock.
+    bench.study = Study::restore(bench.study.record()).unwrap();
+    bench.advance(3600);
+    bench.now.wall += 3 * hour;
+    bench.study.tick(bench.now);
+    assert_eq!(bench.study.elapsed(), 2 * minute);
+    bench.advance(57 * 60);
+    bench.study.tick(bench.now);
+    assert_eq!(*bench.study.state(), State::Paused);
+    bench.advance(60);
+    bench.study.tick(bench.now);
+    assert_eq!(*bench.study.state(), State::Finished(StopRule::MaxDuration));
+    bench.advance(60);
+    bench.study.tick(bench.now);
+    assert_eq!(bench.study.elapsed(), hour, "it has ended");
+}
+
+#[test]
+fn passing_time_is_an_event_every_ten_seconds_and_only_where_there_is_a_limit() {
+    let hour = Duration::from_secs(3600);
+    for (max_duration, expected) in [(Some(hour), vec![9, 19, 29]), (None, vec![])] {
+        let mut bench = Bench::new(Spec { max_duration, ..spec() });
+        bench.study.take_events();
+        let mut noted = Vec::new();
+        for second in 0..30 {
+            bench.advance(1);
+            bench.study.tick(bench.now);
+            let events = bench.study.take_events();
+            assert!(events.iter().all(|event| *event == Event::TimePassed), "{events:?}");
+            noted.extend((!events.is_empty()).then_some(second));
+        }
+        assert_eq!(noted, expected);
+    }
 }
 
 #[test]

@@ -88,7 +88,8 @@ struct SpecArgs {
     /// Keep a variable at one value, a choice or a number, out of the search; repeatable.
     #[arg(long = "fix", value_name = "NAME=VALUE", value_parser = pair)]
     fixed: Vec<(String, String)>,
-    /// Finish after this time since the variables became known, such as 12h, 1s to 10 years.
+    /// Finish after this time since the variables became known, such as 12h, 1s to 10 years. Pauses count; time in which no
+    /// controller runs does not.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_duration: Option<Duration>,
     /// Finish when the distribution has converged this far, above 0 and up to 1.

@@ -150,8 +150,17 @@ pub(crate) async fn create(
     studies: &mut StudyServiceClient<Channel>,
     name: &str,
 ) -> anyhow::Result<()> {
+    create_of(studies, name, categoricals(40)).await
+}
+
+/// Creates a study of these variables.
+pub(crate) async fn create_of(
+    studies: &mut StudyServiceClient<Channel>,
+    name: &str,
+    variables: Vec<v1::Variable>,
+) -> anyhow::Result<()> {
     let spec = v1::StudySpec {
-        variables: categoricals(40),
+        variables,
         algorithm: Some(v1::AlgorithmSettings {
             seed: Some(1),
             // So that every report counts, however long its client was not scheduled.

@@ -7,7 +7,8 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    fs::File,
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,14 +17,14 @@ use std::{
 
 use anyhow::Context;
 use asng_controller::asng::{Asng, Ranked, Settings, Variable};
-use asng_proto::v1::{ListStudiesRequest, study_service_client::StudyServiceClient};
-use asng_tests::Controller;
+use asng_proto::v1::{self, ListStudiesRequest, study_service_client::StudyServiceClient};
+use asng_tests::{Controller, categoricals};
 use clap::{Parser, Subcommand};
 use prost::Message;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use self::load::{Length, Load, Phase, connect, create};
+use self::load::{Length, Load, Phase, connect, create, create_of};
 
 mod echo;
 mod load;
@@ -144,6 +145,10 @@ async fn bench(scale: &Scale) -> anyhow::Result<()> {
     let growth = growth(&mut controller, scale, directory.path()).await?;
     let long_restart = restarted(&mut controller).await?;
     let long_rss = megabytes(&controller);
+    progress("what reports take in the database");
+    let stored = stored_bytes(&directory.path().join("stored"), categoricals(40), 10_000).await?;
+    let directory_of_integers = directory.path().join("stored-integers");
+    let stored_integers = stored_bytes(&directory_of_integers, integers(1500), 500).await?;
     progress("the optimiser alone");
     let ask_tell = ask_tell_per_second();
 
@@ -180,6 +185,9 @@ async fn bench(scale: &Scale) -> anyhow::Result<()> {
         "  first reply {:.0} ms after a restart; wanted: under 2000",
         long_restart.as_secs_f64() * 1e3
     );
+    println!("the database grows for each report, lambda 2 + 2");
+    println!("  by {stored:.0} bytes with 40 categoricals of 5 choices");
+    println!("  by {stored_integers:.0} bytes with 1500 integers");
     println!("the optimiser alone: {ask_tell:.0} steps/s; wanted: 70000");
     let json = serde_json::json!({
         "echo_per_second": echo_rate,
@@ -193,6 +201,8 @@ async fn bench(scale: &Scale) -> anyhow::Result<()> {
         "single_client_echo_p50_ms": single.echo.median(|p| p.millis(50.0)),
         "rss_mb": before.max(after),
         "growth_ratio": growth,
+        "bytes_per_report": stored,
+        "bytes_per_report_of_1500_integers": stored_integers,
         "ask_tell_per_second": ask_tell,
     });
     println!("{json}");
@@ -267,6 +277,48 @@ async fn growth(
         at_many.push(1.0 / old.run(Length::Reports(WINDOW)).await?.per_second());
     }
     Ok(median(at_many) / median(at_few))
+}
+
+/// Bytes by which the database of a fresh controller grows for a report of a study of these variables.
+async fn stored_bytes(
+    directory: &Path,
+    variables: Vec<v1::Variable>,
+    reports: u64,
+) -> anyhow::Result<f64> {
+    let mut controller = Controller::start(directory);
+    create_of(&mut StudyServiceClient::new(connect(controller.address).await?), "s", variables)
+        .await?;
+    let mut sizes = [0, 0];
+    for size in &mut sizes {
+        let mut load = Load::start(controller.address, &["s".into()]).await?;
+        load.run(Length::Reports(reports)).await?;
+        // Who reads a history sees all of it: so nothing is left in the journal.
+        let request =
+            v1::ListReportsRequest { study: "s".into(), page_size: 1, ..Default::default() };
+        StudyServiceClient::new(connect(controller.address).await?).list_reports(request).await?;
+        // With the end of the process all is in one file.
+        controller.terminate();
+        *size = used_bytes(&directory.join("asng.db"))?;
+        controller.restart();
+    }
+    Ok((sizes[1] as f64 - sizes[0] as f64) / reports as f64)
+}
+
+/// Bytes of an SQLite database without its free pages, by its header: sqlite.org/fileformat.html, section 1.3.
+fn used_bytes(file: &Path) -> anyhow::Result<u64> {
+    let mut header = [0; 100];
+    File::open(file)?.read_exact(&mut header)?;
+    let number =
+        |place: usize| u64::from(u32::from_be_bytes([0, 1, 2, 3].map(|i| header[place + i])));
+    let (page, pages, free) =
+        (u64::from(u16::from_be_bytes([header[16], header[17]])), number(28), number(36));
+    Ok((pages - free) * page)
+}
+
+/// A space of `count` integers.
+fn integers(count: usize) -> Vec<v1::Variable> {
+    let kind = v1::variable::Kind::Integer(v1::Integer { low: 8, high: 64 });
+    (0..count).map(|i| v1::Variable { name: format!("v{i}"), kind: Some(kind.clone()) }).collect()
 }
 
 /// Kills the controller and starts it again; returns how long it took from there to the first reply.
