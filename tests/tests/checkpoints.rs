@@ -7,7 +7,7 @@ use std::{
 
 use asng_proto::v1::{Algorithm, StudyState};
 use asng_tests::{
-    Controller, Trainer, applied, study_when, terminate, toy::request, trainer_command,
+    Controller, Trainer, applied, study_when, terminate, toy::request, trainer_program,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -85,9 +85,10 @@ impl Stopped {
 }
 
 fn command(controller: &Controller, directory: &Path) -> std::process::Command {
-    let mut command = trainer_command(controller, &directory.join("work"));
-    // The space needs no images, and loading them takes time.
-    command.args(["serve", "--study", "toy", "--data"]).arg(directory.join("none"));
+    // The space needs no images, which would lie below the present directory; loading them takes time.
+    let mut command = std::process::Command::new(trainer_program());
+    command.current_dir(directory).args(["--controller", &controller.url(), "--work-dir"]);
+    command.arg(directory.join("work")).args(["serve", "--study", "toy"]);
     command
 }
 

@@ -13,6 +13,7 @@
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
+//! | `progress` | progress of work that takes long, for people |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
 //! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
@@ -30,6 +31,7 @@ pub mod evaluate;
 pub mod export;
 mod held_out;
 mod metrics;
+mod progress;
 pub mod quality;
 pub mod retrain;
 mod service;

@@ -71,8 +71,8 @@ fn opened(state: State, wanted: &str) -> Result<Open, Status> {
 }
 
 fn not_open() -> Status {
-    let message =
-        "no study is open: the trainer has had no step of one yet, or the study has ended";
+    let message = "no study is open: the trainer has had no step of one yet, or the study has ended; on the trainer's \
+                   machine, `asng-trainer evaluate --study NAME --work-dir DIR` evaluates with the weights last saved";
     precondition("NO_STUDY", "study", message.into())
 }
 

@@ -35,7 +35,7 @@ mod toy;
 
 use tch::{TchError, Tensor};
 
-pub use checkpoint::{Numbers, Snapshot};
+pub use checkpoint::{Numbers, Snapshot, numbers};
 pub use precision::Precision;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
 pub use search::{Failure, Shared, StepOutcome};
