@@ -229,7 +229,7 @@ async fn a_retraining_goes_on_without_its_study_and_without_a_controller() {
     }
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let request = DeleteStudyRequest { name: "s".into(), ..Default::default() };
+    let request = DeleteStudyRequest { name: "s".into() };
     controller.studies().delete_study(request).await.unwrap();
     controller.kill();
     let log = complaint(retrain("t", &stopped));

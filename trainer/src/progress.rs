@@ -10,16 +10,21 @@ use tracing::info;
 
 /// Time between two lines in the log.
 const EVERY: Duration = Duration::from_secs(30);
-/// Batches that are timed, after the first one, before the time left is told.
-const TIMED: u64 = 2;
+/// The time left is told after so many batches, the first of which takes longer than the others, ...
+const TIMED: u64 = 3;
+/// ... or, where these take long, after this time.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Counts batches and shows how far they have come.
 pub(crate) struct Progress {
     bar: ProgressBar,
+    started: Instant,
     /// Batches done in this process.
     done: Cell<u64>,
-    /// When the first of them was done, which takes longer than the others.
+    /// When the first of them was done.
     first: Cell<Instant>,
+    /// Whether the time left has been told.
+    told: Cell<bool>,
     logged: Cell<Instant>,
 }
 
@@ -31,8 +36,10 @@ impl Progress {
         )?);
         bar.set_position(done);
         bar.reset_eta();
-        let now = Instant::now();
-        Ok(Progress { bar, done: Cell::new(0), first: Cell::new(now), logged: Cell::new(now) })
+        let started = Instant::now();
+        let [first, logged] = [started; 2].map(Cell::new);
+        let (done, told) = (Cell::new(0), Cell::new(false));
+        Ok(Progress { bar, started, done, first, told, logged })
     }
 
     /// Counts a batch; `message` is shown beside the position. Returns the time left once, as soon as it can be told.
@@ -43,15 +50,20 @@ impl Progress {
             self.first.set(now);
         }
         self.bar.inc(1);
-        let left = left(now - self.first.get(), done - 1, self.total() - self.bar.position());
+        let (position, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        let (spent, batches) = match done {
+            1 => (now - self.started, 1),
+            _ => (now - self.first.get(), done - 1),
+        };
+        let left = spent.div_f64(batches as f64).mul_f64(total.saturating_sub(position) as f64);
         if !self.bar.is_hidden() {
             self.bar.set_message(message());
         } else if now - self.logged.get() >= EVERY {
             self.logged.set(now);
-            let (position, total) = (self.bar.position(), self.total());
             info!("{}", line(position, total, left, &message()));
         }
-        left.filter(|_| done == 1 + TIMED)
+        let tell = done >= TIMED || now - self.started >= SOON;
+        (tell && !self.told.replace(tell)).then_some(left)
     }
 
     /// Shows what is done now, on a terminal.
@@ -68,20 +80,10 @@ impl Progress {
     pub(crate) fn finish(&self) {
         self.bar.finish();
     }
-
-    fn total(&self) -> u64 {
-        self.bar.length().unwrap_or_default()
-    }
 }
 
-/// Returns the time that `remaining` batches take, if `done` took `spent`; none before any is done.
-fn left(spent: Duration, done: u64, remaining: u64) -> Option<Duration> {
-    (done > 0).then(|| spent.div_f64(done as f64).mul_f64(remaining as f64))
-}
-
-fn line(position: u64, total: u64, left: Option<Duration>, message: &str) -> String {
-    let left = left.map(|left| format!(", about {} left", HumanDuration(left)));
-    format!("batch {position} of {total}{}; {}", left.unwrap_or_default(), message.trim_start())
+fn line(position: u64, total: u64, left: Duration, message: &str) -> String {
+    format!("batch {position} of {total}, about {} left; {message}", HumanDuration(left))
 }
 
 #[cfg(test)]
@@ -90,9 +92,17 @@ mod tests {
 
     #[test]
     fn a_line_has_position_time_left_and_message() {
-        assert_eq!(line(1, 9, left(EVERY, 0, 8), "loss 2.3"), "batch 1 of 9; loss 2.3");
-        let left = left(Duration::from_secs(60), 2, 720);
-        assert_eq!(line(3, 723, left, "loss 2.3"), "batch 3 of 723, about 6 hours left; loss 2.3");
+        let text = line(3, 723, Duration::from_secs(6 * 3600), "loss 2.3");
+        assert_eq!(text, "batch 3 of 723, about 6 hours left; loss 2.3");
+    }
+
+    #[test]
+    fn the_time_left_is_told_at_once_when_a_batch_takes_long() {
+        let mut progress = Progress::new(0, 101).unwrap();
+        progress.started -= 2 * SOON;
+        let left = progress.advance(String::new).unwrap().as_secs();
+        assert!((2000..2100).contains(&left), "{left}");
+        assert_eq!(progress.advance(String::new), None);
     }
 
     #[test]
