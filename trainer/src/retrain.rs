@@ -252,7 +252,7 @@ impl Arguments {
         let found = match choice {
             Choice::Random(_) if self.space.is_some() => self.subject.find(None, self.space()?)?,
             // Its own copy is in the directory, so a file may be gone.
-            Choice::File(file) if !(same && !file.exists()) => self.subject.find(None, None)?,
+            Choice::File(file) if !same || file.exists() => self.subject.find(None, None)?,
             _ if same || source.is_none() => return Ok(()),
             _ => return other("--architecture", &choice.to_string(), &record.architecture()),
         };
