@@ -7,7 +7,7 @@ use std::{
 
 use asng_proto::v1::{Algorithm, StudyState};
 use asng_tests::{
-    Controller, Trainer, applied, study_when, terminate, toy::request, trainer_command,
+    Controller, Trainer, applied, study_when, terminate, toy::request, trainer_program,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,9 +33,10 @@ impl Stopped {
         let stop = request.spec.as_mut().unwrap().stop.as_mut().unwrap();
         (stop.max_steps, stop.target) = (STEPS, None);
         controller.studies().create_study(request).await.unwrap();
-        for steps in [10, 20] {
+        for _ in 0..2 {
+            let before = applied(&study_when(&controller, "toy", |_| true).await);
             let mut trainer = Trainer(command(&controller, directory.path()).spawn().unwrap());
-            study_when(&controller, "toy", |study| applied(study) >= steps).await;
+            study_when(&controller, "toy", |study| applied(study) >= before + 10).await;
             assert!(terminate(&mut trainer.0).success());
             let study = study_when(&controller, "toy", |_| true).await;
             assert_eq!(study.state(), StudyState::Running);
@@ -85,9 +86,10 @@ impl Stopped {
 }
 
 fn command(controller: &Controller, directory: &Path) -> std::process::Command {
-    let mut command = trainer_command(controller, &directory.join("work"));
-    // The space needs no images, and loading them takes time.
-    command.args(["serve", "--study", "toy", "--data"]).arg(directory.join("none"));
+    // The space needs no images, which would lie below the present directory; loading them takes time.
+    let mut command = std::process::Command::new(trainer_program());
+    command.current_dir(directory).args(["--controller", &controller.url(), "--work-dir"]);
+    command.arg(directory.join("work")).args(["serve", "--study", "toy"]);
     command
 }
 

@@ -116,7 +116,7 @@ async fn a_line_that_is_long_lossy_and_cut_loses_and_doubles_no_report() {
             .command(Machine::Away, program)
             .args(["serve", "--study", STUDY, "--device", "cpu", "--threads", "1"])
             .args(["--controller", &format!("https://{line}"), "--tls-ca", "certs/ca.pem"])
-            .args(["--token-file", "trainer", "--work-dir", "work", "--data", "none"])
+            .args(["--token-file", "trainer", "--work-dir", "work"])
             .current_dir(directory)
             .spawn()
             .unwrap(),

@@ -5,7 +5,7 @@ use std::{env, fs, path::Path, process::Output, time::Duration};
 use asng_proto::v1::{self, StudyState};
 use asng_tests::{
     Controller, Trainer, applied, asngctl, study_when, terminate, theta, tiny_search,
-    trainer_command,
+    trainer_command, trainer_program,
 };
 use image::{Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
@@ -48,6 +48,25 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert!((0.0..=1.0).contains(&evaluation["accuracy"].as_f64().unwrap()));
     let mode = study.mode.unwrap().values;
     assert_eq!(evaluation["architecture"], serde_json::to_value(&mode).unwrap());
+    assert_eq!((&evaluation["which"], &evaluation["study"]), (&"chosen".into(), &"tiny".into()));
+    assert_eq!((&evaluation["step"], &evaluation["study_id"]), (&5.into(), &study.study_id.into()));
+    assert_eq!(evaluation["work_dir"], work_dir.to_str().unwrap());
+    let evaluate = ["evaluate", "--study", "tiny", "--images", "250", "--architecture", "mode"];
+    let output = trainer_command(&controller, &work_dir).args(evaluate).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let values: Vec<_> = mode.iter().map(ToString::to_string).collect();
+    let expected = format!(
+        "architecture  mode of study tiny: {}\n\
+         weights       the shared weights of study tiny after step 5, of the trainer in {}\n",
+        values.join(","),
+        work_dir.display()
+    );
+    assert!(text.starts_with(&expected), "{text}");
+    let other = directory.path().join("other");
+    let output = trainer_command(&controller, &other).args(evaluate).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("there are no weights of study \"tiny\" in"), "{log}");
+    assert!(log.contains("`asng-trainer evaluate --study tiny --work-dir DIR`"), "{log}");
 
     let out = directory.path().join("retrained");
     let retrain = |epochs: &str| {
@@ -61,7 +80,7 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert_eq!(json(retrain("1")), retrained, "nothing is left to do");
     let other = retrain("2");
     let log = String::from_utf8_lossy(&other.stderr);
-    assert!(!other.status.success() && log.contains("is of another retraining"), "{log}");
+    assert!(!other.status.success() && log.contains("--epochs 2: the retraining in"), "{log}");
     let architecture = fs::read_to_string(out.join("architecture.json")).unwrap();
     let architecture: Value = serde_json::from_str(&architecture).unwrap();
     assert_eq!(architecture["values"], serde_json::to_value(&mode).unwrap());
@@ -279,6 +298,29 @@ async fn settings_that_cannot_be_fail_the_study_and_the_command_says_why() {
     assert!(log.contains("settings.colour: is unknown"), "{log}");
     let study = study_when(&controller, "bad", |_| true).await;
     assert_eq!((study.state(), study.failure.len()), (StudyState::Failed, 2));
+}
+
+#[tokio::test]
+async fn spaces_whose_images_are_missing_are_named_once_and_others_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let mut request = tiny_search("s", 3);
+    let spec = request.spec.as_mut().unwrap();
+    (spec.space, spec.settings) = ("toy".into(), Default::default());
+    controller.studies().create_study(request).await.unwrap();
+    let output = std::process::Command::new(trainer_program())
+        .args(["serve", "--study", "s", "--device", "cpu", "--controller", &controller.url()])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    for line in [
+        "inpaint-cat and inpaint-int are not served: no photos in data/photos: ",
+        "enas-micro is not served: no CIFAR-10 in data/cifar-10-batches-bin: ",
+    ] {
+        assert_eq!(log.matches(line).count(), 1, "{log}");
+    }
 }
 
 #[test]

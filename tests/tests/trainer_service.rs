@@ -65,6 +65,15 @@ async fn a_trainer_says_what_it_does_saves_and_drains() {
     assert_eq!(none.code(), Code::FailedPrecondition);
     let details = none.get_details_precondition_failure().unwrap();
     assert_eq!(details.violations[0].r#type, "NO_STUDY");
+    let advice = "`asng-trainer evaluate --study NAME --work-dir DIR`";
+    assert!(none.message().contains(advice), "{none}");
+    let url = format!("http://{}", served.address);
+    for architecture in ["mode", "0,1"] {
+        let arguments = ["trainer", "evaluate", "--architecture", architecture, "--trainer", &url];
+        let output = Command::new(asngctl()).args(arguments).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && log.contains(advice), "{log}");
+    }
 
     controller.studies().create_study(toy("s", 1_000_000_000)).await.unwrap();
     let working = served.status_when(|status| status.steps >= 3 && status.step_id > 0).await;

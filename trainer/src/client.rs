@@ -34,7 +34,7 @@ use crate::{
     engine::{self, Engine},
     files,
     metrics::{self, Phase},
-    service::Api,
+    service::{self, Api},
     serving::{self, Doors},
     set_aside::SetAside,
     state::{self, Last, State},
@@ -281,7 +281,7 @@ impl Trainer {
             request_id: format!("{:016x}-{}", self.run, self.requests),
             fresh_start: self.requests == 1,
             set_aside: self.set_aside.at(Instant::now()),
-            ..Default::default()
+            unserved: service::unserved(&self.engine),
         };
         let search = &self.search;
         match insist(&request, |request| {

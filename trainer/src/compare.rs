@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_client::{Options, Preset, explain, insist};
+use asng_client::{Options, Preset};
 use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
@@ -21,14 +21,16 @@ use tracing::info;
 
 use crate::{
     client, engine,
-    retrain::{self, How},
+    retrain::{self, Begin, How, recipe::Record},
     serving::Doors,
     space::Space,
-    study::{self, Found},
+    study::{self, Choice, Found, Source, Subject},
 };
 
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10 * 60);
 const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// Time that it waits for a controller that does not answer: longer than other commands, as hours of work may be behind it.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// What to compare.
 #[derive(Debug, Args)]
@@ -143,7 +145,7 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     computing.apply(place.engine.device)?;
     place.engine.precision = computing.precision;
     let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
-    let value = arguments.how.preset.to_possible_value().expect("no preset is hidden");
+    let value = arguments.how.preset().to_possible_value().expect("no preset is hidden");
     settings.insert("preset".to_owned(), value.get_name().to_owned());
     let toy = matches!(study::named(&arguments.space, &settings)?, Space::Toy(_));
     ensure!(
@@ -152,7 +154,21 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     );
     let preset = asng_client::preset(&arguments.space, value.get_name())
         .with_context(|| format!("space {:?} has no presets", arguments.space))?;
+    let unserved = place.engine.unserved();
+    if let Some((_, reason)) = unserved.iter().find(|(space, _)| *space == arguments.space) {
+        bail!("space {:?} cannot be searched: {reason}", arguments.space);
+    }
     let stop = retrain::stop_on_signals()?;
+    let searched = arguments.origins.iter().filter(|origin| origin.algorithm().is_some()).count();
+    let (searches, trainings) =
+        (searched as u64 * arguments.seeds, arguments.origins.len() as u64 * arguments.seeds);
+    info!(
+        "{searches} searches of {} steps and {trainings} retrainings, preset {}; interrupted at any time, the same command \
+         resumes them",
+        arguments.max_steps.unwrap_or(preset.max_steps),
+        value.get_name()
+    );
+    let (mut search_number, mut training_number) = (0, 0);
     let mut rows = Vec::new();
     for origin in arguments.origins.iter().copied() {
         let mut row = Row { origin, architectures: Vec::new(), figures: BTreeMap::new() };
@@ -163,17 +179,21 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
                 Some(algorithm) => {
                     let name = format!("{}-{}-{seed}", arguments.name, origin.name());
                     let request = request(&arguments, preset, name, settings, algorithm, seed);
+                    search_number += 1;
+                    info!("search {search_number} of {searches}: study {}", request.name);
                     search(request, algorithm, &place, &stop).await?
                 }
                 None => drawn(study::named(&arguments.space, &settings)?, seed),
             };
-            info!(origin = origin.name(), seed, values = ?found.values, "training what was found");
             let out = arguments.out.join(format!("{}-{seed}", origin.name()));
+            training_number += 1;
+            info!("retraining {training_number} of {trainings}: {}", out.display());
+            let values = found.values.clone();
             let engine::Config { data, photos, device, .. } = &place.engine;
-            let images: (&Path, &Path) = (data, photos);
-            let results =
-                retrain::retrain(&arguments.how, &found, seed, &out, images, *device, &stop)?;
-            row.architectures.push(found.values);
+            let (how, images): (_, (&Path, &Path)) = (&arguments.how, (data, photos));
+            let begin = begin(how, found, seed, &out)?;
+            let results = retrain::retrain(how, begin, seed, &out, images, *device, &stop)?;
+            row.architectures.push(values);
             row.figures.entry("parameters").or_default().push(results.parameters as f64);
             for (name, figure) in results.figures {
                 row.figures.entry(name).or_default().push(figure);
@@ -191,7 +211,22 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
 
 fn drawn(space: Space, seed: u64) -> Found {
     let values = space.draw(&mut ChaCha8Rng::seed_from_u64(seed));
-    Found { space, values }
+    Found { space, values, source: Source::new(&Choice::Random(seed), None) }
+}
+
+/// Begins the retraining of what was found, or resumes it where it lies in `out` already.
+fn begin(how: &How, found: Found, seed: u64, out: &Path) -> anyhow::Result<Begin> {
+    let Some(record) = Record::find(out)? else { return Ok(Begin::New(found)) };
+    how.check(Some(seed), &record, out)?;
+    ensure!(
+        record.recipe.space() == found.space.name() && record.recipe.values() == found.values,
+        "the retraining in {} is of another architecture ({}) than the one found ({}: {}); give another --out",
+        out.display(),
+        record.architecture(),
+        found.source,
+        study::list(&found.values)
+    );
+    Ok(Begin::Resume(record))
 }
 
 fn request(
@@ -228,17 +263,14 @@ async fn search(
     stop: &AtomicBool,
 ) -> anyhow::Result<Found> {
     let connection = place.controller.connect()?;
-    let created = insist(&request, |request| {
+    let created = study::call_within(PATIENCE, &connection, &request, |request| {
         let mut studies = StudyServiceClient::new(connection.clone());
         async move { studies.create_study(request).await }
     });
-    if let Err(status) = created.await {
-        bail!("{}", explain(&status, &connection.url()));
-    }
+    created.await?;
     let name = request.name;
     let finished = |study: &v1::Study| study.state() == StudyState::Finished;
-    if !finished(&study::get(&connection, &name).await?) {
-        info!(study = name, "searching");
+    if !finished(&study::get_within(PATIENCE, &connection, &name).await?) {
         let config = client::Config {
             controller: place.controller.clone(),
             study: Some(name.clone()),
@@ -249,16 +281,12 @@ async fn search(
         let end = client::asked_to_end()?;
         client::serve(config, place.engine.clone(), Doors::CLOSED, end).await?;
     }
-    let study = study::get(&connection, &name).await?;
+    let study = study::get_within(PATIENCE, &connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
     ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
-    let architecture = match algorithm {
-        Algorithm::Random => study.incumbent.clone().and_then(|incumbent| incumbent.architecture),
-        _ => study::chosen(&study),
-    };
-    let v1::Architecture { values } =
-        architecture.with_context(|| format!("study {name:?} has found nothing"))?;
-    Ok(Found { space: study::space(&study)?, values })
+    let choice = if algorithm == Algorithm::Random { Choice::Incumbent } else { Choice::Chosen };
+    let subject = Subject { study: Some(name), architecture: Some(choice) };
+    subject.find(Some(&study), None)
 }
 
 fn print(rows: &[Row]) {

@@ -40,8 +40,13 @@ pub use preprocess::Preprocess;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data set's directory is not there.
-    #[error("{}: no such directory; `asng-trainer data fetch cifar10` fetches it", .0.display())]
+    #[error("no CIFAR-10 in {}: there is no such directory; fetch it with `asng-trainer data fetch cifar10`, or name \
+        yours with --data", .0.display())]
     MissingDirectory(PathBuf),
+    /// The directory of photos is not there.
+    #[error("no photos in {}: there is no such directory; fetch some with `asng-trainer data fetch photos`, or name \
+        yours with --photos", .0.display())]
+    MissingPhotos(PathBuf),
     /// A file could not be read; one that is missing counts as such.
     #[error("{}: {source}; `asng-trainer data fetch cifar10` fetches what is missing", file.display())]
     Read {

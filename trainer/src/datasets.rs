@@ -2,6 +2,7 @@
 //! whether it can be used.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use asng_datasets::DataSet;
@@ -57,7 +58,7 @@ pub struct Check {
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch(Fetch { set, out, force }) => {
-            let directory = out.unwrap_or_else(|| set.directory().into());
+            let directory = out.unwrap_or_else(|| set.directory());
             let found = set.ensure(&directory, force)?;
             let directory = directory.display();
             println!(
@@ -127,6 +128,8 @@ pub struct Class {
 /// Reads all of `directory`, by the reader that is meant for what lies in it, photos at `side` by
 /// `side` pixels.
 pub fn check(directory: &Path, side: u16) -> Result<Report, data::Error> {
+    let unreadable = |source| data::Error::Unreadable { path: directory.to_owned(), source };
+    fs::metadata(directory).map_err(unreadable)?;
     let has = |name: &str| directory.join(name).exists();
     let labels = || (0..10).map(|label| label.to_string()).collect();
     if has("data_batch_1.bin") || has("test_batch.bin") {
@@ -226,8 +229,6 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use image::{Rgb, RgbImage};
 
     use super::*;

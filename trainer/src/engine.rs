@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     checkpoints::{self, Writer},
-    data::{self, cifar10},
+    data::{self, Photos, cifar10},
     space::{self, Space, inpaint::Coding},
     supernet::{self, Failure, Precision, Snapshot, Supernet},
 };
@@ -111,6 +111,22 @@ pub struct Config {
     pub precision: Precision,
 }
 
+impl Config {
+    /// The spaces that this trainer implements but cannot serve, each with the reason.
+    pub fn unserved(&self) -> Vec<(&'static str, String)> {
+        let mut unserved = Vec::new();
+        if !self.data.exists() {
+            let error = data::Error::MissingDirectory(self.data.clone());
+            unserved.push((space::enas_micro::NAME, error.to_string()));
+        }
+        if let Err(error) = Photos::find(&self.photos) {
+            let reason = error.to_string();
+            unserved.extend(Coding::ALL.map(|coding| (coding.name(), reason.clone())));
+        }
+        unserved
+    }
+}
+
 /// A step of the search, in the wire's values.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -165,6 +181,7 @@ pub struct Evaluated {
 pub struct Engine {
     jobs: mpsc::Sender<Job>,
     spaces: Vec<&'static str>,
+    unserved: Vec<(&'static str, String)>,
     checkpoints: Writer,
 }
 
@@ -184,19 +201,27 @@ impl Engine {
                 // If nobody waits for the answer any more, nobody is left to work for either.
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            let _ = ready.send(Ok(workshop.spaces()));
+            let _ = ready.send(Ok(workshop.unserved.clone()));
             while let Some(job) = queue.blocking_recv() {
                 job(&mut workshop);
             }
         };
         thread::Builder::new().name("engine".into()).spawn(run).map_err(Error::Thread)?;
-        let spaces = started.await.map_err(|_| Error::Died)??;
-        Ok(Engine { jobs, spaces, checkpoints })
+        let unserved = started.await.map_err(|_| Error::Died)??;
+        let mut spaces = vec![space::toy::NAME, space::enas_micro::NAME];
+        spaces.extend(Coding::ALL.map(Coding::name));
+        spaces.retain(|space| unserved.iter().all(|(other, _)| other != space));
+        Ok(Engine { jobs, spaces, unserved, checkpoints })
     }
 
     /// The spaces whose studies it can work on.
     pub fn spaces(&self) -> &[&'static str] {
         &self.spaces
+    }
+
+    /// The spaces that it implements but cannot work on, each with the reason.
+    pub fn unserved(&self) -> &[(&'static str, String)] {
+        &self.unserved
     }
 
     /// Prepares for the study whose checkpoints are in `directory`, which is made if it is not there. The newest is loaded;
@@ -289,6 +314,7 @@ impl Engine {
 /// What lives on the thread.
 struct Workshop {
     config: Config,
+    unserved: Vec<(&'static str, String)>,
     cifar10: Option<Rc<Halves>>,
     /// Of the size that a study wanted last.
     photos: Option<Rc<Halves>>,
@@ -352,22 +378,17 @@ impl Workshop {
         if data.exists() {
             cifar10 = Some(Rc::new(classification::load(data, *device)?));
             info!(?device, threads = tch::get_num_threads(), "images loaded");
-        } else {
-            let data = data.display();
-            warn!(%data, "no images there: enas-micro is not served; see `cargo xtask setup`, and --data");
         }
-        Ok(Workshop { config, cifar10, photos: None, checkpoints, open: None })
-    }
-
-    fn spaces(&self) -> Vec<&'static str> {
-        let mut spaces = vec![space::toy::NAME];
-        if self.cifar10.is_some() {
-            spaces.push(space::enas_micro::NAME);
+        let unserved = config.unserved();
+        let mut reasons = BTreeMap::<_, Vec<_>>::new();
+        for (space, reason) in &unserved {
+            reasons.entry(reason).or_default().push(*space);
         }
-        if self.config.photos.exists() {
-            spaces.extend(Coding::ALL.map(Coding::name));
+        for (reason, spaces) in reasons {
+            let are = if spaces.len() == 1 { "is" } else { "are" };
+            warn!("{} {are} not served: {reason}", spaces.join(" and "));
         }
-        spaces
+        Ok(Workshop { config, unserved, cifar10, photos: None, checkpoints, open: None })
     }
 
     fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {

@@ -6,21 +6,25 @@ mod sheet;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 use asng_client::Options;
 use clap::{Args, ValueEnum};
+use indicatif::HumanDuration;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::{Device, Tensor};
+use tracing::info;
 
 use crate::{
     checkpoints,
     data::cifar10,
     held_out::{BATCH, Pictures, TestImages, TestPhotos, is_fashion},
-    retrain::recipe::{self, Recipe},
+    progress::Progress,
+    retrain::recipe::{self, Recipe, Record},
     space::{
         Space, enas_micro,
         inpaint::{self, Mask},
@@ -32,6 +36,9 @@ use crate::{
     },
 };
 
+/// An evaluation that takes longer than this is announced.
+const LONG: Duration = Duration::from_secs(30);
+
 /// What to evaluate.
 #[derive(Debug, Args)]
 #[group(skip)]
@@ -42,7 +49,6 @@ pub struct Arguments {
     #[arg(
         long,
         value_name = "DIR",
-        required_unless_present = "study",
         conflicts_with_all = ["study", "architecture", "random"]
     )]
     retrained: Option<PathBuf>,
@@ -87,8 +93,9 @@ impl Weights {
         });
         ensure!(
             file.exists(),
-            "{} is not there yet: `retrain` writes it as it goes",
-            file.display()
+            "{} is not there yet: `asng-trainer retrain --out {}` writes it as it goes",
+            file.display(),
+            directory.display()
         );
         Ok(file)
     }
@@ -97,9 +104,28 @@ impl Weights {
 /// What came out.
 #[derive(Debug, Default, Serialize)]
 struct Results {
+    /// The study whose architecture it is, if it is of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     study: Option<String>,
-    /// Whose weights were used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    study_id: Option<String>,
+    /// "chosen", "mode", "incumbent", "random:SEED" or a file; none if a retraining has not recorded it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    which: Option<String>,
+    /// Directory of the trainer whose shared weights were used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    work_dir: Option<PathBuf>,
+    /// The last step of the search that is in them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u64>,
+    /// Directory of the retrained network, and how far it has come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retrained: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<recipe::Progress>,
+    /// The file of the weights.
     weights: PathBuf,
     /// Test images.
     images: i64,
@@ -141,16 +167,24 @@ pub async fn run(
     let results = match (&arguments.retrained, &arguments.subject.study) {
         (Some(directory), _) => retrained(&arguments, directory, (data, photos), device)?,
         (None, Some(name)) => {
-            let study = study::get(&controller.connect()?, name).await?;
+            let connection = controller.connect()?;
+            let study = study::get_within(study::PATIENCE, &connection, name).await?;
             let found = arguments.subject.find(Some(&study), None)?;
             let directory = study::directory(work_dir, &study);
             let weights = checkpoints::newest(&directory)?.with_context(|| {
                 format!(
-                    "there are no weights of study {name:?} in {}: a trainer writes them every --checkpoint-every and \
-                     when it ends; give the --work-dir of one that has",
+                    "there are no weights of study {name:?} in {}: give the --work-dir of a trainer that has worked on it, \
+                     `asng-trainer evaluate --study {name} --work-dir DIR`; one that works on it now writes them every \
+                     --checkpoint-every, when it ends, and on `asngctl trainer checkpoint`",
                     directory.display()
                 )
             })?;
+            let step = checkpoints::step(&weights);
+            info!(
+                "evaluating architecture {} with {}",
+                recipe::architecture(Some(&found.source), &found.values),
+                shared(step, name, work_dir)
+            );
             let results = match &found.space {
                 Space::EnasMicro(settings) => {
                     shared_cells(&arguments, settings, &found, weights, data, device)?
@@ -166,9 +200,20 @@ pub async fn run(
                      incumbent says it all"
                 ),
             };
-            Results { study: Some(name.clone()), ..results }
+            let source = found.source;
+            Results {
+                study: source.study,
+                study_id: source.study_id,
+                which: Some(source.architecture),
+                work_dir: Some(work_dir.into()),
+                step,
+                ..results
+            }
         }
-        (None, None) => bail!("name the --study or the --retrained network that is meant"),
+        (None, None) => bail!(
+            "say what to evaluate: `asng-trainer evaluate --study NAME --work-dir DIR` with the shared weights of the trainer in \
+             DIR, or `asng-trainer evaluate --retrained DIR`"
+        ),
     };
     if arguments.json {
         println!("{}", serde_json::to_string(&results)?);
@@ -178,23 +223,40 @@ pub async fn run(
     Ok(())
 }
 
+/// Returns whose shared weights are meant.
+fn shared(step: Option<u64>, study: &str, work_dir: &Path) -> String {
+    let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
+    format!("the shared weights of study {study}{step}, of the trainer in {}", work_dir.display())
+}
+
 fn print(results: &Results) {
-    if let Some(study) = &results.study {
-        println!("study     {study}");
+    let values = study::list(&results.architecture);
+    match (&results.which, &results.study) {
+        (Some(which), Some(study)) => println!("architecture  {which} of study {study}: {values}"),
+        (Some(which), None) => println!("architecture  {which}: {values}"),
+        (None, _) => println!("architecture  {values}"),
     }
-    println!("weights   {}", results.weights.display());
-    println!("images    {} of the test set", results.images);
+    if let (Some(directory), Some(progress)) = (&results.retrained, &results.progress) {
+        println!("weights       retrained in {}, {progress}", directory.display());
+    }
+    if let (Some(study), Some(work_dir)) = (&results.study, &results.work_dir) {
+        println!("weights       {}", shared(results.step, study, work_dir));
+    }
+    println!("file          {}", results.weights.display());
+    println!("images        {} of the test set", results.images);
     for (name, figure) in &results.figures {
         match results.masked.as_ref().and_then(|masked| masked.get(name)) {
-            Some(masked) => println!("{name:9} {figure:.4} (of what it sees: {masked:.4})"),
-            None => println!("{name:9} {figure:.4}"),
+            Some(masked) => println!("{name:13} {figure:.4} (of what it sees: {masked:.4})"),
+            None => println!("{name:13} {figure:.4}"),
         }
     }
     if let Some(Random { figure, count, mean, min, max }) = results.random {
-        println!("random    {figure} {mean:.4} on average of {count}, from {min:.4} to {max:.4}");
+        println!(
+            "random        {figure} {mean:.4} on average of {count}, from {min:.4} to {max:.4}"
+        );
     }
     if let Some(sheet) = &results.sheet {
-        println!("sheet     {}", sheet.display());
+        println!("sheet         {}", sheet.display());
     }
 }
 
@@ -215,13 +277,15 @@ fn shared_cells(
     );
     let mut supernet = Supernet::new(settings, 3, cifar10::CLASSES, device)?;
     supernet.load(&weights)?;
+    let shown = Progress::new(0, images.batches() * (1 + arguments.random as u64))?;
     let evaluate = |values: &[i64]| {
         let architecture = enas_micro::Architecture::decode(settings.nodes as usize, values)?;
-        images.mean(|batch| supernet.evaluate(batch, &architecture))
+        images.mean(|batch| counted(&shown, supernet.evaluate(batch, &architecture)))
     };
     let figures = of_classifier(evaluate(&found.values)?);
     let random =
         random(arguments, &found.space, "accuracy", |values| Ok(evaluate(values)?.accuracy))?;
+    shown.finish();
     let (images, architecture) = (images.len(), found.values.clone());
     Ok(Results { weights, images, architecture, figures, random, ..Results::default() })
 }
@@ -246,12 +310,16 @@ fn shared_autoencoder(
     supernet.load(&weights)?;
     let decode = |values: &[i64]| inpaint::Architecture::decode(space, values);
     let architecture = decode(&found.values)?;
+    let shown = Progress::new(0, photos.batches() * (1 + arguments.random as u64))?;
     let fill_in = |batch: &Batch| supernet.fill_in(batch, &architecture);
-    let results = of_photos(arguments, weights, &found.values, (&photos, settings.mask), fill_in)?;
+    let test = (&photos, settings.mask);
+    let results = of_photos(arguments, weights, &found.values, test, &shown, fill_in)?;
     let random = random(arguments, &found.space, "psnr", |values| {
         let architecture = decode(values)?;
-        Ok(photos.mean(|batch| supernet.evaluate(batch, &architecture))?.psnr)
+        let mean = photos.mean(|batch| counted(&shown, supernet.evaluate(batch, &architecture)));
+        Ok(mean?.psnr)
     })?;
+    shown.finish();
     Ok(Results { random, ..results })
 }
 
@@ -261,17 +329,26 @@ fn retrained(
     (data, photos): (&Path, &Path),
     device: Device,
 ) -> anyhow::Result<Results> {
-    let recipe = Recipe::read(directory)?;
+    let record = Record::read(directory)?;
+    let progress = record.recipe.progress(directory)?;
     let weights = arguments.weights.file(directory)?;
-    match recipe {
+    info!(
+        "evaluating the network in {}, {progress}; architecture {}",
+        directory.display(),
+        record.architecture()
+    );
+    let results = match record.recipe {
         Recipe::Classification(recipe) => {
             ensure!(arguments.sheet.is_none(), "--sheet is for autoencoders, not for classifiers");
             let mut network = recipe.network(device)?;
             network.load_weights(&weights)?;
             let images = TestImages::load(data, arguments.images, device)?;
-            let figures = of_classifier(images.mean(|batch| network.evaluate(batch))?);
+            let shown = Progress::new(0, images.batches())?;
+            let mean = images.mean(|batch| counted(&shown, network.evaluate(batch)))?;
+            shown.finish();
             let (images, architecture) = (images.len(), recipe.architecture.values);
-            Ok(Results { weights, images, architecture, figures, ..Results::default() })
+            let figures = of_classifier(mean);
+            Results { weights, images, architecture, figures, ..Results::default() }
         }
         Recipe::Inpainting(recipe) => {
             let mut network = recipe.network(device)?;
@@ -279,12 +356,32 @@ fn retrained(
             let pictures = Pictures::load(photos, recipe.image[1])?;
             recipe.check(&pictures, photos)?;
             let test = TestPhotos::of(&pictures.test, arguments.images, recipe.mask, device)?;
-            let values = &recipe.architecture.values;
-            of_photos(arguments, weights, values, (&test, recipe.mask), |batch| {
-                network.fill_in(batch)
-            })
+            let shown = Progress::new(0, test.batches())?;
+            let (values, test) = (&recipe.architecture.values, (&test, recipe.mask));
+            let fill_in = |batch: &Batch| network.fill_in(batch);
+            let results = of_photos(arguments, weights, values, test, &shown, fill_in)?;
+            shown.finish();
+            results
         }
+    };
+    let source = record.source;
+    Ok(Results {
+        study: source.as_ref().and_then(|source| source.study.clone()),
+        study_id: source.as_ref().and_then(|source| source.study_id.clone()),
+        which: source.map(|source| source.architecture),
+        retrained: Some(directory.into()),
+        finished: Some(progress.finished()),
+        progress: Some(progress),
+        ..results
+    })
+}
+
+/// Counts a batch that was evaluated.
+fn counted<T>(shown: &Progress, evaluated: T) -> T {
+    if let Some(left) = shown.advance(|| "evaluating".into()).filter(|left| *left > LONG) {
+        shown.print(|| info!("it takes about {}", HumanDuration(left)));
     }
+    evaluated
 }
 
 /// What an autoencoder makes of test photos.
@@ -293,9 +390,11 @@ fn of_photos(
     weights: PathBuf,
     architecture: &[i64],
     (photos, mask): (&TestPhotos, Mask),
+    shown: &Progress,
     fill_in: impl Fn(&Batch) -> Result<Tensor, supernet::Error>,
 ) -> anyhow::Result<Results> {
-    let reached = photos.mean(|batch| Evaluation::of(&fill_in(batch)?, batch))?;
+    let evaluate = |batch: &Batch| Evaluation::of(&fill_in(batch)?, batch);
+    let reached = photos.mean(|batch| counted(shown, evaluate(batch)))?;
     if let Some(file) = &arguments.sheet {
         let batch = photos.sample(arguments.rows.into())?;
         let seen = batch.images.f_mul(&batch.mask)?;

@@ -24,7 +24,7 @@ use crate::{
     evaluate::Weights,
     retrain::{
         self,
-        recipe::{self, Recipe},
+        recipe::{self, Progress, Recipe, Record},
     },
     supernet::{self, enas_micro::Mode},
 };
@@ -49,15 +49,27 @@ pub struct Arguments {
     /// Which of its weights
     #[arg(long, value_enum, default_value = "last")]
     weights: Weights,
-    /// Directory for the files, made if it is not there
+    /// Directory for the files, made if it is not there. The same network may be exported there again, as it trains further
     #[arg(long, default_value = "exported", value_name = "DIR")]
     out: PathBuf,
+    /// Replace the files of another network in --out
+    #[arg(long)]
+    overwrite: bool,
     /// Print the files as one line of JSON
     #[arg(long)]
     json: bool,
 }
 
 /// What was written.
+#[derive(Debug, Serialize)]
+struct Written {
+    #[serde(flatten)]
+    files: Files,
+    finished: bool,
+    progress: Progress,
+}
+
+/// The files of an exported network.
 #[derive(Debug, Serialize)]
 struct Files {
     torchscript: PathBuf,
@@ -68,12 +80,20 @@ struct Files {
 
 /// Writes all files and says where they are.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let exported = Exported::load(&arguments.retrained, arguments.weights)?;
-    let files = exported.write(&arguments.out)?;
-    if arguments.json {
-        println!("{}", serde_json::to_string(&files)?);
+    let Arguments { retrained, weights, out, overwrite, json } = arguments;
+    let exported = Exported::load(retrained, *weights)?;
+    let progress = exported.progress;
+    let files = Files::of(out);
+    if !overwrite {
+        files.check(&exported, out)?;
+    }
+    exported.write(&files, out)?;
+    if *json {
+        let written = Written { files, finished: progress.finished(), progress };
+        println!("{}", serde_json::to_string(&written)?);
         return Ok(());
     }
+    println!("network      {}, {progress}", retrained.display());
     println!("torchscript  {}", files.torchscript.display());
     println!("weights      {}", files.weights.display());
     println!("description  {}", files.description.display());
@@ -92,32 +112,78 @@ struct Exported {
     tensors: Vec<(String, Tensor)>,
     description: Value,
     dot: String,
+    progress: Progress,
 }
 
-impl Exported {
-    fn load(directory: &Path, weights: Weights) -> anyhow::Result<Exported> {
-        let recipe = Recipe::read(directory)?;
-        let file = weights.file(directory)?;
-        match recipe {
-            Recipe::Classification(recipe) => classifier(&recipe, &file),
-            Recipe::Inpainting(recipe) => autoencoder(&recipe, &file),
-        }
-    }
+/// The key of `network.json` that says which retraining the network is of.
+const DIGEST: &str = "retraining";
 
-    fn write(&self, directory: &Path) -> anyhow::Result<Files> {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
-        let files = Files {
+impl Files {
+    fn of(directory: &Path) -> Files {
+        Files {
             torchscript: directory.join("network.pt"),
             weights: directory.join("weights.safetensors"),
             description: directory.join("network.json"),
             graph: directory.join("architecture.dot"),
+        }
+    }
+
+    /// Errors if one of the files is there and of another network than `exported`.
+    fn check(&self, exported: &Exported, directory: &Path) -> anyhow::Result<()> {
+        let refused = |reason: String| {
+            anyhow::anyhow!(
+                "{} has the files of another network ({reason}); give another --out, or replace them with --overwrite",
+                directory.display()
+            )
         };
+        let text = match fs::read_to_string(&self.description) {
+            Ok(text) => text,
+            Err(_) => {
+                for file in [&self.torchscript, &self.weights, &self.description] {
+                    let reason = || format!("{} without a network.json", file.display());
+                    ensure!(!file.exists(), refused(reason()));
+                }
+                let graph = fs::read_to_string(&self.graph);
+                let reason = || format!("{} is of another architecture", self.graph.display());
+                ensure!(
+                    graph.is_err() || graph.is_ok_and(|dot| dot == exported.dot),
+                    refused(reason())
+                );
+                return Ok(());
+            }
+        };
+        let other: Value = serde_json::from_str(&text).unwrap_or_default();
+        let same = |key| other[key] == exported.description[key];
+        ensure!(same("architecture"), refused("of another architecture".to_owned()));
+        ensure!(same(DIGEST), refused("of another retraining of this architecture".to_owned()));
+        Ok(())
+    }
+}
+
+impl Exported {
+    fn load(directory: &Path, weights: Weights) -> anyhow::Result<Exported> {
+        let record = Record::read(directory)?;
+        let progress = record.recipe.progress(directory)?;
+        let file = weights.file(directory)?;
+        let mut exported = match &record.recipe {
+            Recipe::Classification(recipe) => classifier(recipe, progress, &file),
+            Recipe::Inpainting(recipe) => autoencoder(recipe, progress, &file),
+        }?;
+        let description = &mut exported.description;
+        description[DIGEST] = record.recipe.digest()?.into();
+        description["finished"] = progress.finished().into();
+        description["progress"] = serde_json::to_value(progress)?;
+        Ok(exported)
+    }
+
+    /// Writes all files, first the one that says what they are of.
+    fn write(&self, files: &Files, directory: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        retrain::write(&files.description, &serde_json::to_string_pretty(&self.description)?)?;
         whole(&files.weights, |part| Ok(Tensor::write_safetensors(&self.tensors, part)?))?;
         whole(&files.torchscript, |part| self.write_torchscript(part))?;
-        retrain::write(&files.description, &serde_json::to_string_pretty(&self.description)?)?;
-        retrain::write(&files.graph, &self.dot)?;
-        Ok(files)
+        retrain::write(&files.graph, &self.dot)
     }
 
     /// Traces the network on two images, and compares what was written on three others.
@@ -160,7 +226,11 @@ fn whole(file: &Path, write: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Re
     fs::rename(&part, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn classifier(recipe: &recipe::Classification, file: &Path) -> anyhow::Result<Exported> {
+fn classifier(
+    recipe: &recipe::Classification,
+    progress: Progress,
+    file: &Path,
+) -> anyhow::Result<Exported> {
     let mut network = recipe.network(Device::Cpu)?;
     network.load_weights(file)?;
     let network = network.into_network();
@@ -192,10 +262,14 @@ fn classifier(recipe: &recipe::Classification, file: &Path) -> anyhow::Result<Ex
         let images = images.f_sub(&mean)?.f_div(&std)?;
         Ok(network.forward(&images, &architecture, Mode::Evaluate)?.main)
     };
-    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot })
+    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot, progress })
 }
 
-fn autoencoder(recipe: &recipe::Inpainting, file: &Path) -> anyhow::Result<Exported> {
+fn autoencoder(
+    recipe: &recipe::Inpainting,
+    progress: Progress,
+    file: &Path,
+) -> anyhow::Result<Exported> {
     let mut network = recipe.network(Device::Cpu)?;
     network.load_weights(file)?;
     let network = network.into_network();
@@ -223,7 +297,7 @@ fn autoencoder(recipe: &recipe::Inpainting, file: &Path) -> anyhow::Result<Expor
         let output = network.forward(images, &architecture, Mode::Evaluate)?;
         Ok(output.f_clamp(0.0, 1.0)?)
     };
-    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot })
+    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot, progress })
 }
 
 /// What a network needs when it is used, by name. They no longer ask for gradients, which a trace cannot hold.
@@ -285,18 +359,21 @@ mod tests {
     /// Exports a network with the weights of its start; what it makes of images, and what was written.
     fn export(directory: &Path, recipe: &Recipe) -> (Exported, Files) {
         let file = directory.join(recipe::LAST);
+        let start = [("iterations".to_owned(), 0.0)].into();
         match recipe {
             Recipe::Classification(recipe) => {
-                recipe.network(Device::Cpu).unwrap().save_weights(&file).unwrap();
+                recipe.network(Device::Cpu).unwrap().save(&file, &start).unwrap();
             }
             Recipe::Inpainting(recipe) => {
-                recipe.network(Device::Cpu).unwrap().save_weights(&file).unwrap();
+                recipe.network(Device::Cpu).unwrap().save(&file, &start).unwrap();
             }
         }
         let text = serde_json::to_string(recipe).unwrap();
         fs::write(directory.join(recipe::RECIPE), text).unwrap();
         let exported = Exported::load(directory, Weights::Last).unwrap();
-        let files = exported.write(&directory.join("exported")).unwrap();
+        let out = directory.join("exported");
+        let files = Files::of(&out);
+        exported.write(&files, &out).unwrap();
         (exported, files)
     }
 

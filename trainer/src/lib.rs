@@ -14,6 +14,7 @@
 //! | [`files`] | files that appear whole or not at all |
 //! | [`client`] | the loop: lease, have it computed, report |
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
+//! | `progress` | progress of work that takes long, for people |
 //! | `describe` | what the controller is told of a space |
 //! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
@@ -35,6 +36,7 @@ pub mod export;
 pub mod files;
 mod held_out;
 mod metrics;
+mod progress;
 pub mod quality;
 pub mod retrain;
 mod service;

@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use anyhow::ensure;
 use asng_client::{Options, environment, telemetry};
+use asng_datasets::DataSet;
 use asng_trainer::{
     client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
     supernet::Precision,
@@ -34,24 +36,14 @@ struct Common {
         value_name = "DIR"
     )]
     work_dir: PathBuf,
-    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it
-    #[arg(
-        long,
-        global = true,
-        env = "ASNG_DATA",
-        default_value = "data/cifar-10-batches-bin",
-        value_name = "DIR"
-    )]
-    data: PathBuf,
-    /// Directory of photos, JPEG and PNG, flat or in a folder for each class (`asng-trainer data fetch photos` brings some); without it, no inpainting is served
-    #[arg(
-        long,
-        global = true,
-        env = "ASNG_PHOTOS",
-        default_value = "data/photos",
-        value_name = "DIR"
-    )]
-    photos: PathBuf,
+    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it; must exist if it is given. Without
+    /// CIFAR-10, enas-micro is not served [default: data/cifar-10-batches-bin]
+    #[arg(long, global = true, env = "ASNG_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Directory of photos, JPEG and PNG, flat or in a folder for each class (`asng-trainer data fetch photos` brings some); must
+    /// exist if it is given. Without photos, inpaint-cat and inpaint-int are not served [default: data/photos]
+    #[arg(long, global = true, env = "ASNG_PHOTOS", value_name = "DIR")]
+    photos: Option<PathBuf>,
     /// What computes: auto (a GPU if there is one), cpu, or cuda:N
     #[arg(long, global = true, env = "ASNG_DEVICE", default_value = "auto", value_parser = engine::device)]
     device: Device,
@@ -121,6 +113,10 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
+    // `data` fetches what may not be there yet.
+    let named = !matches!(command, Command::Data(_));
+    let data = directory(data.filter(|_| named), "--data", "ASNG_DATA", DataSet::Cifar10)?;
+    let photos = directory(photos.filter(|_| named), "--photos", "ASNG_PHOTOS", DataSet::Photos)?;
     match command {
         Command::Serve(Serve { study, checkpoint_every, step_limit, computing, serving }) => {
             computing.apply(device)?;
@@ -147,6 +143,22 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         }
         Command::Data(command) => datasets::run(command),
     }
+}
+
+/// Returns the directory that was given, which must exist, or else the default one, which may be missing.
+fn directory(
+    given: Option<PathBuf>,
+    option: &str,
+    variable: &str,
+    default: DataSet,
+) -> anyhow::Result<PathBuf> {
+    let Some(given) = given else { return Ok(default.directory()) };
+    ensure!(
+        given.exists(),
+        "{option} {}: there is no such directory; name one that exists with {option} or {variable}, or leave it out",
+        given.display()
+    );
+    Ok(given)
 }
 
 fn set_threads(threads: Option<u16>) {

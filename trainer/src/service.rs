@@ -71,8 +71,8 @@ fn opened(state: State, wanted: &str) -> Result<Open, Status> {
 }
 
 fn not_open() -> Status {
-    let message =
-        "no study is open: the trainer has had no step of one yet, or the study has ended";
+    let message = "no study is open: the trainer has had no step of one yet, or the study has ended; on the trainer's \
+                   machine, `asng-trainer evaluate --study NAME --work-dir DIR` evaluates with the weights last saved";
     precondition("NO_STUDY", "study", message.into())
 }
 
@@ -102,6 +102,15 @@ fn status(error: &engine::Error) -> Status {
             Status::internal(short(&error.to_string()))
         }
     }
+}
+
+/// The spaces that a trainer implements and does not serve, as others are told of them.
+pub(crate) fn unserved(engine: &Engine) -> Vec<v1::UnservedSpace> {
+    let message = |(space, reason): &(&str, String)| v1::UnservedSpace {
+        space: (*space).into(),
+        reason: reason.chars().take(1000).collect(),
+    };
+    engine.unserved().iter().map(message).collect()
 }
 
 /// The newest checkpoint in `directory`.
@@ -138,6 +147,7 @@ impl TrainerService for Api {
             step_time: state.step.map(|step| step.since.into()),
             steps: state.steps,
             set_aside: state.set_aside.at(Instant::now()),
+            unserved: unserved(&self.engine),
             checkpoint_error: self.engine.checkpoint_problems().join("; "),
             ..Default::default()
         };

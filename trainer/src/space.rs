@@ -81,6 +81,15 @@ impl Space {
         })
     }
 
+    /// The name that a study asks for it by.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Space::EnasMicro(_) => enas_micro::NAME,
+            Space::Inpaint(coding, _) => coding.name(),
+            Space::Toy(_) => toy::NAME,
+        }
+    }
+
     /// Its variables.
     pub fn variables(&self) -> Vec<Decision> {
         let categorical =

@@ -2,23 +2,29 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
+    future::Future,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use asng_client::{Connection, explain, insist};
+use asng_client::{Connection, explain, insist, insist_for};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 use clap::Args;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use tonic::{Response, Status};
 
 use crate::space::{
     Space, enas_micro,
     inpaint::{self, Coding},
 };
+
+/// Time that a command waits for a controller that does not answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks for the study `name`, until a controller answers.
 pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Study> {
@@ -31,6 +37,35 @@ pub async fn get(connection: &Connection, name: &str) -> anyhow::Result<v1::Stud
         Ok(answer) => answer.study.context("the controller sent no study"),
         Err(status) => bail!("{}", explain(&status, &connection.url())),
     }
+}
+
+/// Asks for the study `name`. Errors if no controller answers within `patience`.
+pub(crate) async fn get_within(
+    patience: Duration,
+    connection: &Connection,
+    name: &str,
+) -> anyhow::Result<v1::Study> {
+    let request = v1::GetStudyRequest { name: name.into() };
+    let answer = call_within(patience, connection, &request, |request| {
+        let mut studies = StudyServiceClient::new(connection.clone());
+        async move { studies.get_study(request).await }
+    });
+    answer.await?.study.context("the controller sent no study")
+}
+
+/// Calls a controller until one answers. Errors if none does within `patience`.
+pub(crate) async fn call_within<R: Clone, T, F>(
+    patience: Duration,
+    connection: &Connection,
+    request: &R,
+    call: impl FnMut(R) -> F,
+) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let url = connection.url();
+    let answer = insist_for(patience, &url, request, call).await;
+    answer.map_err(|status| anyhow::Error::msg(explain(&status, &url)))
 }
 
 /// The space of a study, with its settings.
@@ -70,9 +105,9 @@ pub struct Subject {
     pub study: Option<String>,
     /// The architecture: "chosen" (the study's final one as things stand: the most likely one, within the limits on costs),
     /// "mode" (the most likely one), "incumbent" (the one with the smallest loss reported), "random:SEED" (drawn uniformly),
-    /// or a JSON file
-    #[arg(long, default_value = "chosen", value_name = "WHICH")]
-    architecture: Choice,
+    /// or a JSON file [default: chosen]
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) architecture: Option<Choice>,
 }
 
 /// An architecture that was found.
@@ -82,6 +117,53 @@ pub struct Found {
     pub space: Space,
     /// One value for each variable of the space.
     pub values: Vec<i64>,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// Where an architecture comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// "chosen", "mode", "incumbent", "random:SEED" or the path of a file.
+    pub architecture: String,
+    /// The name of its study, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub study: Option<String>,
+    /// The id of its study.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub study_id: Option<String>,
+    /// The settings of its space that were given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Returns the source of an architecture of `study`, if there is one, that was named by `choice`.
+    pub(crate) fn new(choice: &Choice, study: Option<&v1::Study>) -> Source {
+        let spec = study.and_then(|study| study.spec.as_ref());
+        Source {
+            architecture: choice.to_string(),
+            study: study.map(|study| study.name.clone()),
+            study_id: study.map(|study| study.study_id.clone()),
+            settings: spec.map(|spec| spec.settings.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.architecture)?;
+        match &self.study {
+            Some(study) => write!(f, " of study {study}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns the values of an architecture as text, such as "0,4,1".
+pub(crate) fn list(values: &[i64]) -> String {
+    let values: Vec<_> = values.iter().map(ToString::to_string).collect();
+    values.join(",")
 }
 
 impl Subject {
@@ -96,6 +178,8 @@ impl Subject {
             Some(study) => Some(space(study)?),
             None => space_alone,
         };
+        let choice = self.architecture.as_ref().unwrap_or(&Choice::Chosen);
+        let source = Source::new(choice, study);
         let of_study = |values: Option<v1::Architecture>| {
             let study = study.context(
                 "name the --study whose architecture is meant, or give --architecture a file",
@@ -106,9 +190,9 @@ impl Subject {
                     study.name
                 )
             })?;
-            Ok(Found { space: space(study)?, values })
+            Ok(Found { space: space(study)?, values, source: source.clone() })
         };
-        match &self.architecture {
+        match choice {
             Choice::Chosen => of_study(study.and_then(chosen)),
             Choice::Mode => of_study(study.and_then(|study| study.mode.clone())),
             Choice::Incumbent => {
@@ -120,14 +204,14 @@ impl Subject {
                     "name the --study or the --space that the random architecture is of",
                 )?;
                 let values = space.draw(&mut ChaCha8Rng::seed_from_u64(*seed));
-                Ok(Found { space, values })
+                Ok(Found { space, values, source })
             }
             Choice::File(path) => {
-                let found = read_architecture(path)?;
+                let (of_file, values) = read_architecture(path)?;
                 match given {
-                    None => Ok(found),
-                    Some(space) if space.variables() == found.space.variables() => {
-                        Ok(Found { space, ..found })
+                    None => Ok(Found { space: of_file, values, source }),
+                    Some(space) if space.variables() == of_file.variables() => {
+                        Ok(Found { space, values, source })
                     }
                     Some(_) => {
                         bail!("{} is of another space than the one named", path.display())
@@ -153,6 +237,18 @@ pub enum Choice {
     File(PathBuf),
 }
 
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Chosen => f.write_str("chosen"),
+            Choice::Mode => f.write_str("mode"),
+            Choice::Incumbent => f.write_str("incumbent"),
+            Choice::Random(seed) => write!(f, "random:{seed}"),
+            Choice::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 impl FromStr for Choice {
     type Err = String;
 
@@ -167,8 +263,9 @@ impl FromStr for Choice {
     }
 }
 
-/// Reads an architecture from a JSON file. Its space has the settings' defaults but for what the file says.
-fn read_architecture(path: &Path) -> anyhow::Result<Found> {
+/// Reads an architecture from a JSON file: its space, which has the settings' defaults but for what the file says, and one
+/// value for each variable.
+fn read_architecture(path: &Path) -> anyhow::Result<(Space, Vec<i64>)> {
     #[derive(Deserialize)]
     struct Named {
         #[serde(default)]
@@ -176,7 +273,7 @@ fn read_architecture(path: &Path) -> anyhow::Result<Found> {
     }
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = || -> anyhow::Result<Found> {
+    let found = || -> anyhow::Result<(Space, Vec<i64>)> {
         let Named { space } = serde_json::from_str(&text)?;
         if let Some(coding) = space.as_deref().and_then(Coding::named) {
             let described: inpaint::Description = serde_json::from_str(&text)?;
@@ -187,7 +284,7 @@ fn read_architecture(path: &Path) -> anyhow::Result<Found> {
                 channels: described.channels,
                 ..inpaint::Settings::default()
             };
-            return Ok(Found { space: Space::Inpaint(coding, settings), values });
+            return Ok((Space::Inpaint(coding, settings), values));
         }
         let described: enas_micro::Description = serde_json::from_str(&text)?;
         ensure!(
@@ -198,7 +295,7 @@ fn read_architecture(path: &Path) -> anyhow::Result<Found> {
         let architecture = described.architecture()?;
         let nodes = architecture.normal.nodes.len() as i64;
         let settings = enas_micro::Settings { nodes, ..enas_micro::Settings::default() };
-        Ok(Found { space: Space::EnasMicro(settings), values: architecture.values() })
+        Ok((Space::EnasMicro(settings), architecture.values()))
     };
     found().with_context(|| format!("{} describes no architecture", path.display()))
 }
@@ -210,7 +307,7 @@ mod tests {
     fn find(architecture: &str, space: Option<&str>) -> anyhow::Result<Found> {
         let settings = [("nodes".to_owned(), "3".to_owned())].into();
         let space = space.map(|name| named(name, &settings).unwrap());
-        let subject = Subject { study: None, architecture: architecture.parse().unwrap() };
+        let subject = Subject { study: None, architecture: Some(architecture.parse().unwrap()) };
         subject.find(None, space)
     }
 
@@ -262,11 +359,13 @@ mod tests {
             fs::write(&file, text.to_string()).unwrap();
             find(file.to_str().unwrap(), space)
         };
-        let Found { space, values } = find("random:1", Some("enas-micro")).unwrap();
+        let Found { space, values, .. } = find("random:1", Some("enas-micro")).unwrap();
         let cells = enas_micro::Architecture::decode(3, &values).unwrap().describe();
         let mut text = serde_json::to_value(cells).unwrap();
         text.as_object_mut().unwrap().remove("space");
-        assert_eq!(read(text.clone(), None).unwrap(), Found { space, values });
+        let found = read(text.clone(), None).unwrap();
+        assert_eq!((found.space, found.values), (space, values));
+        assert_eq!(found.source.to_string(), file.to_str().unwrap());
         let error = read(text, Some("inpaint-cat")).unwrap_err().to_string();
         assert!(error.ends_with("is of another space than the one named"), "{error}");
 
@@ -274,8 +373,10 @@ mod tests {
         let Space::Inpaint(coding, settings) = &found.space else { panic!() };
         let row = inpaint::Architecture::decode(&settings.space(*coding), &found.values).unwrap();
         let text = serde_json::to_value(row.describe()).unwrap();
-        assert_eq!(read(text.clone(), None).unwrap(), found);
-        assert_eq!(read(text, Some("inpaint-int")).unwrap(), found);
+        for space in [None, Some("inpaint-int")] {
+            let read = read(text.clone(), space).unwrap();
+            assert_eq!((&read.space, &read.values), (&found.space, &found.values));
+        }
         let error = read(serde_json::json!({"space": "toy", "values": [1]}), None).unwrap_err();
         assert!(error.to_string().ends_with("describes no architecture"), "{error}");
     }

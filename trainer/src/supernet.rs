@@ -37,7 +37,7 @@ use tch::{TchError, Tensor};
 
 use crate::files;
 
-pub use checkpoint::{Numbers, Snapshot};
+pub use checkpoint::{Numbers, Snapshot, numbers};
 pub use precision::Precision;
 pub use retrained::{AUXILIARY_WEIGHT, Retrained, TrainOutcome};
 pub use search::{Failure, Shared, StepOutcome};

@@ -7,7 +7,7 @@
 //! | [`url`] | the grammar of addresses |
 //! | [`environment`] | command lines with their environment variables |
 //! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
-//! | [`insist`] | calls until there is an answer |
+//! | [`insist`], [`insist_for`] | calls until there is an answer, or for a limited time |
 //! | [`explain`] | an error in a person's words, with what to do |
 //! | [`preset`] | steps that go with a preset of the project's spaces |
 //! | [`telemetry`] | logs and traces of a program |
@@ -35,7 +35,7 @@ mod token;
 pub use self::{
     connection::{Connection, REQUEST_TIMEOUT},
     explain::{explain, explain_trainer},
-    insist::{insist, is_transient},
+    insist::{insist, insist_for, is_transient},
     options::{CONTROLLER_PORT, Options, TRAINER_PORT, url},
     presets::{Preset, preset},
 };

@@ -43,13 +43,14 @@ struct Source {
 }
 
 impl DataSet {
-    /// The directory where the programs look for it, below the one they are started in.
-    pub fn directory(self) -> &'static str {
-        match self {
-            DataSet::Cifar10 => "data/cifar-10-batches-bin",
-            DataSet::FashionMnist => "data/fashion-mnist",
-            DataSet::Photos => "data/photos",
-        }
+    /// The directory where the programs look for it: in `data` below the one they are started in, or in another place
+    /// that ASNG_DEFAULT_DATA_DIR named when they were built.
+    pub fn directory(self) -> PathBuf {
+        Path::new(option_env!("ASNG_DEFAULT_DATA_DIR").unwrap_or("data")).join(match self {
+            DataSet::Cifar10 => "cifar-10-batches-bin",
+            DataSet::FashionMnist => "fashion-mnist",
+            DataSet::Photos => "photos",
+        })
     }
 
     /// Makes sure that the data set is in `destination`, and returns a line that says so. One that is

@@ -256,6 +256,6 @@ mod tests {
         assert!(error.contains("data_batch_4.bin: ") && error.contains("data fetch cifar10"));
 
         let error = Cifar10::load(&directory.path().join("nowhere")).unwrap_err().to_string();
-        assert!(error.contains("nowhere: no such directory; `asng-trainer data fetch"), "{error}");
+        assert!(error.contains("nowhere: there is no such directory; fetch it with"), "{error}");
     }
 }

@@ -71,12 +71,21 @@ impl Photos {
         if side == 0 {
             return Err(Error::NoSize);
         }
-        let (folders, mut files) = list(directory)?;
-        if files.is_empty() {
-            return Err(Error::NoPhotos(directory.to_owned()));
-        }
+        let (folders, mut files) = Self::find(directory)?;
         hold_out(directory, &mut files);
         Self::read(folders, files, side)
+    }
+
+    /// Lists the folders and files of `directory` without reading them; errors if there is no file that may be a photo.
+    pub(crate) fn find(directory: &Path) -> Result<(Vec<String>, Vec<Listed>), Error> {
+        if !directory.exists() {
+            return Err(Error::MissingPhotos(directory.to_owned()));
+        }
+        let listed = list(directory)?;
+        if listed.1.is_empty() {
+            return Err(Error::NoPhotos(directory.to_owned()));
+        }
+        Ok(listed)
     }
 
     fn read(folders: Vec<String>, files: Vec<Listed>, side: u16) -> Result<Self, Error> {
@@ -125,7 +134,7 @@ impl Photos {
 }
 
 /// A file that may be a photo.
-struct Listed {
+pub(crate) struct Listed {
     file: PathBuf,
     label: i64,
     test: bool,
@@ -452,7 +461,10 @@ mod tests {
         let error = Photos::load(directory.path(), 8).unwrap_err().to_string();
         assert!(error.contains("no .jpg, .jpeg or .png file in it or in its folders"), "{error}");
         let error = Photos::load(&directory.path().join("nowhere"), 8).unwrap_err();
-        assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+        assert!(matches!(error, Error::MissingPhotos(_)), "{error}");
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(Photos::load(&file, 8).unwrap_err(), Error::Unreadable { .. }));
         assert!(matches!(Photos::load(directory.path(), 0), Err(Error::NoSize)));
     }
 }

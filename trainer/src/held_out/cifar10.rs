@@ -43,6 +43,11 @@ impl TestImages {
         self.images.len()
     }
 
+    /// Forward passes over all of them.
+    pub(crate) fn batches(&self) -> u64 {
+        self.len().cast_unsigned().div_ceil(BATCH.cast_unsigned())
+    }
+
     /// The mean over all images.
     pub(crate) fn mean(
         &self,

@@ -80,6 +80,11 @@ impl TestPhotos {
         self.images.len()
     }
 
+    /// Forward passes over all of them.
+    pub(crate) fn batches(&self) -> u64 {
+        self.len().cast_unsigned().div_ceil(BATCH.cast_unsigned())
+    }
+
     /// So many photos, all if there are fewer, from the first to the last at equal distances, since neighbours are often
     /// of one scene; and what is hidden of them.
     pub(crate) fn sample(&self, count: i64) -> anyhow::Result<Batch> {

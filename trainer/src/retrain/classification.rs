@@ -8,6 +8,7 @@ use rand::RngExt;
 use tch::{Device, Kind};
 
 use super::{
+    Flag, flag,
     recipe::Classification as Recipe,
     training::{Figure, Training},
 };
@@ -50,17 +51,16 @@ fn probability(text: &str) -> Result<f64, String> {
 }
 
 impl Flags {
-    /// The first flag that was given, if any.
-    pub(super) fn given(&self) -> Option<&'static str> {
-        let given = [
-            ("--epochs", self.epochs.is_some()),
-            ("--cells", self.cells.is_some()),
-            ("--channels", self.channels.is_some()),
-            ("--max-parameters", self.max_parameters.is_some()),
-            ("--drop-path", self.drop_path.is_some()),
-            ("--cutout", self.cutout.is_some()),
-        ];
-        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    /// Each flag, with its value if it was given.
+    pub(super) fn flags(&self) -> [Flag; 6] {
+        [
+            flag("--epochs", self.epochs),
+            flag("--cells", self.cells),
+            flag("--channels", self.channels),
+            flag("--max-parameters", self.max_parameters),
+            flag("--drop-path", self.drop_path),
+            flag("--cutout", self.cutout),
+        ]
     }
 
     /// What decides the training of this architecture.
@@ -71,7 +71,7 @@ impl Flags {
         architecture: &Architecture,
         data: &Cifar10,
     ) -> anyhow::Result<Recipe> {
-        let preset = match how.preset {
+        let preset = match how.preset() {
             super::Preset::Paper => Retraining::PAPER,
             super::Preset::Quick => Retraining::QUICK,
         };

@@ -7,7 +7,8 @@ use clap::Args;
 use tch::{Device, Kind};
 
 use super::{
-    recipe::Inpainting as Recipe,
+    Flag, flag,
+    recipe::{Inpainting as Recipe, name},
     training::{Figure, Training},
 };
 use crate::{
@@ -43,16 +44,15 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    /// The first flag that was given, if any.
-    pub(super) fn given(&self) -> Option<&'static str> {
-        let given = [
-            ("--iterations", self.iterations.is_some()),
-            ("--evaluate-every", self.evaluate_every.is_some()),
-            ("--mask", self.mask.is_some()),
-            ("--image-size", self.image_size.is_some()),
-            ("--batch-norm", self.batch_norm.is_some()),
-        ];
-        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    /// Each flag, with its value if it was given.
+    pub(super) fn flags(&self) -> [Flag; 5] {
+        [
+            flag("--iterations", self.iterations),
+            flag("--evaluate-every", self.evaluate_every),
+            flag("--mask", self.mask.as_ref().map(name)),
+            flag("--image-size", self.image_size),
+            flag("--batch-norm", self.batch_norm),
+        ]
     }
 
     /// Height and width of the photos.
@@ -69,7 +69,7 @@ impl Flags {
         architecture: &Architecture,
         pictures: &Pictures,
     ) -> anyhow::Result<Recipe> {
-        let preset = match how.preset {
+        let preset = match how.preset() {
             super::Preset::Paper => Retraining::PAPER,
             super::Preset::Quick => Retraining::QUICK,
         };

@@ -11,15 +11,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, bail, ensure};
+use indicatif::HumanDuration;
+use tracing::info;
 
 use super::{
     events::Events,
     log::{Log, Row},
     recipe::{BEST, LAST},
 };
-use crate::supernet::{self, Numbers};
+use crate::{
+    progress,
+    supernet::{self, Numbers},
+};
+
+/// From this time on, a training is announced with what takes less.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A number with its name.
 pub(super) type Figure = (&'static str, f64);
@@ -82,12 +89,22 @@ impl Progress {
     }
 }
 
+/// Returns the number of minibatches that are in a checkpoint.
+pub(super) fn iterations(file: &Path) -> anyhow::Result<u64> {
+    let numbers = supernet::numbers(file)?;
+    let iterations = numbers.get(Progress::NAMES[0]);
+    let iterations = iterations
+        .with_context(|| format!("{} is no checkpoint of a retraining", file.display()))?;
+    Ok(*iterations as u64)
+}
+
 /// Trains to the end, from where an earlier run in the same directory came to; what the last weights reach. When `stop`
-/// becomes true it writes a checkpoint and fails.
+/// becomes true it writes a checkpoint and fails. `advice` is logged when it takes more than an hour.
 pub(super) fn run(
     training: &mut dyn Training,
     directory: &Path,
     checkpoint_every: Duration,
+    advice: &str,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Figure>> {
     let last = directory.join(LAST);
@@ -101,11 +118,10 @@ pub(super) fn run(
     let mut log = Log::open(directory, progress.iterations)?;
     let mut events = Events::open(directory, progress.iterations)?;
     let total = training.iterations();
-    let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} batches  {per_sec}  ETA {eta}  {msg}",
-    )?);
-    bar.set_position(progress.iterations);
-    bar.reset_eta();
+    if progress.iterations > 0 {
+        info!("{} of {total} batches are done", progress.iterations);
+    }
+    let shown = progress::Progress::new(progress.iterations, total)?;
 
     let mut reached = Vec::new();
     let (started, before) = (Instant::now(), progress.seconds);
@@ -124,19 +140,23 @@ pub(super) fn run(
         }
         progress.iterations += 1;
         progress.seconds = before + started.elapsed().as_secs_f64();
-        bar.inc(1);
         let place = progress.iterations % training.per_round();
+        let message = || {
+            let epoch = progress.iterations as f64 / training.per_epoch() as f64;
+            let batches = if place == 0 { training.per_round() } else { place };
+            message(epoch, &means(&said, progress.sums, batches))
+        };
+        if let Some(left) = shown.advance(message) {
+            let advice = if left > LONG { advice } else { "" };
+            shown.print(|| info!("it takes about {}{advice}", HumanDuration(left)));
+        }
         if place == 0 || progress.iterations == total {
             let count = if place == 0 { training.per_round() } else { place };
-            let mut figures: Vec<Figure> = said
-                .iter()
-                .zip(progress.sums)
-                .map(|((name, _), sum)| (*name, sum / count as f64))
-                .collect();
+            let mut figures = means(&said, progress.sums, count);
+            shown.show("evaluating on the test images");
             reached = training.evaluate()?;
             figures.extend(&reached);
             let epoch = progress.iterations as f64 / training.per_epoch() as f64;
-            bar.set_message(message(epoch, &figures));
             progress.seconds = before + started.elapsed().as_secs_f64();
             let row = Row {
                 iteration: progress.iterations,
@@ -163,11 +183,17 @@ pub(super) fn run(
         training.save(&last, &progress.numbers())?;
         saved = Instant::now();
     }
-    bar.finish();
     if reached.is_empty() {
+        info!("nothing is left to train: evaluating on the test images");
         reached = training.evaluate()?;
     }
+    shown.finish();
     Ok(reached)
+}
+
+/// Means over the minibatches of the present round.
+fn means(figures: &[Figure], sums: [f64; 2], count: u64) -> Vec<Figure> {
+    figures.iter().zip(sums).map(|((name, _), sum)| (*name, sum / count as f64)).collect()
 }
 
 fn message(epoch: f64, figures: &[Figure]) -> String {

@@ -61,6 +61,22 @@ pub(super) fn tensors(numbers: &Numbers) -> Result<BTreeMap<String, Tensor>, Err
     numbers.iter().map(tensor).collect()
 }
 
+/// Reads the numbers of a file.
+pub fn numbers(path: &Path) -> Result<Numbers, Error> {
+    File::open(path).map_err(files::Error::cannot("read checkpoint", path))?;
+    let stored = Tensor::read_safetensors(path).map_err(|error| Error::OtherNetwork {
+        file: path.display().to_string(),
+        reason: error.to_string(),
+    });
+    let mut numbers = Numbers::new();
+    for (name, tensor) in stored? {
+        if let Some((NUMBERS, name)) = name.split_once('/') {
+            numbers.insert(name.to_owned(), f64::try_from(tensor)?);
+        }
+    }
+    Ok(numbers)
+}
+
 /// Takes the numbers back from tensors of the same names.
 pub(super) fn read_numbers(
     numbers: &mut Numbers,

@@ -107,7 +107,11 @@ async fn get_status(
 
 /// The values of an architecture of the trainer's study, from the controller.
 async fn values_of(options: &Options, study: &str, which: &Which) -> anyhow::Result<Vec<i64>> {
-    anyhow::ensure!(!study.is_empty(), "the trainer has no study open now");
+    anyhow::ensure!(
+        !study.is_empty(),
+        "the trainer has no study open now; on its machine, `asng-trainer evaluate --study NAME --work-dir DIR` evaluates \
+         with the weights last saved"
+    );
     let connection = options.connect()?;
     let url = connection.url();
     let found = client::study(&mut client::connect(connection), study).await;
