@@ -88,6 +88,9 @@ enum Flaw {
     FearsDuplicates,
     IgnoresNext,
     NeverEnds,
+    /// None: it asks for work of any study.
+    ServesAny,
+    ReportsWhatItCannotServe,
 }
 
 #[tokio::test]
@@ -99,7 +102,7 @@ async fn a_flaw_is_found_and_nothing_else() {
         r#"[{"name": "a", "choices": ["x", "y"]}, {"name": "b", "low": 1, "high": 9}]"#,
     )
     .unwrap();
-    let cases: [(Flaw, &[&str], &[&str]); 9] = [
+    let cases: [(Flaw, &[&str], &[&str]); 11] = [
         (Flaw::None, &["lost-lease", "restart", "overtaken", "extension"], &[]),
         (Flaw::FewerLosses, &["stale"], &["losses"]),
         (Flaw::NewRequestIds, &["lost-lease"], &["lost-lease"]),
@@ -113,6 +116,8 @@ async fn a_flaw_is_found_and_nothing_else() {
         (Flaw::FearsDuplicates, &["overtaken", "stale"], &["overtaken"]),
         (Flaw::IgnoresNext, &["pending"], &["every-step"]),
         (Flaw::NeverEnds, &["stale"], &["finished"]),
+        (Flaw::ServesAny, &["unserved", "stale"], &[]),
+        (Flaw::ReportsWhatItCannotServe, &["unserved", "stale"], &["unserved"]),
     ];
     let together = LocalSet::new();
     let checks = cases.map(|(flaw, scenes, failed)| {
@@ -126,7 +131,8 @@ async fn a_flaw_is_found_and_nothing_else() {
 
 async fn find(variables: impl AsRef<Path>, flaw: Flaw, scenes: &[&str], failed: &[&str]) {
     let variables = variables.as_ref().to_str().unwrap();
-    let check = Check::start(&[&["--timeout", "10s", "--variables", variables], scenes].concat());
+    let offer = ["--timeout", "10s", "--space", "mine", "--variables", variables];
+    let check = Check::start(&[&offer, scenes].concat());
     let url = check.url.clone();
     let end = spawn_blocking(|| check.end());
     let trainer = async {
@@ -151,6 +157,7 @@ async fn train(url: String, flaw: Flaw) {
     let mut next = None;
     let mut requests = 0;
     let mut steps = 0;
+    let serves_any = [Flaw::ServesAny, Flaw::ReportsWhatItCannotServe].contains(&flaw);
     loop {
         let step = match next.take() {
             Some(Next::Step(step)) => step,
@@ -166,8 +173,9 @@ async fn train(url: String, flaw: Flaw) {
                         requests += 1;
                     }
                     let request = v1::LeaseStepRequest {
-                        study: "conformance".into(),
+                        study: if serves_any { "" } else { "conformance" }.into(),
                         trainer_id: "t".into(),
+                        spaces: vec!["mine".into()],
                         request_id: requests.to_string(),
                         ..Default::default()
                     };
@@ -177,6 +185,14 @@ async fn train(url: String, flaw: Flaw) {
                 continue;
             }
         };
+        // The offered study has two variables.
+        if flaw == Flaw::ServesAny && step.rank[0].values.len() != 2 {
+            let v1::Step { study, step_id, lease_id, .. } = step;
+            let request =
+                v1::ReleaseStepRequest { study, step_id, lease_id, reason: "not mine".into() };
+            search.clone().release_step(request).await.unwrap();
+            continue;
+        }
         compute(&search, &step, flaw).await;
         steps += 1;
         let answer = insist(flaw, async |tries| {

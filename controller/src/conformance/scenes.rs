@@ -37,7 +37,12 @@ pub(super) struct Scene {
 }
 
 /// In the order in which they are played.
-pub(super) const SCENES: [Scene; 12] = [
+pub(super) const SCENES: [Scene; 13] = [
+    Scene {
+        rule: "unserved",
+        expected: "a step of a study that the trainer cannot serve is given back, or the study rejected, and the trainer asks for other work",
+        play: |stage| Box::pin(unserved(stage)),
+    },
     Scene {
         rule: "lost-lease",
         expected: "LeaseStep whose reply was lost is sent again with the same request_id",
@@ -106,6 +111,45 @@ pub(super) const FINISHED: Scene = Scene {
     expected: "told that the study has ended, the trainer asks for its steps once more at most",
     play: |stage| Box::pin(finished(stage)),
 };
+
+async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = loop {
+        match stage.next().await? {
+            Call::Lease(asked) => break asked,
+            other => drop(stage.answer(other).await),
+        }
+    };
+    let Some(step) = stage.hand_out_unserved(asked).await? else {
+        return Ok((Verdict::NotSeen, "the trainer asks for one study by its name".into()));
+    };
+    stage.fault("the variables of a study were not those of its space");
+    let mut let_go = None;
+    loop {
+        let call = stage.next_of_any_kind().await?;
+        match &call {
+            Call::Release(asked) if asked.request.lease_id == step.lease_id => {
+                let_go.get_or_insert("its step was given back");
+            }
+            Call::Describe(asked) if asked.request.study == step.study => {
+                let_go.get_or_insert("it was rejected");
+            }
+            Call::Report(asked) if asked.request.lease_id == step.lease_id => {
+                stage.answer(call).await;
+                return Ok(stage.verdict(false, "its step was reported all the same"));
+            }
+            Call::Lease(_) => {
+                // The next scene begins with the same request, sent again.
+                drop(call);
+                return Ok(match let_go {
+                    Some(how) => stage.verdict(true, format!("{how}, and other work asked for")),
+                    None => stage.verdict(false, "its step was kept, and other work asked for"),
+                });
+            }
+            _ => {}
+        }
+        stage.answer(call).await;
+    }
+}
 
 async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
     let mut first = None;

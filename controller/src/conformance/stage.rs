@@ -19,6 +19,10 @@ use crate::{service::Api, study::RETRY_WHEN_IDLE};
 /// on, so that a step stays with a trainer that is slow.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
 
+/// The study that no trainer of its space can serve, and how many variables it has in their place.
+const UNSERVED: &str = "conformance-unserved";
+const UNSERVED_VARIABLES: usize = 5;
+
 /// Why a scene was not played.
 pub(super) const ENDED: &str = "the study had ended: give it more steps";
 
@@ -112,14 +116,17 @@ impl Stage {
         Ok((Verdict::NotSeen, silence))
     }
 
-    /// The trainer's next call.
-    pub(super) async fn next(&mut self) -> Result<Call, Over> {
+    /// The trainer's next call, also if that rejects a study.
+    pub(super) async fn next_of_any_kind(&mut self) -> Result<Call, Over> {
         if self.told == Told::Finished {
             return Err(Over::Ended);
         }
-        let Some(call) = self.next_until(self.busy + self.timeout).await else {
-            return Err(Over::Silent);
-        };
+        self.next_until(self.busy + self.timeout).await.ok_or(Over::Silent)
+    }
+
+    /// The trainer's next call.
+    pub(super) async fn next(&mut self) -> Result<Call, Over> {
+        let call = self.next_of_any_kind().await?;
         if let Call::Describe(Asked { request, .. }) = &call
             && let Some(Answer::Rejection(v1::Rejection { violations })) = &request.answer
         {
@@ -197,6 +204,39 @@ impl Stage {
                 None
             }
         }
+    }
+
+    /// Answers a request for a step of any study with one that no trainer of its space can work on. A request that names a study
+    /// gets its own answer.
+    pub(super) async fn hand_out_unserved(
+        &mut self,
+        mut asked: Asked<v1::LeaseStepRequest, v1::LeaseStepResponse>,
+    ) -> Result<Option<v1::Step>, Over> {
+        let space = asked.request.spaces.first().filter(|_| asked.request.study.is_empty());
+        let Some(space) = space.cloned() else {
+            self.answer(Call::Lease(asked)).await;
+            return Ok(None);
+        };
+        let variable = |i: usize| {
+            let choices = vec!["a".into(), "b".into()];
+            let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
+            v1::Variable { name: format!("unserved {i}"), kind: Some(kind) }
+        };
+        let spec = v1::StudySpec {
+            space,
+            variables: (0..UNSERVED_VARIABLES).map(variable).collect(),
+            stop: Some(v1::StopRules { max_steps: 1, ..Default::default() }),
+            ..Default::default()
+        };
+        let request = v1::CreateStudyRequest {
+            name: UNSERVED.into(),
+            spec: Some(spec),
+            replace_failed: false,
+        };
+        let created = self.api.create_study(by_anybody(request)).await;
+        created.map_err(|status| Over::Broken(Error::Offer(status.into())))?;
+        asked.request.study = UNSERVED.into();
+        Ok(self.answer(Call::Lease(asked)).await)
     }
 
     /// Has the controller take a report, and returns its answer.
