@@ -14,13 +14,13 @@ use crate::{
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Many more random lists of operations, kills of either service, hostile requests, seeds of the artificial problem
-    /// and searches within limits; a longer cut of a trainer's line; and run the demo as well
+    /// and searches within limits; longer disturbances of trainers; and run the demo as well
     #[arg(long)]
     full: bool,
 }
 
 /// How much of what is random, or takes its time: the variable that a test reads, without and with `--full`.
-const COUNTS: [(&str, &str, &str); 7] = [
+const COUNTS: [(&str, &str, &str); 8] = [
     ("ASNG_LISTS", "500", "10000"),
     ("ASNG_KILLS", "20", "200"),
     ("ASNG_HOSTILE_REQUESTS", "30000", "1000000"),
@@ -28,6 +28,7 @@ const COUNTS: [(&str, &str, &str); 7] = [
     ("ASNG_TOY_SEEDS", "1", "50"),
     ("ASNG_LIMITED_SEARCHES", "10", "100"),
     ("ASNG_CUT_SECONDS", "10", "120"),
+    ("ASNG_CHAOS_SECONDS", "60", "600"),
 ];
 
 /// Sets up first when needed.
