@@ -419,6 +419,17 @@ pub fn tiny_search(name: &str, max_steps: u64) -> v1::CreateStudyRequest {
     }
 }
 
+/// Describes a study that waits for its variables, as a trainer called "another" would.
+pub async fn describe(controller: &Controller, study: &str, variables: Vec<v1::Variable>) {
+    let description = v1::SpaceDescription { variables, costs: None };
+    let request = v1::DescribeSpaceRequest {
+        study: study.into(),
+        trainer_id: "another".into(),
+        answer: Some(v1::describe_space_request::Answer::Description(description)),
+    };
+    controller.search().describe_space(request).await.unwrap();
+}
+
 /// Waits until the study `name` satisfies `condition`, and returns it.
 pub async fn study_when(
     controller: &Controller,

@@ -11,8 +11,8 @@ use std::{
 
 use asng_proto::v1::{self, ReportOutcome, StudyState};
 use asng_tests::{
-    Controller, Disk, ServedTrainer, applied, asngctl, categoricals, insist, limit, study_when,
-    terminate, tiny_search,
+    Controller, Disk, ServedTrainer, applied, asngctl, categoricals, describe, insist, limit,
+    study_when, terminate, tiny_search,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -100,7 +100,9 @@ async fn create(controller: &Controller, disks: &[Disk], seconds: u64) -> Vec<Pl
             .map(|disk| disk.path().join("studies").join(format!("{name}-{}", study.study_id)));
         let directories: Vec<PathBuf> = directories.collect();
         match poison {
-            Some(Poison::DescribedDifferently) => describe_differently(controller, &name).await,
+            Some(Poison::DescribedDifferently) => {
+                describe(controller, &name, categoricals(2)).await
+            }
             Some(Poison::DamagedCheckpoints) => {
                 for directory in directories {
                     fs::create_dir_all(&directory).unwrap();
@@ -118,16 +120,6 @@ async fn create(controller: &Controller, disks: &[Disk], seconds: u64) -> Vec<Pl
         planned.push(Planned { name, poison });
     }
     planned
-}
-
-async fn describe_differently(controller: &Controller, study: &str) {
-    let description = v1::SpaceDescription { variables: categoricals(2), costs: None };
-    let request = v1::DescribeSpaceRequest {
-        study: study.into(),
-        trainer_id: "another".into(),
-        answer: Some(v1::describe_space_request::Answer::Description(description)),
-    };
-    controller.search().describe_space(request).await.unwrap();
 }
 
 fn start(controller: &Controller, work_dir: &Path) -> ServedTrainer {

@@ -555,7 +555,7 @@ fn studies_are_listed_by_state_and_name_and_their_number_is_told_when_some_are_l
         text(run(&format!("study create {name} --variables variables.json --max-steps 9")));
     }
     text(run("study pause dogs"));
-    text(run("study stop cats-3"));
+    text(run("study stop cats-3 --yes"));
     let listed = |flags: &str| {
         let studies = json(run(&format!("study list --output json {flags}")));
         let names = studies.as_array().unwrap().iter().map(|study| study["name"].clone());

@@ -8,7 +8,7 @@ use std::{
 
 use asng_proto::v1::{self, StudyState};
 use asng_tests::{
-    Controller, Disk, ServedTrainer, applied, categoricals, get_page, limit, study_when,
+    Controller, Disk, ServedTrainer, applied, categoricals, describe, get_page, limit, study_when,
     tiny_search,
 };
 use tokio::time::sleep;
@@ -100,13 +100,7 @@ async fn a_study_that_others_described_differently_is_set_aside() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
     let bad = create(&controller, toy("bad", ENDLESS)).await;
-    let description = v1::SpaceDescription { variables: categoricals(2), costs: None };
-    let request = v1::DescribeSpaceRequest {
-        study: "bad".into(),
-        trainer_id: "another".into(),
-        answer: Some(v1::describe_space_request::Answer::Description(description)),
-    };
-    controller.search().describe_space(request).await.unwrap();
+    describe(&controller, "bad", categoricals(2)).await;
     create(&controller, toy("good", 100)).await;
     let mut trainer = ServedTrainer::start(&controller, &directory.path().join("work"), &[]);
     is_finished(&controller, "good").await;
