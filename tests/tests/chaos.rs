@@ -101,7 +101,7 @@ async fn create(controller: &Controller, disks: &[Disk], seconds: u64) -> Vec<Pl
         let directories: Vec<PathBuf> = directories.collect();
         match poison {
             Some(Poison::DescribedDifferently) => {
-                describe(controller, &name, categoricals(2)).await
+                describe(controller, &name, categoricals(2)).await;
             }
             Some(Poison::DamagedCheckpoints) => {
                 for directory in directories {
