@@ -56,6 +56,17 @@ pub(crate) fn nasbench201(root: &Path) -> Result<()> {
     ensure(root, &[Part::Nasbench201]).map(|_| ())
 }
 
+/// Makes sure that the oldest libtorch that the trainer compiles with is in `destination`; returns the version of tch for
+/// it.
+pub(crate) fn oldest_libtorch(root: &Path, destination: &Path) -> Result<&'static str> {
+    let _lock = lock(root)?;
+    let oldest = &libtorch::RELEASES[0];
+    libtorch::ensure_ours(destination, oldest)
+        .map_err(name_full_disk)
+        .context("no libtorch of the oldest PyTorch")?;
+    Ok(oldest.tch)
+}
+
 /// The subcommand: the same for some parts (none named: what it takes to run the programs), and says what there is.
 /// With `cuda`, the libtorch is that of a whole PyTorch.
 pub(crate) fn command(root: &Path, parts: &[Part], cuda: bool) -> Result<()> {

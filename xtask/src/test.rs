@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that must hold, from lints to searches by the real binaries.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Many more random lists of operations, kills of either service, hostile requests, seeds of the artificial problem
-    /// and searches within limits; longer disturbances of trainers; and run the demo as well
+    /// and searches within limits; longer disturbances of trainers; the demo; and the trainer's own tests against PyTorch
+    /// 2.11, the oldest that it compiles with (10 minutes on two cores)
     #[arg(long)]
     full: bool,
 }
@@ -51,7 +53,52 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if arguments.full {
         demo::demo(root, &demo::Arguments::default())?;
+        oldest_pytorch(root)?;
     }
+    Ok(())
+}
+
+/// Builds the trainer against the oldest PyTorch that it compiles with, and runs its tests and the program on the CPU.
+///
+/// That takes another Cargo.lock, and cargo reads the one beside Cargo.toml. So the build runs in a directory of links to
+/// all that lies in the checkout, with a copy of Cargo.lock alone; the checkout stays as it is.
+fn oldest_pytorch(root: &Path) -> anyhow::Result<()> {
+    let directory = root.join("target/oldest-pytorch");
+    let (libtorch, checkout) = (directory.join("libtorch"), directory.join("checkout"));
+    let tch = setup::oldest_libtorch(root, &libtorch)?;
+    link_checkout(root, &checkout)
+        .with_context(|| format!("cannot make {}", checkout.display()))?;
+    run(&mut cargo(&checkout, ["update", "--package", "tch", "--precise", tch]))?;
+
+    let trainer = |arguments: &[&str]| {
+        let mut command = cargo(&checkout, arguments);
+        command.env("LIBTORCH", &libtorch).env("CARGO_TARGET_DIR", directory.join("target"));
+        // torch-sys would look there instead.
+        for variable in ["LIBTORCH_USE_PYTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB"] {
+            command.env_remove(variable);
+        }
+        run(command.env("GOMP_SPINCOUNT", "10000"))
+    };
+    trainer(&["test", "--locked", "-p", "asng-native", "-p", "asng-trainer", "--no-fail-fast"])?;
+    trainer(&["run", "--locked", "--quiet", "-p", "asng-trainer", "--", "--version"])
+}
+
+/// Fills `directory` anew with links to what lies in `root`, except for hidden files and the target directory, and with a
+/// copy of Cargo.lock.
+fn link_checkout(root: &Path, directory: &Path) -> anyhow::Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?; // of links, only the links
+    }
+    fs::create_dir_all(directory)?;
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if !hidden && name != "target" && name != "Cargo.lock" {
+            #[cfg(unix)]
+            std::os::unix::fs::symlink(root.join(&name), directory.join(&name))?;
+        }
+    }
+    fs::copy(root.join("Cargo.lock"), directory.join("Cargo.lock"))?;
     Ok(())
 }
 
@@ -62,4 +109,28 @@ pub(crate) fn screenshots(root: &Path) -> anyhow::Result<()> {
     run(cargo(root, page)
         .args(["--", "--ignored", "--exact", "screenshots"])
         .env("GOMP_SPINCOUNT", "10000"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linked_checkout_has_a_cargo_lock_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        for directory in [".git", "target", "trainer"] {
+            fs::create_dir(root.path().join(directory)).unwrap();
+        }
+        for file in ["Cargo.toml", "Cargo.lock", "trainer/Cargo.toml"] {
+            fs::write(root.path().join(file), "as it was").unwrap();
+        }
+        let linked = root.path().join("target/linked");
+        for _ in 0..2 {
+            link_checkout(root.path(), &linked).unwrap();
+            fs::write(linked.join("Cargo.lock"), "changed").unwrap();
+        }
+        assert_eq!(fs::read_to_string(root.path().join("Cargo.lock")).unwrap(), "as it was");
+        assert!(linked.join("trainer/Cargo.toml").is_file());
+        assert!(!linked.join(".git").exists() && !linked.join("target").exists());
+    }
 }

@@ -3,6 +3,8 @@
 //! The wheel of `torch` is built for CUDA: its `libtorch_cpu.so` wants the two small NVIDIA libraries
 //! that come with it here, but no driver and no GPU. A GPU needs the whole of PyTorch instead, which
 //! pip installs in a folder of its own; `libtorch` is then a link into it.
+//!
+//! Each release of torch-sys fits one release of PyTorch; the one in Cargo.lock decides which is fetched.
 
 use std::env;
 use std::ffi::OsStr;
@@ -17,41 +19,87 @@ use asng_datasets::part_folder;
 use indicatif::ProgressBar;
 use zip::ZipArchive;
 
-const VERSION: &str = "2.13.0";
-/// Written last. The number after the hyphen counts changes of what we make of the wheels.
-const STAMP: &str = "2.13.0-1";
+use crate::process::{cargo, read};
+
+/// The releases of PyTorch that the trainer compiles with, the oldest first.
+pub(super) static RELEASES: [Release; 2] = [
+    Release {
+        version: "2.11.0",
+        tch: "0.24.0",
+        wheels: [
+            Pinned {
+                file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+                bytes: 530_604_548,
+                sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+            },
+            CUDA_RUNTIME,
+            CUPTI,
+        ],
+        libraries: [
+            ("libtorch_cpu.so", 451_209_129),
+            ("libc10.so", 1_498_969),
+            ("libgomp.so.1", 254_009),
+            ("libcudart.so.13", 704_288),
+            ("libcupti.so.13", 4_152_208),
+        ],
+        unpacked_bytes: 496_572_975,
+    },
+    Release {
+        version: "2.13.0",
+        tch: "0.26.0",
+        wheels: [
+            Pinned {
+                file: "torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+                bytes: 526_574_961,
+                sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
+            },
+            CUDA_RUNTIME,
+            CUPTI,
+        ],
+        libraries: [
+            ("libtorch_cpu.so", 438_418_417),
+            ("libc10.so", 1_623_185),
+            ("libgomp.so.1", 254_009),
+            ("libcudart.so.13", 704_288),
+            ("libcupti.so.13", 4_152_208),
+        ],
+        unpacked_bytes: 483_929_421,
+    },
+];
+
+const CUDA_RUNTIME: Pinned = Pinned {
+    file: "nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+    bytes: 2_243_632,
+    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+};
+const CUPTI: Pinned = Pinned {
+    file: "nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl",
+    bytes: 10_715_597,
+    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+};
+
+/// A release of PyTorch, and the files that its libtorch for the CPU is made of.
+pub(super) struct Release {
+    version: &'static str,
+    /// The version of tch and torch-sys that binds to it.
+    pub(super) tch: &'static str,
+    wheels: [Pinned; 3],
+    /// The libraries taken from the wheels, with their sizes in bytes.
+    libraries: [(&'static str, u64); 5],
+    /// The size of these and of all headers; only for a progress bar.
+    unpacked_bytes: u64,
+}
+
+impl Release {
+    /// Returns the content of the stamp. The number after the hyphen counts changes of what we make of the wheels.
+    fn stamp(&self) -> String {
+        format!("{}-1", self.version)
+    }
+}
+
+/// Written last.
 const STAMP_FILE: &str = ".complete";
 const HEADER: &str = "include/torch/csrc/api/include/torch/torch.h";
-
-const WHEELS: [Pinned; 3] = [
-    Pinned {
-        file: "torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl",
-        bytes: 526_574_961,
-        sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
-    },
-    Pinned {
-        file: "nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
-        bytes: 2_243_632,
-        sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-    },
-    Pinned {
-        file: "nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl",
-        bytes: 10_715_597,
-        sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
-    },
-];
-
-/// The libraries taken from the wheels, with their sizes in bytes.
-const LIBRARIES: [(&str, u64); 5] = [
-    ("libtorch_cpu.so", 438_418_417),
-    ("libc10.so", 1_623_185),
-    ("libgomp.so.1", 254_009),
-    ("libcudart.so.13", 704_288),
-    ("libcupti.so.13", 4_152_208),
-];
-
-/// The size of these and of all headers; only for a progress bar.
-const UNPACKED_BYTES: u64 = 483_929_421;
 
 /// What only a PyTorch with CUDA has, in the folder that pip installs it in.
 const CUDA_LIBRARY: &str = "torch/lib/libtorch_cuda.so";
@@ -70,16 +118,17 @@ enum Source {
 /// Makes sure that there is a libtorch to build with; returns a line that says which.
 pub(super) fn ensure(root: &Path) -> Result<String> {
     let destination = root.join("libtorch");
+    let release = locked_release(root)?;
     let use_pytorch = env::var_os("LIBTORCH_USE_PYTORCH");
     match source(use_pytorch.as_deref(), env::var_os("LIBTORCH").as_deref(), &destination) {
         Source::PyTorch => {
-            let version = pytorch_version()?;
+            let version = pytorch_version(release)?;
             Ok(format!(
                 "libtorch: PyTorch {version}, as LIBTORCH_USE_PYTORCH is set; nothing fetched"
             ))
         }
         Source::Directory(directory) => {
-            check_own(&directory).with_context(|| {
+            check_own(&directory, release).with_context(|| {
                 format!(
                     "LIBTORCH is set to {}; correct it, or unset it to have libtorch fetched",
                     directory.display()
@@ -87,8 +136,22 @@ pub(super) fn ensure(root: &Path) -> Result<String> {
             })?;
             Ok(format!("libtorch: {}, as LIBTORCH is set; nothing fetched", directory.display()))
         }
-        Source::Setup => ensure_ours(&destination),
+        Source::Setup => ensure_ours(&destination, release),
     }
+}
+
+/// Returns the release of PyTorch that the torch-sys in Cargo.lock binds to.
+fn locked_release(root: &Path) -> Result<&'static Release> {
+    // A line like registry+https://github.com/rust-lang/crates.io-index#torch-sys@0.26.0.
+    let package = read(&mut cargo(root, ["pkgid", "--locked", "torch-sys"]))?;
+    let (_, locked) = package.trim().rsplit_once('@').context("cargo pkgid printed no version")?;
+    RELEASES.iter().find(|release| release.tch == locked).with_context(|| {
+        let known = RELEASES.each_ref().map(|release| release.tch).join(" and ");
+        format!(
+            "Cargo.lock has torch-sys {locked}, but setup knows only {known}: \
+             `cargo update -p tch --precise VERSION` changes it"
+        )
+    })
 }
 
 /// Makes sure that there is a PyTorch with CUDA, and that builds take it.
@@ -99,22 +162,24 @@ pub(super) fn ensure_cuda(root: &Path) -> Result<()> {
     if source(use_pytorch.as_deref(), libtorch.as_deref(), &destination) != Source::Setup {
         bail!("LIBTORCH or LIBTORCH_USE_PYTORCH is set, and builds take that: unset it first");
     }
-    if !whole.join(CUDA_LIBRARY).exists() {
+    let release = locked_release(root)?;
+    let version = release.version;
+    if !whole.join(CUDA_LIBRARY).exists() || check_own(&whole.join("torch"), release).is_err() {
         let part = part_folder(&whole)?;
-        eprintln!("PyTorch {VERSION} with CUDA: pip fetches 5 GB");
+        eprintln!("PyTorch {version} with CUDA: pip fetches 5 GB");
         let mut pip = Command::new("python3");
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"])
             .args(["--no-cache-dir", "--only-binary=:all:", "--target"])
             .arg(part.path().join("whole"))
-            .arg(format!("torch=={VERSION}"))
+            .arg(format!("torch=={version}"))
             .env("TMPDIR", part.path());
         let status = pip.status().context("cannot run python3")?;
         if !status.success() {
-            bail!("pip could not install torch=={VERSION}: {status}");
+            bail!("pip could not install torch=={version}: {status}");
         }
         let fetched = part.path().join("whole");
         if !fetched.join(CUDA_LIBRARY).exists() {
-            bail!("the torch=={VERSION} that pip found has no CUDA");
+            bail!("the torch=={version} that pip found has no CUDA");
         }
         if whole.exists() {
             fs::remove_dir_all(&whole)?;
@@ -152,7 +217,7 @@ fn source(use_pytorch: Option<&OsStr>, libtorch: Option<&OsStr>, destination: &P
     }
 }
 
-fn pytorch_version() -> Result<String> {
+fn pytorch_version(release: &Release) -> Result<String> {
     // The choice of torch-sys.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let output =
@@ -160,16 +225,17 @@ fn pytorch_version() -> Result<String> {
     let version = match &output {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout),
         _ => bail!(
-            "LIBTORCH_USE_PYTORCH is set, but {python} has no torch: `pip install torch=={VERSION}`, \
-             or unset it to have libtorch fetched"
+            "LIBTORCH_USE_PYTORCH is set, but {python} has no torch: `pip install torch=={}`, \
+             or unset it to have libtorch fetched",
+            release.version
         ),
     };
-    check_version(version.trim())?;
+    check_version(version.trim(), release)?;
     Ok(version.trim().to_owned())
 }
 
 /// Checks a libtorch that is not from us by what torch-sys will look for in it.
-fn check_own(directory: &Path) -> Result<()> {
+fn check_own(directory: &Path, release: &Release) -> Result<()> {
     // torch-sys lets these two stand in for the directory.
     let place = |variable| env::var_os(variable).map_or(directory.to_owned(), PathBuf::from);
     let header = place("LIBTORCH_INCLUDE").join(HEADER);
@@ -181,46 +247,65 @@ fn check_own(directory: &Path) -> Result<()> {
     if !names.iter().any(|name| libraries.join(name).exists()) {
         bail!("{} holds no libtorch", libraries.display());
     }
-    match fs::read_to_string(directory.join("build-version")) {
-        Ok(version) => check_version(version.trim()),
-        Err(_) => Ok(()), // Not every build has it, and torch-sys does not ask for it.
+    match version_of(directory) {
+        Some(version) => check_version(&version, release),
+        None => Ok(()), // Not every build has it, and torch-sys does not ask for it.
     }
 }
 
-fn check_version(version: &str) -> Result<()> {
+/// Returns the version that the files of a libtorch, or of a PyTorch that pip installed, give.
+fn version_of(directory: &Path) -> Option<String> {
+    if let Ok(version) = fs::read_to_string(directory.join("build-version")) {
+        return Some(version.trim().to_owned());
+    }
+    let python = fs::read_to_string(directory.join("version.py")).ok()?;
+    let (version, _) = python.split_once("__version__ = '")?.1.split_once('\'')?;
+    Some(version.to_owned())
+}
+
+fn check_version(version: &str, release: &Release) -> Result<()> {
+    let Release { version: needed, tch, .. } = release;
     let bypass = env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_some();
-    if version.split('+').next() != Some(VERSION) && !bypass {
-        bail!("it is version {version}, but the trainer needs {VERSION}");
+    if version.split('+').next() == Some(needed) || bypass {
+        return Ok(());
     }
-    Ok(())
+    match RELEASES.iter().find(|known| version.split('+').next() == Some(known.version)) {
+        Some(other) => bail!(
+            "it is version {version}, but the tch {tch} of Cargo.lock needs {needed}: \
+             `cargo update -p tch --precise {}` changes that",
+            other.tch
+        ),
+        None => bail!("it is version {version}, but the tch {tch} of Cargo.lock needs {needed}"),
+    }
 }
 
-fn ensure_ours(destination: &Path) -> Result<String> {
-    let shown = destination.display();
+/// Makes sure that the libtorch in `destination` is that of `release`, or one that the user put there.
+pub(super) fn ensure_ours(destination: &Path, release: &Release) -> Result<String> {
+    let (shown, version) = (destination.display(), release.version);
     if destination.exists() {
         if !destination.join(STAMP_FILE).exists() {
             // Not from us, so nothing that we may replace.
-            check_own(destination).with_context(|| {
-                format!("{shown} is in the way, and no libtorch: move it elsewhere")
+            check_own(destination, release).with_context(|| {
+                format!("{shown} is not from setup and does not serve: move it elsewhere")
             })?;
             return Ok(format!("libtorch: your own in {shown}; nothing fetched"));
         }
-        match check_ours(destination) {
-            Ok(()) => return Ok(format!("libtorch {VERSION}: already there, in {shown}")),
+        match check_ours(destination, release) {
+            Ok(()) => return Ok(format!("libtorch {version}: already there, in {shown}")),
             Err(fault) => eprintln!("{fault:#}; fetching libtorch again"),
         }
     }
-    install(destination)?;
-    Ok(format!("libtorch {VERSION}: now in {shown}"))
+    install(destination, release)?;
+    Ok(format!("libtorch {version}: now in {shown}"))
 }
 
 /// Checks the stamp and the files that a build would miss.
-fn check_ours(folder: &Path) -> Result<()> {
+fn check_ours(folder: &Path, release: &Release) -> Result<()> {
     let stamp = fs::read_to_string(folder.join(STAMP_FILE)).context("no stamp")?;
-    if stamp.trim() != STAMP {
-        bail!("{} is {}, not {STAMP}", folder.display(), stamp.trim());
+    if stamp.trim() != release.stamp() {
+        bail!("{} is {}, not {}", folder.display(), stamp.trim(), release.stamp());
     }
-    check_files(folder, &LIBRARIES)
+    check_files(folder, &release.libraries)
 }
 
 fn check_files(folder: &Path, libraries: &[(&str, u64)]) -> Result<()> {
@@ -240,28 +325,29 @@ fn check_files(folder: &Path, libraries: &[(&str, u64)]) -> Result<()> {
     Ok(())
 }
 
-fn install(destination: &Path) -> Result<()> {
+fn install(destination: &Path, release: &Release) -> Result<()> {
+    let version = release.version;
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!(
             "setup knows a libtorch for Linux on x86-64 only; elsewhere, `pip install \
-             torch=={VERSION}` and set LIBTORCH_USE_PYTORCH=1, or set LIBTORCH to a directory that \
-             holds libtorch {VERSION}"
+             torch=={version}` and set LIBTORCH_USE_PYTORCH=1, or set LIBTORCH to a directory that \
+             holds libtorch {version}"
         );
     }
     let part = part_folder(destination)?;
     let (wheels, whole) = (part.path().join("wheels"), part.path().join("whole"));
     fs::create_dir(&wheels)?;
     fs::create_dir(&whole)?;
-    download(&wheels)?;
+    download(&wheels, release)?;
 
-    let bar = fetch::bar("unpacking", UNPACKED_BYTES);
-    for wheel in WHEELS {
-        unpack(&wheels.join(wheel.file), &whole, &bar)
+    let bar = fetch::bar("unpacking", release.unpacked_bytes);
+    for wheel in &release.wheels {
+        unpack(&wheels.join(wheel.file), &whole, release, &bar)
             .with_context(|| format!("cannot unpack {}", wheel.file))?;
     }
     bar.finish_and_clear();
-    complete(&whole)?;
-    check_ours(&whole)?;
+    complete(&whole, release)?;
+    check_ours(&whole, release)?;
 
     if destination.exists() {
         fs::remove_dir_all(destination)?;
@@ -270,7 +356,7 @@ fn install(destination: &Path) -> Result<()> {
         .with_context(|| format!("cannot create {}", destination.display()))
 }
 
-fn download(folder: &Path) -> Result<()> {
+fn download(folder: &Path, release: &Release) -> Result<()> {
     let mut pip = Command::new("python3");
     // The platform and Python options choose one wheel whatever Python runs this; the C++ libraries do
     // not depend on it.
@@ -279,19 +365,20 @@ fn download(folder: &Path) -> Result<()> {
         .args(["--python-version", "311", "--implementation", "cp", "--abi", "cp311"])
         .args(["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_25_x86_64"])
         .args(["--platform", "manylinux2014_x86_64", "--dest", "."])
-        .args(["torch==2.13.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"])
+        .arg(format!("torch=={}", release.version))
+        .args(["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"])
         // On the disk that is large enough, and where the bar sees it.
         .env("TMPDIR", folder);
-    let what = format!("libtorch {VERSION} for the CPU, out of three wheels of PyTorch");
-    fetch::fetch("pip", &what, &mut pip, folder, &WHEELS)
+    let what = format!("libtorch {} for the CPU, out of three wheels of PyTorch", release.version);
+    fetch::fetch("pip", &what, &mut pip, folder, &release.wheels)
 }
 
 /// Unpacks the headers and libraries that a wheel holds, and leaves the rest.
-fn unpack(wheel: &Path, folder: &Path, bar: &ProgressBar) -> Result<()> {
+fn unpack(wheel: &Path, folder: &Path, release: &Release, bar: &ProgressBar) -> Result<()> {
     let mut archive = ZipArchive::new(io::BufReader::new(File::open(wheel)?))?;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index)?;
-        let Some(target) = entry.enclosed_name().and_then(|name| target(&name)) else {
+        let Some(target) = entry.enclosed_name().and_then(|name| target(&name, release)) else {
             continue;
         };
         if entry.is_dir() {
@@ -305,26 +392,26 @@ fn unpack(wheel: &Path, folder: &Path, bar: &ProgressBar) -> Result<()> {
 }
 
 /// Where a file of a wheel goes in a libtorch folder, if it goes there.
-fn target(name: &Path) -> Option<PathBuf> {
+fn target(name: &Path, release: &Release) -> Option<PathBuf> {
     if name.starts_with("torch/include") {
         return name.strip_prefix("torch").ok().map(Path::to_owned);
     }
     let file = name.file_name()?.to_str()?;
-    let wanted = LIBRARIES.iter().any(|(library, _)| *library == file);
+    let wanted = release.libraries.iter().any(|(library, _)| *library == file);
     let in_lib = name.parent()?.ends_with("lib");
     (wanted && in_lib).then(|| Path::new("lib").join(file))
 }
 
 /// Adds what makes the unpacked files a libtorch for torch-sys, the stamp last.
-fn complete(folder: &Path) -> Result<()> {
+fn complete(folder: &Path, release: &Release) -> Result<()> {
     // torch-sys asks for -ltorch. The wheel's own libtorch.so wants libtorch_cuda.so, so a linker
     // script stands in for it; GNU ld, gold, lld and mold all read it.
     fs::write(folder.join("lib/libtorch.so"), "INPUT(-ltorch_cpu -lc10)\n")?;
     // It asks for -lgomp as well.
     #[cfg(unix)]
     std::os::unix::fs::symlink("libgomp.so.1", folder.join("lib/libgomp.so"))?;
-    fs::write(folder.join("build-version"), format!("{VERSION}\n"))?;
-    fs::write(folder.join(STAMP_FILE), format!("{STAMP}\n"))?;
+    fs::write(folder.join("build-version"), format!("{}\n", release.version))?;
+    fs::write(folder.join(STAMP_FILE), format!("{}\n", release.stamp()))?;
     Ok(())
 }
 
@@ -332,6 +419,7 @@ fn complete(folder: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    const NEWEST: &Release = &RELEASES[1];
     const SMALL: [(&str, u64); 2] = [("libtorch_cpu.so", 10), ("libc10.so", 4)];
 
     /// A folder as `unpack` and `complete` leave it, with libraries of a few bytes.
@@ -345,7 +433,7 @@ mod tests {
         for (name, bytes) in SMALL {
             fs::write(folder.path().join("lib").join(name), vec![0; bytes as usize]).unwrap();
         }
-        complete(folder.path()).unwrap();
+        complete(folder.path(), NEWEST).unwrap();
         folder
     }
 
@@ -364,7 +452,7 @@ mod tests {
     #[test]
     fn the_stamp_must_be_the_present_one() {
         let folder = small_libtorch();
-        let complaint = || check_ours(folder.path()).unwrap_err().to_string();
+        let complaint = || check_ours(folder.path(), NEWEST).unwrap_err().to_string();
         assert!(complaint().contains("bytes, expected"), "the stamp itself passes");
         fs::write(folder.path().join(STAMP_FILE), "2.12.0-1\n").unwrap();
         assert!(complaint().ends_with("is 2.12.0-1, not 2.13.0-1"));
@@ -376,11 +464,11 @@ mod tests {
     fn a_folder_without_our_stamp_is_never_replaced() {
         let own = small_libtorch();
         fs::remove_file(own.path().join(STAMP_FILE)).unwrap();
-        assert!(ensure_ours(own.path()).unwrap().contains("your own"));
+        assert!(ensure_ours(own.path(), NEWEST).unwrap().contains("your own"));
 
         let other = tempfile::tempdir().unwrap();
         fs::write(other.path().join("thesis.tex"), "").unwrap();
-        let error = ensure_ours(other.path()).unwrap_err().to_string();
+        let error = ensure_ours(other.path(), NEWEST).unwrap_err().to_string();
         assert!(error.contains("move it elsewhere"), "{error}");
         assert!(other.path().join("thesis.tex").exists());
     }
@@ -404,7 +492,7 @@ mod tests {
         let error = link(&destination, target).unwrap_err().to_string();
         assert!(error.contains("move it elsewhere"), "{error}");
         assert!(destination.join("thesis.tex").exists());
-        fs::write(destination.join(STAMP_FILE), STAMP).unwrap();
+        fs::write(destination.join(STAMP_FILE), "").unwrap();
         link(&destination, target).unwrap();
         assert!(destination.is_symlink());
     }
@@ -412,12 +500,29 @@ mod tests {
     #[test]
     fn a_libtorch_of_another_version_is_refused() {
         let own = small_libtorch();
-        check_own(own.path()).unwrap();
+        check_own(own.path(), NEWEST).unwrap();
         fs::write(own.path().join("build-version"), "2.13.0+cpu\n").unwrap();
-        check_own(own.path()).unwrap();
+        check_own(own.path(), NEWEST).unwrap();
         fs::write(own.path().join("build-version"), "2.12.1\n").unwrap();
-        let error = check_own(own.path()).unwrap_err().to_string();
-        assert_eq!(error, "it is version 2.12.1, but the trainer needs 2.13.0");
+        let error = check_own(own.path(), NEWEST).unwrap_err().to_string();
+        assert_eq!(error, "it is version 2.12.1, but the tch 0.26.0 of Cargo.lock needs 2.13.0");
+    }
+
+    #[test]
+    fn a_pytorch_for_another_tch_is_refused_with_the_command_for_it() {
+        let own = small_libtorch();
+        fs::remove_file(own.path().join("build-version")).unwrap(); // pip installs none
+        let python = "from typing import Optional\n__version__ = '2.11.0+cu130'\ndebug = False\n";
+        fs::write(own.path().join("version.py"), python).unwrap();
+        check_own(own.path(), &RELEASES[0]).unwrap();
+        let error = check_own(own.path(), NEWEST).unwrap_err().to_string();
+        assert!(error.contains("`cargo update -p tch --precise 0.24.0`"), "{error}");
+    }
+
+    #[test]
+    fn cargo_lock_names_a_release_that_setup_knows() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        locked_release(root).unwrap();
     }
 
     #[test]
@@ -436,7 +541,7 @@ mod tests {
 
     #[test]
     fn wheels_give_headers_and_libraries_only() {
-        let to = |name| target(Path::new(name)).map(|path| path.display().to_string());
+        let to = |name| target(Path::new(name), NEWEST).map(|path| path.display().to_string());
         assert_eq!(to("torch/include/ATen/ATen.h").as_deref(), Some("include/ATen/ATen.h"));
         assert_eq!(to("torch/lib/libc10.so").as_deref(), Some("lib/libc10.so"));
         assert_eq!(to("nvidia/cu13/lib/libcupti.so.13").as_deref(), Some("lib/libcupti.so.13"));
