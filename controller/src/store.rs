@@ -24,12 +24,12 @@ use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId, TracePoint}
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory or its lock file cannot be made.
-    #[error("cannot use state directory {}: {source}", .directory.display())]
+    #[error("cannot use state directory {}: {cause}", .directory.display())]
     Directory {
         /// The state directory.
         directory: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Another process has it.
     #[error(

@@ -99,6 +99,13 @@ fn a_second_controller_on_the_same_state_is_refused() {
 }
 
 #[test]
+fn the_reason_why_a_state_directory_cannot_be_used_is_told_once() {
+    let output = run(std::path::Path::new("/dev/null/state"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(log.matches("Not a directory").count(), 1, "{log}");
+}
+
+#[test]
 fn a_state_directory_that_is_a_file_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = run(file.path());

@@ -339,3 +339,16 @@ fn a_damaged_data_file_is_named_with_its_record() {
     assert!(!output.status.success());
     assert!(log.contains("data_batch_1.bin: truncated in record 7"), "{log}");
 }
+
+#[test]
+fn the_reason_why_a_file_cannot_be_read_is_told_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let data = directory.path().join("data");
+    fs::create_dir_all(data.join("data_batch_1.bin")).unwrap();
+    let mut command = trainer_command(&controller, &directory.path().join("work"));
+    let output = command.args(["serve", "--data"]).arg(&data).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(log.matches("Is a directory").count(), 1, "{log}");
+}

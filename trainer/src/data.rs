@@ -48,12 +48,12 @@ pub enum Error {
         yours with --photos", .0.display())]
     MissingPhotos(PathBuf),
     /// A file could not be read; one that is missing counts as such.
-    #[error("{}: {source}; `asng-trainer data fetch cifar10` fetches what is missing", file.display())]
+    #[error("{}: {cause}; `asng-trainer data fetch cifar10` fetches what is missing", file.display())]
     Read {
         /// The file.
         file: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file ends too early.
     #[error("{}: truncated in record {record} (file has {bytes} bytes, expected {expected}); \
@@ -91,12 +91,12 @@ pub enum Error {
         label: u8,
     },
     /// A file or directory that a person named cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Unreadable {
         /// The file or directory.
         path: PathBuf,
         /// What the operating system or the decompressor said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file is not what its name says.
     #[error("{}: {reason}; `asng-trainer data fetch fashion-mnist` brings a good one", file.display())]

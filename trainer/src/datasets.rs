@@ -128,7 +128,7 @@ pub struct Class {
 /// Reads all of `directory`, by the reader that is meant for what lies in it, photos at `side` by
 /// `side` pixels.
 pub fn check(directory: &Path, side: u16) -> Result<Report, data::Error> {
-    let unreadable = |source| data::Error::Unreadable { path: directory.to_owned(), source };
+    let unreadable = |cause| data::Error::Unreadable { path: directory.to_owned(), cause };
     fs::metadata(directory).map_err(unreadable)?;
     let has = |name: &str| directory.join(name).exists();
     let labels = || (0..10).map(|label| label.to_string()).collect();

@@ -65,7 +65,7 @@ pub struct Sqlite {
 /// Copies the database of a state directory to `file`, while a controller may be using it, and reads the copy again.
 /// Returns how many studies are in it.
 pub fn back_up(directory: &Path, file: &Path) -> Result<usize, Error> {
-    let failed = |source| Error::Directory { directory: file.into(), source };
+    let failed = |cause| Error::Directory { directory: file.into(), cause };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let source = Connection::open_with_flags(directory.join(FILE), flags)?;
     let part = file.with_added_extension("part");
@@ -80,7 +80,7 @@ pub fn back_up(directory: &Path, file: &Path) -> Result<usize, Error> {
 
 /// Makes a backup the database of a state directory that has none. Returns how many studies are in it.
 pub fn restore(file: &Path, directory: &Path) -> Result<usize, Error> {
-    let failed = |source| Error::Directory { directory: directory.into(), source };
+    let failed = |cause| Error::Directory { directory: directory.into(), cause };
     let _lock = lock(directory)?;
     let database = directory.join(FILE);
     if database.exists() {
@@ -106,7 +106,7 @@ fn verify(file: &Path) -> Result<usize, Error> {
 }
 
 fn lock(directory: &Path) -> Result<File, Error> {
-    let failed = |source| Error::Directory { directory: directory.into(), source };
+    let failed = |cause| Error::Directory { directory: directory.into(), cause };
     fs::create_dir_all(directory).map_err(failed)?;
     let lock = File::create(directory.join("lock")).map_err(failed)?;
     lock.try_lock().map_err(|error| match error {

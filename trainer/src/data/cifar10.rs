@@ -85,7 +85,7 @@ fn read_records(path: &Path, records: usize) -> Result<Tensor, Error> {
     let file = path.to_owned();
     let content = match fs::read(path) {
         Ok(content) => content,
-        Err(source) => return Err(Error::Read { file, source }),
+        Err(cause) => return Err(Error::Read { file, cause }),
     };
     let (bytes, expected) = (content.len(), records * RECORD_BYTES);
     if bytes < expected {

@@ -73,7 +73,7 @@ fn read_idx(path: &Path, magic: u32, dimensions: &[usize]) -> Result<Vec<u8>, Er
     // One byte more than there should be, however much a file unpacks to.
     open(path)
         .and_then(|file| file.take(expected as u64 + 1).read_to_end(&mut content))
-        .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        .map_err(|cause| Error::Unreadable { path: path.to_owned(), cause })?;
     let malformed = |reason| Err(Error::Malformed { file: path.to_owned(), reason });
     if !content.starts_with(&header) {
         let start = &content[..content.len().min(header.len())];

@@ -189,7 +189,7 @@ fn entries(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Error> {
         files.sort();
         Ok((folders, files))
     };
-    read().map_err(|source| Error::Unreadable { path: directory.to_owned(), source })
+    read().map_err(|cause| Error::Unreadable { path: directory.to_owned(), cause })
 }
 
 /// Decodes all files into their places in `pixels`, on all processors; for each, why it failed.
