@@ -166,6 +166,16 @@ fn a_client_of_grpc_at_a_port_of_http_is_told_so() {
 }
 
 #[test]
+fn the_port_of_the_other_service_is_told_apart_from_a_missing_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let address = controller.address.to_string();
+    let status = refused(&["trainer", "status", "--trainer", &address], 1);
+    assert!(status.contains("serves gRPC, but is no trainer that knows this call"), "{status}");
+    assert!(status.contains("is by default on port 50053"), "{status}");
+}
+
+#[test]
 fn the_page_under_tls_is_not_grpc_either() {
     let directory = tempfile::tempdir().unwrap();
     let certs = directory.path().join("certs");

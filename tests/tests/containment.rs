@@ -71,6 +71,8 @@ async fn a_rule_about_an_unknown_cost_fails_the_study_and_no_trainer() {
     let why = failure(&controller, "misspelt").await;
     let unknown = "unknown cost \"params\"; this space reports parameters, macs";
     assert_eq!(why, [format!("spec.costs[0].cost: {unknown}")]);
+    let log = controller.log_with("this space reports parameters, macs");
+    assert!(log.contains("state=\"FAILED\" reason=\"spec.costs[0].cost: unknown cost"), "{log}");
     create(&controller, toy("good", 100)).await;
     is_finished(&controller, "good").await;
     assert!(idle.iter_mut().all(ServedTrainer::runs));
@@ -92,6 +94,11 @@ async fn variables_that_are_not_the_space_s_fail_the_study_before_anything_is_co
     is_finished(&controller, "good").await;
     let bad = study_when(&controller, "bad", |_| true).await;
     assert_eq!(bad.progress.unwrap().outstanding, 0);
+    let log = trainer.log();
+    assert!(
+        log.contains("study rejected study=\"bad\" reason=\"spec.variables: space toy"),
+        "{log}"
+    );
     assert!(trainer.runs());
 }
 

@@ -497,18 +497,26 @@ impl Trainer {
 
     /// Describes or rejects a study.
     async fn send_description(&self, study: &str, answer: Answer) -> Result<(), Status> {
-        let rejected = matches!(answer, Answer::Rejection(_));
         let request = v1::DescribeSpaceRequest {
             study: study.into(),
             trainer_id: self.trainer_id.clone(),
             answer: Some(answer),
         };
-        insist(&request, |request| {
+        let reply = insist(&request, |request| {
             let mut search = self.search.clone();
             async move { counted(search.describe_space(request).await) }
         })
         .await?;
-        info!(study, rejected, "study described");
+        let described = reply.study.unwrap_or_default();
+        // Rejected by this trainer, or by the controller for what its rules need.
+        if described.state() == v1::StudyState::Failed {
+            let reasons =
+                described.failure.iter().map(|v| format!("{}: {}", v.field, v.description));
+            let reason = reasons.collect::<Vec<_>>().join("; ");
+            warn!(study, reason, "study rejected");
+        } else {
+            info!(study, "study described");
+        }
         Ok(())
     }
 

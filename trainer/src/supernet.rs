@@ -85,8 +85,8 @@ pub enum Error {
     /// A step that ranks nothing.
     #[error("a step needs at least one architecture to rank")]
     NoArchitectures,
-    /// A file is not of this network: another space, other settings, or no whole file.
-    #[error("{file} is not of this network: {reason}")]
+    /// A file is damaged, or of another network: another space, or other settings.
+    #[error("{file} is damaged, or of another network: {reason}")]
     OtherNetwork {
         /// The file.
         file: String,

@@ -88,6 +88,12 @@ fn explain_peer(status: &Status, url: &str, peer: &Peer) -> String {
         };
         return format!("the connection to {url} failed: {}\n  {advice}", innermost(status));
     }
+    if status.code() == Code::Unimplemented && status.message().is_empty() {
+        return format!(
+            "{url} serves gRPC, but is no {noun} that knows this call: it may be another program, or an older release\n  \
+             a {noun} is by default on port {port}; name its address with {option} ADDRESS or {variable}"
+        );
+    }
     let mut text = match status.message() {
         "" => status.code().to_string(),
         message => message.to_owned(),
@@ -208,6 +214,18 @@ mod tests {
     fn a_status_without_a_message_is_named_by_its_code() {
         let text = explain(&Status::new(Code::NotFound, ""), "http://a");
         assert_eq!(text, Code::NotFound.to_string());
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_the_call_is_taken_for_another_program() {
+        let status = Status::new(Code::Unimplemented, "");
+        let text = explain_trainer(&status, "http://a:50051");
+        assert!(text.starts_with("http://a:50051 serves gRPC, but is no trainer"), "{text}");
+        assert!(
+            text.ends_with("port 50053; name its address with --trainer ADDRESS or ASNG_TRAINER")
+        );
+        let said = explain(&Status::new(Code::Unimplemented, "no forks"), "http://a");
+        assert_eq!(said, "no forks");
     }
 
     #[test]

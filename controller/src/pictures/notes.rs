@@ -33,6 +33,10 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
         match self.retry_after {
+            // The pause is over, and the trainer still works on another study.
+            Some(time) if time.as_secs() == 0 => {
+                f.write_str("; tries again when it has no other work")
+            }
             Some(time) => write!(f, "; tries again in {}", words::brief(time)),
             None => Ok(()),
         }
@@ -330,6 +334,11 @@ mod tests {
         let expected = "gpu-1 has set this study aside: none of the 2 checkpoints is whole; tries again in 40s";
         let waiting = study(StudyState::Waiting);
         assert_eq!(told(&waiting, &[aside("faces", "f1")]), [expected]);
+        let mut over = aside("faces", "f1");
+        over.set_aside[0].retry_after = Some(prost_types::Duration::default());
+        assert!(
+            told(&waiting, &[over])[0].ends_with("whole; tries again when it has no other work")
+        );
         assert!(told(&waiting, &[aside("faces", "f0")])[0].starts_with("waiting for gpu-1"));
         let running = study(StudyState::Running);
         let works = trainer("gpu-2", &["inpaint-cat"], "faces");

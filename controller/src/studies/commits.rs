@@ -196,6 +196,11 @@ fn log(study: &str, event: &Event) {
         Event::StateChanged(State::Finished(rule)) => {
             info!(study, state = "FINISHED", ?rule, "state changed");
         }
+        Event::StateChanged(State::Failed(violations)) => {
+            let reasons = violations.iter().map(|v| format!("{}: {}", v.field, v.description));
+            let reason = reasons.collect::<Vec<_>>().join("; ");
+            warn!(study, state = "FAILED", reason, "state changed");
+        }
         Event::StateChanged(state) => info!(study, state = state.name(), "state changed"),
         Event::Sampled(step) => debug!(study, step = step.0, "step handed out"),
         Event::LeasedAgain(step) => info!(study, step = step.0, "step handed out again"),

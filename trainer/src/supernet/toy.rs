@@ -190,5 +190,8 @@ mod tests {
         assert_eq!(step(&mut loaded), step(&mut saved));
         let mut wider = Toy::new(&Settings { variables: 4, ..Settings::default() });
         assert!(matches!(wider.load(&file), Err(Error::OtherNetwork { .. })));
+        std::fs::write(&file, "half of a f").unwrap();
+        let error = loaded.load(&file).unwrap_err().to_string();
+        assert!(error.contains("is damaged, or of another network: "), "{error}");
     }
 }

@@ -39,10 +39,11 @@ pub(crate) fn name(path: &Path) -> String {
     if is_standard(path) { "standard input".into() } else { path.display().to_string() }
 }
 
-/// A file that takes its name, in place of any other of that name, when it is [finished](Draft::finish). It is gone if
-/// it never is. Standard output is written as it comes.
+/// A file that takes its name, in place of any other file of that name, when it is [finished](Draft::finish). It is gone if
+/// it never is. Standard output, and what is no file, such as `/dev/stdout` or a named pipe, are written as it comes.
 pub(crate) enum Draft {
     File { file: BufWriter<NamedTempFile>, path: PathBuf },
+    Stream { output: BufWriter<File>, path: PathBuf },
     Standard(BufWriter<Stdout>),
 }
 
@@ -52,12 +53,18 @@ impl Draft {
         if is_standard(path) {
             return Ok(Draft::Standard(BufWriter::new(io::stdout())));
         }
+        let failed = || format!("cannot write {}", path.display());
+        // A rename would put a file in the place of a device.
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            let output = File::options().write(true).open(path).with_context(failed)?;
+            return Ok(Draft::Stream { output: BufWriter::new(output), path: path.into() });
+        }
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let file = tempfile::Builder::new()
             // As the umask allows, and not for the owner alone as other temporary files.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(directory.unwrap_or(Path::new(".")))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+            .with_context(failed)?;
         Ok(Draft::File { file: BufWriter::new(file), path: path.into() })
     }
 
@@ -74,6 +81,9 @@ impl Draft {
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         let (file, path) = match self {
             Draft::File { file, path } => (file, path),
+            Draft::Stream { mut output, path } => {
+                return output.flush().with_context(|| format!("cannot write {}", path.display()));
+            }
             Draft::Standard(mut output) => return Ok(output.flush()?),
         };
         let failed = || format!("cannot write {}", path.display());
@@ -89,6 +99,7 @@ impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Draft::File { file, .. } => file.write(bytes),
+            Draft::Stream { output, .. } => output.write(bytes),
             Draft::Standard(output) => output.write(bytes),
         }
     }
@@ -96,6 +107,7 @@ impl Write for Draft {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Draft::File { file, .. } => file.flush(),
+            Draft::Stream { output, .. } => output.flush(),
             Draft::Standard(output) => output.flush(),
         }
     }
@@ -120,5 +132,22 @@ mod tests {
         draft.finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    }
+    #[test]
+    fn what_is_no_file_is_written_and_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("full");
+        // Of a link only the link would be replaced, so that the test harms no device.
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let mut draft = Draft::new(&path).unwrap();
+        draft.write_all(b"new").unwrap();
+        let error = format!("{:#}", draft.finish().unwrap_err());
+        assert!(
+            error.starts_with(&format!("cannot write {}: No space", path.display())),
+            "{error}"
+        );
+        assert!(!fs::metadata(&path).unwrap().is_file());
+        let Err(error) = Draft::new(directory.path()) else { panic!("a directory is no file") };
+        assert!(format!("{error:#}").contains("Is a directory"), "{error:#}");
     }
 }
