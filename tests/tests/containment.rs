@@ -166,6 +166,32 @@ async fn a_study_whose_checkpoints_are_damaged_is_set_aside_and_goes_on_when_the
 }
 
 #[tokio::test]
+async fn a_study_whose_first_step_kills_the_process_is_set_aside_by_the_one_after() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let work_dir = directory.path().join("work");
+    // Its first step takes long enough to be killed in.
+    let mut request = tiny_search("killer", 100);
+    request.spec.as_mut().unwrap().algorithm.as_mut().unwrap().lambda_theta = Some(1024);
+    create(&controller, request).await;
+    for _ in 0..2 {
+        let mut trainer = ServedTrainer::start(&controller, &work_dir, &[]);
+        trainer.status_when(|status| status.study == "killer").await;
+        trainer.trainer.0.kill().unwrap();
+        trainer.wait();
+    }
+    create(&controller, toy("good", 100)).await;
+    let trainer = ServedTrainer::start(&controller, &work_dir, &[]);
+    is_finished(&controller, "good").await;
+    let log = trainer.log();
+    let reason = "2 processes of this trainer ended in its first step, which may need more memory";
+    assert!(log.contains(&format!("study is set aside: {reason}")), "{log}");
+    // It is tried again.
+    trainer.status_when(|status| status.study == "killer").await;
+    assert_eq!(get_page(trainer.http, "/healthz").0, 200);
+}
+
+#[tokio::test]
 async fn a_full_disk_costs_no_step_and_no_weights() {
     let Some(disk) = Disk::mount(32) else { return };
     let directory = tempfile::tempdir().unwrap();

@@ -33,6 +33,7 @@ use crate::{
     describe,
     engine::{self, Engine},
     files,
+    first_step::FirstSteps,
     metrics::{self, Phase},
     service::{self, Api},
     serving::{self, Doors},
@@ -43,6 +44,8 @@ use crate::{
 
 /// How long giving back a step may take when the trainer ends.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Processes that the first step of a study may kill in a row before the study is set aside at the start of the next one.
+const KILLED: u32 = 2;
 /// Time between two lines of progress in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 /// Pause before the last weights are tried again to be written; it doubles with each failure.
@@ -106,6 +109,7 @@ pub async fn serve(
         step: None,
         steps: 0,
     });
+    let first_steps = FirstSteps::read(&config.work_dir);
     let (drain, end) = (CancellationToken::new(), CancellationToken::new());
     let health = serving::health().await;
     let api = Api { engine: engine.clone(), state: state.subscribe(), drain: drain.clone() };
@@ -117,6 +121,7 @@ pub async fn serve(
         hand: Hand::Empty,
         open: None,
         set_aside: SetAside::default(),
+        first_steps,
         stopping: CancellationToken::new(),
         config,
         trainer_id,
@@ -124,6 +129,7 @@ pub async fn serve(
         engine,
         state,
     };
+    trainer.set_aside_killers();
     let (stopping, state) = (trainer.stopping.clone(), trainer.state.clone());
     let result = tokio::select! {
         result = trainer.work() => result,
@@ -167,6 +173,7 @@ struct Trainer {
     hand: Hand,
     open: Option<Open>,
     set_aside: SetAside,
+    first_steps: FirstSteps,
     stopping: CancellationToken,
     /// What others see of it.
     state: watch::Sender<State>,
@@ -322,6 +329,7 @@ impl Trainer {
     ) -> anyhow::Result<()> {
         let reason = format!("{error:#}");
         self.failed(study, study_id, &reason);
+        self.first_steps.survived(study_id);
         self.give_back(&reason).await;
         self.close().await.map_err(Fault::into_inner)
     }
@@ -331,6 +339,26 @@ impl Trainer {
         let pause = self.set_aside.add(study, study_id, reason, Instant::now());
         warn!(study, ?pause, "study is set aside: {reason}");
         self.state.send_modify(|state| state.set_aside = self.set_aside.clone());
+    }
+
+    /// Sets the studies aside whose first step has killed process after process, for longer the more there were.
+    fn set_aside_killers(&mut self) {
+        if self.config.study.is_some() {
+            return;
+        }
+        for (study_id, begun) in self.first_steps.studies().clone() {
+            let (study, times) = (begun.study, begun.times);
+            if times < KILLED {
+                continue;
+            }
+            let reason = format!(
+                "{times} processes of this trainer ended in its first step, which may need more memory than there is"
+            );
+            for _ in KILLED..times {
+                self.set_aside.add(&study, &study_id, &reason, Instant::now());
+            }
+            self.failed(&study, &study_id, &reason);
+        }
     }
 
     /// Waits until no weights are left in memory alone.
@@ -416,6 +444,7 @@ impl Trainer {
         }
         if let Some(open) = &self.open {
             self.set_aside.clear(&open.study_id);
+            self.first_steps.survived(&open.study_id);
         }
         self.count(outcome.computing, &request.metrics).await?;
         if let Some(describe) = answer.describe {
@@ -539,6 +568,7 @@ impl Trainer {
                 Err(_) => Err(Fault::Study(anyhow!(reason))),
             };
         }
+        self.first_steps.begin(&study.name, &study.study_id);
         let directory = study::directory(&self.config.work_dir, &study);
         let continued = self.engine.open(space, directory.clone()).await?;
         info!(study = study.name, directory = %directory.display(), continued, "study opened");
@@ -597,6 +627,7 @@ impl Trainer {
     /// Saves the open study and lets go of it. Weights that cannot be written are kept in memory, and are tried again.
     async fn close(&mut self) -> Result<(), Fault> {
         let Some(open) = self.open.take() else { return Ok(()) };
+        self.first_steps.survived(&open.study_id);
         self.state.send_modify(|state| state.open = None);
         match self.engine.close().await {
             Ok(()) => {}

@@ -16,6 +16,7 @@
 //! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
 //! | `progress` | progress of work that takes long, for people |
 //! | `describe` | what the controller is told of a space |
+//! | `first_step` | studies whose first step may have killed a process |
 //! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
@@ -34,6 +35,7 @@ pub mod engine;
 pub mod evaluate;
 pub mod export;
 pub mod files;
+mod first_step;
 mod held_out;
 mod metrics;
 mod progress;
