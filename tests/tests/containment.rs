@@ -256,9 +256,15 @@ async fn a_work_directory_that_was_deleted_is_made_again() {
     let mut trainer = ServedTrainer::start(&controller, &work_dir, &[]);
     let study = create(&controller, toy("s", ENDLESS)).await;
     study_when(&controller, "s", |study| applied(study) >= 10).await;
+    let id = fs::read_to_string(work_dir.join("trainer-id")).unwrap();
     fs::remove_dir_all(&work_dir).unwrap();
     let before = applied(&study_when(&controller, "s", |_| true).await);
     study_when(&controller, "s", |study| applied(study) >= before + 10).await;
+    assert_eq!(fs::read_to_string(work_dir.join("trainer-id")).unwrap(), id);
+    let mut second = asng_tests::trainer_command(&controller, &work_dir);
+    let output = second.args(["serve", "--listen", "off", "--http", "off"]).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && log.contains("in use by another trainer"), "{log}");
     assert!(asng_tests::terminate(&mut trainer.trainer.0).success());
     assert!(directory_of(&work_dir, &study).join("checkpoints.json").exists());
 }

@@ -6,10 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs,
     future::{Future, pending},
     io, mem,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,7 @@ use crate::{
     set_aside::SetAside,
     state::{self, Last, State},
     study,
+    work_dir::WorkDir,
 };
 
 /// How long giving back a step may take when the trainer ends.
@@ -87,8 +88,8 @@ pub async fn serve(
     doors: Doors,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let _lock = lock(&config.work_dir)?;
-    let trainer_id = trainer_id(&config.work_dir)?;
+    let work_dir = WorkDir::open(&config.work_dir)?;
+    let trainer_id = work_dir.trainer_id().to_owned();
     let connection = config.controller.connect()?;
     info!(trainer_id, controller = connection.url(), "trainer starts");
     tokio::pin!(stop);
@@ -122,6 +123,7 @@ pub async fn serve(
         open: None,
         set_aside: SetAside::default(),
         first_steps,
+        work_dir,
         stopping: CancellationToken::new(),
         config,
         trainer_id,
@@ -174,6 +176,7 @@ struct Trainer {
     open: Option<Open>,
     set_aside: SetAside,
     first_steps: FirstSteps,
+    work_dir: WorkDir,
     stopping: CancellationToken,
     /// What others see of it.
     state: watch::Sender<State>,
@@ -446,6 +449,7 @@ impl Trainer {
             self.set_aside.clear(&open.study_id);
             self.first_steps.survived(&open.study_id);
         }
+        self.work_dir.keep().map_err(Fault::Trainer)?;
         self.count(outcome.computing, &request.metrics).await?;
         if let Some(describe) = answer.describe {
             let stopping = self.stopping.clone();
@@ -699,36 +703,4 @@ fn costs(&engine::Costs { parameters, macs }: &engine::Costs) -> v1::Costs {
 /// Counts a call to the controller if it has failed.
 fn counted<T>(answer: Result<T, Status>) -> Result<T, Status> {
     answer.inspect_err(|status| metrics::controller_failed(status.code()))
-}
-
-/// Keeps a second trainer out of the directory, as long as the file is open.
-fn lock(work_dir: &Path) -> anyhow::Result<File> {
-    let failed = || format!("cannot use {}", work_dir.display());
-    fs::create_dir_all(work_dir).with_context(failed)?;
-    let file = File::create(work_dir.join("lock")).with_context(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!(
-            "{} is in use by another trainer; stop that one, or give --work-dir",
-            work_dir.display()
-        ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
-    }
-}
-
-/// The id by which the controller knows this trainer, kept in its directory: the same after a restart.
-fn trainer_id(work_dir: &Path) -> anyhow::Result<String> {
-    let file = work_dir.join("trainer-id");
-    let failed = || format!("cannot use {}", file.display());
-    if let Ok(id) = fs::read_to_string(&file)
-        && !id.trim().is_empty()
-    {
-        return Ok(id.trim().into());
-    }
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let host = if host.is_empty() { "trainer" } else { host };
-    let id = format!("{host}-{:08x}", rand::random::<u32>());
-    fs::write(&file, &id).with_context(failed)?;
-    Ok(id)
 }

@@ -17,6 +17,7 @@
 //! | `progress` | progress of work that takes long, for people |
 //! | `describe` | what the controller is told of a space |
 //! | `first_step` | studies whose first step may have killed a process |
+//! | `work_dir` | the work directory: its lock and its id |
 //! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
@@ -48,3 +49,4 @@ pub mod space;
 mod state;
 pub mod study;
 pub mod supernet;
+mod work_dir;
