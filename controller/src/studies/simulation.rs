@@ -296,10 +296,11 @@ impl Simulation {
                 let receipt = self.shelf().report(STUDY, report, now).unwrap();
                 if crash {
                     // The process died before the commit: nobody was told, so nothing may have changed.
-                    return self.restart();
+                    self.restart();
+                } else {
+                    self.model.report(lease.step, (losses, sizes), receipt, ended);
+                    self.lease(trainer, &Origin::Report(lease));
                 }
-                self.model.report(lease.step, (losses, sizes), receipt, ended);
-                self.lease(trainer, &Origin::Report(lease));
             }
             Release { held: number } => {
                 let Some(lease) = held(number) else { return };
