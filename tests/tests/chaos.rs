@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 const STUDIES: usize = 30;
 const TRAINERS: usize = 3;
 /// Studies that are left over when the disturbances end are finished in this time.
-const CALM: Duration = Duration::from_secs(300);
+const CALM: Duration = Duration::from_secs(600);
 
 /// Why a study can never be served.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -207,16 +207,13 @@ impl Stage {
     }
 
     /// Answers a request for a step of any study with one that no trainer of its space can work on. A request that names a study
-    /// gets its own answer.
+    /// gets no answer, so that it comes again.
     pub(super) async fn hand_out_unserved(
         &mut self,
         mut asked: Asked<v1::LeaseStepRequest, v1::LeaseStepResponse>,
     ) -> Result<Option<v1::Step>, Over> {
         let space = asked.request.spaces.first().filter(|_| asked.request.study.is_empty());
-        let Some(space) = space.cloned() else {
-            self.answer(Call::Lease(asked)).await;
-            return Ok(None);
-        };
+        let Some(space) = space.cloned() else { return Ok(None) };
         let variable = |i: usize| {
             let choices = vec!["a".into(), "b".into()];
             let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
