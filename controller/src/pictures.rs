@@ -37,7 +37,7 @@ pub struct Sight {
     pub reports: Vec<v1::Report>,
     /// Who works on it.
     pub trainers: Vec<v1::Trainer>,
-    /// What people should know of it.
+    /// Notes about the study for people.
     pub notes: Vec<Note>,
     /// Steps per second, where that is known.
     pub rate: Option<f64>,

@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the database itself does not work, rather than what it was asked to store.
+    /// Returns true if the database itself does not work, rather than the request that it was given.
     pub fn is_lasting(&self) -> bool {
         match self {
             Error::Fenced => false,

@@ -63,7 +63,7 @@ pub enum Error {
         name: String,
         /// Fields of the spec that differ, with both values.
         differences: Vec<Violation>,
-        /// What can be done about it, with the punctuation before it; may be empty.
+        /// The remedy, with the punctuation before it; may be empty.
         hint: String,
     },
     /// Another controller owns the study.
@@ -256,7 +256,7 @@ pub struct Shelf {
     failing_reads: Condition,
 }
 
-/// What is left of the disk budget.
+/// The rest of the disk budget.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Room {
     Enough,
@@ -278,7 +278,7 @@ pub struct LeaseRequest<'a> {
     pub spaces: &'a [String],
     /// Studies that it has set aside: the answer is about none of them.
     pub set_aside: &'a [StudyId],
-    /// What the step is handed out for.
+    /// The request for which the step is handed out.
     pub origin: &'a Origin,
 }
 

@@ -826,7 +826,7 @@ impl Study {
                 if !violations.is_empty() {
                     return Err(Error::Invalid(violations));
                 }
-                // It is the spec of its creator that does not go with the space, and no fault of the trainer.
+                // The creator's spec does not fit the space, which is no fault of the trainer.
                 if let Err(violations) = self.begin(variables, costs, now) {
                     self.change_state(State::Failed(violations), now);
                 }

@@ -73,7 +73,7 @@ pub struct Options {
     http_prefix: Option<Prefix>,
 }
 
-/// What the addresses of all pages begin with: empty, or a path without a slash at its end.
+/// The beginning of the addresses of all pages: empty, or a path without a slash at its end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Prefix(String);
 
@@ -170,7 +170,7 @@ struct Site {
 }
 
 impl Site {
-    /// What is around a page for whoever is not logged in.
+    /// Returns the frame of a page for visitors who are not logged in.
     fn frame(&self) -> Frame {
         Frame { prefix: self.prefix.clone(), token: None }
     }

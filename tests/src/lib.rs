@@ -291,7 +291,7 @@ impl ServedTrainer {
         ServedTrainer { trainer: Trainer(child), address, http, log }
     }
 
-    /// What it has logged so far.
+    /// Returns what the process has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -321,7 +321,7 @@ impl ServedTrainer {
         }
     }
 
-    /// Whether its process runs.
+    /// Returns true while the process runs.
     pub fn runs(&mut self) -> bool {
         self.trainer.0.try_wait().unwrap().is_none()
     }

@@ -16,14 +16,14 @@ fn run(arguments: &[&str]) -> Output {
     Command::new(asngctl()).args(arguments).output().unwrap()
 }
 
-/// What a command prints that succeeds.
+/// Returns the output of a command that succeeds.
 fn printed(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a command says that fails with `code`.
+/// Returns the errors of a command that fails with `code`.
 fn refused(arguments: &[&str], code: i32) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

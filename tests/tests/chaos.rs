@@ -23,7 +23,7 @@ const TRAINERS: usize = 3;
 /// Studies that are left over when the disturbances end are finished in this time.
 const CALM: Duration = Duration::from_secs(600);
 
-/// Why a study can never be served.
+/// The reason why a study can never be served.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Poison {
     UnknownCost,

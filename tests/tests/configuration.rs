@@ -29,7 +29,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let mut command = Command::new(asng_controller());
     command.arg("--state-dir").arg(&file).args(["--listen", "127.0.0.1:0", "--max-studies", "3"]);
     command.env("ASNG_CONFIG", &file).env("ASNG_MAX_STUDIES", "2").env("ASNG_MAX_STREAMS", "5");
-    // It ends at once, since the file is no directory.
+    // The program ends at once, since the file is no directory.
     let log = String::from_utf8(command.output().unwrap().stderr).unwrap();
     for expected in [
         "max-studies=3 (flag)",
@@ -104,7 +104,7 @@ fn an_empty_variable_counts_as_unset() {
     }
     let mut command = Command::new(asng_controller());
     empty(&mut command, &names);
-    // It ends at once, since the file is no directory.
+    // The program ends at once, since the file is no directory.
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = command.arg("--state-dir").arg(file.path()).output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
@@ -134,7 +134,7 @@ fn booleans_in_the_environment_are_words() {
         let mut command = Command::new(asng_controller());
         command.args(["--listen", "0.0.0.0:0", "--http", "off", "--state-dir"]).arg(file.path());
         command.env("ASNG_INSECURE", word);
-        // It ends at once, since the file is no directory.
+        // The program ends at once, since the file is no directory.
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };

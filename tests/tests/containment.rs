@@ -1,4 +1,4 @@
-//! What is wrong with one study, or with a disk, ends no trainer: other studies are served meanwhile, and everybody can see why.
+//! A fault of one study or of a disk ends no trainer: other studies are served meanwhile, and the reason is shown.
 
 use std::{
     fs,
@@ -157,7 +157,7 @@ async fn a_study_whose_checkpoints_are_damaged_is_set_aside_and_goes_on_when_the
     assert!(metrics.contains("asng_trainer_study_set_aside{study=\"bad\"} 1"), "{metrics}");
     assert!(trainer.log().contains("study is set aside: none of the 1 checkpoints in"));
 
-    // What the sentence says: new weights.
+    // The remedy that the message names: new weights.
     fs::rename(&checkpoints, directory.path().join("away")).unwrap();
     let before = applied(&study_when(&controller, "bad", |_| true).await);
     study_when(&controller, "bad", |study| applied(study) > before).await;
@@ -186,7 +186,7 @@ async fn a_study_whose_first_step_kills_the_process_is_set_aside_by_the_one_afte
     let log = trainer.log();
     let reason = "2 processes of this trainer ended in its first step, which may need more memory";
     assert!(log.contains(&format!("study is set aside: {reason}")), "{log}");
-    // It is tried again.
+    // The study is tried again.
     trainer.status_when(|status| status.study == "killer").await;
     assert_eq!(get_page(trainer.http, "/healthz").0, 200);
 }

@@ -73,10 +73,10 @@ async fn a_study_that_is_set_aside_is_left_out_of_every_answer() {
         };
     assert_eq!(about(&[]).await, "waits");
     assert_eq!(about(&[&waits]).await, "older");
-    // It held a step of that one, under the same request id.
+    // The trainer held a step of that study, under the same request id.
     assert_eq!(about(&[&waits, &older]).await, "newer");
     assert_eq!(about(&[&waits, &older, &newer]).await, "none");
-    // What counts is the id: a study of the same name that came later is another.
+    // The id decides: a study of the same name that came later is another.
     let gone = v1::Study { study_id: "0000000000000001".into(), ..older.clone() };
     let malformed = v1::Study { study_id: "no id".into(), ..older.clone() };
     assert_eq!(about(&[&waits, &gone, &malformed]).await, "older");
@@ -177,7 +177,7 @@ async fn the_controller_knows_every_trainer_and_what_it_said_of_itself() {
     assert_eq!((&of_b.spaces, &of_b.unserved), (&busy.spaces, &busy.unserved));
     assert_eq!(of_b.set_aside.len(), 1);
 
-    // What ends its work on a study: giving the step back, setting the study aside, and the study's end.
+    // Its work on a study ends by giving the step back, setting the study aside, and the study's end.
     let works_on = async || {
         let all = trainers(&controller, "").await;
         all.into_iter().find(|trainer| trainer.trainer_id == "busy").unwrap().study

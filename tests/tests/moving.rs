@@ -161,7 +161,7 @@ async fn limited_to_an_hour(controller: &Controller) -> Vec<v1::StudyPart> {
     export(controller, "hour", false).await.unwrap()
 }
 
-/// What a study in `parts` has used of its time.
+/// Returns the time that a study in `parts` has used.
 fn elapsed(parts: &[v1::StudyPart]) -> i64 {
     let Some(Part::Archive(archive)) = &parts[0].part else { panic!("{:?}", parts[0]) };
     archive.elapsed.expect("it is written").seconds

@@ -287,7 +287,7 @@ async fn a_commit_that_fails_makes_the_controller_unready_at_once() {
     let step = first_step(&controller).await;
     disk.fill();
     loop {
-        // It may be that there was room for one more.
+        // There may have been room for one more.
         let Err(refused) = controller.search().report_step(report(&step, "t")).await else {
             continue;
         };

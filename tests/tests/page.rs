@@ -392,7 +392,7 @@ async fn studies_are_found_by_name_and_state_while_the_page_follows_them() {
 
     browser.run("window.opened = true; document.getElementById('name').focus()");
     browser.type_into("name", "odd");
-    // What is drawn anew leaves the field alone.
+    // Redrawing leaves the field alone.
     let reason = "no photos in data/photos".to_owned();
     let request = v1::LeaseStepRequest {
         trainer_id: "gpu-1".into(),

@@ -101,7 +101,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    /// What is to be written, by the directory into which it goes: the weights after a step.
+    /// Weights to be written and the step after which they were taken, by their directory.
     waiting: BTreeMap<PathBuf, (u64, Snapshot)>,
     /// The directory of the snapshot that is being written.
     writing: Option<PathBuf>,
@@ -119,7 +119,7 @@ struct Failure {
     attempt: u64,
     pause: Duration,
     retry: Instant,
-    /// Whether the next attempt is made before its time, which leaves the pause as it is.
+    /// Set when the next attempt is made before its time, which leaves the pause as it is.
     hastened: bool,
 }
 
@@ -214,7 +214,7 @@ impl Shared {
         match written {
             Ok(file) => {
                 info!(file = %file.display(), "checkpoint written");
-                // What kept the others from it may be over.
+                // The cause of the other failures may be gone.
                 queue.failures.values_mut().for_each(Failure::hasten);
             }
             Err(error) => {

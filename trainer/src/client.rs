@@ -49,9 +49,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const KILLED: u32 = 2;
 /// Time between two lines of progress in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
-/// Pause before the last weights are tried again to be written; it doubles with each failure.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Time between two looks at whether the last weights are written.
+const WRITTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// What a person decides about the loop.
 #[derive(Clone, Debug)]
@@ -121,7 +120,6 @@ pub async fn serve(
         requests: 0,
         hand: Hand::Empty,
         open: None,
-        set_aside: SetAside::default(),
         first_steps,
         work_dir,
         stopping: CancellationToken::new(),
@@ -174,7 +172,6 @@ struct Trainer {
     requests: u64,
     hand: Hand,
     open: Option<Open>,
-    set_aside: SetAside,
     first_steps: FirstSteps,
     work_dir: WorkDir,
     stopping: CancellationToken,
@@ -190,7 +187,7 @@ enum Hand {
     Reporting(v1::ReportStepRequest),
 }
 
-/// Why a step is not reported.
+/// The reason why a step is not reported.
 enum Fault {
     /// The fault is the study's: other studies can be worked on.
     Study(anyhow::Error),
@@ -290,7 +287,7 @@ impl Trainer {
             spaces: self.spaces(),
             request_id: format!("{:016x}-{}", self.run, self.requests),
             fresh_start: self.requests == 1,
-            set_aside: self.set_aside.at(Instant::now()),
+            set_aside: self.state.borrow().set_aside.at(Instant::now()),
             unserved: service::unserved(&self.engine),
         };
         let search = &self.search;
@@ -339,9 +336,11 @@ impl Trainer {
 
     /// Notes that a study cannot be worked on for a while.
     fn failed(&mut self, study: &str, study_id: &str, reason: &str) {
-        let pause = self.set_aside.add(study, study_id, reason, Instant::now());
+        let mut pause = Duration::ZERO;
+        self.state.send_modify(|state| {
+            pause = state.set_aside.add(study, study_id, reason, Instant::now());
+        });
         warn!(study, ?pause, "study is set aside: {reason}");
-        self.state.send_modify(|state| state.set_aside = self.set_aside.clone());
     }
 
     /// Sets the studies aside whose first step has killed process after process, for longer the more there were.
@@ -357,19 +356,19 @@ impl Trainer {
             let reason = format!(
                 "{times} processes of this trainer ended in its first step, which may need more memory than there is"
             );
-            for _ in KILLED..times {
-                self.set_aside.add(&study, &study_id, &reason, Instant::now());
-            }
+            self.state.send_modify(|state| {
+                for _ in KILLED..times {
+                    state.set_aside.add(&study, &study_id, &reason, Instant::now());
+                }
+            });
             self.failed(&study, &study_id, &reason);
         }
     }
 
     /// Waits until no weights are left in memory alone.
     async fn written(&self) {
-        let mut pause = FIRST_PAUSE;
-        while self.engine.finish().await.is_err() {
-            sleep(pause).await;
-            pause = LONGEST_PAUSE.min(2 * pause);
+        while !self.engine.checkpoint_problems().is_empty() {
+            sleep(WRITTEN_EVERY).await;
         }
     }
 
@@ -446,7 +445,7 @@ impl Trainer {
             self.hand = Hand::Computing(step.clone());
         }
         if let Some(open) = &self.open {
-            self.set_aside.clear(&open.study_id);
+            self.state.send_modify(|state| state.set_aside.clear(&open.study_id));
             self.first_steps.survived(&open.study_id);
         }
         self.work_dir.keep().map_err(Fault::Trainer)?;

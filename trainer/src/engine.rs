@@ -81,7 +81,7 @@ pub enum Error {
     /// An architecture cannot be evaluated.
     #[error("the evaluation failed: {0:#}")]
     Evaluation(anyhow::Error),
-    /// What was asked for ended by a fault of this program.
+    /// The computation panicked: a fault of this program.
     #[error("a fault of this program ended the computation; its message is on standard error")]
     Panicked,
     /// The thread has ended, by a fault of this program.

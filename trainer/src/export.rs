@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,7 @@ use tch::{CModule, Device, Kind, Tensor};
 use crate::{
     data::cifar10,
     evaluate::Weights,
+    files,
     retrain::{
         self,
         recipe::{self, Progress, Recipe, Record},
@@ -183,7 +184,7 @@ impl Exported {
         retrain::write(&files.description, &serde_json::to_string_pretty(&self.description)?)?;
         whole(&files.weights, |part| Ok(Tensor::write_safetensors(&self.tensors, part)?))?;
         whole(&files.torchscript, |part| self.write_torchscript(part))?;
-        retrain::write(&files.graph, &self.dot)
+        Ok(retrain::write(&files.graph, &self.dot)?)
     }
 
     /// Traces the network on two images, and compares what was written on three others.
@@ -219,11 +220,10 @@ impl Exported {
     }
 }
 
-/// Writes a file by another name, then gives it its own.
+/// Writes a file, whole or not at all.
 fn whole(file: &Path, write: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let part = file.with_extension("part");
-    write(&part).with_context(|| format!("cannot write {}", file.display()))?;
-    fs::rename(&part, file).with_context(|| format!("cannot write {}", file.display()))
+    let written = files::replace(file, |part| write(part).map_err(io::Error::other));
+    Ok(written.map_err(files::Error::cannot("write", file))?)
 }
 
 fn classifier(

@@ -46,7 +46,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::
         .and_then(|()| File::open(&temporary)?.sync_all())
         .and_then(|()| fs::rename(&temporary, path));
     if replaced.is_err() {
-        // It may never have been made.
+        // The temporary file may never have been made.
         let _ = fs::remove_file(&temporary);
         return replaced;
     }

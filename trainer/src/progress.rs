@@ -21,9 +21,9 @@ pub(crate) struct Progress {
     started: Instant,
     /// Batches done in this process.
     done: Cell<u64>,
-    /// When the first of them was done.
+    /// Time at which the first of them was done.
     first: Cell<Instant>,
-    /// Whether the time left has been told.
+    /// Set once the time left has been printed.
     told: Cell<bool>,
     logged: Cell<Instant>,
 }

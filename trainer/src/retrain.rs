@@ -1,6 +1,6 @@
 //! `asng-trainer retrain`: trains one architecture alone, from scratch, and writes it down.
 //!
-//! What lies in the directory decides: a retraining that has begun there is resumed with its own recipe, without a
+//! The directory decides what is trained: a retraining that has begun there is resumed with its own recipe, without a
 //! controller, and ends with the same weights as one without interruption.
 
 mod classification;
@@ -36,7 +36,7 @@ use self::{
 use crate::{
     computing,
     data::{Cifar10, Images},
-    engine,
+    engine, files,
     held_out::Pictures,
     space::{Space, enas_micro, inpaint},
     study::{self, Choice, Found, Subject},
@@ -492,11 +492,9 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
 }
 
 /// Writes a small file, whole or not at all.
-pub(crate) fn write(file: &Path, content: &str) -> anyhow::Result<()> {
-    let part = file.with_extension("part");
-    fs::write(&part, content)
-        .and_then(|()| fs::rename(&part, file))
-        .with_context(|| format!("cannot write {}", file.display()))
+pub(crate) fn write(file: &Path, content: &str) -> Result<(), files::Error> {
+    files::replace(file, |temporary| fs::write(temporary, content))
+        .map_err(files::Error::cannot("write", file))
 }
 
 #[cfg(test)]

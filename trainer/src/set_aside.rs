@@ -23,7 +23,7 @@ struct Failures {
     study: String,
     reason: String,
     pause: Duration,
-    /// When the study is tried again.
+    /// Time at which the study is tried again.
     until: Instant,
 }
 

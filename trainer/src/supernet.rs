@@ -98,7 +98,7 @@ pub enum Error {
     File(#[from] files::Error),
 }
 
-/// What libtorch, CUDA and their libraries write when an allocation fails.
+/// Texts of libtorch, CUDA and their libraries when an allocation fails.
 const OUT_OF_MEMORY: [&str; 5] = [
     "out of memory",
     "can't allocate memory",
@@ -106,7 +106,7 @@ const OUT_OF_MEMORY: [&str; 5] = [
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 ];
-/// What they write when a device can no longer be used. After an error of CUDA every later call of the process fails.
+/// Their texts when a device can no longer be used. After an error of CUDA every later call of the process fails.
 const DEVICE_FAILURES: [&str; 8] = [
     "CUDA error",
     "CUDA driver error",

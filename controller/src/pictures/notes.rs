@@ -168,7 +168,7 @@ fn could_work(study: &Study, trainer: &Trainer, now: SystemTime) -> Note {
     text.into()
 }
 
-/// What a trainer serves and does, such as "serves enas-micro, toy; works on cifar".
+/// Returns the spaces and the work of a trainer, such as "serves enas-micro, toy; works on cifar".
 fn occupation(trainer: &Trainer) -> String {
     let serves = match trainer.spaces.as_slice() {
         [] => "serves no space".to_owned(),

@@ -28,7 +28,7 @@ pub(super) fn status(error: &Error) -> Status {
             Status::with_error_details(Code::AlreadyExists, message, details)
         }
         Error::Differs { name, differences, .. } => {
-            // It is short by itself, and its end says what to do.
+            // The message is short by itself, and its end names the remedy.
             let message = error.to_string();
             let mut details = ErrorDetails::with_resource_info("study", name, "", &message);
             details.set_bad_request(field_violations(differences));

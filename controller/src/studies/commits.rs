@@ -59,7 +59,7 @@ impl Batch {
             answer(committed.clone());
         }
         if let Err(error) = store.work_off() {
-            // It stays in the journal.
+            // The part stays in the journal.
             self.failing_writes.lock().begin(error.reason());
         }
     }

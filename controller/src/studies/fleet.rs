@@ -13,7 +13,7 @@ use crate::study::{Now, RecentTrainers, Study, StudyId, TrainerStats};
 /// message; beyond it the trainer that has been silent for longest is forgotten.
 const MAX_TEXT: usize = 3 << 20;
 
-/// What a trainer says of itself when it asks for a step.
+/// The facts that a trainer reports about itself when it asks for a step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Announcement {
     /// Names of the spaces that it serves.
@@ -29,7 +29,7 @@ pub struct Announcement {
 pub struct Unserved {
     /// Name of the space.
     pub space: String,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
@@ -40,7 +40,7 @@ pub struct SetAside {
     pub study: String,
     /// Id of the study, which is what counts.
     pub id: StudyId,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
     /// Time until the trainer tries the study again, counted from the announcement.
     pub retry_after: Option<Duration>,
@@ -63,7 +63,7 @@ impl Announcement {
 struct Trainer {
     /// Of its last LeaseStep.
     announcement: Announcement,
-    /// When that came; none before the first.
+    /// Time of that request; none before the first.
     announced: Option<Instant>,
     /// The study whose step it was last handed, until it gives the step back or is told that the study has ended.
     study: Option<StudyId>,
@@ -127,7 +127,7 @@ impl Fleet {
 pub struct FleetTrainer<'a> {
     /// Its name.
     pub name: &'a str,
-    /// When it was last heard of.
+    /// Time of its last request.
     pub last_seen: SystemTime,
     /// Names of the spaces that it serves.
     pub spaces: &'a [String],
@@ -207,7 +207,7 @@ mod tests {
         let names: Vec<_> = fleet.0.latest_first().into_iter().map(|(name, ..)| name).collect();
         let kept = MAX_TEXT / talks.size();
         assert_eq!((names.len(), names[0], names[kept - 1]), (kept, "40", "11"));
-        // What is said again, and what is taken back, takes no further room.
+        // Repeated and withdrawn reasons take no further room.
         for second in 41..60 {
             fleet.announce("40", talks.clone(), at(second));
         }

@@ -76,7 +76,7 @@ impl Listing {
         Listing { after: token, ..self.clone() }
     }
 
-    /// Whether some studies are left out.
+    /// Returns true if some studies are left out.
     pub(super) fn is_filtered(&self) -> bool {
         !self.name.is_empty() || !self.state.is_empty()
     }

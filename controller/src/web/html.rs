@@ -22,7 +22,7 @@ pub(super) const ICON: &str = include_str!("icon.svg");
 /// What is around a page.
 #[derive(Clone, Default)]
 pub(super) struct Frame {
-    /// What the addresses of all pages begin with.
+    /// The beginning of the addresses of all pages.
     pub(super) prefix: Prefix,
     /// The name of the token of whoever is logged in.
     pub(super) token: Option<String>,

@@ -80,7 +80,7 @@ _KINDS: dict[grpc.StatusCode, type[Error]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
 }
 
-# What gRPC says of a server that answers HTTP/2 without gRPC, or HTTP/1.
+# Texts of gRPC about a server that answers HTTP/2 without gRPC, or HTTP/1.
 _HTTP = re.compile(r"Received http2 header with status: (\d+)|an http1\.x server")
 
 _TOKEN = "token=…, token_file=…, or the variables ASNG_TOKEN and ASNG_TOKEN_FILE"

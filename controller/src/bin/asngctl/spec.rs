@@ -67,7 +67,7 @@ pub(crate) struct CloneArgs {
     pub(crate) creation: CreationArgs,
 }
 
-/// What may be typed of how a study is created.
+/// Options of `create` and `clone` alike.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CreationArgs {
     /// Replace the study of this name if it is FAILED: it is deleted first, with its history.

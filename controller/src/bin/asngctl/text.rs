@@ -27,7 +27,7 @@ pub(crate) fn sentence(study: &Study, notes: &[Note]) -> String {
     notes.iter().fold(text, |text, note| format!("{text}\n  {note}"))
 }
 
-/// Why a FAILED study failed, one field a line, and what to do.
+/// Returns the reasons why a study FAILED, one field a line, and what to do.
 pub(crate) fn failure(study: &Study) -> String {
     let title = format!("study `{}` FAILED: a trainer rejected its settings", study.name);
     let text = violations(title, &study.failure);

@@ -138,7 +138,7 @@ impl Feed<'_> {
     }
 }
 
-/// What is known of a study at one moment. Only a full screen shows, and is given, more than the study, its notes and its rate.
+/// The facts about a study at one moment. Only a full screen shows, and is given, more than the study, its notes and its rate.
 #[derive(Clone)]
 pub(crate) struct View {
     /// The study; steps per second while it is RUNNING.
@@ -278,7 +278,7 @@ impl Screen {
     }
 }
 
-/// Whether notes say something else than those before; the time until a trainer tries again does not count.
+/// Returns true if the notes differ from those before; the time until a trainer tries again does not count.
 fn are_news(before: &[Note], notes: &[Note]) -> bool {
     !before.iter().map(|note| &note.text).eq(notes.iter().map(|note| &note.text))
 }

@@ -292,7 +292,7 @@ async fn stored_bytes(
     for size in &mut sizes {
         let mut load = Load::start(controller.address, &["s".into()]).await?;
         load.run(Length::Reports(reports)).await?;
-        // Who reads a history sees all of it: so nothing is left in the journal.
+        // Reading a history empties the journal first.
         let request =
             v1::ListReportsRequest { study: "s".into(), page_size: 1, ..Default::default() };
         StudyServiceClient::new(connect(controller.address).await?).list_reports(request).await?;
