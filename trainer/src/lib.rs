@@ -49,4 +49,6 @@ pub mod space;
 mod state;
 pub mod study;
 pub mod supernet;
+pub mod tasks;
+pub mod torch;
 mod work_dir;

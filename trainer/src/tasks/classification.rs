@@ -1,0 +1,1 @@
+//! Image classification: spaces that are files, of the families cells and chain.

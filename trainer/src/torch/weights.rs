@@ -1,0 +1,112 @@
+//! Named tensors in a safetensors file, written whole or not at all and loaded whole or not at all.
+
+use std::{collections::BTreeMap, fs::File, io, path::Path};
+
+use tch::{Device, TchError, Tensor};
+
+use super::Error;
+use crate::files;
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Numbers by name that a file keeps beside the tensors: the progress of a training.
+pub type Numbers = BTreeMap<String, f64>;
+
+/// The prefix of [`Numbers`] in a file.
+const NUMBERS: &str = "progress";
+
+/// Copies of tensors in main memory, to be written while the originals move on.
+#[derive(Debug)]
+pub struct Snapshot(Vec<(String, Tensor)>);
+
+impl Snapshot {
+    /// Copies the tensors of every part, named `<prefix>/<name>`.
+    pub fn of(parts: &[(&str, &Tensors)]) -> Snapshot {
+        let copy = |tensor: &Tensor| {
+            let (non_blocking, copy) = (false, true);
+            tensor.detach().to_device_(Device::Cpu, tensor.kind(), non_blocking, copy).contiguous()
+        };
+        let named = |(prefix, part): &(&str, &Tensors)| {
+            let named = |(name, tensor)| (format!("{prefix}/{name}"), copy(tensor));
+            part.iter().map(named).collect::<Vec<_>>()
+        };
+        Snapshot(parts.iter().flat_map(named).collect())
+    }
+
+    /// Adds numbers.
+    pub fn with(mut self, numbers: &Numbers) -> Snapshot {
+        let tensors = numbers.iter();
+        self.0.extend(
+            tensors.map(|(name, n)| (format!("{NUMBERS}/{name}"), Tensor::from_slice(&[*n]))),
+        );
+        self
+    }
+
+    /// Writes a safetensors file. A file that was there stays until the new one is safely on the disk.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let write =
+            |temporary: &Path| Tensor::write_safetensors(&self.0, temporary).map_err(io_error);
+        Ok(files::replace(path, write).map_err(files::Error::cannot("write checkpoint", path))?)
+    }
+}
+
+/// Returns the operating system's error within one of writing safetensors, of which tch keeps the text alone.
+fn io_error(error: TchError) -> io::Error {
+    let text = error.to_string();
+    let code = text.split_once("code: ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+    code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
+}
+
+fn read(path: &Path) -> Result<Vec<(String, Tensor)>, Error> {
+    File::open(path).map_err(files::Error::cannot("read checkpoint", path))?;
+    Tensor::read_safetensors(path).map_err(|error| other(path, error.to_string()))
+}
+
+fn other(path: &Path, reason: String) -> Error {
+    Error::OtherNetwork { file: path.display().to_string(), reason }
+}
+
+/// Reads the numbers of a file.
+pub fn numbers(path: &Path) -> Result<Numbers, Error> {
+    let mut numbers = Numbers::new();
+    for (name, tensor) in read(path)? {
+        if let Some((NUMBERS, name)) = name.split_once('/') {
+            let number = f64::try_from(tensor).map_err(|error| other(path, error.to_string()))?;
+            numbers.insert(name.to_owned(), number);
+        }
+    }
+    Ok(numbers)
+}
+
+/// Reads what [`Snapshot::write`] wrote into tensors of the same names and shapes; nothing changes unless all of them fit.
+/// Tensors of the file under other prefixes are ignored.
+pub fn load(path: &Path, parts: &mut [(&str, &mut Tensors)]) -> Result<(), Error> {
+    let mut stored: Tensors = read(path)?.into_iter().collect();
+    stored.retain(|name, _| {
+        let prefix = name.split_once('/').map(|(prefix, _)| prefix);
+        parts.iter().any(|part| Some(part.0) == prefix)
+    });
+    let mut copies = Vec::new();
+    for (prefix, part) in parts.iter_mut() {
+        for (name, tensor) in part.iter_mut() {
+            let name = format!("{prefix}/{name}");
+            let Some(source) = stored.remove(&name) else {
+                return Err(other(path, format!("it has no tensor {name}")));
+            };
+            if source.size() != tensor.size() {
+                let (got, wanted) = (source.size(), tensor.size());
+                return Err(other(path, format!("{name} has the shape {got:?}, not {wanted:?}")));
+            }
+            copies.push((tensor, source));
+        }
+    }
+    if let Some(name) = stored.keys().next() {
+        return Err(other(path, format!("its tensor {name} is unknown")));
+    }
+    let _guard = tch::no_grad_guard();
+    for (tensor, source) in copies {
+        tensor.f_copy_(&source)?;
+    }
+    Ok(())
+}
