@@ -58,6 +58,11 @@ impl Network {
         Network { parameters, statistics, forward }
     }
 
+    /// A network of these parameters, with their values as they are.
+    pub fn of(parameters: Tensors, forward: Forward) -> Network {
+        Network { parameters, statistics: Tensors::new(), forward }
+    }
+
     /// Computes the output of the architecture with these values.
     pub fn forward(&self, input: &Tensor, values: &[i64], mode: Mode) -> Output {
         (self.forward)(input, values, mode)
