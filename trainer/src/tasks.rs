@@ -64,7 +64,7 @@ pub trait Task: Send {
     /// The loss that is trained on, or that ranks architectures, and the task's metric: both without dimensions.
     fn loss(&self, output: &Output, batch: &Batch) -> [Tensor; 2];
 
-    /// The metric of [`Task::loss`] over the train and the rank architectures of a step, by name.
+    /// The metric of [`Task::loss`] over the train and the rank architectures of a step, by name; that of the former comes first.
     fn step_metrics(&self, train: &[f64], rank: &[f64]) -> Vec<(&'static str, f64)>;
 
     /// The names of the metrics on test images. The first decides which weights are best: the higher, the better.
@@ -176,6 +176,7 @@ impl Training {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
     /// The name that trainers lease by: a built-in space, or the family of `definition`.
+    #[serde(rename = "space")]
     pub name: String,
     /// The text of a space file; empty for a built-in space.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -197,6 +198,19 @@ impl Space {
         }
         Ok(Box::new(classification::Classification::new(name, definition, settings)?))
     }
+}
+
+/// The mean; NaN of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The names of all spaces that trainers lease by; `toy`, which needs no images, is the first.
+pub fn names() -> Vec<&'static str> {
+    let mut names = vec![toy::NAME];
+    names.extend(classification::names());
+    names.extend(inpainting::Coding::ALL.map(inpainting::Coding::name));
+    names
 }
 
 /// One decision of a space.

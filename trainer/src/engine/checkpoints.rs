@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     files, metrics,
-    supernet::{self, Snapshot},
+    torch::{self, Snapshot},
 };
 
 /// How many checkpoints are kept.
@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// Tensors cannot be written.
     #[error(transparent)]
-    Supernet(#[from] supernet::Error),
+    Torch(#[from] torch::Error),
     /// Weights are in memory alone, and writing them is tried again.
     #[error("{0}")]
     NotWritten(String),
@@ -69,7 +69,7 @@ pub enum Error {
 impl Error {
     fn cause(&self) -> String {
         match self {
-            Error::File(error) | Error::Supernet(supernet::Error::File(error)) => {
+            Error::File(error) | Error::Torch(torch::Error::File(error)) => {
                 error.cause.to_string()
             }
             other => other.to_string(),
