@@ -289,6 +289,7 @@ impl Trainer {
             fresh_start: self.requests == 1,
             set_aside: self.state.borrow().set_aside.at(Instant::now()),
             unserved: service::unserved(&self.engine),
+            data_sets: Vec::new(),
         };
         let search = &self.search;
         match insist(&request, |request| {
@@ -396,6 +397,7 @@ impl Trainer {
             lease_id: step.lease_id,
             trainer_id: self.trainer_id.clone(),
             spaces: self.spaces(),
+            data_sets: Vec::new(),
             losses: outcome.losses,
             costs: outcome.costs.iter().map(costs).collect(),
             metrics: outcome.metrics,
@@ -502,7 +504,7 @@ impl Trainer {
 
     /// Answers what a study's variables are, or why its settings cannot be served.
     async fn describe(&mut self, describe: v1::Describe) -> anyhow::Result<()> {
-        let v1::Describe { study, space, settings, study_id } = describe;
+        let v1::Describe { study, space, settings, study_id, .. } = describe;
         let Some(answer) = describe::describe(&space, &settings) else {
             self.failed(
                 &study,

@@ -252,8 +252,14 @@ impl Simulation {
 
     fn lease(&mut self, trainer: usize, origin: &Origin) {
         let (now, trainer) = (self.now, format!("t{trainer}"));
-        let request =
-            LeaseRequest { study: STUDY, trainer: &trainer, spaces: &[], set_aside: &[], origin };
+        let request = LeaseRequest {
+            study: STUDY,
+            trainer: &trainer,
+            spaces: &[],
+            data_sets: &[],
+            set_aside: &[],
+            origin,
+        };
         let (next, _) = self.shelf().lease(&request, now).unwrap();
         if let Next::Step(id) = next {
             let study = self.study();
@@ -318,6 +324,7 @@ impl Simulation {
                     study: STUDY,
                     trainer: &format!("t{trainer}"),
                     spaces: &[],
+                    data_sets: &[],
                     set_aside: &[self.study().id()],
                     origin: &Origin::Request(self.requests.to_string()),
                 };
