@@ -38,6 +38,7 @@ pub mod export;
 pub mod files;
 mod first_step;
 mod held_out;
+pub mod images;
 mod metrics;
 mod progress;
 pub mod quality;
