@@ -241,3 +241,84 @@ impl Report {
         self.refused_files.iter().for_each(|file| println!("  {file}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    fn save(directory: &Path, name: &str, colour: [u8; 3]) {
+        let file = directory.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(20, 20, Rgb(colour)).save(file).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_class_folders_is_counted_and_measured() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path();
+        for (name, value) in
+            [("train/a/1", 0), ("train/a/2", 255), ("train/a/3", 0), ("train/b/1", 255)]
+        {
+            save(here, &format!("{name}.png"), [value, 51, 0]);
+        }
+        save(here, "test/a/1.png", [0, 51, 0]);
+        save(here, "test/b/1.png", [9, 9, 9]);
+        fs::write(here.join("train/b/bad.jpg"), "").unwrap();
+        let report = check(here, Some(16)).unwrap();
+        assert_eq!((&report.kind[..], report.shape), ("a folder for each class", [3, 16, 16]));
+        assert_eq!((report.train, report.test, report.imbalance), (4, 2, Some(2.0)));
+        let classes: Vec<_> =
+            report.classes.iter().map(|c| (&c.name[..], c.train, c.test)).collect();
+        assert_eq!(classes, [("a", 3, 1), ("b", 1, 1)]);
+        assert_eq!(
+            (&report.mean[..], &report.std[..]),
+            (&[0.5, 0.2, 0.0][..], &[0.5, 1.0, 1.0][..])
+        );
+        assert_eq!((report.duplicates, report.duplicates_across), (3, 1));
+        let pairs: Vec<_> = report
+            .duplicate_pairs
+            .iter()
+            .map(|d| (&d.first[..], &d.second[..], d.across))
+            .collect();
+        assert_eq!(
+            pairs,
+            [
+                ("train/a/1.png", "train/a/3.png", false),
+                ("train/a/2.png", "train/b/1.png", false),
+                ("train/a/1.png", "test/a/1.png", true),
+            ]
+        );
+        assert_eq!(
+            (report.refused, &report.refused_files[0][..]),
+            (1, "train/b/bad.jpg: empty file")
+        );
+        report.print();
+    }
+
+    #[test]
+    fn images_in_no_folder_have_no_classes() {
+        let directory = tempfile::tempdir().unwrap();
+        (0..3).for_each(|i| save(directory.path(), &format!("{i}.png"), [i; 3]));
+        let report = check(directory.path(), None).unwrap();
+        assert_eq!((&report.kind[..], report.imbalance), ("image files without classes", None));
+        assert_eq!((report.train, report.test, report.shape), (2, 1, [3, 64, 64]));
+        assert_eq!(report.duplicates, 0);
+    }
+
+    #[test]
+    fn what_is_no_data_set_is_told_what_was_looked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("notes.txt"), "").unwrap();
+        let error = check(directory.path(), None).unwrap_err().to_string();
+        for part in ["data_batch_1.bin", "train-images-idx3-ubyte.gz", ".png"] {
+            assert!(error.contains(part), "{error}");
+        }
+        fs::write(directory.path().join("test_batch.bin"), "").unwrap();
+        let error = check(directory.path(), None).unwrap_err().to_string();
+        assert!(error.contains("data_batch_1.bin: "), "{error}");
+    }
+}

@@ -234,3 +234,251 @@ fn decode_all(files: &[Listed], side: u32) -> Vec<Result<Vec<u8>, String>> {
         joined.flat_map(|share| share.expect("decoding catches panics")).collect()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage};
+    use tch::IndexOp;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::images::{Request, read};
+
+    const SIDE: i64 = 16;
+
+    /// A directory of class folders, and one for the cache.
+    struct Fixture {
+        directory: TempDir,
+        cache: TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let fixture = Fixture {
+                directory: tempfile::tempdir().unwrap(),
+                cache: tempfile::tempdir().unwrap(),
+            };
+            for (class, count) in [("cats", 4), ("dogs", 3)] {
+                for i in 0..count {
+                    fixture.save(&format!("{class}/{i}.png"), [count, i, 7]);
+                }
+            }
+            fixture
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn save(&self, name: &str, colour: [u8; 3]) {
+            let file = self.path(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            RgbImage::from_pixel(20, 20, Rgb(colour)).save(file).unwrap();
+        }
+
+        fn open_as(&self, labels: bool, image_size: i64) -> Result<(DataSet, Vec<String>), Error> {
+            let request = Request { name: "pets".into(), image_size: Some(image_size), labels };
+            read(self.directory.path(), &request, self.cache.path())
+        }
+
+        fn open(&self) -> Result<(DataSet, Vec<String>), Error> {
+            self.open_as(true, SIDE)
+        }
+
+        fn digest(&self) -> String {
+            self.open().unwrap().0.info.digest
+        }
+
+        fn cached(&self, extension: &str) -> PathBuf {
+            let mut files =
+                fs::read_dir(self.cache.path()).unwrap().map(|entry| entry.unwrap().path());
+            files.find(|file| file.extension().is_some_and(|found| found == extension)).unwrap()
+        }
+
+        /// Makes the cached pixels recognisable: decoded again, they would be others.
+        fn mark(&self) {
+            let file = self.cached("bytes");
+            fs::write(&file, vec![99; fs::metadata(&file).unwrap().len() as usize]).unwrap();
+        }
+
+        fn is_marked(&self) -> bool {
+            let (data, _) = self.open().unwrap();
+            data.train.pixels.eq(99).all().int64_value(&[]) == 1
+        }
+    }
+
+    fn colours(images: &Images) -> Vec<[u8; 3]> {
+        let colour =
+            |i| Vec::<u8>::try_from(images.pixels.i((i, .., 3, 3))).unwrap().try_into().unwrap();
+        (0..images.len()).map(colour).collect()
+    }
+
+    #[test]
+    fn images_arrive_with_their_labels_and_the_tests_come_last() {
+        let fixture = Fixture::new();
+        let (data, files) = fixture.open().unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (5, 2));
+        assert_eq!(data.train.pixels.size(), [5, 3, SIDE, SIDE]);
+        assert_eq!(
+            (&data.info.name[..], &data.info.classes[..]),
+            ("pets", &["cats".into(), "dogs".into()][..])
+        );
+        assert_eq!(Vec::<i64>::try_from(&data.train.labels).unwrap(), [0, 0, 0, 1, 1]);
+        assert_eq!(Vec::<i64>::try_from(&data.test.labels).unwrap(), [0, 1]);
+        let all = colours(&data.train).into_iter().chain(colours(&data.test));
+        for ([count, i, blue], file) in all.zip(files) {
+            let class = if count == 4 { "cats" } else { "dogs" };
+            assert_eq!((format!("{class}/{i}.png"), blue), (file, 7));
+        }
+        // cats 4 4 4, dogs 3 3
+        assert!((data.info.mean[0] - 18.0 / 5.0 / 255.0).abs() < 1e-12, "{:?}", data.info);
+        assert_eq!(data.info.std[2], 1.0);
+    }
+
+    #[test]
+    fn the_second_time_nothing_is_decoded() {
+        let fixture = Fixture::new();
+        let (first, files) = fixture.open().unwrap();
+        // Were it decoded, a file of zeros with the size and time of the old one would be an error.
+        for name in &files {
+            let file = fixture.path(name);
+            let metadata = fs::metadata(&file).unwrap();
+            fs::write(&file, vec![0; metadata.len() as usize]).unwrap();
+            File::options()
+                .write(true)
+                .open(&file)
+                .unwrap()
+                .set_modified(metadata.modified().unwrap())
+                .unwrap();
+        }
+        let (second, files_again) = fixture.open().unwrap();
+        assert_eq!((second.info, files_again), (first.info, files));
+        assert_eq!(second.train.pixels, first.train.pixels);
+        assert_eq!(second.test.labels, first.test.labels);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_added_or_removed_is_noticed() {
+        let fixture = Fixture::new();
+        let first = fixture.digest();
+        fixture.mark();
+        assert!(fixture.is_marked());
+        let file = File::options().write(true).open(fixture.path("cats/0.png")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!fixture.is_marked());
+        assert_eq!(fixture.digest(), first, "the images are the same");
+        let changes: [&dyn Fn(); 4] = [
+            &|| fixture.save("dogs/1.png", [200; 3]),
+            &|| fixture.save("dogs/9.png", [100; 3]),
+            &|| fs::remove_file(fixture.path("cats/3.png")).unwrap(),
+            &|| fs::rename(fixture.path("cats"), fixture.path("lions")).unwrap(),
+        ];
+        for change in changes {
+            let before = fixture.digest();
+            change();
+            assert_ne!(fixture.digest(), before);
+        }
+    }
+
+    #[test]
+    fn a_damaged_cache_is_made_anew() {
+        let fixture = Fixture::new();
+        let digest = fixture.digest();
+        for extension in ["bytes", "json"] {
+            let file = fixture.cached(extension);
+            let length = fs::metadata(&file).unwrap().len();
+            for length in [0, length - 1, length + 1] {
+                fixture.mark();
+                File::options().write(true).open(&file).unwrap().set_len(length).unwrap();
+                assert!(!fixture.is_marked(), "{extension} {length}");
+            }
+            fs::remove_file(&file).unwrap();
+            assert_eq!(fixture.digest(), digest);
+        }
+    }
+
+    #[test]
+    fn sizes_and_classes_have_caches_of_their_own() {
+        let fixture = Fixture::new();
+        fixture.open().unwrap();
+        fixture.mark();
+        assert_eq!(fixture.open_as(true, 24).unwrap().0.info.shape, [3, 24, 24]);
+        let (photos, _) = fixture.open_as(false, SIDE).unwrap();
+        assert_eq!(
+            (photos.train.len(), photos.test.len(), &photos.info.classes[..]),
+            (6, 1, &[][..])
+        );
+        assert!(fixture.is_marked());
+    }
+
+    #[test]
+    fn two_processes_do_not_write_at_once() {
+        let fixture = Fixture::new();
+        std::thread::scope(|scope| {
+            let open = || fixture.open().unwrap().0.info;
+            let both = [scope.spawn(open), scope.spawn(open)].map(|thread| thread.join().unwrap());
+            assert_eq!(both[0], both[1]);
+        });
+    }
+
+    #[test]
+    fn a_few_broken_files_are_left_out_and_named_also_the_second_time() {
+        let fixture = Fixture::new();
+        fs::write(fixture.path("dogs/5.jpg"), "").unwrap();
+        fs::write(fixture.path("dogs/6.jpg"), "no image").unwrap();
+        fixture.save("loose.png", [1; 3]);
+        let refused = fixture.open().unwrap().0.refused;
+        let files: Vec<_> = refused.iter().map(|refused| &refused.file[..]).collect();
+        assert_eq!(files, ["dogs/5.jpg", "dogs/6.jpg", "loose.png"]);
+        assert_eq!(refused[0].reason, "empty file");
+        assert_eq!(fixture.open().unwrap().0.refused, refused);
+    }
+
+    #[test]
+    fn too_many_broken_files_are_an_error_that_names_the_first() {
+        let fixture = Fixture::new();
+        for i in 10..21 {
+            fs::write(fixture.path(&format!("cats/{i}.jpg")), "no image").unwrap();
+        }
+        for _ in 0..2 {
+            let error = fixture.open().unwrap_err().to_string();
+            assert!(
+                error.contains(": 11 of 18 image files cannot be used; the first: cats/1"),
+                "{error}"
+            );
+            assert_eq!(error.matches("cats/").count(), 3);
+        }
+        fs::remove_file(fixture.path("cats/20.jpg")).unwrap();
+        assert_eq!(fixture.open().unwrap().0.refused.len(), 10);
+    }
+
+    #[test]
+    fn a_class_or_a_part_without_usable_images_is_an_error() {
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.path("emus")).unwrap();
+        fs::write(fixture.path("emus/1.jpg"), "").unwrap();
+        let error = fixture.open().unwrap_err().to_string();
+        let expected = "class \"emus\" has no usable image for training; emus/1.jpg: empty file";
+        assert!(error.ends_with(expected), "{error}");
+        for name in
+            ["cats/0.png", "cats/1.png", "cats/2.png", "dogs/0.png", "dogs/1.png", "emus/1.jpg"]
+        {
+            fs::remove_file(fixture.path(name)).unwrap();
+        }
+        fixture.save("emus/1.png", [0; 3]);
+        let error = fixture.open().unwrap_err().to_string();
+        assert!(error.ends_with("3 usable images, none of them for tests; add more"), "{error}");
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_an_error_with_its_place() {
+        let fixture = Fixture::new();
+        let request = Request { name: "pets".into(), image_size: None, labels: true };
+        let file = fixture.path("cats/0.png");
+        let error = read(fixture.directory.path(), &request, &file).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot lock image cache ") && error.contains("cats/0.png"),
+            "{error}"
+        );
+    }
+}

@@ -253,3 +253,183 @@ fn file_name(path: &Path) -> String {
 fn relative(directory: &Path, path: &Path) -> String {
     path.strip_prefix(directory).unwrap_or(path).to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Makes a directory with empty files of these names.
+    fn directory<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for name in names {
+            let file = directory.path().join(name.as_ref());
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        directory
+    }
+
+    fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Listing {
+        with_classes(directory(names).path()).unwrap()
+    }
+
+    fn complaint<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
+        with_classes(directory(names).path()).unwrap_err().to_string()
+    }
+
+    fn names(listing: &Listing, test: bool) -> Vec<&str> {
+        let part = listing.files.iter().filter(|file| file.test == test);
+        part.map(|file| &file.name[..]).collect()
+    }
+
+    #[test]
+    fn folders_are_classes_in_the_order_of_names_and_a_tenth_of_each_is_held_out() {
+        let files =
+            |class: &'static str, count| (0..count).map(move |i| format!("{class}/{i:02}.png"));
+        let listing = listed(files("dogs", 25).chain(files("cats", 10)).chain(files("emus", 1)));
+        assert_eq!(listing.classes, ["cats", "dogs", "emus"]);
+        assert!(listing.files.is_sorted_by_key(|file| (file.test, file.label, &file.name)));
+        let held_out: Vec<_> =
+            listing.files.iter().filter(|file| file.test).map(|file| file.label).collect();
+        assert_eq!(held_out, [0, 1, 1, 1]);
+        // The smallest of: for i in $(seq 0 9); do echo -n cats/0$i.png | sha256sum; done
+        assert_eq!(names(&listing, true)[0], "cats/03.png");
+    }
+
+    #[test]
+    fn train_and_test_or_val_are_taken_as_they_are() {
+        for test in ["test", "val"] {
+            let files = ["train/b/1.png", "train/a/1.png", "train/a/2.gif"].map(str::to_owned);
+            let tests = ["a/9.jpg", "b/9.webp"].map(|file| format!("{test}/{file}"));
+            let listing = listed(files.iter().chain(&tests));
+            assert_eq!(listing.classes, ["a", "b"]);
+            assert_eq!(names(&listing, false), ["train/a/1.png", "train/a/2.gif", "train/b/1.png"]);
+            assert_eq!(names(&listing, true), tests);
+            let labels: Vec<_> = listing.files.iter().map(|file| file.label).collect();
+            assert_eq!(labels, [0, 0, 1, 0, 1]);
+        }
+        let alone = listed(["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png"]);
+        assert_eq!((alone.classes.len(), names(&alone, true).len()), (2, 2));
+    }
+
+    #[test]
+    fn train_may_be_a_class() {
+        let listing = listed(["train/1.png", "plane/1.png", "plane/2.png"]);
+        assert_eq!(listing.classes, ["plane", "train"]);
+    }
+
+    #[test]
+    fn what_is_no_image_is_not_looked_at() {
+        let listing = listed([
+            "a/1.png",
+            "a/._1.png",
+            "a/.hidden.jpg",
+            "a/Thumbs.db",
+            "a/desktop.ini",
+            "a/notes.txt",
+            "a/dir.jpg/2.png",
+            "b/1.JPG",
+            ".ipynb_checkpoints/1.png",
+            "__MACOSX/a/1.png",
+            "README.md",
+        ]);
+        assert_eq!(listing.classes, ["a", "b"]);
+        assert_eq!(names(&listing, false), ["a/1.png", "b/1.JPG"]);
+        assert_eq!(listing.beside, []);
+    }
+
+    #[test]
+    fn images_beside_class_folders_get_no_label() {
+        let listing = listed(["a/1.png", "b/1.png", "loose.png"]);
+        assert_eq!(listing.files.len(), 2);
+        assert_eq!(listing.beside[0].to_string(), "loose.png: beside the class folders");
+        let listing = listed(["train/a/1.png", "train/b/1.png", "train/x.png", "y.png"]);
+        let beside: Vec<_> = listing.beside.iter().map(|refused| &refused.file[..]).collect();
+        assert_eq!(beside, ["y.png", "train/x.png"]);
+    }
+
+    #[test]
+    fn classes_that_cannot_be_learnt_are_named() {
+        for (files, expected) in [
+            (&["a/1.png", "b/notes.txt"][..], "b: a class folder without images; put .jpg"),
+            (&["a/1.png"], ": only one class, \"a\"; classification needs two or more"),
+            (&["1.png", ".a/1.png"], ": no class folders; images need a folder for each class"),
+            (&["train/1.png", "test/1.png"], ": no class folders"),
+            (
+                &["Cat/1.png", "cat/1.png", "dog/1.png"],
+                "cat: differs from the class \"Cat\" in case only",
+            ),
+            (
+                &["train/a/1.png", "train/b/1.png", "test/A/1.png", "test/b/1.png"],
+                "A: differs from the class \"a\"",
+            ),
+            (
+                &[
+                    "train/a/1.png",
+                    "train/b/1.png",
+                    "test/a/1.png",
+                    "test/b/1.png",
+                    "test/zebra/1.png",
+                ],
+                "test/zebra: this class has no folder in ",
+            ),
+            (
+                &["train/a/1.png", "train/b/1.png", "test/a/1.png"],
+                "train/b: this class has no folder in ",
+            ),
+        ] {
+            let error = complaint(files);
+            assert!(error.contains(expected), "{files:?}: {error}");
+        }
+    }
+
+    /// The names of the files held out of those named.
+    fn held_out(names: impl IntoIterator<Item = String>) -> Vec<String> {
+        let directory = Path::new("photos");
+        let listed = |name: String| Listed::new(directory, directory.join(name), 0, false);
+        let mut files: Vec<Listed> = names.into_iter().map(listed).collect();
+        hold_out(&mut files);
+        assert!(files.is_sorted_by_key(|listed| listed.test));
+        files.into_iter().filter(|file| file.test).map(|file| file.name).collect()
+    }
+
+    /// The same on every machine, and as long as there are results to compare with.
+    #[test]
+    fn without_classes_what_is_held_out_follows_from_the_names() {
+        let flat = held_out((1..=40).map(|i| format!("{i:06}.jpg")));
+        assert_eq!(flat, ["000005.jpg", "000018.jpg", "000023.jpg", "000034.jpg"]);
+        assert_eq!(held_out(["one.png".to_owned()]), ["one.png"]);
+    }
+
+    #[test]
+    fn without_classes_whole_folders_are_held_out_where_there_are_ten() {
+        let names = |folders: usize| {
+            (0..folders).flat_map(|folder| (0..20).map(move |i| format!("f{folder}/{i:02}.png")))
+        };
+        let two = |name: &String| name.starts_with("f8/") || name.starts_with("f9/");
+        assert_eq!(held_out(names(12)), names(12).filter(two).collect::<Vec<_>>());
+        assert_eq!(held_out(names(9)).len(), 18);
+        let beside = names(12).chain(["beside.png".to_owned()]);
+        assert_eq!(held_out(beside).len(), 25);
+    }
+
+    #[test]
+    fn without_classes_images_may_lie_anywhere_and_a_split_is_kept() {
+        let listing =
+            without_classes(directory(["b.png", "a.jpg", "x/1.gif", ".c.png"]).path()).unwrap();
+        assert_eq!((listing.files.len(), names(&listing, true).len()), (3, 1));
+        assert_eq!(listing.classes, [""; 0]);
+        let split =
+            without_classes(directory(["train/a.png", "train/x/b.png", "val/c.png"]).path())
+                .unwrap();
+        assert_eq!(names(&split, false), ["train/a.png", "train/x/b.png"]);
+        assert_eq!(names(&split, true), ["val/c.png"]);
+        let error = without_classes(directory(["notes.txt"]).path()).unwrap_err().to_string();
+        assert!(
+            error.contains(".webp or .gif file in it") && error.contains("data fetch photos"),
+            "{error}"
+        );
+    }
+}
