@@ -20,11 +20,11 @@ use serde::Serialize;
 use tracing::info;
 
 use crate::{
-    client, engine,
+    engine,
     retrain::{self, Begin, How, recipe::Record},
-    serving::Doors,
     space::Space,
     study::{self, Choice, Found, Source, Subject},
+    worker::{self, serving::Listeners},
 };
 
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10 * 60);
@@ -271,15 +271,15 @@ async fn search(
     let name = request.name;
     let finished = |study: &v1::Study| study.state() == StudyState::Finished;
     if !finished(&study::get_within(PATIENCE, &connection, &name).await?) {
-        let config = client::Config {
+        let config = worker::Config {
             controller: place.controller.clone(),
             study: Some(name.clone()),
             work_dir: place.work_dir.clone(),
             checkpoint_every: CHECKPOINT_EVERY,
             step_limit: STEP_LIMIT,
         };
-        let end = client::asked_to_end()?;
-        client::serve(config, place.engine.clone(), Doors::CLOSED, end).await?;
+        let end = worker::asked_to_end()?;
+        worker::serve(config, place.engine.clone(), Listeners::NONE, end).await?;
     }
     let study = study::get_within(PATIENCE, &connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");

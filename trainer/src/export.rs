@@ -23,10 +23,7 @@ use crate::{
     data::cifar10,
     evaluate::Weights,
     files,
-    retrain::{
-        self,
-        recipe::{self, Progress, Recipe, Record},
-    },
+    retrain::recipe::{self, Progress, Recipe, Record},
     supernet::{self, enas_micro::Mode},
 };
 
@@ -181,10 +178,10 @@ impl Exported {
     fn write(&self, files: &Files, directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        retrain::write(&files.description, &serde_json::to_string_pretty(&self.description)?)?;
+        files::write(&files.description, serde_json::to_string_pretty(&self.description)?)?;
         whole(&files.weights, |part| Ok(Tensor::write_safetensors(&self.tensors, part)?))?;
         whole(&files.torchscript, |part| self.write_torchscript(part))?;
-        Ok(retrain::write(&files.graph, &self.dot)?)
+        Ok(files::write(&files.graph, &self.dot)?)
     }
 
     /// Traces the network on two images, and compares what was written on three others.

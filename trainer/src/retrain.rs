@@ -12,7 +12,7 @@ mod training;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs::TryLockError,
     io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
@@ -445,20 +445,23 @@ fn train(
     training: &mut dyn Training,
     stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
     let file = |name: &str| directory.join(name);
-    let _lock = lock(directory)?;
+    let _lock = match files::lock(directory) {
+        Err(TryLockError::WouldBlock) => {
+            bail!("{} is in use by another retraining; give another --out", directory.display())
+        }
+        lock => lock.with_context(|| format!("cannot use {}", directory.display()))?,
+    };
     match Record::find(directory)? {
-        None => write(&file(RECIPE), &serde_json::to_string_pretty(record)?)?,
+        None => files::write(&file(RECIPE), serde_json::to_string_pretty(record)?)?,
         Some(other) => ensure!(
             other == *record,
             "another retraining has begun in {} meanwhile; give another --out",
             directory.display()
         ),
     }
-    write(&file("architecture.json"), &drawn.json)?;
-    write(&file("architecture.dot"), &drawn.dot)?;
+    files::write(&file("architecture.json"), &drawn.json)?;
+    files::write(&file("architecture.dot"), &drawn.dot)?;
     let mut advice = String::from("; interrupted at any time, the same command resumes it");
     if record.preset != Some(Preset::Quick) {
         advice += "; a network in minutes instead: --preset quick and another --out";
@@ -476,25 +479,6 @@ fn train(
         architecture: file("architecture.json"),
         graph: file("architecture.dot"),
     })
-}
-
-/// Keeps a second retraining out of the directory, as long as the file is open.
-fn lock(directory: &Path) -> anyhow::Result<File> {
-    let failed = || format!("cannot use {}", directory.display());
-    let file = File::create(directory.join("lock")).with_context(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("{} is in use by another retraining; give another --out", directory.display())
-        }
-        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
-    }
-}
-
-/// Writes a small file, whole or not at all.
-pub(crate) fn write(file: &Path, content: &str) -> Result<(), files::Error> {
-    files::replace(file, |temporary| fs::write(temporary, content))
-        .map_err(files::Error::cannot("write", file))
 }
 
 #[cfg(test)]
@@ -595,7 +579,7 @@ mod tests {
         for recipe in [Recipe::Classification(cells(&[])), Recipe::Inpainting(autoencoder(&[]))] {
             let record = Record { source: Some(source.clone()), ..record(recipe) };
             let text = serde_json::to_string_pretty(&record).unwrap();
-            write(&directory.path().join(RECIPE), &text).unwrap();
+            files::write(&directory.path().join(RECIPE), &text).unwrap();
             assert_eq!(Record::read(directory.path()).unwrap(), record);
         }
     }

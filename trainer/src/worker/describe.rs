@@ -1,4 +1,4 @@
-//! Descriptions of spaces for the controller: variables and costs, or what is wrong with a study.
+//! Descriptions of spaces for the controller: variables and costs, or the reasons why a study is rejected.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use asng_proto::v1::{self, describe_space_request::Answer};
 
 use crate::space::{Decision, IntegerVariable, Space, Variable, Violation};
 
-/// Describes the space called `name` under a study's settings, or rejects these; none if there is no such space.
-pub(crate) fn describe(name: &str, settings: &BTreeMap<String, String>) -> Option<Answer> {
+/// Describes the space called `name` under a study's settings, or rejects these. Returns `None` if there is no such space.
+pub(super) fn describe(name: &str, settings: &BTreeMap<String, String>) -> Option<Answer> {
     Some(match Space::parse(name, settings)? {
         Ok(space) => {
             let names = space.costs().iter().copied().map(String::from).collect();
@@ -18,9 +18,9 @@ pub(crate) fn describe(name: &str, settings: &BTreeMap<String, String>) -> Optio
     })
 }
 
-/// Compares a study whose variables and rules the controller knows already with its space. Returns every difference; none when the study
-/// can be worked on.
-pub(crate) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
+/// Compares a study whose variables and rules the controller knows already with its space. Returns the differences;
+/// without any, the study can be worked on.
+pub(super) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
     let spec = study.spec.clone().unwrap_or_default();
     let mut found = Vec::new();
     let (ours, theirs) = (variables(space), &study.variables);
@@ -62,7 +62,7 @@ pub(crate) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
 }
 
 /// Rejects a study for these reasons.
-pub(crate) fn rejection(violations: Vec<Violation>) -> Answer {
+pub(super) fn rejection(violations: Vec<Violation>) -> Answer {
     let violations = violations
         .into_iter()
         .map(|Violation { field, description }| v1::FieldViolation { field, description });
