@@ -144,6 +144,7 @@ pub struct Engine {
     jobs: mpsc::Sender<Job>,
     spaces: Vec<&'static str>,
     unserved: Vec<(&'static str, String)>,
+    catalogue: Arc<Catalogue>,
     data_sets: Vec<String>,
     checkpoints: Writer,
 }
@@ -163,7 +164,7 @@ impl Engine {
             unserved = spaces.split_off(1).into_iter().map(|space| (space, reason.to_owned())).collect();
             warn!("only the space toy is served: {reason}");
         }
-        let writer = checkpoints.clone();
+        let (writer, catalogue) = (checkpoints.clone(), config.catalogue.clone());
         let run = move || {
             if let Some(threads) = config.threads {
                 tch::set_num_threads(threads.into());
@@ -176,7 +177,7 @@ impl Engine {
             }
         };
         thread::Builder::new().name("engine".into()).spawn(run).map_err(Error::Thread)?;
-        Ok(Engine { jobs, spaces, unserved, data_sets, checkpoints })
+        Ok(Engine { jobs, spaces, unserved, catalogue, data_sets, checkpoints })
     }
 
     /// The spaces whose studies it can work on.
@@ -192,6 +193,14 @@ impl Engine {
     /// The names of its data sets.
     pub fn data_sets(&self) -> &[String] {
         &self.data_sets
+    }
+
+    /// Errors if the images that a task wants are not here. Nothing is read.
+    pub fn has_images(&self, task: &dyn Task) -> Result<(), Error> {
+        if let Some(request) = task.images() {
+            self.catalogue.find(&request.name)?;
+        }
+        Ok(())
     }
 
     /// Prepares for the study whose checkpoints are in `directory`, which is made if it is not there. The newest is loaded;
@@ -348,7 +357,7 @@ impl EngineState {
         self.data = None;
         let data = Rc::new(self.config.catalogue.open(&request)?);
         for refused in &data.refused {
-            warn!(file = %refused.file.display(), reason = refused.reason, "image is left out");
+            warn!(file = refused.file, reason = refused.reason, "image is left out");
         }
         let (train, test) = (data.train.len(), data.test.len());
         info!(name = request.name, train, test, shape = ?data.info.shape, "images loaded");
@@ -395,12 +404,12 @@ fn remember(directory: &Path, info: &Info, trained: bool) -> Result<(), Error> {
             directory.display()
         )));
     }
-    let write = |temporary: &Path| {
-        fs::write(temporary, serde_json::to_vec_pretty(info).map_err(io::Error::other)?)
-    };
+    let text = serde_json::json!(info).to_string();
     // A disk that is full must not keep a study from being searched.
-    let written = fs::create_dir_all(directory).and_then(|()| files::replace(&file, write));
-    if let Err(error) = written.map_err(files::Error::cannot("write", &file)) {
+    if let Err(error) = fs::create_dir_all(directory)
+        .map_err(files::Error::cannot("make", directory))
+        .and_then(|()| files::write(&file, text))
+    {
         warn!("{error}");
     }
     Ok(())

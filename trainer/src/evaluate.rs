@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,11 +14,12 @@ use indicatif::HumanDuration;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use crate::{
     engine::{checkpoints, supernet::Supernet},
+    files,
     images::{Catalogue, DataSet, Images},
     progress::Progress,
     retrain::record::{self, Record},
@@ -264,7 +264,8 @@ fn shared(
     let test = TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches() * (1 + arguments.random as u64))?;
     let forward = |batch: &Batch| supernet.forward(&batch.input, values);
-    let results = evaluate(arguments, &*task, &data, &test, &shown, forward)?;
+    let title = format!("{} with shared weights", space.name);
+    let results = evaluate(arguments, &*task, &data, &test, &shown, &title, forward)?;
     let mut generator = ChaCha8Rng::seed_from_u64(arguments.seed);
     let mut first = Vec::new();
     for _ in 0..arguments.random {
@@ -305,7 +306,8 @@ fn retrained(
     let shown = Progress::new(0, test.batches())?;
     let forward =
         |batch: &Batch| network.forward(&batch.input, &record.values, Mode::Evaluate).main;
-    let results = evaluate(arguments, &*task, &data, &test, &shown, forward)?;
+    let title = format!("the network in {}", directory.display());
+    let results = evaluate(arguments, &*task, &data, &test, &shown, &title, forward)?;
     shown.finish();
     let Source { architecture: which, study, study_id } = record.source;
     Ok(Results {
@@ -328,25 +330,62 @@ fn evaluate(
     data: &DataSet,
     test: &TestSplit,
     shown: &Progress,
+    title: &str,
     forward: impl Fn(&Batch) -> Tensor,
 ) -> anyhow::Result<Results> {
     let classifies = task.images().is_some_and(|request| request.labels);
     ensure!(arguments.sheet.is_none() || !classifies, "--sheet is for autoencoders, not for classifiers");
     ensure!(arguments.html.is_none() || classifies, "--html is for classifiers, not for autoencoders");
     let mut report = classifies.then(|| Report::new(&data.info.classes));
-    let mut baselines: Vec<(f64, Vec<f64>)> = Vec::new();
-    let metrics: Metrics = test.evaluate(task, forward, |images, batch, output| {
+    let metrics: Metrics = test.evaluate(task, &forward, |images, _, output| {
         counted(shown);
         if let Some(report) = &mut report {
             add(report, images, output);
         }
     });
+    let baseline = test.baseline(task);
+    if let (Some(file), Some(report)) = (&arguments.html, &report) {
+        let facts = metrics.iter().map(|(name, value)| ((*name).to_owned(), format!("{value:.4}")));
+        let facts: Vec<_> = [
+            ("data set".to_owned(), data.info.name.clone()),
+            ("test images".to_owned(), test.len().to_string()),
+        ]
+        .into_iter()
+        .chain(facts)
+        .collect();
+        files::write(file, report.html(title, &facts))?;
+    }
+    if let Some(file) = &arguments.sheet {
+        let batch = test.sample(task, arguments.rows.into());
+        let output = tch::no_grad(|| forward(&batch));
+        sheet::write(file, &[batch.input, output, batch.target])?;
+    }
     Ok(Results {
         images: test.len(),
         dataset: data.info.name.clone(),
         metrics: metrics.into_iter().collect(),
+        baseline: baseline.map(|baseline| baseline.into_iter().collect()),
+        report,
+        html: arguments.html.clone(),
+        sheet: arguments.sheet.clone(),
         ..Results::default()
     })
+}
+
+/// Adds a batch to a report.
+fn add(report: &mut Report, images: &Images, logits: &Tensor) {
+    let labels = Vec::<i64>::try_from(&images.labels).expect("labels are int64");
+    let logits = Vec::<Vec<f32>>::try_from(logits.to_device(Device::Cpu).to_kind(Kind::Float));
+    let logits = logits.expect("logits have two dimensions");
+    for (i, (label, logits)) in labels.into_iter().zip(logits).enumerate() {
+        report.add(label as usize, &logits, || {
+            let pixels = images.pixels.get(i as i64); // [channels, height, width]
+            let (_, height, width) = pixels.size3().expect("an image has three dimensions");
+            let rgb = pixels.expand([3, height, width], false).permute([1, 2, 0]).contiguous();
+            let bytes = Vec::try_from(rgb.to_device(Device::Cpu).flatten(0, -1));
+            (height as u32, width as u32, bytes.expect("pixels are bytes"))
+        });
+    }
 }
 
 /// Counts a batch that was evaluated.

@@ -128,7 +128,7 @@ pub struct Refused {
 }
 
 /// What is known of a data set without its images; kept with weights, exported with networks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// The name that studies know the data set by.
     pub name: String,
@@ -236,6 +236,15 @@ pub struct DataSet {
 }
 
 impl DataSet {
+    /// Returns a data set without images, for a task that needs none.
+    pub fn empty() -> DataSet {
+        let none = || {
+            let of = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
+            Images { pixels: of(&[0, 0, 0, 0], Kind::Uint8), labels: of(&[0], Kind::Int64) }
+        };
+        DataSet { info: Info::default(), train: none(), test: none(), refused: Vec::new() }
+    }
+
     /// Puts together a data set whose images are all in memory. `mean` and `std` are taken from the training images where
     /// `normalisation` is none.
     fn of(
@@ -304,7 +313,7 @@ impl Statistics {
 }
 
 /// Which data set a task wants, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The name of the data set.
     pub name: String,
@@ -464,22 +473,25 @@ impl Catalogue {
         usable.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Reads a data set. Where it is not there, the error names those that are, and the command that brings it.
+    /// Reads a data set. Where it is not there, the error is that of [`Catalogue::find`].
     pub fn open(&self, request: &Request) -> Result<DataSet, Error> {
-        let name = &request.name;
-        let directory = self.directories.get(name);
-        if let Some(directory) = directory.filter(|directory| directory.is_dir()) {
-            return Ok(read(directory, request, &self.cache)?.0);
+        Ok(read(self.find(&request.name)?, request, &self.cache)?.0)
+    }
+
+    /// Returns the directory of a data set. Where it is not there, the error names those that are, and the command that brings it.
+    pub fn find(&self, name: &str) -> Result<&Path, Error> {
+        if let Some(directory) = self.directories.get(name).filter(|directory| directory.is_dir()) {
+            return Ok(directory);
         }
         let mut reason = match &self.available()[..] {
             [] => "this trainer has none".to_owned(),
             names => format!("this trainer has {}", names.join(", ")),
         };
-        if let Some((.., source)) = built_in().iter().find(|(built_in, ..)| built_in == name) {
+        if let Some((.., source)) = built_in().iter().find(|(built_in, ..)| *built_in == name) {
             reason += &format!("; bring it with {source}");
         }
         let reason = format!("{reason}; name a directory with --images {name}=DIR");
-        Err(Error::Missing { name: name.clone(), reason })
+        Err(Error::Missing { name: name.into(), reason })
     }
 }
 

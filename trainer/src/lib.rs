@@ -11,46 +11,30 @@
 //! | [`computing`] | options of how training computes |
 //! | [`engine`] | the one thread that owns tensors, and its handle |
 //! | [`checkpoints`] | a study's weights on disk |
-//! | [`files`] | files that appear whole or not at all |
-//! | [`client`] | the loop: lease, have it computed, report |
-//! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
+//! | [`files`] | files that appear whole or not at all, locked directories |
+//! | [`worker`] | `asng-trainer serve`: the loop that leases, computes and reports; TrainerService, probes, work directory |
+//! | `metrics` | counters for Prometheus |
 //! | `progress` | progress of work that takes long, for people |
-//! | `describe` | what the controller is told of a space |
-//! | `first_step` | studies whose first step may have killed a process |
-//! | `work_dir` | the work directory: its lock and its id |
-//! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
 //! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
 //!
-//! Imports point inwards: client, then engine, then supernet, then space.
+//! Imports point inwards: worker, then engine, then supernet, then space.
 
-pub mod checkpoints;
-pub mod client;
 pub mod compare;
 pub mod computing;
-pub mod data;
 pub mod datasets;
-mod describe;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
 pub mod files;
-mod first_step;
-mod held_out;
 pub mod images;
+mod latency;
 mod metrics;
 pub mod optim;
 mod progress;
-pub mod quality;
 pub mod retrain;
-mod service;
-pub mod serving;
-mod set_aside;
-pub mod space;
-mod state;
 pub mod study;
-pub mod supernet;
 pub mod tasks;
 pub mod torch;
-mod work_dir;
+pub mod worker;

@@ -6,8 +6,9 @@ use anyhow::ensure;
 use asng_client::{Options, environment, telemetry};
 use asng_datasets::DataSet;
 use asng_trainer::{
-    client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
+    compare, computing, datasets, engine, evaluate, export, retrain,
     supernet::Precision,
+    worker::{self, serving},
 };
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
@@ -123,8 +124,8 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             let precision = computing.precision;
             let engine = engine::Config { data, photos, device, threads, precision };
             let config =
-                client::Config { controller, study, work_dir, checkpoint_every, step_limit };
-            client::serve(config, engine, serving.open().await?, client::asked_to_end()?).await
+                worker::Config { controller, study, work_dir, checkpoint_every, step_limit };
+            worker::serve(config, engine, serving.open().await?, worker::asked_to_end()?).await
         }
         Command::Evaluate(arguments) => {
             set_threads(threads);

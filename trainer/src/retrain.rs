@@ -352,7 +352,7 @@ pub(crate) fn retrain(
         }
     };
     for refused in &data.refused {
-        warn!(file = %refused.file.display(), reason = refused.reason, "image is left out");
+        warn!(file = refused.file, reason = refused.reason, "image is left out");
     }
     let architecture = record.architecture();
     match new {

@@ -286,9 +286,7 @@ fn write(directory: &Path, step: u64, snapshot: &Snapshot) -> Result<PathBuf, Er
     list.retain(|other| other.file != file);
     list.insert(0, Checkpoint { file, sha256: digest(&path)? });
     let old = list.split_off(list.len().min(KEPT));
-    let file = directory.join(LIST);
-    files::replace(&file, |temporary| fs::write(temporary, serde_json::to_vec_pretty(&list)?))
-        .map_err(files::Error::cannot("write", &file))?;
+    files::write(&directory.join(LIST), format!("{:#}", serde_json::json!(list)))?;
     for Checkpoint { file, .. } in old {
         // It is not in the list any more; what is left of it does no harm.
         let _ = fs::remove_file(directory.join(file));

@@ -15,6 +15,9 @@ use crate::torch::{Snapshot, Tensors};
 const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
+/// The prefix of the names of tensors that only training needs.
+pub const AUXILIARY: &str = "auxiliary.";
+
 /// The purpose of a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Batch, Draw, Task};
 use crate::{
-    images::{DataSet, Images, Preprocess},
+    images::{DataSet, Images, Info, Preprocess},
     torch::read,
 };
 
@@ -63,6 +63,30 @@ impl TestSplit {
         (images, batch)
     }
 
+    /// Takes `count` images, all if there are fewer, from the first to the last at equal distances, since neighbours are often of
+    /// one scene.
+    pub fn sample(&self, task: &dyn Task, count: i64) -> Batch {
+        let count = count.min(self.len());
+        let one = |i| {
+            let start = i * self.len() / count;
+            let images = self.images.narrow(start, 1);
+            task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 })
+        };
+        let batches: Vec<Batch> = (0..count).map(one).collect();
+        let together = |part: fn(&Batch) -> &Tensor| {
+            Tensor::cat(&batches.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        Batch { input: together(|batch| &batch.input), target: together(|batch| &batch.target) }
+    }
+
+    /// The metrics of what one gets without a network, if that makes sense.
+    pub fn baseline(&self, task: &dyn Task) -> Option<Metrics> {
+        let (_, batch) = self.batch(task, 0);
+        task.baseline(&batch)?;
+        let forward = |batch: &Batch| task.baseline(batch).expect("it depends on the task alone");
+        Some(self.evaluate(task, forward, |_, _, _| {}))
+    }
+
     /// Means over all images of what `forward` makes of them; `seen` is shown each batch with its images and its output.
     pub fn evaluate(
         &self,
@@ -86,9 +110,9 @@ impl TestSplit {
 }
 
 /// Prepares the pixels of a data set as a task wants them.
-pub fn preprocess(task: &dyn Task, info: &crate::images::Info, device: Device) -> Preprocess {
+pub fn preprocess(task: &dyn Task, info: &Info, device: Device) -> Preprocess {
     match task.normalised() {
-        true => Preprocess::normalised(info, device, Kind::Float),
-        false => Preprocess::unit(device, Kind::Float),
+        true => Preprocess::new(info, device, Kind::Float, true),
+        false => Preprocess::unit(device, Kind::Float, true),
     }
 }

@@ -1,5 +1,5 @@
-//! Studies whose first step since they were opened is not reported yet, in a file of the work directory. A process that such a step
-//! kills, as one does that needs more memory than the machine has, leaves the study in the file for the next process.
+//! Studies whose first step since they were opened is not reported yet, in a file of the work directory. A process that is killed in such
+//! a step, for instance because it needs more memory than the machine has, leaves the study in the file for the next process.
 
 use std::{
     collections::BTreeMap,
@@ -12,38 +12,38 @@ use tracing::debug;
 
 use crate::files;
 
-/// Studies that are remembered; a work directory that has seen more forgets some.
+/// The number of studies that the file holds; further ones displace others.
 const MAX_STUDIES: usize = 100;
 
-/// The file and what is in it.
-pub(crate) struct FirstSteps {
+/// The file and its content.
+pub(super) struct FirstSteps {
     file: PathBuf,
     studies: BTreeMap<String, Begun>,
 }
 
-/// How often the first step of a study was begun since one was last reported.
+/// A study and the number of times its first step was begun since one of its steps was last reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Begun {
+pub(super) struct Begun {
     /// The study's name.
-    pub(crate) study: String,
-    pub(crate) times: u32,
+    pub(super) study: String,
+    pub(super) times: u32,
 }
 
 impl FirstSteps {
-    /// Reads what earlier processes have left in `work_dir`; nothing if the file cannot be read.
-    pub(crate) fn read(work_dir: &Path) -> FirstSteps {
+    /// Reads the file of earlier processes in `work_dir`. A file that cannot be read counts as empty.
+    pub(super) fn read(work_dir: &Path) -> FirstSteps {
         let file = work_dir.join("first-steps.json");
         let studies = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
         FirstSteps { file, studies: studies.unwrap_or_default() }
     }
 
-    /// The studies, by id.
-    pub(crate) fn studies(&self) -> &BTreeMap<String, Begun> {
+    /// Returns the studies by id.
+    pub(super) fn studies(&self) -> &BTreeMap<String, Begun> {
         &self.studies
     }
 
-    /// Notes that the first step of a study is begun.
-    pub(crate) fn begin(&mut self, study: &str, study_id: &str) {
+    /// Records that the first step of a study is begun.
+    pub(super) fn begin(&mut self, study: &str, study_id: &str) {
         if self.studies.len() >= MAX_STUDIES && !self.studies.contains_key(study_id) {
             self.studies.pop_first();
         }
@@ -53,8 +53,8 @@ impl FirstSteps {
         self.write();
     }
 
-    /// Notes that a step of a study has not killed the process.
-    pub(crate) fn survived(&mut self, study_id: &str) {
+    /// Removes a study: a step of it has not killed the process.
+    pub(super) fn survived(&mut self, study_id: &str) {
         if self.studies.remove(study_id).is_some() {
             self.write();
         }
@@ -63,17 +63,15 @@ impl FirstSteps {
     fn write(&self) {
         let written = if self.studies.is_empty() {
             match fs::remove_file(&self.file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(files::Error::cannot("remove", &self.file)),
             }
         } else {
-            files::replace(&self.file, |temporary| {
-                fs::write(temporary, serde_json::to_vec(&self.studies)?)
-            })
+            files::write(&self.file, serde_json::json!(self.studies).to_string())
         };
-        // A full disk or a missing directory is told of where checkpoints are written.
+        // A full disk or a missing directory is reported where checkpoints are written.
         if let Err(error) = written {
-            debug!(%error, "first steps are not noted");
+            debug!("first steps are not recorded: {error}");
         }
     }
 }

@@ -9,51 +9,49 @@ use std::{
 use anyhow::{Context, bail};
 use tracing::warn;
 
-const LOCK: &str = "lock";
+use crate::files;
+
 const TRAINER_ID: &str = "trainer-id";
 
-/// A work directory, locked as long as this lives.
-pub(crate) struct WorkDir {
+/// A work directory, locked until this value is dropped.
+pub(super) struct WorkDir {
     path: PathBuf,
     lock: File,
     trainer_id: String,
 }
 
 impl WorkDir {
-    /// Makes the directory if it is not there. Errors if another trainer has it.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<WorkDir> {
-        let lock = match lock(path) {
-            Ok(lock) => lock,
+    /// Locks the directory, which is made if it is missing. Errors if another trainer has it.
+    pub(super) fn open(path: &Path) -> anyhow::Result<WorkDir> {
+        let lock = match files::lock(path) {
             Err(TryLockError::WouldBlock) => bail!(
                 "{} is in use by another trainer; stop that one, or give --work-dir",
                 path.display()
             ),
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot use {}", path.display()));
-            }
+            lock => lock.with_context(|| format!("cannot use {}", path.display()))?,
         };
         Ok(WorkDir { path: path.into(), lock, trainer_id: trainer_id(path)? })
     }
 
-    /// Returns the id by which the controller knows this trainer: the same after a restart.
-    pub(crate) fn trainer_id(&self) -> &str {
+    /// Returns the id of this trainer in the controller, which stays the same after a restart.
+    pub(super) fn trainer_id(&self) -> &str {
         &self.trainer_id
     }
 
-    /// Takes the directory again, with the same id, if it was deleted. Errors if another trainer has made it anew.
-    pub(crate) fn keep(&mut self) -> anyhow::Result<()> {
+    /// Makes and locks the directory again, with the same id, if it was deleted. Errors if another trainer has done so meanwhile.
+    pub(super) fn keep(&mut self) -> anyhow::Result<()> {
         let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let (ours, found) = (self.lock.metadata(), fs::metadata(self.path.join(LOCK)));
+        let (ours, found) = (self.lock.metadata(), fs::metadata(self.path.join(files::LOCK)));
         if ours.map(place).is_ok_and(|ours| found.map(place).is_ok_and(|found| found == ours)) {
             return Ok(());
         }
-        match lock(&self.path) {
+        match files::lock(&self.path) {
             Ok(lock) => {
                 let work_dir = self.path.display();
                 warn!(%work_dir, "work directory was deleted, and is made again");
                 self.lock = lock;
                 // The disk may be full; the id is then another one after a restart.
-                let _ = fs::write(self.path.join(TRAINER_ID), &self.trainer_id);
+                let _ = files::write(&self.path.join(TRAINER_ID), &self.trainer_id);
                 Ok(())
             }
             Err(TryLockError::WouldBlock) => bail!(
@@ -64,13 +62,6 @@ impl WorkDir {
             Err(TryLockError::Error(_)) => Ok(()),
         }
     }
-}
-
-fn lock(path: &Path) -> Result<File, TryLockError> {
-    fs::create_dir_all(path).map_err(TryLockError::Error)?;
-    let lock = File::create(path.join(LOCK)).map_err(TryLockError::Error)?;
-    lock.try_lock()?;
-    Ok(lock)
 }
 
 /// Reads the id from the directory, or makes one.
@@ -85,7 +76,7 @@ fn trainer_id(path: &Path) -> anyhow::Result<String> {
     let host = host.trim();
     let host = if host.is_empty() { "trainer" } else { host };
     let id = format!("{host}-{:08x}", rand::random::<u32>());
-    fs::write(&file, &id).with_context(|| format!("cannot use {}", file.display()))?;
+    files::write(&file, &id)?;
     Ok(id)
 }
 

@@ -1,29 +1,43 @@
-//! Descriptions of spaces for the controller: variables and costs, or what is wrong with a study.
-
-use std::collections::BTreeMap;
+//! Descriptions of spaces for the controller: variables and costs, or the reasons why a study is rejected.
 
 use asng_proto::v1::{self, describe_space_request::Answer};
 
-use crate::space::{Decision, IntegerVariable, Space, Variable, Violation};
+use crate::tasks::{Domain, Space, Task, Variable, settings::Violation};
 
-/// Describes the space called `name` under a study's settings, or rejects these; none if there is no such space.
-pub(crate) fn describe(name: &str, settings: &BTreeMap<String, String>) -> Option<Answer> {
-    Some(match Space::parse(name, settings)? {
-        Ok(space) => {
-            let names = space.costs().iter().copied().map(String::from).collect();
+/// The costs that are reported of architectures that are networks.
+const COSTS: [&str; 2] = ["parameters", "macs"];
+/// The cost that is reported beside them where it is measured.
+const LATENCY: &str = "latency_ms";
+
+/// Describes a space under a study's settings, or rejects these.
+pub(super) fn describe(space: &Space, measure_latency: bool) -> Answer {
+    match space.task() {
+        Ok(task) => {
+            let names = costs(&*task, measure_latency).into_iter().map(String::from).collect();
             let costs = Some(v1::ReportedCosts { names });
-            Answer::Description(v1::SpaceDescription { variables: variables(&space), costs })
+            Answer::Description(v1::SpaceDescription { variables: variables(&*task), costs })
         }
         Err(violations) => rejection(violations),
-    })
+    }
 }
 
-/// Compares a study whose variables and rules the controller knows already with its space. Returns every difference; none when the study
-/// can be worked on.
-pub(crate) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
+fn costs(task: &dyn Task, measure_latency: bool) -> Vec<&'static str> {
+    match task.images() {
+        Some(_) => COSTS.into_iter().chain(measure_latency.then_some(LATENCY)).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Compares a study whose variables and rules the controller knows already with its space. Returns the differences;
+/// without any, the study can be worked on.
+pub(super) fn differences(
+    study: &v1::Study,
+    task: &dyn Task,
+    measure_latency: bool,
+) -> Vec<Violation> {
     let spec = study.spec.clone().unwrap_or_default();
     let mut found = Vec::new();
-    let (ours, theirs) = (variables(space), &study.variables);
+    let (ours, theirs) = (variables(task), &study.variables);
     if ours.len() != theirs.len() {
         found.push(Violation {
             field: "spec.variables".into(),
@@ -45,10 +59,10 @@ pub(crate) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
             ),
         });
     }
-    let costs = space.costs();
+    let costs = costs(task, measure_latency);
     for (i, rule) in spec.costs.iter().enumerate() {
         if !costs.contains(&&*rule.cost) {
-            let reported = match costs {
+            let reported = match &costs[..] {
                 [] => "no costs".into(),
                 costs => costs.join(", "),
             };
@@ -62,26 +76,24 @@ pub(crate) fn differences(study: &v1::Study, space: &Space) -> Vec<Violation> {
 }
 
 /// Rejects a study for these reasons.
-pub(crate) fn rejection(violations: Vec<Violation>) -> Answer {
+pub(super) fn rejection(violations: Vec<Violation>) -> Answer {
     let violations = violations
         .into_iter()
         .map(|Violation { field, description }| v1::FieldViolation { field, description });
     Answer::Rejection(v1::Rejection { violations: violations.collect() })
 }
 
-fn variables(space: &Space) -> Vec<v1::Variable> {
-    let variable = |decision| {
-        let (name, kind) = match decision {
-            Decision::Categorical(Variable { name, choices }) => {
-                (name, v1::variable::Kind::Categorical(v1::Categorical { choices }))
+fn variables(task: &dyn Task) -> Vec<v1::Variable> {
+    let variable = |Variable { name, domain }| {
+        let kind = match domain {
+            Domain::Categorical(choices) => {
+                v1::variable::Kind::Categorical(v1::Categorical { choices })
             }
-            Decision::Integer(IntegerVariable { name, low, high }) => {
-                (name, v1::variable::Kind::Integer(v1::Integer { low, high }))
-            }
+            Domain::Integer { low, high } => v1::variable::Kind::Integer(v1::Integer { low, high }),
         };
         v1::Variable { name, kind: Some(kind) }
     };
-    space.variables().into_iter().map(variable).collect()
+    task.variables().into_iter().map(variable).collect()
 }
 
 fn in_words(variable: &v1::Variable) -> String {
@@ -101,9 +113,12 @@ fn in_words(variable: &v1::Variable) -> String {
 mod tests {
     use super::*;
 
+    fn space(name: &str) -> Space {
+        Space { name: name.into(), ..Space::default() }
+    }
+
     fn toy() -> v1::Study {
-        let settings = BTreeMap::new();
-        let Some(Answer::Description(description)) = describe("toy", &settings) else { panic!() };
+        let Answer::Description(description) = describe(&space("toy"), false) else { panic!() };
         v1::Study {
             spec: Some(v1::StudySpec { space: "toy".into(), ..Default::default() }),
             variables: description.variables,
@@ -112,8 +127,8 @@ mod tests {
     }
 
     fn fields(study: &v1::Study) -> Vec<String> {
-        let space = Space::parse("toy", &BTreeMap::new()).unwrap().unwrap();
-        differences(study, &space)
+        let task = space("toy").task().unwrap();
+        differences(study, &*task, false)
             .into_iter()
             .map(|v| format!("{}: {}", v.field, v.description))
             .collect()
@@ -143,9 +158,11 @@ mod tests {
         study.spec.as_mut().unwrap().costs = vec![rule];
         let text = "spec.costs[0].cost: unknown cost \"parameters\"; this space reports no costs";
         assert_eq!(fields(&study), [text]);
-        let Some(Answer::Description(cells)) = describe("enas-micro", &BTreeMap::new()) else {
-            panic!()
+        let names = |measure_latency| match describe(&space("enas-micro"), measure_latency) {
+            Answer::Description(cells) => cells.costs.unwrap().names,
+            Answer::Rejection(_) => panic!(),
         };
-        assert_eq!(cells.costs.unwrap().names, ["parameters", "macs"]);
+        assert_eq!(names(false), ["parameters", "macs"]);
+        assert_eq!(names(true), ["parameters", "macs", "latency_ms"]);
     }
 }

@@ -1,4 +1,4 @@
-//! TrainerService: decode, one look or one job for the engine, encode.
+//! TrainerService: decodes a request, reads the status or asks the engine, and encodes the answer.
 
 use std::{path::Path, time::Instant};
 
@@ -14,14 +14,14 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
+use super::state::{Last, Open, State};
 use crate::{
     checkpoints,
     engine::{self, Engine},
-    state::{Last, Open, State},
 };
 
-/// What its callers must meet. What waits for steps takes as long as these do.
-pub(crate) const RULES: Rules = Rules {
+/// The rules for callers. Calls that wait for a step have no time limit.
+pub(super) const RULES: Rules = Rules {
     server: "trainer",
     least_role,
     unhurried: &[
@@ -38,19 +38,19 @@ fn least_role(path: &str) -> Role {
     }
 }
 
-/// The service.
-pub(crate) struct Api {
-    pub(crate) engine: Engine,
-    pub(crate) state: watch::Receiver<State>,
+/// The implementation of TrainerService.
+pub(super) struct Api {
+    pub(super) engine: Engine,
+    pub(super) state: watch::Receiver<State>,
     /// Asks the trainer to end.
-    pub(crate) drain: CancellationToken,
+    pub(super) drain: CancellationToken,
 }
 
 impl Api {
-    /// A request by somebody who may see whatever the trainer works on, and what it is doing.
+    /// Returns the status and the content of a request, whose caller must not be limited to some studies.
     fn open<T>(&self, request: Request<T>) -> Result<(State, T), Status> {
         let identity = request.extensions().get::<Identity>();
-        let identity = identity.ok_or_else(|| Status::internal("the request is of nobody"))?;
+        let identity = identity.ok_or_else(|| Status::internal("the request has no identity"))?;
         if identity.scope() != Scope::default() {
             let message =
                 "this token is bound to an owner or to labels, and a trainer works on any study";
@@ -60,7 +60,7 @@ impl Api {
     }
 }
 
-/// The open study of `state`, which is to be `wanted`, if that says one.
+/// Returns the open study of `state`. Errors if there is none, or if it is not `wanted`, unless that is empty.
 fn opened(state: State, wanted: &str) -> Result<Open, Status> {
     let Some(open) = state.open else { return Err(not_open()) };
     if !wanted.is_empty() && wanted != open.study {
@@ -85,15 +85,12 @@ fn invalid(field: &str, description: String) -> Status {
 fn status(error: &engine::Error) -> Status {
     use engine::Error;
     match error {
-        Error::Cells(_) | Error::Autoencoder(_) | Error::Toy(_) => {
-            invalid("architecture.values", error.to_string())
-        }
+        Error::Architecture(_) => invalid("architecture.values", error.to_string()),
         Error::TestImages(_) => invalid("images", error.to_string()),
         Error::NotOpen => not_open(),
-        Error::Evaluation(_)
-        | Error::Data(_)
-        | Error::Supernet(_)
-        | Error::NoImages { .. }
+        Error::Images(_)
+        | Error::OtherImages(_)
+        | Error::Torch(_)
         | Error::Checkpoints(_)
         | Error::Thread(_)
         | Error::Panicked
@@ -104,16 +101,7 @@ fn status(error: &engine::Error) -> Status {
     }
 }
 
-/// The spaces that a trainer implements and does not serve, as others are told of them.
-pub(crate) fn unserved(engine: &Engine) -> Vec<v1::UnservedSpace> {
-    let message = |(space, reason): &(&str, String)| v1::UnservedSpace {
-        space: (*space).into(),
-        reason: reason.chars().take(1000).collect(),
-    };
-    engine.unserved().iter().map(message).collect()
-}
-
-/// The newest checkpoint in `directory`.
+/// Returns the newest checkpoint in `directory`.
 fn checkpoint(directory: &Path) -> Option<v1::Checkpoint> {
     let (file, time) = checkpoints::last(directory)?;
     Some(v1::Checkpoint {
@@ -139,7 +127,7 @@ impl TrainerService for Api {
             trainer_id: state.trainer_id,
             version: env!("CARGO_PKG_VERSION").into(),
             device: state.device,
-            spaces: state.spaces.into_iter().map(String::from).collect(),
+            spaces: state.spaces,
             controller: state.controller,
             state: doing.into(),
             uptime: state.started.elapsed().try_into().ok(),
@@ -147,7 +135,8 @@ impl TrainerService for Api {
             step_time: state.step.map(|step| step.since.into()),
             steps: state.steps,
             set_aside: state.set_aside.at(Instant::now()),
-            unserved: unserved(&self.engine),
+            unserved: state.unserved,
+            data_sets: state.data_sets,
             checkpoint_error: self.engine.checkpoint_problems().join("; "),
             ..Default::default()
         };
@@ -175,9 +164,11 @@ impl TrainerService for Api {
         };
         let images = (images > 0).then_some(images.into());
         let evaluated = self.engine.evaluate(directory, values, images).await;
-        let mut evaluated = evaluated.map_err(|error| status(&error))?;
-        let loss = evaluated.figures.remove("loss").unwrap_or(f64::NAN);
-        let figures = evaluated.figures.into_iter().map(|(name, figure)| (name.into(), figure));
+        let evaluated = evaluated.map_err(|error| status(&error))?;
+        let (losses, metrics): (Vec<_>, Vec<_>) =
+            evaluated.metrics.into_iter().partition(|(name, _)| *name == "loss");
+        let loss = losses.first().map_or(f64::NAN, |(_, loss)| *loss);
+        let figures = metrics.into_iter().map(|(name, metric)| (name.into(), metric));
         Ok(Response::new(v1::EvaluateArchitectureResponse {
             study,
             study_id,

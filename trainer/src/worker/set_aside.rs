@@ -1,4 +1,4 @@
-//! Studies that this trainer cannot work on for now. It is pure: it is told what time it is.
+//! Studies that this trainer cannot work on for now. Pure: the time is an argument.
 
 use std::{
     collections::BTreeMap,
@@ -10,13 +10,14 @@ use asng_proto::v1;
 /// Pause after the first failure of a study; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// Studies that a request for a step may name, and characters of each reason.
+/// The number of studies that a request for a step may name.
 const MAX_NAMED: usize = 100;
+/// The number of characters of a reason.
 const MAX_REASON: usize = 1000;
 
-/// Studies by id, with how often each has failed in a row.
+/// Failed studies by id, each with its present pause.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct SetAside(BTreeMap<String, Failures>);
+pub(super) struct SetAside(BTreeMap<String, Failures>);
 
 #[derive(Clone, Debug)]
 struct Failures {
@@ -28,8 +29,8 @@ struct Failures {
 }
 
 impl SetAside {
-    /// Sets a study aside, for longer with each failure in a row. Returns for how long.
-    pub(crate) fn add(
+    /// Sets a study aside, for longer with each failure in a row. Returns the pause.
+    pub(super) fn add(
         &mut self,
         study: &str,
         study_id: &str,
@@ -47,12 +48,12 @@ impl SetAside {
     }
 
     /// Forgets the failures of a study, which works.
-    pub(crate) fn clear(&mut self, study_id: &str) {
+    pub(super) fn clear(&mut self, study_id: &str) {
         self.0.remove(study_id);
     }
 
-    /// Returns the studies that are set aside at `now`: those that are for longest first, as many as a request may name.
-    pub(crate) fn at(&self, now: Instant) -> Vec<v1::SetAsideStudy> {
+    /// Returns the studies that are set aside at `now`, longest remaining pause first, as many as a request may name.
+    pub(super) fn at(&self, now: Instant) -> Vec<v1::SetAsideStudy> {
         let mut all: Vec<_> = self.0.iter().filter(|(_, failures)| now < failures.until).collect();
         all.sort_by_key(|(_, failures)| std::cmp::Reverse(failures.until));
         let message = |(study_id, failures): (&String, &Failures)| v1::SetAsideStudy {

@@ -1,4 +1,4 @@
-//! What a trainer serves: TrainerService over gRPC, probes and metrics over HTTP, on ports of their own.
+//! The servers of a trainer: TrainerService over gRPC; probes and metrics over HTTP, on another port.
 
 use std::{
     fmt, io,
@@ -24,17 +24,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{error, info};
 
-use crate::{
-    engine::Engine,
-    metrics,
+use super::{
     service::{Api, RULES},
     state::State,
 };
+use crate::{engine::Engine, metrics};
 
 const HTTP_PORT: u16 = 50054;
-/// How long requests that run may take to end when the trainer does.
+/// Time for running requests to finish when the trainer ends.
 const GRACE: Duration = Duration::from_secs(2);
-/// People and their tools ask a trainer, not fleets.
+/// Limits for a few people and their tools.
 const LIMITS: Limits = Limits {
     max_message_size: 1 << 20,
     max_connections: 256,
@@ -43,10 +42,10 @@ const LIMITS: Limits = Limits {
     rate_limit: None,
 };
 
-/// What a person decides about serving.
+/// Options of the servers.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
-#[command(next_help_heading = "What the trainer serves")]
+#[command(next_help_heading = "Serving")]
 pub struct Options {
     /// Address to serve TrainerService on (status, evaluation, checkpoint, drain): HOST:PORT, HOST, PORT on loopback, or :PORT
     /// on every interface; or off [default: 127.0.0.1:50053, or any free port of this machine when that is taken]
@@ -75,20 +74,20 @@ pub struct Options {
     serve_insecure: bool,
 }
 
-/// The ports, taken.
-pub struct Doors {
+/// The bound ports.
+pub struct Listeners {
     grpc: Option<(TcpListener, asng_serving::Config)>,
     http: Option<TcpListener>,
 }
 
-impl Doors {
-    /// Nothing is served.
-    pub(crate) const CLOSED: Doors = Doors { grpc: None, http: None };
+impl Listeners {
+    /// No ports: nothing is served.
+    pub const NONE: Listeners = Listeners { grpc: None, http: None };
 }
 
 impl Options {
-    /// Reads the files and takes the ports.
-    pub async fn open(self) -> anyhow::Result<Doors> {
+    /// Reads the files and binds the ports.
+    pub async fn open(self) -> anyhow::Result<Listeners> {
         let grpc = Port::of(self.listen, TRAINER_PORT, "--listen");
         let exposure = Exposure {
             prefix: "serve-",
@@ -100,7 +99,7 @@ impl Options {
         };
         let grpc = match grpc {
             Some(port) => {
-                // Before anybody can connect.
+                // Read before anybody can connect.
                 let (tls, tokens) = exposure.read(port.address).await?;
                 let (limits, reload) = (LIMITS, Arc::default());
                 let config = asng_serving::Config { tls, tokens, limits, grace: GRACE, reload };
@@ -112,27 +111,27 @@ impl Options {
             Some(port) => Some(port.bind().await?),
             None => None,
         };
-        Ok(Doors { grpc, http })
+        Ok(Listeners { grpc, http })
     }
 }
 
-/// Where to listen.
+/// An address to listen on.
 struct Port {
     address: SocketAddr,
-    /// Whether a person has said so.
+    /// Whether the address was given, and is not the default.
     named: bool,
     option: &'static str,
 }
 
 impl Port {
-    /// The address that was named, unless that is off; without one, the default port of loopback.
+    /// Returns the address that was given, unless that is off, or else the default port of loopback.
     fn of(named: Option<Address>, default: u16, option: &'static str) -> Option<Port> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, default));
         let Address(address) = named.unwrap_or(Address(Some(loopback)));
         address.map(|address| Port { address, named: named.is_some(), option })
     }
 
-    /// Takes the port. A default that is taken gives way to any other.
+    /// Binds the port. If the default is in use, any free port is bound instead.
     async fn bind(self) -> anyhow::Result<TcpListener> {
         let Port { mut address, named, option } = self;
         let mut bound = TcpListener::bind(address).await;
@@ -150,13 +149,13 @@ impl Port {
 }
 
 /// Serves until `end` is cancelled.
-pub(crate) async fn serve(
-    doors: Doors,
+pub(super) async fn serve(
+    listeners: Listeners,
     health: Health,
     api: Api,
     end: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Doors { grpc, http } = doors;
+    let Listeners { grpc, http } = listeners;
     let address = grpc.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
     info!(
@@ -166,12 +165,12 @@ pub(crate) async fn serve(
         "serving"
     );
     if let Some(listener) = http {
-        let sight = Sight { engine: api.engine.clone(), state: api.state.clone() };
+        let source = HealthSource { engine: api.engine.clone(), state: api.state.clone() };
         let pages =
-            http::serve(listener, metrics::registry(), sight, end.clone().cancelled_owned());
+            http::serve(listener, metrics::registry(), source, end.clone().cancelled_owned());
         tokio::spawn(async {
             if let Err(error) = pages.await {
-                error!(%error, "HTTP has ended");
+                error!(%error, "the HTTP server has failed");
             }
         });
     }
@@ -184,19 +183,19 @@ pub(crate) async fn serve(
     Ok(asng_serving::run(config, services, listener, end.cancelled_owned()).await?)
 }
 
-/// SERVING, for TrainerService.
-pub(crate) async fn health() -> Health {
+/// Returns a health service that reports TrainerService as SERVING.
+pub(super) async fn health() -> Health {
     Health::new(&[SERVICE_NAME]).await
 }
 
-/// What HTTP looks at.
+/// The source of the probes and metrics.
 #[derive(Clone)]
-struct Sight {
+struct HealthSource {
     engine: Engine,
     state: watch::Receiver<State>,
 }
 
-impl http::Sight for Sight {
+impl http::Sight for HealthSource {
     fn alive(&self) -> Result<(), String> {
         if self.engine.has_died() {
             return Err("the engine's thread has ended".into());
@@ -219,20 +218,20 @@ impl http::Sight for Sight {
         let mut registry = Registry::default();
         let state = self.state.borrow().clone();
         let unwritten = self.engine.checkpoint_problems().len();
-        registry.register_collector(Box::new(Look { state, unwritten }));
+        registry.register_collector(Box::new(StateMetrics { state, unwritten }));
         registry
     }
 }
 
-/// The state, for a scrape.
+/// Metrics that are read off the status when they are scraped.
 #[derive(Debug)]
-struct Look {
+struct StateMetrics {
     state: State,
     /// Studies whose weights cannot be written.
     unwritten: usize,
 }
 
-impl Collector for Look {
+impl Collector for StateMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let unwritten = encoder.encode_descriptor(
             "asng_trainer_unwritten_studies",
