@@ -38,4 +38,11 @@ pub mod retrain;
 pub mod space;
 pub mod study;
 pub mod supernet;
+/// What is learnt.
+pub mod tasks {
+    /// Classes of images.
+    pub mod classification {
+        pub mod report;
+    }
+}
 pub mod worker;
