@@ -1,0 +1,622 @@
+//! The family chain: networks that are a row of blocks, with a choice of operation, width and depth.
+//!
+//! A file writes stages in timm's notation (`ir_r[1-4]_k[3,5]_s2_e[3,6]_c24`), with brackets around what the search decides:
+//!
+//! | variable | chooses |
+//! | --- | --- |
+//! | `stage{r}.channels` | the width of a stage, where its row has a list of widths |
+//! | `stage{r}.block{b}` | kernel, expansion and squeeze-and-excitation together, or `skip` for a block beyond the least number |
+//!
+//! In the supernet each operation of a block has its own weights (ProxylessNAS, Cai et al., ICLR 2019). Widths share them: the
+//! weights are as wide as the widest choice, and a narrower one uses the first channels (slimmable networks, Yu et al.,
+//! ICLR 2019). What has one choice has no variable.
+
+mod row;
+
+use std::{fmt::Write, ops::Range};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor, nn};
+use toml::Spanned;
+
+use self::row::{MAX_CHANNELS, MAX_KERNEL, Row};
+pub use super::mbconv::Activation;
+use super::mbconv::{Block, BlockSize, Layer, Operation, divisible};
+use crate::tasks::{
+    Variable,
+    network::{
+        Builder, ConvSize, Costs, Linear, Mode, Network, NormKind, Output, channels_last,
+        global_pool,
+    },
+};
+
+const MAX_ROWS: usize = 32;
+const MAX_VARIABLES: usize = 512;
+/// The largest supernet, in weights: 1 GB of them.
+const MAX_PARAMETERS: i64 = 1 << 28;
+
+/// The choice that leaves a block out; the last one of its variable.
+const SKIP: &str = "skip";
+
+/// The two ends of a network: what it reads, and what it tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Channels, height and width of an image.
+    pub image: [i64; 3],
+    /// The number of classes.
+    pub classes: i64,
+}
+
+/// Something in a space file that is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct Fault {
+    /// The bytes of the file that are wrong.
+    pub span: Range<usize>,
+    /// Where that is, such as `chain.rows[2]`.
+    pub key: String,
+    /// What is wrong, and what is allowed.
+    pub problem: String,
+}
+
+/// The table `[chain]` of a space file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainTable {
+    /// The convolution that reads the image.
+    pub stem: StemTable,
+    /// A 1x1 convolution before the pooling.
+    pub head: Option<HeadTable>,
+    /// The function after each normalisation, but the last one of a block.
+    pub activation: Activation,
+    /// The stages.
+    pub rows: Spanned<Vec<Spanned<String>>>,
+}
+
+/// The key `stem` of [`ChainTable`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StemTable {
+    /// Channels of the output.
+    pub channels: Spanned<i64>,
+    /// Height and width of the kernel.
+    pub kernel: Spanned<i64>,
+    /// 2 halves the image.
+    pub stride: Spanned<i64>,
+}
+
+/// The key `head` of [`ChainTable`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadTable {
+    /// Channels of the output.
+    pub channels: Spanned<i64>,
+}
+
+/// A space of this family.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    stem: Stem,
+    head: Option<i64>,
+    activation: Activation,
+    rows: Vec<Row>,
+    /// Multiplies all channels, which are then rounded to a multiple of 8, at least 8; at 1 they are as the file has them.
+    /// Usually 0.1 to 4.
+    pub width: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stem {
+    channels: i64,
+    kernel: i64,
+    stride: i64,
+}
+
+/// What the values of an architecture mean for one row.
+struct Stage {
+    channels: i64,
+    /// Which operation each block uses; none if it is skipped.
+    blocks: Vec<Option<usize>>,
+}
+
+/// The layers of a network. A block has one entry for each operation, which is empty in a network that does not use it.
+struct Layers {
+    stem: Layer,
+    stages: Vec<Vec<Vec<Option<Block>>>>,
+    head: Option<Layer>,
+    classifier: Linear,
+}
+
+impl Chain {
+    /// Errors with the first key or row that is not allowed.
+    pub fn new(table: &ChainTable) -> Result<Chain, Fault> {
+        let ChainTable { stem, head, activation, rows } = table;
+        let odd = |kernel: i64| kernel % 2 == 1 && (1..=MAX_KERNEL).contains(&kernel);
+        let channels = |key: &str, value: &Spanned<i64>| {
+            let allowed = format!("1 to {MAX_CHANNELS}");
+            checked(key, value, |value| (1..=MAX_CHANNELS).contains(&value), &allowed)
+        };
+        let stem = Stem {
+            channels: channels("chain.stem.channels", &stem.channels)?,
+            kernel: checked(
+                "chain.stem.kernel",
+                &stem.kernel,
+                odd,
+                &format!("an odd number from 1 to {MAX_KERNEL}"),
+            )?,
+            stride: checked(
+                "chain.stem.stride",
+                &stem.stride,
+                |stride| (1..=2).contains(&stride),
+                "1 or 2",
+            )?,
+        };
+        let head = match head {
+            Some(head) => Some(channels("chain.head.channels", &head.channels)?),
+            None => None,
+        };
+        let whole =
+            |problem: String| Fault { span: rows.span(), key: "chain.rows".to_owned(), problem };
+        let number = rows.get_ref().len();
+        if !(1..=MAX_ROWS).contains(&number) {
+            return Err(whole(format!("{number} rows: 1 to {MAX_ROWS} are allowed")));
+        }
+        let parse = |(index, row): (usize, &Spanned<String>)| {
+            let (text, span) = (row.get_ref(), row.span());
+            Row::parse(text).map_err(|(part, problem)| {
+                // The part's place in the file is known unless the string has escapes.
+                let plain = span.len() == text.len() + 2;
+                let start = span.start + 1;
+                let span = if plain { start + part.start..start + part.end } else { span };
+                Fault { span, key: format!("chain.rows[{index}]"), problem }
+            })
+        };
+        let parsed = rows.get_ref().iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        let chain = Chain { stem, head, activation: *activation, rows: parsed, width: 1.0 };
+        let variables = chain.variables().len();
+        if variables > MAX_VARIABLES {
+            return Err(whole(format!(
+                "{variables} variables: at most {MAX_VARIABLES} are allowed; repeat fewer blocks"
+            )));
+        }
+        let parameters = chain.supernet_parameters(&Ends { image: [3, 1, 1], classes: 1000 });
+        if parameters > MAX_PARAMETERS {
+            return Err(whole(format!(
+                "the supernet would have {parameters} weights: at most {MAX_PARAMETERS} are allowed; use fewer channels or choices"
+            )));
+        }
+        Ok(chain)
+    }
+
+    /// The decisions, in the order of the rows: the width of a stage before its blocks.
+    pub fn variables(&self) -> Vec<Variable> {
+        let mut variables = Vec::new();
+        for (stage, row) in self.rows.iter().enumerate() {
+            if row.channels.len() > 1 {
+                let choices = row.channels.iter().map(i64::to_string).collect();
+                variables.push(Variable::categorical(format!("stage{stage}.channels"), choices));
+            }
+            for block in 0..row.blocks.1 {
+                let mut choices: Vec<String> =
+                    row.operations.iter().map(Operation::to_string).collect();
+                if block >= row.blocks.0 {
+                    choices.push(SKIP.to_owned());
+                }
+                if choices.len() > 1 {
+                    variables
+                        .push(Variable::categorical(format!("stage{stage}.block{block}"), choices));
+                }
+            }
+        }
+        variables
+    }
+
+    /// Builds the supernet, or one architecture `alone`, with initial weights decided by `seed`.
+    pub fn network(
+        &self,
+        ends: &Ends,
+        alone: Option<&[i64]>,
+        seed: u64,
+        device: Device,
+        kind: Kind,
+    ) -> Network {
+        let mut store = nn::VarStore::new(device);
+        store.set_kind(kind);
+        let norm = if alone.is_some() { NormKind::ALONE } else { NormKind::SHARED };
+        let layers = self.build(&Builder::new(&store, norm), ends, alone);
+        let (chain, alone) = (self.clone(), alone.map(<[i64]>::to_vec));
+        let forward = move |images: &Tensor, values: &[i64], mode| {
+            chain.forward(&layers, images, alone.as_deref().unwrap_or(values), mode)
+        };
+        Network::new(&store, seed, Box::new(forward))
+    }
+
+    /// Counts one architecture alone, with the weights and biases of its normalisations if `affine`.
+    pub fn costs(&self, ends: &Ends, values: &[i64], affine: bool) -> Costs {
+        let at = Builder::counting(NormKind { affine, running: false });
+        self.build(&at, ends, Some(values));
+        at.costs()
+    }
+
+    /// The weights that all architectures share.
+    pub fn supernet_parameters(&self, ends: &Ends) -> i64 {
+        let at = Builder::counting(NormKind::SHARED);
+        self.build(&at, ends, None);
+        at.costs().parameters
+    }
+
+    /// How often height and width are halved, rounding up: images of any size fit.
+    pub fn halvings(&self) -> i64 {
+        let rows = self.rows.iter().map(|row| row.stride);
+        rows.chain([self.stem.stride]).filter(|&stride| stride == 2).count() as i64
+    }
+
+    fn scaled(&self, channels: i64) -> i64 {
+        if self.width == 1.0 { channels } else { divisible(channels as f64 * self.width) }
+    }
+
+    fn stages(&self, values: &[i64]) -> Vec<Stage> {
+        let mut values = values.iter().map(|&value| value as usize);
+        let mut value = |choices: usize| if choices > 1 { values.next().unwrap_or(0) } else { 0 };
+        let mut stage = |row: &Row| {
+            let channels = self.scaled(row.channels[value(row.channels.len())]);
+            let operations = row.operations.len();
+            let mut block = |block| {
+                let choice = value(operations + usize::from(block >= row.blocks.0));
+                (choice < operations).then_some(choice)
+            };
+            Stage { channels, blocks: (0..row.blocks.1).map(&mut block).collect() }
+        };
+        self.rows.iter().map(&mut stage).collect()
+    }
+
+    /// Builds what one architecture uses, or everything.
+    fn build(&self, at: &Builder, ends: &Ends, chosen: Option<&[i64]>) -> Layers {
+        let chosen = chosen.map(|values| self.stages(values));
+        let [channels, height, width] = ends.image;
+        let mut image = [height, width];
+        let Stem { kernel, stride, .. } = self.stem;
+        let mut inputs = self.scaled(self.stem.channels);
+        let stem = ConvSize::square(channels, inputs, kernel, stride);
+        let stem = Layer::new(&at.at("stem"), stem, &mut image, Some(self.activation));
+        let mut stages = Vec::new();
+        for (stage, row) in self.rows.iter().enumerate() {
+            let at = at.at(format_args!("stage{stage}"));
+            let chosen = chosen.as_ref().map(|stages| &stages[stage]);
+            let widest =
+                row.channels.iter().copied().max().map_or(1, |channels| self.scaled(channels));
+            let outputs = chosen.map_or(widest, |stage| stage.channels);
+            let mut blocks = Vec::new();
+            for block in 0..row.blocks.1 as usize {
+                let at = at.at(format_args!("block{block}"));
+                let size = self.block_size(row, block, inputs, outputs);
+                let before = image;
+                let mut operation = |(index, &operation): (usize, &Operation)| {
+                    let used = chosen.is_none_or(|stage| stage.blocks[block] == Some(index));
+                    used.then(|| {
+                        image = before;
+                        // A name of a weight has no full stop within.
+                        let at = at.at(operation.to_string().replace('.', "_"));
+                        Block::new(&at, operation, size, &mut image)
+                    })
+                };
+                blocks.push(row.operations.iter().enumerate().map(&mut operation).collect());
+                inputs = outputs;
+            }
+            stages.push(blocks);
+        }
+        let head = self.head.map(|channels| {
+            let size = ConvSize::pointwise(inputs, self.scaled(channels));
+            inputs = size.outputs;
+            Layer::new(&at.at("head"), size, &mut image, Some(self.activation))
+        });
+        let classifier = Linear::new(&at.at("classifier"), inputs, ends.classes);
+        Layers { stem, stages, head, classifier }
+    }
+
+    fn block_size(&self, row: &Row, block: usize, inputs: i64, outputs: i64) -> BlockSize {
+        let stride = if block == 0 { row.stride } else { 1 };
+        let activation = row.activation.unwrap_or(self.activation);
+        BlockSize { inputs, outputs, stride, activation, residual: row.residual }
+    }
+
+    fn forward(&self, layers: &Layers, images: &Tensor, values: &[i64], mode: Mode) -> Output {
+        let x = channels_last(images);
+        let mut x = layers.stem.forward(&x, self.scaled(self.stem.channels), mode);
+        for (stage, blocks) in self.stages(values).iter().zip(&layers.stages) {
+            for (choice, operations) in stage.blocks.iter().zip(blocks) {
+                if let Some(block) = choice.and_then(|choice| operations[choice].as_ref()) {
+                    x = block.forward(&x, stage.channels, mode);
+                }
+            }
+        }
+        if let (Some(head), Some(channels)) = (&layers.head, self.head) {
+            x = head.forward(&x, self.scaled(channels), mode);
+        }
+        let classes = layers.classifier.outputs();
+        let logits = layers.classifier.forward_first(&global_pool(&x), classes);
+        Output { main: logits, auxiliary: None }
+    }
+
+    /// Describes an architecture: its rows in timm's notation, with the choices made, and each block.
+    pub fn describe(&self, values: &[i64]) -> Value {
+        let mut rows = Vec::new();
+        let mut blocks = Vec::new();
+        let mut inputs = self.scaled(self.stem.channels);
+        for (index, (stage, row)) in self.stages(values).iter().zip(&self.rows).enumerate() {
+            let mut stretches: Vec<(BlockSize, Operation, usize)> = Vec::new();
+            for (block, choice) in stage.blocks.iter().enumerate() {
+                let name = format!("stage{index}.block{block}");
+                let Some(operation) = choice.map(|choice| row.operations[choice]) else {
+                    blocks.push(json!({ "name": name, "operation": SKIP }));
+                    continue;
+                };
+                let size = self.block_size(row, block, inputs, stage.channels);
+                inputs = size.outputs;
+                blocks.push(json!({
+                    "name": name,
+                    "operation": operation.to_string(),
+                    "inputs": size.inputs,
+                    "outputs": size.outputs,
+                    "stride": size.stride,
+                    "residual": size.has_residual(),
+                }));
+                match stretches.last_mut() {
+                    Some((last, same, count)) if last.stride == 1 && *same == operation => {
+                        *count += 1
+                    }
+                    _ => stretches.push((size, operation, 1)),
+                }
+            }
+            let notation = |(size, operation, count): (BlockSize, _, _)| {
+                row.notation(operation, count, size.stride, size.outputs)
+            };
+            rows.extend(stretches.into_iter().map(notation));
+        }
+        let Stem { channels, kernel, stride } = self.stem;
+        json!({
+            "stem": { "channels": self.scaled(channels), "kernel": kernel, "stride": stride },
+            "rows": rows,
+            "head": self.head.map(|channels| json!({ "channels": self.scaled(channels) })),
+            "activation": self.activation,
+            "blocks": blocks,
+        })
+    }
+
+    /// Draws an architecture as a Graphviz digraph: a chain from the image to the classifier, skipped blocks dashed.
+    pub fn dot(&self, values: &[i64]) -> String {
+        let mut dot = String::from("digraph \"chain\" {\n  rankdir=TB;\n  node [shape=box];\n");
+        let mut last = None::<String>;
+        let mut node = |name: &str, label: &str, style: &str| {
+            let mut line =
+                |text: String| writeln!(dot, "  {text}").expect("a String takes any text");
+            line(format!("\"{name}\" [label=\"{label}\"{style}];"));
+            if let Some(last) = last.replace(name.to_owned()) {
+                line(format!("\"{last}\" -> \"{name}\";"));
+            }
+        };
+        node("image", "image", ", shape=ellipse");
+        let Stem { channels, kernel, stride } = self.stem;
+        let mut inputs = self.scaled(channels);
+        node("stem", &format!("conv_k{kernel}\\n{inputs} channels{}", halves(stride)), "");
+        for (index, (stage, row)) in self.stages(values).iter().zip(&self.rows).enumerate() {
+            for (block, choice) in stage.blocks.iter().enumerate() {
+                let name = format!("stage{index}.block{block}");
+                let Some(operation) = choice.map(|choice| row.operations[choice]) else {
+                    node(&name, SKIP, ", style=dashed");
+                    continue;
+                };
+                let size = self.block_size(row, block, inputs, stage.channels);
+                inputs = size.outputs;
+                let residual = if size.has_residual() { ", + input" } else { "" };
+                let label =
+                    format!("{operation}\\n{inputs} channels{}{residual}", halves(size.stride));
+                node(&name, &label, "");
+            }
+        }
+        if let Some(channels) = self.head {
+            node("head", &format!("conv_k1\\n{} channels", self.scaled(channels)), "");
+        }
+        node("classifier", "mean, linear", "");
+        node("classes", "classes", ", shape=ellipse");
+        dot + "}\n"
+    }
+}
+
+fn halves(stride: i64) -> &'static str {
+    if stride == 2 { ", /2" } else { "" }
+}
+
+/// Returns a number of the file, which must be valid.
+fn checked(
+    key: &str,
+    value: &Spanned<i64>,
+    valid: impl Fn(i64) -> bool,
+    allowed: &str,
+) -> Result<i64, Fault> {
+    let (span, key, value) = (value.span(), key.to_owned(), *value.get_ref());
+    if valid(value) {
+        Ok(value)
+    } else {
+        Err(Fault { span, key, problem: format!("{value}: allowed is {allowed}") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::tasks::{check, draw, network::first_channels};
+
+    const SMALL: &str = r#"
+        stem = { channels = 8, kernel = 3, stride = 1 }
+        head = { channels = 16 }
+        activation = "relu6"
+        rows = [
+            "ds_r1_k3_s1_c8",
+            "ir_r[1-3]_k[3,5]_s2_e3_c[8,12,16]_se[0,0.25]",
+            "er_r2_k3_s1_e[1,2]_c[8,16]",
+            "cn_r1_k[1,3]_s2_c24",
+        ]"#;
+    const ENDS: Ends = Ends { image: [3, 9, 9], classes: 4 };
+
+    fn chain(text: &str) -> Chain {
+        Chain::new(&toml::from_str(text).unwrap()).unwrap()
+    }
+
+    fn architectures(chain: &Chain, count: usize) -> Vec<Vec<i64>> {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        (0..count).map(|_| draw(&chain.variables(), &mut random)).collect()
+    }
+
+    #[test]
+    fn variables_are_widths_and_blocks_with_a_choice() {
+        let block = ["mbconv_k3_e3", "mbconv_k3_e3_se0.25", "mbconv_k5_e3", "mbconv_k5_e3_se0.25"];
+        let skipped = [block.as_slice(), &["skip"]].concat();
+        let expected = [
+            ("stage1.channels", ["8", "12", "16"].as_slice()),
+            ("stage1.block0", &block),
+            ("stage1.block1", &skipped),
+            ("stage1.block2", &skipped),
+            ("stage2.channels", &["8", "16"]),
+            ("stage2.block0", &["fused_k3_e1", "fused_k3_e2"]),
+            ("stage2.block1", &["fused_k3_e1", "fused_k3_e2"]),
+            ("stage3.block0", &["conv_k1", "conv_k3"]),
+        ];
+        let variable = |(name, choices): &(&str, &[&str])| {
+            Variable::categorical(*name, choices.iter().map(|&choice| choice.to_owned()).collect())
+        };
+        assert_eq!(chain(SMALL).variables(), expected.iter().map(variable).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn counts_are_those_of_the_weights() {
+        let chain = chain(SMALL);
+        let numel = |network: &Network| {
+            network.parameters.values().map(|tensor| tensor.numel() as i64).sum::<i64>()
+        };
+        let supernet = chain.network(&ENDS, None, 1, Device::Cpu, Kind::Float);
+        assert_eq!(chain.supernet_parameters(&ENDS), numel(&supernet));
+        assert!(supernet.statistics.is_empty());
+        for values in architectures(&chain, 5) {
+            let alone = chain.network(&ENDS, Some(&values), 1, Device::Cpu, Kind::Float);
+            assert_eq!(chain.costs(&ENDS, &values, true).parameters, numel(&alone));
+        }
+    }
+
+    #[test]
+    fn an_architecture_of_the_supernet_is_the_network_alone_with_the_first_channels_of_the_weights()
+    {
+        let chain = chain(SMALL);
+        let supernet = chain.network(&ENDS, None, 1, Device::Cpu, Kind::Double);
+        let images = Tensor::rand([2, 3, 9, 9], (Kind::Double, Device::Cpu));
+        let train = Mode::Train { drop_path: 0.0 };
+        for values in architectures(&chain, 20) {
+            let alone = chain.network(&ENDS, Some(&values), 2, Device::Cpu, Kind::Double);
+            let _guard = tch::no_grad_guard();
+            for (name, parameter) in &alone.parameters {
+                // The normalisations start at weight 1 and bias 0, as if they had none.
+                if let Some(shared) = supernet.parameters.get(name) {
+                    let part = first_channels(shared, &parameter.size());
+                    parameter.shallow_clone().copy_(&part);
+                }
+            }
+            let [shared, alone] =
+                [&supernet, &alone].map(|network| network.forward(&images, &values, train).main);
+            assert_eq!(alone.size(), [2, 4]);
+            let difference = f64::try_from((shared - alone).abs().max()).unwrap();
+            assert!(difference < 1e-9, "{values:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn a_described_architecture_is_a_chain_of_its_own() {
+        let mut searched = chain(SMALL);
+        searched.width = 2.0;
+        for values in architectures(&searched, 50) {
+            check(&searched.variables(), &values).unwrap();
+            let described = searched.describe(&values);
+            let (rows, activation) = (&described["rows"], &described["activation"]);
+            let [stem, head] = [&described["stem"], &described["head"]].map(|end| &end["channels"]);
+            // A list of strings is the same in JSON and TOML.
+            let text = format!(
+                "stem = {{ channels = {stem}, kernel = 3, stride = 1 }}
+                head = {{ channels = {head} }}
+                activation = {activation}
+                rows = {rows}"
+            );
+            let found = chain(&text);
+            assert_eq!(found.variables(), []);
+            assert_eq!(
+                found.costs(&ENDS, &[], true),
+                searched.costs(&ENDS, &values, true),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn descriptions_name_rows_and_blocks() {
+        let described = chain(SMALL).describe(&[2, 3, 4, 3, 1, 0, 1, 1]);
+        assert_eq!(
+            described["rows"],
+            json!([
+                "ds_r1_k3_s1_c8",
+                "ir_r1_k5_s2_e3_c16_se0.25",
+                "ir_r1_k5_s1_e3_c16_se0.25",
+                "er_r1_k3_s1_e1_c16",
+                "er_r1_k3_s1_e2_c16",
+                "cn_r1_k3_s2_c24",
+            ])
+        );
+        assert_eq!(described["blocks"][2], json!({ "name": "stage1.block1", "operation": "skip" }));
+        assert_eq!(described["blocks"][3]["residual"], true);
+        let dot = chain(SMALL).dot(&[2, 3, 4, 3, 1, 0, 1, 1]);
+        for line in [
+            r#""stage1.block0" [label="mbconv_k5_e3_se0.25\n16 channels, /2"];"#,
+            r#""stage1.block1" [label="skip", style=dashed];"#,
+            r#""stage1.block1" -> "stage1.block2";"#,
+            r#""stage1.block2" [label="mbconv_k5_e3_se0.25\n16 channels, + input"];"#,
+        ] {
+            assert!(dot.contains(line), "{dot}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_found_in_the_file() {
+        let fault = |text: &str| {
+            let Fault { span, key, problem } =
+                Chain::new(&toml::from_str(text).unwrap()).unwrap_err();
+            (text[span].to_owned(), key, problem)
+        };
+        let (part, key, problem) = fault(&SMALL.replace("k[1,3]", "k[1,4]"));
+        assert_eq!((part.as_str(), key.as_str()), ("k[1,4]", "chain.rows[3]"));
+        assert!(problem.contains("odd number"), "{problem}");
+        let (part, key, _) = fault(&SMALL.replace("kernel = 3", "kernel = 4"));
+        assert_eq!((part.as_str(), key.as_str()), ("4", "chain.stem.kernel"));
+        let (_, key, problem) =
+            fault(&SMALL.replace("er_r2", "er_r16").replace("e[1,2]_c[8,16]", "e10_c4096"));
+        assert_eq!(key, "chain.rows");
+        assert!(problem.contains("weights: at most"), "{problem}");
+        let rows = vec![r#""ds_r[1-16]_k3_c8""#; 33].join(",");
+        let many = format!(
+            "stem = {{ channels = 8, kernel = 3, stride = 1 }}\nactivation = \"relu\"\nrows = [{rows}]"
+        );
+        assert!(fault(&many).2.contains("33 rows"));
+    }
+
+    #[test]
+    fn counting_takes_little_time() {
+        let chain = chain(SMALL);
+        let values = &architectures(&chain, 1)[0];
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            chain.costs(&ENDS, values, true);
+        }
+        // 20 microseconds each with optimisation.
+        assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed() / 100);
+    }
+}
