@@ -195,7 +195,7 @@ impl Space {
         if name == toy::NAME {
             return Ok(Box::new(toy::Toy::new(settings)?));
         }
-        Ok(Box::new(classification::Classification::new(name, definition, settings)?))
+        let _ = definition; Err(vec![Violation::new("", format!("the space {name} is unknown"))])
     }
 }
 
