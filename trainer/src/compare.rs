@@ -10,18 +10,18 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use asng_client::{Options, Preset};
-use asng_proto::v1::{self, Algorithm, StudyState, study_service_worker::StudyServiceClient};
+use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tracing::info;
 
 use crate::{
     engine,
-    retrain::{self, Begin, How, recipe::Record},
-    space::Space,
+    retrain::{self, Begin, How, record::Record},
     study::{self, Choice, Found, Source, Subject},
+    tasks::{Space, settings},
     worker::{self, serving::Listeners},
 };
 
@@ -185,7 +185,8 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
             let values = found.values.clone();
             let engine::Config { catalogue, device, .. } = &place.engine;
             let begin = begin(how, found, seed, &out)?;
-            let results = retrain::retrain(how, begin, Some(seed), &out, catalogue, *device, &stop)?;
+            let results =
+                retrain::retrain(how, begin, Some(seed), &out, catalogue, *device, &stop)?;
             row.architectures.push(values);
             row.metrics.entry("parameters".into()).or_default().push(results.parameters as f64);
             for (name, metric) in results.metrics {

@@ -161,7 +161,8 @@ impl Engine {
         let data_sets = config.catalogue.available();
         if data_sets.is_empty() {
             let reason = "this trainer has no images: `asng-trainer data fetch cifar10` fetches some, --images NAME=DIR names others";
-            unserved = spaces.split_off(1).into_iter().map(|space| (space, reason.to_owned())).collect();
+            unserved =
+                spaces.split_off(1).into_iter().map(|space| (space, reason.to_owned())).collect();
             warn!("only the space toy is served: {reason}");
         }
         let (writer, catalogue) = (checkpoints.clone(), config.catalogue.clone());
@@ -243,7 +244,7 @@ impl Engine {
         self.run(move |state| {
             let open = state.open.as_mut().filter(|open| open.directory == directory);
             let open = open.ok_or(Error::NotOpen)?;
-            open.checkpoint(&state.checkpoints)?;
+            open.checkpoint(&state.checkpoints);
             Ok(state.checkpoints.flush(&directory)?)
         })
         .await

@@ -190,7 +190,8 @@ pub async fn run(
                 study::list(&found.values),
                 shared_weights(step, name, work_dir)
             );
-            let shared = || shared(&arguments, &found.space, &found.values, weights, catalogue, device);
+            let shared =
+                || shared(&arguments, &found.space, &found.values, weights, catalogue, device);
             let results = torch::attempt(shared)??;
             let Source { architecture: which, study, study_id } = found.source;
             Results { study, study_id, which, work_dir: Some(work_dir.into()), step, ..results }
@@ -236,7 +237,9 @@ fn print(results: &Results) {
         println!("no network    {}", metrics.collect::<Vec<_>>().join(", "));
     }
     if let Some(Random { metric, count, mean, min, max }) = &results.random {
-        println!("random        {metric} of {count} architectures: mean {mean:.4}, from {min:.4} to {max:.4}");
+        println!(
+            "random        {metric} of {count} architectures: mean {mean:.4}, from {min:.4} to {max:.4}"
+        );
     }
     for (name, file) in [("report", &results.html), ("sheet", &results.sheet)] {
         if let Some(file) = file {
@@ -261,7 +264,8 @@ fn shared(
     let data = catalogue.open(&task.images().context(none)?)?;
     let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
     supernet.load(&weights)?;
-    let test = TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
+    let test =
+        TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches() * (1 + arguments.random as u64))?;
     let forward = |batch: &Batch| supernet.forward(&batch.input, values);
     let title = format!("{} with shared weights", space.name);
@@ -302,7 +306,8 @@ fn retrained(
     );
     let (task, data) = (record.task()?, record.data(catalogue)?);
     let network = record.trained(&weights, device)?;
-    let test = TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
+    let test =
+        TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches())?;
     let forward =
         |batch: &Batch| network.forward(&batch.input, &record.values, Mode::Evaluate).main;
@@ -334,8 +339,14 @@ fn evaluate(
     forward: impl Fn(&Batch) -> Tensor,
 ) -> anyhow::Result<Results> {
     let classifies = task.images().is_some_and(|request| request.labels);
-    ensure!(arguments.sheet.is_none() || !classifies, "--sheet is for autoencoders, not for classifiers");
-    ensure!(arguments.html.is_none() || classifies, "--html is for classifiers, not for autoencoders");
+    ensure!(
+        arguments.sheet.is_none() || !classifies,
+        "--sheet is for autoencoders, not for classifiers"
+    );
+    ensure!(
+        arguments.html.is_none() || classifies,
+        "--html is for classifiers, not for autoencoders"
+    );
     let mut report = classifies.then(|| Report::new(&data.info.classes));
     let metrics: Metrics = test.evaluate(task, &forward, |images, _, output| {
         counted(shown);

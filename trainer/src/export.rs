@@ -19,21 +19,15 @@ use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::{
-    data::cifar10,
     evaluate::Weights,
     files,
-    retrain::recipe::{self, Progress, Recipe, Record},
-    supernet::{self, enas_micro::Mode},
+    retrain::record::{Progress, Record},
+    study,
+    tasks::{self, network::AUXILIARY},
+    torch,
 };
 
-/// CIFAR-10's, in the order of its labels.
-const CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
-
-/// The auxiliary head's tensors, which are for training only.
-const AUXILIARY: &str = "auxiliary.";
-
-/// By how much the loaded TorchScript may differ from the network, relative to the largest number of what it says.
+/// The largest difference between the outputs of the loaded TorchScript and of the network, relative to the largest output.
 const TOLERANCE: f64 = 1e-4;
 
 /// What to export.

@@ -496,7 +496,7 @@ impl Catalogue {
 }
 
 /// Copies a tensor of the CPU to `device`, if that is another, without waiting for what a GPU still has to compute.
-fn to_device(tensor: &Tensor, device: Device) -> Tensor {
+pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Tensor {
     let (non_blocking, copy) = (true, false);
     tensor.to_device_(device, tensor.kind(), non_blocking, copy)
 }

@@ -156,12 +156,18 @@ impl How {
             ("batch_norm", &self.batch_norm),
         ];
         let seed = seed.map(|seed| ("seed".to_owned(), seed.to_string()));
-        let given = |(name, value): (&str, &Option<String>)| Some((name.to_owned(), value.clone()?));
+        let given =
+            |(name, value): (&str, &Option<String>)| Some((name.to_owned(), value.clone()?));
         settings.into_iter().filter_map(given).chain(seed).collect()
     }
 
     /// Errors if a flag that was given has another value in the retraining in `out`.
-    pub(crate) fn check(&self, seed: Option<u64>, record: &Record, out: &Path) -> anyhow::Result<()> {
+    pub(crate) fn check(
+        &self,
+        seed: Option<u64>,
+        record: &Record,
+        out: &Path,
+    ) -> anyhow::Result<()> {
         let other = |flag: &str, given: &str, recorded: &str| {
             bail!("{}", differs(&format!("--{}", flag.replace('_', "-")), given, out, recorded))
         };
@@ -392,10 +398,9 @@ fn train(
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let file = |name: &str| out.join(name);
     let _lock = files::lock(out).map_err(|error| match error {
-        TryLockError::WouldBlock => anyhow::anyhow!(
-            "{} is in use by another retraining; give another --out",
-            out.display()
-        ),
+        TryLockError::WouldBlock => {
+            anyhow::anyhow!("{} is in use by another retraining; give another --out", out.display())
+        }
         TryLockError::Error(error) => {
             anyhow::Error::new(error).context(format!("cannot use {}", out.display()))
         }

@@ -1,7 +1,6 @@
 //! Studies of the controller: their spaces, their architectures, the directories of their files.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     future::Future,
     path::{Path, PathBuf},
@@ -118,7 +117,8 @@ impl SpaceArguments {
         if self.space.is_none() && !self.settings.is_empty() {
             bail!("--set is for a space: name one with --space or --space-file");
         }
-        let space = |name: &String| Space { name: name.clone(), definition: String::new(), settings };
+        let space =
+            |name: &String| Space { name: name.clone(), definition: String::new(), settings };
         Ok(self.space.as_ref().map(space))
     }
 }

@@ -6,6 +6,7 @@ pub mod classification;
 pub mod inpainting;
 pub mod network;
 pub mod settings;
+pub mod test_split;
 pub mod toy;
 
 use std::collections::BTreeMap;

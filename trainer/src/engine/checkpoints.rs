@@ -69,9 +69,7 @@ pub enum Error {
 impl Error {
     fn cause(&self) -> String {
         match self {
-            Error::File(error) | Error::Torch(torch::Error::File(error)) => {
-                error.cause.to_string()
-            }
+            Error::File(error) | Error::Torch(torch::Error::File(error)) => error.cause.to_string(),
             other => other.to_string(),
         }
     }

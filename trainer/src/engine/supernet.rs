@@ -12,7 +12,7 @@ use crate::{
         Batch, Task,
         network::{Mode, Network},
     },
-    torch::{self, Error, Precision, Snapshot, attempt, load, read},
+    torch::{Error, Precision, Snapshot, attempt, load, read},
 };
 
 /// In the search all statistics are the batch's, and nothing is dropped.
@@ -74,7 +74,8 @@ impl Supernet {
         let started = Instant::now();
         let Supernet { network, optimizer, precision } = self;
         let device = network.device();
-        let (mut failures, mut numbers, mut gradients) = (Vec::new(), Vec::new(), Gradients::default());
+        let (mut failures, mut numbers, mut gradients) =
+            (Vec::new(), Vec::new(), Gradients::default());
         for (place, values) in train.iter().enumerate() {
             // Backward at once, not of the sum of the losses: only one graph is alive at a time.
             let compute = || {
@@ -106,7 +107,9 @@ impl Supernet {
         }
         if !failures.is_empty() && failures.len() == train.len() + rank.len() {
             let reason = failures.swap_remove(0).reason;
-            return Err(Error::Torch(format!("no architecture of the step can be computed: {reason}")));
+            return Err(Error::Torch(format!(
+                "no architecture of the step can be computed: {reason}"
+            )));
         }
         // Only here is a GPU waited for: what it still had to do of the training counts as ranking.
         let numbers = read(&numbers);
@@ -114,7 +117,8 @@ impl Supernet {
         let (trained, ranked) = numbers.split_at(of_training);
         let gradient_norm = trained.last().copied().unwrap_or(f64::NAN);
         let trained = &trained[..2 * train.len()];
-        let every_other = |from: &[f64], first| from.iter().skip(first).step_by(2).copied().collect();
+        let every_other =
+            |from: &[f64], first| from.iter().skip(first).step_by(2).copied().collect();
         let losses: Vec<f64> = every_other(trained, 0);
         Ok(StepOutcome {
             losses: every_other(ranked, 0),

@@ -77,12 +77,11 @@ impl Events {
     /// Adds what a row says; the step is its iteration.
     pub(super) fn write(&mut self, row: &Row) -> anyhow::Result<()> {
         let rest = [("epoch", row.epoch), ("learning_rate", row.learning_rate)];
-        let scalar = |(tag, value): (&str, f64)| Scalar {
-            tag: tag.to_owned(),
-            simple_value: value as f32,
-        };
+        let scalar =
+            |(tag, value): (&str, f64)| Scalar { tag: tag.to_owned(), simple_value: value as f32 };
         let metrics = row.metrics.iter().map(|(name, metric)| (&**name, *metric));
-        let summary = Some(Summary { value: rest.into_iter().chain(metrics).map(scalar).collect() });
+        let summary =
+            Some(Summary { value: rest.into_iter().chain(metrics).map(scalar).collect() });
         let step = row.iteration.cast_signed();
         let event = Event { wall_time: now(), step, summary, ..Event::default() };
         self.append(&event).with_context(|| format!("cannot write {}", self.path.display()))

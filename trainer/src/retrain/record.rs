@@ -71,7 +71,10 @@ impl Record {
         retraining.accepts(&data.info).map_err(anyhow::Error::msg)?;
         let all = data.train.len();
         let images = images.unwrap_or(all);
-        ensure!((1..=all).contains(&images), "--images: there are {all} training images, not {images}");
+        ensure!(
+            (1..=all).contains(&images),
+            "--images: there are {all} training images, not {images}"
+        );
         let record = Record {
             space,
             values,

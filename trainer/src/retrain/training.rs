@@ -72,11 +72,8 @@ const ITERATIONS: &str = "iterations";
 impl Progress {
     fn numbers(&self) -> Numbers {
         let sums = self.sums.iter().enumerate().map(|(i, sum)| (format!("sum{i}"), *sum));
-        let rest = [
-            (ITERATIONS, self.iterations as f64),
-            ("seconds", self.seconds),
-            ("best", self.best),
-        ];
+        let rest =
+            [(ITERATIONS, self.iterations as f64), ("seconds", self.seconds), ("best", self.best)];
         rest.map(|(name, number)| (name.to_owned(), number)).into_iter().chain(sums).collect()
     }
 
@@ -149,8 +146,7 @@ impl Training {
 
     /// Moves the weights along the gradient of a minibatch. Returns its metrics before they moved.
     fn train(&mut self, iteration: u64) -> Named {
-        let (learning_rate, per_epoch) =
-            (self.learning_rate(iteration), self.batches.per_epoch());
+        let (learning_rate, per_epoch) = (self.learning_rate(iteration), self.batches.per_epoch());
         let tasks::Training { seed, length, drop_path, .. } = self.training;
         // Which paths are dropped is drawn by libtorch's own generator.
         tch::manual_seed(generator(seed, b"droppath", iteration).random());
@@ -169,7 +165,7 @@ impl Training {
         let [loss, metric] = self.task.loss(&output, &batch);
         drop(autocast);
         let gradients = Gradients::of(&loss, &self.network.parameters);
-        self.optimizer.step(&mut self.network.parameters, &gradients, learning_rate);
+        let _ = self.optimizer.step(&mut self.network.parameters, &gradients, learning_rate);
         let numbers = read(&[loss.detach(), metric.detach()]);
         let metric = self.task.step_metrics(&numbers[1..], &[]).swap_remove(0);
         vec![("train_loss".into(), numbers[0]), (metric.0.into(), metric.1)]
@@ -177,9 +173,8 @@ impl Training {
 
     /// The metrics of the present weights on the test images. The first decides which weights are best: the higher, the better.
     fn evaluate(&self) -> Named {
-        let forward = |batch: &Batch| {
-            self.network.forward(&batch.input, &self.values, Mode::Evaluate).main
-        };
+        let forward =
+            |batch: &Batch| self.network.forward(&batch.input, &self.values, Mode::Evaluate).main;
         let metrics: Metrics = self.test.evaluate(&*self.task, forward, |_, _, _| {});
         metrics.into_iter().map(|(name, value)| (format!("test_{name}"), value)).collect()
     }

@@ -96,7 +96,10 @@ struct Settings {
 impl Settings {
     /// Those of a definition without presets.
     fn new(family: &Family) -> Settings {
-        let (nodes, cells, channels, width) = family.size();
+        let (nodes, cells, channels, width) = match family {
+            Family::Cells(cells) => (cells.nodes, cells.cells, cells.channels, 1.0),
+            Family::Chain(chain) => (1, 1, 1, chain.width),
+        };
         Settings {
             nodes,
             cells,
@@ -164,10 +167,13 @@ fn table(family: &Family, alone: bool) -> Vec<Row<Settings>> {
 impl Classification {
     /// The built-in space `name`, or that of `definition` whose family is `name`, with a study's settings. Errors with everything
     /// that is wrong.
-    pub fn new(name: &str, definition: &str, given: &Given) -> Result<Classification, Vec<Violation>> {
-        let violation = |field: &str, description: String| {
-            vec![Violation { field: field.into(), description }]
-        };
+    pub fn new(
+        name: &str,
+        definition: &str,
+        given: &Given,
+    ) -> Result<Classification, Vec<Violation>> {
+        let violation =
+            |field: &str, description: String| vec![Violation { field: field.into(), description }];
         let text = match definition {
             "" => Definition::built_in(name).ok_or_else(|| {
                 let known: Vec<_> = super::names();
@@ -199,7 +205,12 @@ impl Classification {
     /// Gives networks the size that the settings name.
     fn resize(&mut self) {
         let Settings { nodes, cells, channels, width, .. } = self.settings;
-        self.family.resize(nodes, cells, channels, width);
+        match &mut self.family {
+            Family::Cells(family) => {
+                (family.nodes, family.cells, family.channels) = (nodes, cells, channels);
+            }
+            Family::Chain(chain) => chain.width = width,
+        }
     }
 
     /// The limits that no setting breaks alone.
@@ -237,7 +248,10 @@ impl Task for Classification {
     }
 
     fn describe(&self, values: &[i64]) -> Map<String, Value> {
-        self.family.describe(values)
+        match self.family.describe(values) {
+            Value::Object(described) => described,
+            _ => Map::new(),
+        }
     }
 
     fn dot(&self, values: &[i64]) -> String {
@@ -393,9 +407,8 @@ impl Task for Classification {
 
     /// Normalises images, and returns the logits.
     fn exported(&self, network: Network, info: &Info, values: &[i64]) -> Exported {
-        let channels = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1])
-        };
+        let channels =
+            |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1]);
         let (mean, std, values) = (channels(&info.mean), channels(&info.std), values.to_vec());
         Box::new(move |images| {
             network.forward(&((images - &mean) / &std), &values, Mode::Evaluate).main
@@ -411,7 +424,7 @@ fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     const IGNORE_INDEX: i64 = -100;
     let kind = if logits.kind() == Kind::BFloat16 { Kind::Float } else { logits.kind() };
     let log_probabilities = logits.to_kind(kind).log_softmax(-1, None::<Kind>);
-    log_probabilities.nll_loss(labels, None::<Tensor>, Reduction::Mean, IGNORE_INDEX)
+    log_probabilities.g_nll_loss(labels, None::<Tensor>, Reduction::Mean, IGNORE_INDEX)
 }
 
 /// The part of the batch whose label is among the `count` largest logits, without dimensions.

@@ -82,7 +82,7 @@ impl TestSplit {
     /// The metrics of what one gets without a network, if that makes sense.
     pub fn baseline(&self, task: &dyn Task) -> Option<Metrics> {
         let (_, batch) = self.batch(task, 0);
-        task.baseline(&batch)?;
+        let _ = task.baseline(&batch)?;
         let forward = |batch: &Batch| task.baseline(batch).expect("it depends on the task alone");
         Some(self.evaluate(task, forward, |_, _, _| {}))
     }

@@ -48,7 +48,16 @@ impl Controller {
         data_sets: Vec<String>,
     ) -> Controller {
         let (search, process) = (SearchServiceClient::new(connection.clone()), rand::random());
-        Controller { connection, search, trainer_id, spaces, unserved, data_sets, process, requests: 0 }
+        Controller {
+            connection,
+            search,
+            trainer_id,
+            spaces,
+            unserved,
+            data_sets,
+            process,
+            requests: 0,
+        }
     }
 
     /// Asks for a step of `study`, or of any study when that is empty.

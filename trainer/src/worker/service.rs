@@ -15,10 +15,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
 use super::state::{Last, Open, State};
-use crate::{
-    checkpoints,
-    engine::{self, Engine},
-};
+use crate::engine::{self, Engine, checkpoints};
 
 /// The rules for callers. Calls that wait for a step have no time limit.
 pub(super) const RULES: Rules = Rules {

@@ -13,7 +13,7 @@
 
 mod row;
 
-use std::{fmt::Write, ops::Range};
+use std::fmt::Write;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,7 +22,11 @@ use toml::Spanned;
 
 use self::row::{MAX_CHANNELS, MAX_KERNEL, Row};
 pub use super::mbconv::Activation;
-use super::mbconv::{Block, BlockSize, Layer, Operation, divisible};
+use super::{
+    cells::Ends,
+    definition::Fault,
+    mbconv::{Block, BlockSize, Layer, Operation, divisible},
+};
 use crate::tasks::{
     Variable,
     network::{
@@ -38,27 +42,6 @@ const MAX_PARAMETERS: i64 = 1 << 28;
 
 /// The choice that leaves a block out; the last one of its variable.
 const SKIP: &str = "skip";
-
-/// The two ends of a network: what it reads, and what it tells apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// Channels, height and width of an image.
-    pub image: [i64; 3],
-    /// The number of classes.
-    pub classes: i64,
-}
-
-/// Something in a space file that is not allowed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct Fault {
-    /// The bytes of the file that are wrong.
-    pub span: Range<usize>,
-    /// Where that is, such as `chain.rows[2]`.
-    pub key: String,
-    /// What is wrong, and what is allowed.
-    pub problem: String,
-}
 
 /// The table `[chain]` of a space file.
 #[derive(Clone, Debug, Deserialize)]
