@@ -13,10 +13,12 @@
 //! | [`checkpoints`] | a study's weights on disk |
 //! | [`files`] | files that appear whole or not at all, locked directories |
 //! | [`worker`] | `asng-trainer serve`: the loop that leases, computes and reports; TrainerService, probes, work directory |
+//! | [`latency`] | median time of an inference |
 //! | `metrics` | counters for Prometheus |
 //! | `progress` | progress of work that takes long, for people |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
+//! | [`tasks`] | what is learnt: reports of a classifier's quality |
 //! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: worker, then engine, then supernet, then space.
@@ -31,6 +33,7 @@ pub mod evaluate;
 pub mod export;
 pub mod files;
 mod held_out;
+pub mod latency;
 mod metrics;
 mod progress;
 pub mod quality;
