@@ -158,7 +158,7 @@ impl Report {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let class = |(class, name): (usize, &'a String)| {
             let correct = self.confusion[class][class];
-            let images = self.confusion[class].iter().sum::<u64>() + self.undecided[class];
+            let images = self.images_of(class);
             let predicted = self.confusion.iter().map(|row| row[class]).sum();
             let (accuracy, precision) = (share(correct, images), share(correct, predicted));
             Class { name, images, accuracy, precision }
@@ -192,7 +192,7 @@ impl Report {
                     (self.errors())
                     h2 { "Classes" }
                     table {
-                        thead { tr { th scope="col" { "Class" } th scope="col" { "Images" } th scope="col" { "Accuracy" } th scope="col" { "Precision" } } }
+                        thead { tr { th.text scope="col" { "Class" } th scope="col" { "Images" } th scope="col" { "Accuracy" } th scope="col" { "Precision" } } }
                         tbody {
                             @for class in self.classes() {
                                 tr { th scope="row" { (class.name) } td { (class.images) } td { (percent(class.accuracy)) } td { (percent(class.precision)) } }
@@ -217,7 +217,7 @@ impl Report {
             @if !pairs.is_empty() {
                 h2 { "Most frequent errors" }
                 table {
-                    thead { tr { th scope="col" { "True class" } th scope="col" { "Predicted class" } th scope="col" { "Images" } th scope="col" { "Share of the true class" } } }
+                    thead { tr { th.text scope="col" { "True class" } th.text scope="col" { "Predicted class" } th scope="col" { "Images" } th scope="col" { "Share of the true class" } } }
                     tbody {
                         @for pair in &pairs {
                             tr {
@@ -238,10 +238,10 @@ impl Report {
             @if count > MAX_MATRIX {
                 p { "Left out of this page because there are " (count) " classes; the JSON output contains it." }
             } @else {
-                p { "Images of each true class (row) by predicted class (column). The darker a cell, the larger its share of the row." }
+                p { "Images of each true class (row) by predicted class (column). The stronger the colour of a cell, the larger its share of the row." }
                 div.scroll {
                     table.matrix {
-                        thead { tr { th { "True class" } @for name in &self.classes { th scope="col" title=(name) { span { (name) } } } } }
+                        thead { tr { th.text { "True class" } @for name in &self.classes { th scope="col" title=(name) { span { (name) } } } } }
                         tbody {
                             @for (row, name) in self.classes.iter().enumerate() {
                                 tr {
@@ -258,16 +258,23 @@ impl Report {
 
     fn cell(&self, row: usize, column: usize, name: &str, other: &str) -> Markup {
         let (images, share) = (self.confusion[row][column], self.share(row, column));
+        // The root makes errors of a few percent visible.
+        let strength = format!("--strength:{:.3}", share.sqrt());
         html! {
             @if images == 0 { td {} } @else {
-                td class=(if row == column { "right" } else { "wrong" }) style={ "--share:" (format!("{share:.3}")) }
+                td class=(if row == column { "right" } else { "wrong" }) style=(strength)
                     title={ (name) " classified as " (other) ": " (percent(Some(share))) } { (images) }
             }
         }
     }
 
+    fn images_of(&self, class: usize) -> u64 {
+        self.confusion[class].iter().sum::<u64>() + self.undecided[class]
+    }
+
+    /// Returns the share of the images of class `row` that are classified as class `column`.
     fn share(&self, row: usize, column: usize) -> f64 {
-        self.confusion[row][column] as f64 / self.confusion[row].iter().sum::<u64>() as f64
+        self.confusion[row][column] as f64 / self.images_of(row) as f64
     }
 
     fn errors(&self) -> Markup {
@@ -279,8 +286,8 @@ impl Report {
                         figure {
                             @if let Some(url) = data_url(pixels) { img src=(url) alt={ "An image of class " (self.classes[*label]) }; }
                             figcaption {
-                                b { (self.classes[*predicted]) } " (" (percent(Some(*probability))) ")" br;
-                                "is " b { (self.classes[*label]) }
+                                "predicted: " b { (self.classes[*predicted]) } " (" (percent(Some(*probability))) ")" br;
+                                "true: " b { (self.classes[*label]) }
                             }
                         }
                     }
