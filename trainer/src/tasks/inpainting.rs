@@ -560,7 +560,7 @@ mod tests {
         let pixels = Tensor::arange(2 * 3 * 16 * 16, (Kind::Int64, Device::Cpu)).remainder(255) + 1;
         let pixels = pixels.to_kind(Kind::Uint8).view([2, 3, 16, 16]);
         let images = Images { pixels, labels: Tensor::from_slice(&[0_i64, 0]) };
-        let preprocess = Preprocess::unit(Device::Cpu, Kind::Float);
+        let preprocess = Preprocess::unit(Device::Cpu, Kind::Float, true);
         let batch = |draw| task.batch(&images, &preprocess, draw);
 
         let plain = batch(Draw::Plain { number: 64 });

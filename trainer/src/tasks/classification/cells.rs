@@ -234,7 +234,7 @@ mod tests {
     const CIFAR10: Ends = Ends { image: [3, 32, 32], classes: 10 };
 
     fn parse(text: &str) -> Cells {
-        let Family::Cells(cells) = Definition::parse(text).unwrap().family;
+        let Family::Cells(cells) = Definition::parse(text).unwrap().family else { panic!() };
         cells
     }
 

@@ -407,7 +407,7 @@ mod tests {
         // The last steps move only the statistics, which trail behind the weights.
         for learning_rate in [[0.01; 50], [0.0; 50]].concat() {
             let gradients = Gradients::of(&loss(&alone, TRAIN), &alone.parameters);
-            optimizer.step(&mut alone.parameters, &gradients, learning_rate);
+            let _ = optimizer.step(&mut alone.parameters, &gradients, learning_rate);
         }
         let after = f64::try_from(loss(&alone, Mode::Evaluate)).unwrap();
         assert!(after < 0.3 * before, "{before} {after}");
