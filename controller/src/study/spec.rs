@@ -25,7 +25,7 @@ const MAX_STEPS: u64 = 1_000_000_000_000;
 const MAX_EVERY: u64 = 1_000_000_000;
 const MAX_LABELS: usize = 50;
 /// Longest definition of a space, in bytes.
-const MAX_DEFINITION: usize = 1 << 16;
+pub const MAX_DEFINITION: usize = 1 << 16;
 /// Families of spaces that have definitions.
 pub const FAMILIES: [&str; 2] = ["cells", "chain"];
 const DURATION_RANGE: std::ops::RangeInclusive<Duration> =
