@@ -158,7 +158,7 @@ async fn any_controller_serves_reads_and_names_the_owner_for_the_rest() {
     let spec = about.spec.as_mut().unwrap();
     (spec.space, spec.space_definition) = ("chain".into(), "family = \"chain\"".into());
     spec.variables.clear();
-    spec.settings = [("dataset".into(), "flowers".into()), ("note".into(), "\0".into())].into();
+    spec.settings = [("dataset".into(), "flowers".into())].into();
     let created = first.studies().create_study(about).await.unwrap().into_inner().study;
     let get = v1::GetStudyRequest { name: "about".into() };
     assert_eq!(second.studies().get_study(get).await.unwrap().into_inner().study, created);

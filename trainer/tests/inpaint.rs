@@ -1,6 +1,5 @@
-//! The autoencoders and Adam against the authors' own PyTorch code, in 64 bits.
-//! tests/data/inpaint.py wrote what it computes and says how to write it again; this test repeats
-//! the formula that fills parameters and images.
+//! Compares the autoencoders and Adam with the authors' own PyTorch code, in 64 bits. tests/data/inpaint.py wrote their numbers
+//! and describes how to write them again; this test repeats the formula that fills parameters and images.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,7 @@ use asng_trainer::{
 };
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// Of a loss, absolute, and of a gradient, relative to its norm.
+/// The largest error of a loss, absolute, and of a gradient, relative to its norm.
 const TOLERANCE: f64 = 1e-12;
 
 const REFERENCE: &str = include_str!("data/inpaint.txt");
@@ -37,7 +36,7 @@ fn fill(network: &mut Network) {
     }
 }
 
-/// A network of the reference and what it computes.
+/// A network of the reference with its numbers.
 #[derive(Default)]
 struct Case {
     title: String,

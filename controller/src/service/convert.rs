@@ -179,6 +179,7 @@ pub(super) fn study(study: &Study) -> v1::Study {
     v1::Study {
         variables: study.variables().unwrap_or_default().iter().map(variable).collect(),
         fronts: study.selection().fronts().iter().map(front).collect(),
+        spec: Some(spec_message(study.spec())),
         ..summary(study)
     }
 }
@@ -188,7 +189,7 @@ pub(super) fn summary(study: &Study) -> v1::Study {
     let progress = study.progress();
     v1::Study {
         name: study.name().into(),
-        spec: Some(spec_message(study.spec())),
+        spec: Some(v1::StudySpec { space_definition: String::new(), ..spec_message(study.spec()) }),
         state: state(study.state()).into(),
         variables: Vec::new(),
         progress: Some(v1::Progress {

@@ -250,7 +250,7 @@ impl Postgres {
         let id = self.id;
         let set_aside: Vec<_> = set_aside.iter().map(|study| study.0.cast_signed()).collect();
         self.run(async move |connection| {
-            // PostgreSQL cannot read the setting out of every spec: its JSON has no NUL.
+            // The setting is read here and not by PostgreSQL, whose JSON refuses what ours takes.
             let mut found = sqlx::query_as::<_, (String, String)>(
                 "SELECT address, spec FROM studies JOIN states ON states.study = studies.id
                      JOIN controllers ON controllers.id = studies.controller

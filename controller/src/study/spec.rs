@@ -25,7 +25,7 @@ const MAX_STEPS: u64 = 1_000_000_000_000;
 const MAX_EVERY: u64 = 1_000_000_000;
 const MAX_LABELS: usize = 50;
 /// Longest definition of a space, in bytes.
-const MAX_DEFINITION: usize = 1 << 16;
+pub const MAX_DEFINITION: usize = 1 << 16;
 /// Families of spaces that have definitions.
 pub const FAMILIES: [&str; 2] = ["cells", "chain"];
 const DURATION_RANGE: std::ops::RangeInclusive<Duration> =
@@ -276,6 +276,13 @@ impl Spec {
                 let description = format!("has {size} bytes; at most {MAX_DEFINITION} are allowed");
                 refuse("space_definition", description);
             }
+            let is_text = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
+            if !self.space_definition.chars().all(is_text) {
+                refuse(
+                    "space_definition",
+                    "has control characters, which TOML does not allow".into(),
+                );
+            }
             if !FAMILIES.contains(&&*self.space) {
                 let families = FAMILIES.join(" or ");
                 let description = format!(
@@ -294,11 +301,17 @@ impl Spec {
             refuse("settings", format!("at most {MAX_SETTINGS} settings"));
         }
         for (key, value) in &self.settings {
-            if key.is_empty() || key.chars().count() > 100 || value.chars().count() > 1000 {
+            // PostgreSQL takes no NUL.
+            let has_nul = key.contains('\0') || value.contains('\0');
+            if key.is_empty()
+                || key.chars().count() > 100
+                || value.chars().count() > 1000
+                || has_nul
+            {
                 let key: String = key.chars().take(100).collect();
                 refuse(
                     &format!("settings[{key:?}]"),
-                    "a key has 1 to 100 characters, a value up to 1000".into(),
+                    "a key has 1 to 100 characters, a value up to 1000, none of them NUL".into(),
                 );
             }
         }
@@ -581,6 +594,8 @@ mod tests {
             found[0].to_string(),
             "spec.space_definition: has 65537 bytes; at most 65536 are allowed"
         );
+        let binary = Spec { space_definition: "\u{1b}[0m".into(), ..defined.clone() };
+        assert_eq!(fields(&binary), ["spec.space_definition"]);
         let other = Spec { space: "enas-micro".into(), ..defined.clone() };
         assert_eq!(fields(&other), ["spec.space"]);
         let both = Spec { variables: vec![categorical("op", &["conv", "skip"])], ..defined };

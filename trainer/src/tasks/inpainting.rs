@@ -382,7 +382,7 @@ fn object(value: Value) -> Map<String, Value> {
 mod tests {
     use std::iter::zip;
 
-    use tch::IndexOp;
+    use tch::{CModule, IndexOp};
 
     use super::*;
     use crate::torch;
@@ -460,7 +460,7 @@ mod tests {
     fn a_supernet_that_no_machine_holds_is_refused() {
         let violations = new(&[("channels", "128")]).unwrap_err();
         assert_eq!(violations[0].field, "settings");
-        assert!(violations[0].description.contains("of 734013952 parameters"), "{violations:?}");
+        assert!(violations[0].description.contains("of 734017024 parameters"), "{violations:?}");
         let largest = [("batch_size", "4096"), ("image_size", "256"), ("nodes", "50")];
         let violations =
             new(&[largest[0], largest[1], largest[2], ("channels", "16")]).unwrap_err();
@@ -636,5 +636,30 @@ mod tests {
         assert!(f64::try_from(expected.max()).unwrap() > 1.0);
         let output = tch::no_grad(|| task.exported(network, &info, &values)(&images));
         assert_eq!(output, expected.clamp(0.0, 1.0));
+    }
+
+    #[test]
+    fn a_trace_of_every_module_takes_any_number_of_images() {
+        let settings = given(&[("nodes", "6"), ("channels", "2"), ("batch_norm", "true")]);
+        let task = Inpainting::new(Coding::Categorical, &settings).unwrap();
+        let info = info([3, 18, 18]); // 9 and 5 on the way
+        let values = [[0, 0, 0], [1, 0, 1], [2, 1, 2], [3, 1, 3], [4, 0, 4], [5, 0, 4], [0, 0, 4]];
+        let values = values.concat();
+        assert_eq!(task.space().decode(&values).active(), [0, 1, 2, 3, 4, 5]);
+        let network = task.network(&info, Some(&values), Device::Cpu, Kind::Float);
+        for parameter in network.parameters.values() {
+            let _ = parameter.set_requires_grad(false);
+        }
+        let function = task.exported(network, &info, &values);
+        let images = |count| Tensor::rand([count, 3, 18, 18], (Kind::Float, Device::Cpu)) + 0.5;
+        let mut forward = |images: &[Tensor]| vec![function(&images[0])];
+        let traced = CModule::create_by_tracing("Network", "forward", &[images(2)], &mut forward);
+        let traced = traced.unwrap();
+        for count in [1, 5] {
+            let images = images(count);
+            let output = traced.forward_ts(&[&images]).unwrap();
+            let difference = (output - function(&images)).abs().max();
+            assert!(f64::try_from(difference).unwrap() < 1e-5);
+        }
     }
 }

@@ -172,7 +172,8 @@ fn cut(weight: &Tensor, channels: [i64; 2]) -> Tensor {
 
 /// Puts a row and a column of zeros between all rows and columns, and `added` ones after the last.
 fn spread(x: &Tensor, added: [i64; 2]) -> Tensor {
-    let (batch, channels, height, width) = x.size4().unwrap(); // the output of a convolution
+    let (_, channels, height, width) = x.size4().unwrap(); // the output of a convolution
+    let batch = -1; // derived, so that a trace takes any number of images
     let pixels = x.permute([0, 2, 3, 1]); // channels last, as they lie in memory
     let pixels = pixels.reshape([batch, height, 1, width, 1, channels]);
     let spread = pixels.constant_pad_nd([0, 0, 0, 1, 0, 0, 0, 1]);
