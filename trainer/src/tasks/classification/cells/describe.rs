@@ -72,7 +72,7 @@ mod tests {
         let Family::Cells(cells) =
             Definition::parse(Definition::built_in(name).unwrap()).unwrap().family
         else {
-            panic!()
+            unreachable!()
         };
         Cells { nodes, ..cells }
     }
