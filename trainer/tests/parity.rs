@@ -9,11 +9,8 @@ use asng_trainer::{
     optim::{Gradients, Method, Optimizer},
     tasks::{
         Batch, Space, Task,
-        classification::{
-            cells::{Cells, Ends},
-            definition::{Definition, Family},
-        },
         network::{Mode, Network},
+        settings::{Given, Preset},
     },
 };
 use tch::{Device, Kind, Tensor};
@@ -28,7 +25,6 @@ const SMALLEST_NORM: f64 = 1e-6;
 const ENAS: (&str, &str) = ("enas-micro", include_str!("data/parity.txt"));
 const NAS_BENCH: (&str, &str) = ("nasbench201", include_str!("data/nasbench201.txt"));
 
-const CIFAR10: Ends = Ends { image: [3, 32, 32], classes: 10 };
 const TRAIN: Mode = Mode::Train { drop_path: 0.0 };
 
 /// `wave` of parity.py.
@@ -67,7 +63,8 @@ fn summary(kind: &str, name: &str, tensor: &Tensor) -> (f64, f64) {
 /// A case of the data.
 struct Case {
     title: String,
-    space: Cells,
+    task: Box<dyn Task>,
+    size: Given,
     values: Vec<i64>,
     parameters: Option<i64>,
     loss: f64,
@@ -76,10 +73,14 @@ struct Case {
     statistics: BTreeMap<String, (f64, f64)>,
 }
 
-fn space(name: &str) -> Cells {
-    let Family::Cells(cells) =
-        Definition::parse(Definition::built_in(name).unwrap()).unwrap().family;
-    cells
+fn info() -> Info {
+    let classes = (0..10).map(|class| class.to_string()).collect();
+    Info { shape: [3, 32, 32], classes, ..Info::default() }
+}
+
+fn task(space: &str, settings: &Given) -> Box<dyn Task> {
+    let (name, settings) = (space.to_owned(), settings.clone());
+    Space { name, settings, ..Space::default() }.task().unwrap()
 }
 
 fn cases(kind: &str, (name, reference): (&str, &str)) -> Vec<Case> {
@@ -87,7 +88,8 @@ fn cases(kind: &str, (name, reference): (&str, &str)) -> Vec<Case> {
     for section in reference.split("\n\n").filter(|section| section.starts_with(kind)) {
         let mut case = Case {
             title: String::new(),
-            space: space(name),
+            task: task(name, &Given::new()),
+            size: Given::new(),
             values: Vec::new(),
             parameters: None,
             loss: f64::NAN,
@@ -100,8 +102,9 @@ fn cases(kind: &str, (name, reference): (&str, &str)) -> Vec<Case> {
             match words[0] {
                 "search" | "alone" => {
                     case.title = format!("{name} {line}");
-                    case.space.cells = words[3].parse().unwrap();
-                    case.space.channels = words[5].parse().unwrap();
+                    case.size.insert("cells".into(), words[3].into());
+                    case.size.insert("channels".into(), words[5].into());
+                    case.task = task(name, &case.size);
                 }
                 "values" => case.values = words[1..].iter().map(|v| v.parse().unwrap()).collect(),
                 "parameters" => case.parameters = Some(words[1].parse().unwrap()),
@@ -123,9 +126,9 @@ fn cases(kind: &str, (name, reference): (&str, &str)) -> Vec<Case> {
     cases
 }
 
-fn batch() -> (Tensor, Tensor) {
+fn batch() -> Batch {
     let labels: Vec<i64> = (0..4).map(|i| (3 * i + 1) % 10).collect();
-    (wave("images", &[4, 3, 32, 32]), Tensor::from_slice(&labels))
+    Batch { input: wave("images", &[4, 3, 32, 32]), target: Tensor::from_slice(&labels) }
 }
 
 fn check_loss(title: &str, ours: &Tensor, theirs: f64) {
@@ -156,43 +159,40 @@ fn check_summaries<'a>(
 }
 
 fn check_supernets(reference: (&str, &str), expected: usize) {
-    let (images, labels) = batch();
+    let batch = batch();
     let cases = cases("search", reference);
     assert_eq!(cases.len(), expected);
     for case in cases {
-        let mut network = case.space.network(&CIFAR10, None, 0, Device::Cpu, Kind::Double);
+        let mut network = case.task.network(&info(), None, Device::Cpu, Kind::Double);
         fill(&mut network);
-        let output = network.forward(&images, &case.values, TRAIN);
-        let loss = cross_entropy(&output.main, &labels).unwrap();
+        let output = network.forward(&batch.input, &case.values, TRAIN);
+        let [loss, _] = case.task.loss(&output, &batch);
         check_loss(&case.title, &loss, case.loss);
-        let gradients = Gradients::of(&loss, &network.parameters).unwrap();
+        let gradients = Gradients::of(&loss, &network.parameters);
         check_summaries("gradient", gradients.iter(), &case.gradients);
     }
 }
 
 fn check_alone(reference: (&str, &str), expected: usize) {
-    let (images, labels) = batch();
+    let (batch, info) = (batch(), info());
     let cases = cases("alone", reference);
     assert_eq!(cases.len(), expected);
     for case in cases {
-        let mut network =
-            case.space.network(&CIFAR10, Some(&case.values), 0, Device::Cpu, Kind::Double);
+        let task = case.task.retraining(&info, &case.values, Preset::Paper, &case.size).unwrap();
+        let mut network = task.network(&info, Some(&case.values), Device::Cpu, Kind::Double);
         let count = network.parameters.values().map(|parameter| parameter.numel() as i64).sum();
         assert_eq!(case.parameters, Some(count));
         fill(&mut network);
-        let output = network.forward(&images, &case.values, TRAIN);
-        let mut loss = cross_entropy(&output.main, &labels).unwrap();
-        if let Some(auxiliary) = output.auxiliary {
-            loss += AUXILIARY_WEIGHT * cross_entropy(&auxiliary, &labels).unwrap();
-        }
+        let output = network.forward(&batch.input, &case.values, TRAIN);
+        let [loss, _] = task.loss(&output, &batch);
         check_loss(&case.title, &loss, case.loss);
-        let gradients = Gradients::of(&loss, &network.parameters).unwrap();
+        let gradients = Gradients::of(&loss, &network.parameters);
         check_summaries("gradient", gradients.iter(), &case.gradients);
         let statistics = network.statistics.iter().map(|(name, tensor)| (name.as_str(), tensor));
         check_summaries("statistic", statistics, &case.statistics);
-        let evaluated = network.forward(&images, &case.values, Mode::Evaluate);
+        let evaluated = network.forward(&batch.input, &case.values, Mode::Evaluate);
         assert!(evaluated.auxiliary.is_none());
-        let loss = cross_entropy(&evaluated.main, &labels).unwrap();
+        let [loss, _] = task.loss(&evaluated, &batch);
         check_loss("evaluated", &loss, case.evaluated);
     }
 }
@@ -214,8 +214,8 @@ fn the_optimiser_is_pytorch_s() {
     let shape = [2, 3];
     let parameter = |name: &str| (name.to_owned(), wave(name, &shape).set_requires_grad(true));
     let mut parameters: BTreeMap<String, Tensor> = ["a", "b", "c"].map(parameter).into();
-    let rates = Rates { momentum: 0.9, weight_decay: 0.01, grad_clip: 2.0 };
-    let mut sgd = Sgd::new(&parameters, rates).unwrap();
+    let method = Method::Sgd { momentum: 0.9, weight_decay: 0.01 };
+    let mut sgd = Optimizer::new(method, 2.0, &parameters);
     let mut steps = 0;
     for line in ENAS.1.lines() {
         let words: Vec<&str> = line.split(' ').collect();
@@ -231,8 +231,8 @@ fn the_optimiser_is_pytorch_s() {
                     .chars()
                     .map(|c| (&parameters[&c.to_string()] * gradient(c)).sum(Kind::Double));
                 let loss: Tensor = terms.reduce(|sum, term| sum + term).unwrap();
-                let gradients = Gradients::of(&loss, &parameters).unwrap();
-                let ours = sgd.step(&mut parameters, &gradients, learning_rate).unwrap();
+                let gradients = Gradients::of(&loss, &parameters);
+                let ours = sgd.step(&mut parameters, &gradients, learning_rate);
                 assert!((f64::try_from(ours).unwrap() - norm).abs() < 1e-14);
                 steps += 1;
             }
@@ -251,7 +251,8 @@ fn the_optimiser_is_pytorch_s() {
 
 #[test]
 fn counts_at_the_paper_s_size() {
-    let network = space("enas-micro").network(&CIFAR10, None, 0, Device::Cpu, Kind::Float);
+    let network =
+        task("enas-micro", &Given::new()).network(&info(), None, Device::Cpu, Kind::Float);
     let count = |prefix: &str| -> usize {
         let named = network.parameters.iter().filter(|(name, _)| name.starts_with(prefix));
         named.map(|(_, parameter)| parameter.numel()).sum()
@@ -263,7 +264,8 @@ fn counts_at_the_paper_s_size() {
 /// The first version's weights of that seed. The stem is drawn last, so its values depend on all others' order and number.
 #[test]
 fn a_seed_gives_the_weights_that_it_gave_before() {
-    let network = space("enas-micro").network(&CIFAR10, None, 7, Device::Cpu, Kind::Float);
+    let seed = [("seed".to_owned(), "7".to_owned())].into();
+    let network = task("enas-micro", &seed).network(&info(), None, Device::Cpu, Kind::Float);
     let row = network.parameters["stem.conv.weight"].get(0).get(0).get(0);
     assert_eq!(Vec::<f32>::try_from(row).unwrap(), [0.1172501, 0.086630955, 0.11630447]);
 }
