@@ -14,7 +14,10 @@ const ENOUGH: Duration = Duration::from_millis(300);
 
 /// Returns the median time of `forward`, which infers one image on `device`, in milliseconds. It runs at least 13 times, without gradients; work
 /// queued on a GPU is waited for.
-pub(crate) fn measure<E>(mut forward: impl FnMut() -> Result<(), E>, device: Device) -> Result<f64, E> {
+pub(crate) fn measure<E>(
+    mut forward: impl FnMut() -> Result<(), E>,
+    device: Device,
+) -> Result<f64, E> {
     let _guard = tch::no_grad_guard();
     let synchronize = || {
         if let Device::Cuda(index) = device {
