@@ -379,6 +379,13 @@ mod tests {
         );
         assert!(error("[cells]", "[cells").starts_with(&format!("line {}: ", line("[cells]"))));
         assert!(Definition::parse("").unwrap_err().to_string().contains("missing field `name`"));
+        for deep in ["[", "{a=", "a."] {
+            let text = format!("name = 'a'\na.b = {}", deep.repeat(20_000));
+            assert!(Definition::parse(&text).is_err());
+            assert!(Definition::parse(&text.replace(" = ", "")).is_err());
+        }
+        let keys = format!("[presets.paper]\n{}b = 1", "a.".repeat(30_000));
+        assert!(Definition::parse(&keys).is_err());
         let long = "#".repeat(MAX_BYTES + 1);
         assert!(Definition::parse(&long).unwrap_err().problem.contains("at most 65536 bytes"));
     }
