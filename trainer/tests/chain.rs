@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use asng_trainer::tasks::{
-    classification::chain::{Chain, Ends},
+    classification::{cells::Ends, chain::Chain},
     network::Mode,
 };
 use tch::{Device, Kind, Tensor};
@@ -56,7 +56,7 @@ const EVERY_BLOCK: &str = r#"
     ]"#;
 
 fn chain(text: &str) -> Chain {
-    Chain::new(&toml::from_str(text).unwrap()).unwrap()
+    Chain::new("chain", &toml::from_str(text).unwrap()).unwrap()
 }
 
 /// The numbers after each line's first word, or first two words.

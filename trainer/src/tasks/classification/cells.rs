@@ -1,0 +1,501 @@
+//! The family of spaces whose networks are stacked cells: ENAS, DARTS, NAS-Bench-201.
+//!
+//! A network is a stem, a number of cells, and a classifier. At 1/3 and 2/3 of the depth stand reductions, which halve height
+//! and width and double the channels. Within a cell, each node adds operations on the cell's inputs and on earlier nodes; the
+//! variables choose them, once for all normal cells and once for all reductions.
+
+mod describe;
+mod graph;
+mod layers;
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use tch::{Device, Kind, nn};
+use toml::Spanned;
+
+use self::{
+    graph::{CellType, Graph, OutputKind, Wiring},
+    layers::Layers,
+};
+use super::{
+    definition::{Fault, within},
+    operation::Operation,
+};
+use crate::tasks::{
+    Variable,
+    network::{Builder, Costs, Forward, Network, NormKind},
+};
+
+/// The table `[cells]` of a definition.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellsTable {
+    cells: Spanned<i64>,
+    channels: Spanned<i64>,
+    nodes: Spanned<i64>,
+    stem_multiplier: Spanned<i64>,
+    auxiliary_head: bool,
+    final_norm: bool,
+    #[serde(default)]
+    count_padding: bool,
+    #[serde(default)]
+    pool_norm: bool,
+    normal: CellTable,
+    reduction: Option<CellTable>,
+}
+
+/// The table of a type of cells.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CellTable {
+    inputs: Spanned<i64>,
+    input_convs: Spanned<bool>,
+    wiring: Wiring,
+    output: OutputKind,
+    operations: Spanned<Vec<Spanned<String>>>,
+}
+
+/// What decides a network's first and last layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Channels, height and width of an image.
+    pub image: [i64; 3],
+    /// Classes to tell apart.
+    pub classes: i64,
+}
+
+/// A space of stacked cells.
+#[derive(Clone, Debug)]
+pub struct Cells {
+    /// Cells of the network, the two reductions included: 3 to 50.
+    pub cells: i64,
+    /// Channels of the first cell: 4 to 256 in a search, fewer in a small network alone.
+    pub channels: i64,
+    /// Nodes of each cell: 1 to 10.
+    pub nodes: i64,
+    name: String,
+    stem_multiplier: i64,
+    auxiliary_head: bool,
+    final_norm: bool,
+    count_padding: bool,
+    pool_norm: bool,
+    /// Normal cells, then reductions if they are searched.
+    types: Vec<CellType>,
+}
+
+impl Cells {
+    /// The space that a definition of that name describes.
+    pub fn new(name: &str, table: &CellsTable) -> Result<Cells, Fault> {
+        let mut types = vec![CellType::new("normal", &table.normal)?];
+        if let Some(reduction) = &table.reduction {
+            types.push(CellType::new("reduction", reduction)?);
+        }
+        Ok(Cells {
+            cells: within(&table.cells, (3, 50), "cells.cells")?,
+            channels: within(&table.channels, (4, 256), "cells.channels")?,
+            nodes: within(&table.nodes, (1, 10), "cells.nodes")?,
+            name: name.to_owned(),
+            stem_multiplier: within(&table.stem_multiplier, (1, 8), "cells.stem_multiplier")?,
+            auxiliary_head: table.auxiliary_head,
+            final_norm: table.final_norm,
+            count_padding: table.count_padding,
+            pool_norm: table.pool_norm,
+            types,
+        })
+    }
+
+    /// The variables, in the order of an architecture's values: those of the normal cell, then those of the reduction. The
+    /// other functions panic on values that [`check`](crate::tasks::check) refuses.
+    pub fn variables(&self) -> Vec<Variable> {
+        self.types.iter().flat_map(|cell| cell.variables(self.nodes as usize)).collect()
+    }
+
+    /// Makes the supernet, or with `alone` the network of that architecture, with its auxiliary head if the space has one.
+    /// Weights start as `seed` decides.
+    pub fn network(
+        &self,
+        ends: &Ends,
+        alone: Option<&[i64]>,
+        seed: u64,
+        device: Device,
+        kind: Kind,
+    ) -> Network {
+        let mut store = nn::VarStore::new(device);
+        store.set_kind(kind);
+        let norm = if alone.is_some() { NormKind::ALONE } else { NormKind::SHARED };
+        let root = Builder::new(&store, norm);
+        let space = self.clone();
+        let forward: Forward = if let Some(values) = alone {
+            let graphs = self.graphs(values);
+            let layers = Layers::new(&root, self, ends, &graphs, false, true);
+            Box::new(move |images, _, mode| layers.forward(images, &graphs, mode, true))
+        } else {
+            let layers = Layers::new(&root, self, ends, &self.everything(), true, true);
+            Box::new(move |images, values, mode| {
+                layers.forward(images, &space.graphs(values), mode, false)
+            })
+        };
+        Network::new(&store, seed, forward)
+    }
+
+    /// The costs of an architecture alone, without the auxiliary head. `affine`: batch normalisation in the cells has a weight
+    /// and a bias, as it has when an architecture is trained alone.
+    pub fn costs(&self, ends: &Ends, values: &[i64], affine: bool) -> Costs {
+        let counter = Builder::counting(NormKind { affine, running: false });
+        Layers::new(&counter, self, ends, &self.graphs(values), false, false);
+        counter.costs()
+    }
+
+    /// The number of the supernet's parameters, those of the auxiliary head included.
+    pub fn supernet_parameters(&self, ends: &Ends) -> i64 {
+        let counter = Builder::counting(NormKind::SHARED);
+        Layers::new(&counter, self, ends, &self.everything(), true, true);
+        counter.costs().parameters
+    }
+
+    /// The most channels, at most 127, with which an architecture alone (affine, without the auxiliary head) has at most `limit`
+    /// parameters; none if one channel is too many. The paper retrains with 20 cells and a limit of 4 million.
+    pub fn widest(&self, ends: &Ends, values: &[i64], limit: i64) -> Option<i64> {
+        let fits = |&channels: &i64| {
+            Cells { channels, ..self.clone() }.costs(ends, values, true).parameters <= limit
+        };
+        let channels: Vec<i64> = (1..128).collect();
+        channels.partition_point(fits).checked_sub(1).map(|last| channels[last])
+    }
+
+    /// How many times a network halves height and width: those of images must be divisible by 2 to this power.
+    pub fn halvings(&self) -> i64 {
+        2
+    }
+
+    /// The graph of each type of cells.
+    fn graphs(&self, mut values: &[i64]) -> Vec<Graph> {
+        let nodes = self.nodes as usize;
+        let graph = |cell: &CellType| {
+            let (own, rest) = values.split_at(cell.decisions(nodes));
+            values = rest;
+            cell.graph(nodes, own)
+        };
+        self.types.iter().map(graph).collect()
+    }
+
+    /// Graphs with every operation that any architecture can choose.
+    fn everything(&self) -> Vec<Graph> {
+        self.types.iter().map(|cell| cell.everything(self.nodes as usize)).collect()
+    }
+}
+
+impl CellType {
+    fn new(name: &'static str, table: &CellTable) -> Result<CellType, Fault> {
+        let key = |field: &str| format!("cells.{name}.{field}");
+        let inputs = within(&table.inputs, (1, 2), &key("inputs"))? as usize;
+        let input_convs = *table.input_convs.get_ref();
+        if inputs == 2 && !input_convs {
+            let problem = "must be true where inputs is 2: the first input may have other channels, height and width";
+            return Err(Fault::new(&table.input_convs, &key("input_convs"), problem.to_owned()));
+        }
+        let (mut operations, mut seen) = (Vec::new(), BTreeSet::new());
+        for given in table.operations.get_ref() {
+            let fault = |problem| Fault::new(given, &key("operations"), problem);
+            let operation = Operation::parse(given.get_ref()).map_err(fault)?;
+            if !seen.insert(operation) {
+                return Err(fault(format!(
+                    "{:?} stands twice; each may stand once",
+                    operation.name()
+                )));
+            }
+            operations.push(operation);
+        }
+        if operations.is_empty() {
+            let problem = "must name at least one operation".to_owned();
+            return Err(Fault::new(&table.operations, &key("operations"), problem));
+        }
+        let &CellTable { wiring, output, .. } = table;
+        Ok(CellType { name, inputs, input_convs, wiring, output, operations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use tch::Tensor;
+
+    use super::{
+        super::definition::{BUILT_IN, Definition, Family},
+        *,
+    };
+    use crate::tasks::{Domain, draw, network::Mode};
+
+    const CIFAR10: Ends = Ends { image: [3, 32, 32], classes: 10 };
+
+    fn parse(text: &str) -> Cells {
+        let Family::Cells(cells) = Definition::parse(text).unwrap().family else { unreachable!() };
+        cells
+    }
+
+    /// The definitions of this family that ship, and [`MIXED`].
+    fn texts() -> Vec<&'static str> {
+        let texts = BUILT_IN.iter().map(|(_, text)| *text).filter(|text| text.contains("[cells]"));
+        texts.chain([MIXED]).collect()
+    }
+
+    fn built_in(name: &str) -> Cells {
+        parse(Definition::built_in(name).unwrap())
+    }
+
+    fn enas(nodes: i64, cells: i64, channels: i64) -> Cells {
+        Cells { nodes, cells, channels, ..built_in("enas-micro") }
+    }
+
+    fn choices(variable: &Variable) -> &[String] {
+        let Domain::Categorical(choices) = &variable.domain else { panic!("{variable:?}") };
+        choices
+    }
+
+    fn count(network: &Network) -> i64 {
+        network.parameters.values().map(|parameter| parameter.numel() as i64).sum()
+    }
+
+    #[test]
+    fn enas_micro_has_40_variables_and_140_free_parameters() {
+        let variables = built_in("enas-micro").variables();
+        assert_eq!(variables.len(), 40);
+        assert_eq!(variables.iter().map(|v| choices(v).len() - 1).sum::<usize>(), 140);
+        assert_eq!(variables[0].name, "normal.node0.input1");
+        assert_eq!(variables[39].name, "reduction.node4.op2");
+        assert_eq!(variables[9].name, "normal.node2.input2");
+        assert_eq!(choices(&variables[9]), ["cell[-2]", "cell[-1]", "node0", "node1"]);
+        assert_eq!(
+            choices(&variables[39]),
+            ["identity", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5"]
+        );
+    }
+
+    #[test]
+    fn nasbench201_has_its_six_edges() {
+        let variables = built_in("nasbench201").variables();
+        let names: Vec<&str> = variables.iter().map(|v| v.name.as_str()).collect();
+        let edges = [
+            "node1.from0",
+            "node2.from0",
+            "node2.from1",
+            "node3.from0",
+            "node3.from1",
+            "node3.from2",
+        ];
+        assert_eq!(names, edges.map(|edge| format!("normal.{edge}")));
+        for variable in &variables {
+            assert_eq!(choices(variable), ["none", "skip", "conv_1x1", "conv_3x3", "avg_pool_3x3"]);
+        }
+    }
+
+    /// The paper, and the authors' `get_params`.
+    #[test]
+    fn counts_of_the_paper() {
+        let space = built_in("enas-micro");
+        assert_eq!(space.supernet_parameters(&CIFAR10), 2_274_052);
+        let headless = Cells { auxiliary_head: false, ..space };
+        assert_eq!(headless.supernet_parameters(&CIFAR10), 2_274_052 - 410_890);
+    }
+
+    #[test]
+    fn multiplications_of_a_small_network() {
+        let space = enas(1, 3, 4);
+        // Normal: 3x3 separable convolutions of both inputs. Reduction: identity and a pooling.
+        let values = [0, 1, 3, 3, 0, 1, 0, 2];
+        let stem = 27 * 12 * 32 * 32;
+        let normal = (24 * 4 + 2 * 2 * (4 * 9 + 4 * 4) + 4 * 4) * 32 * 32;
+        let first = (12 + 4) * 8 * 32 * 32 + (8 * 8 + 8 * 8) * 16 * 16;
+        // The output before the previous one is halved by this cell.
+        let second = (4 + 8) * 16 * 16 * 16 + (16 * 16 + 16 * 16) * 8 * 8;
+        let costs = space.costs(&CIFAR10, &values, true);
+        assert_eq!(costs.macs, stem + normal + first + second + 16 * 10);
+    }
+
+    /// The file names its source. Its sizes are in millions, with six digits: exact.
+    #[test]
+    fn cells_of_nasbench201_have_the_sizes_of_the_published_table() {
+        let space = built_in("nasbench201");
+        let mut cells = 0;
+        for line in include_str!("../../../tests/data/nasbench201_sizes.txt")
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+        {
+            let (key, size) = line.split_once(' ').unwrap();
+            let values: Vec<i64> = key.bytes().map(|digit| i64::from(digit - b'0')).collect();
+            let millions: f64 = size.parse().unwrap();
+            let counted = space.costs(&CIFAR10, &values, true).parameters;
+            assert_eq!(counted, (millions * 1e6).round() as i64, "{key}");
+            cells += 1;
+        }
+        assert!(cells > 100);
+    }
+
+    /// The cells that DARTS found (`DARTS_V2`), with 20 cells and 36 channels: "param size = 3.349342MB" in the log of its authors'
+    /// `cnn/test.py`, without the auxiliary head.
+    #[test]
+    fn the_network_of_darts_has_its_size() {
+        let space = Cells { cells: 20, channels: 36, ..built_in("darts") };
+        let [max, skip, sep, dil] = [0, 2, 3, 5];
+        let normal = [[0, 1, sep, sep], [0, 1, sep, sep], [1, 0, sep, skip], [0, 2, skip, dil]];
+        let reduction = [[0, 1, max, max], [2, 1, skip, max], [0, 2, max, skip], [2, 1, skip, max]];
+        let values = [normal, reduction].as_flattened().concat();
+        assert_eq!(space.costs(&CIFAR10, &values, true).parameters, 3_349_342);
+    }
+
+    #[test]
+    fn the_widest_network_is_the_last_that_fits() {
+        let space = enas(5, 20, 16);
+        let values = [0; 40];
+        let at = |channels| {
+            Cells { channels, ..space.clone() }.costs(&CIFAR10, &values, true).parameters
+        };
+        let widest = space.widest(&CIFAR10, &values, 2_000_000).unwrap();
+        assert!(at(widest) <= 2_000_000 && at(widest + 1) > 2_000_000, "{widest}");
+        assert_eq!(space.widest(&CIFAR10, &values, 10), None);
+        assert_eq!(space.widest(&CIFAR10, &values, i64::MAX), Some(127));
+    }
+
+    /// A step reports the costs of its architectures.
+    #[test]
+    fn counting_takes_no_time_beside_a_step() {
+        let (space, mut fastest) = (built_in("enas-micro"), Duration::MAX);
+        for _ in 0..20 {
+            let start = Instant::now();
+            space.costs(&CIFAR10, &[3; 40].map(|op: i64| op % 2), true);
+            fastest = fastest.min(start.elapsed());
+        }
+        println!("{fastest:?}");
+        assert!(fastest < Duration::from_millis(10), "{fastest:?}");
+    }
+
+    #[test]
+    fn weights_start_within_pytorch_s_bounds() {
+        let network = enas(2, 3, 4).network(&CIFAR10, None, 0, Device::Cpu, Kind::Float);
+        let largest = |name: &str| network.parameters[name].abs().max().double_value(&[]);
+        for (name, fan_in) in [
+            ("stem.conv.weight", 27),
+            ("cell0.node0.from0.sep_conv_5x5.depthwise1.weight", 25),
+            ("auxiliary.conv2.weight", 128 * 4),
+            ("classifier.weight", 16),
+            ("classifier.bias", 16),
+        ] {
+            let bound = 1.0 / f64::from(fan_in).sqrt();
+            assert!(largest(name) <= bound && largest(name) > 0.7 * bound, "{name}");
+        }
+        assert_eq!(largest("stem.norm.bias"), 0.0);
+        assert_eq!(largest("stem.norm.weight"), 1.0);
+    }
+
+    /// Every wiring, output and kind of reduction, beside the spaces that ship.
+    const MIXED: &str = r#"
+        name = "mixed"
+        description = "A reduction by other rules than the normal cell"
+        [cells]
+        cells = 5
+        channels = 4
+        nodes = 3
+        stem_multiplier = 2
+        auxiliary_head = true
+        final_norm = true
+        pool_norm = true
+        [cells.normal]
+        inputs = 1
+        input_convs = false
+        wiring = "pairs"
+        output = "unused"
+        operations = ["none", "skip", "res_block", "max_pool_3x3"]
+        [cells.reduction]
+        inputs = 2
+        input_convs = true
+        wiring = "all"
+        output = "all"
+        operations = ["none", "identity", "conv_1x1", "dil_conv_5x5", "avg_pool_3x3"]
+    "#;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn every_architecture_runs_and_is_counted_right(
+            text in prop::sample::select(texts()),
+            nodes in 1_i64..4,
+            cells in 3_i64..6,
+            channels in 1_i64..4,
+            (image_channels, quarter, classes) in (1_i64..4, 2_i64..10, 2_i64..5),
+            seed in any::<u64>(),
+        ) {
+            let space = Cells { nodes, cells, channels, ..parse(text) };
+            let values = draw(&space.variables(), &mut ChaCha8Rng::seed_from_u64(seed));
+            let ends = Ends { image: [image_channels, 4 * quarter, 4 * quarter + 4], classes };
+            let images = Tensor::ones([2, image_channels, 4 * quarter, 4 * quarter + 4], (Kind::Float, Device::Cpu));
+            let shape = vec![2, classes];
+            let train = Mode::Train { drop_path: 0.5 };
+
+            let shared = space.network(&ends, None, 0, Device::Cpu, Kind::Float);
+            prop_assert_eq!(count(&shared), space.supernet_parameters(&ends));
+            prop_assert!(shared.statistics.is_empty());
+            let output = shared.forward(&images, &values, train);
+            prop_assert_eq!(output.main.size(), shape.clone());
+            prop_assert!(output.auxiliary.is_none());
+
+            let alone = space.network(&ends, Some(&values), 0, Device::Cpu, Kind::Float);
+            let output = alone.forward(&images, &values, train);
+            prop_assert_eq!(output.main.size(), shape.clone());
+            let auxiliary = output.auxiliary.map(|logits| logits.size());
+            prop_assert_eq!(auxiliary, space.auxiliary_head.then_some(shape));
+            prop_assert!(alone.forward(&images, &values, Mode::Evaluate).auxiliary.is_none());
+            let headless = Cells { auxiliary_head: false, ..space.clone() };
+            let alone = headless.network(&ends, Some(&values), 0, Device::Cpu, Kind::Float);
+            prop_assert_eq!(count(&alone), space.costs(&ends, &values, true).parameters);
+        }
+    }
+
+    #[test]
+    fn an_architecture_alone_computes_what_it_computes_in_the_supernet() {
+        let images: Vec<f64> = (0..2 * 3 * 64).map(|k| (0.37 * (k * k) as f64).sin()).collect();
+        let images = Tensor::from_slice(&images).view([2, 3, 8, 8]);
+        let ends = Ends { image: [3, 8, 8], classes: 10 };
+        for text in texts() {
+            // Without normalisation after pooling, which only the supernet has.
+            let space = Cells { nodes: 3, cells: 5, channels: 4, pool_norm: false, ..parse(text) };
+            let values = draw(&space.variables(), &mut ChaCha8Rng::seed_from_u64(3));
+            let shared = space.network(&ends, None, 1, Device::Cpu, Kind::Double);
+            let mut alone = space.network(&ends, Some(&values), 2, Device::Cpu, Kind::Double);
+            let _guard = tch::no_grad_guard();
+            for (name, parameter) in &mut alone.parameters {
+                match shared.parameters.get(name) {
+                    // The blocks of unused nodes are in the supernet's weight.
+                    Some(weight) if weight.size() == parameter.size() => parameter.copy_(weight),
+                    Some(weight) => {
+                        let cell = usize::from(space.is_reduction(name));
+                        let graph = &space.graphs(&values)[cell];
+                        let blocks = graph.output.iter().map(|&node| {
+                            let channels = parameter.size()[0];
+                            weight.narrow(1, node as i64 * channels, channels)
+                        });
+                        parameter.copy_(&Tensor::cat(&blocks.collect::<Vec<_>>(), 1));
+                    }
+                    None => assert!(name.contains("norm"), "{name}"),
+                }
+            }
+            let mode = Mode::Train { drop_path: 0.0 };
+            let one = shared.forward(&images, &values, mode).main;
+            let other = alone.forward(&images, &values, mode).main;
+            let difference = (one - other).abs().max().double_value(&[]);
+            assert!(difference < 1e-9, "{}: {difference}", space.name);
+        }
+    }
+
+    impl Cells {
+        fn is_reduction(&self, name: &str) -> bool {
+            let index = name.strip_prefix("cell").unwrap().split('.').next().unwrap();
+            [self.cells / 3, 2 * self.cells / 3].contains(&index.parse().unwrap())
+        }
+    }
+}
