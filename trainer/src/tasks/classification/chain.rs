@@ -214,12 +214,6 @@ impl Chain {
         at.costs().parameters
     }
 
-    /// How often height and width are halved, rounding up: images of any size fit.
-    pub fn halvings(&self) -> i64 {
-        let rows = self.rows.iter().map(|row| row.stride);
-        rows.chain([self.stem.stride]).filter(|&stride| stride == 2).count() as i64
-    }
-
     fn scaled(&self, channels: i64) -> i64 {
         if self.width == 1.0 { channels } else { divisible(channels as f64 * self.width) }
     }

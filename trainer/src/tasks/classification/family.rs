@@ -58,6 +58,14 @@ impl Family {
         }
     }
 
+    /// Height and width of images must be divisible by 2 to this power. A chain rounds up when it halves, so any image fits.
+    pub fn halvings(&self) -> i64 {
+        match self {
+            Family::Cells(cells) => cells.halvings(),
+            Family::Chain(_) => 0,
+        }
+    }
+
     /// Describes an architecture as JSON.
     pub fn describe(&self, values: &[i64]) -> Value {
         match self {
