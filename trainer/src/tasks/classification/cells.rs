@@ -164,7 +164,6 @@ impl Cells {
         channels.partition_point(fits).checked_sub(1).map(|last| channels[last])
     }
 
-
     /// The graph of each type of cells.
     fn graphs(&self, mut values: &[i64]) -> Vec<Graph> {
         let nodes = self.nodes as usize;

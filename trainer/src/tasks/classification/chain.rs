@@ -214,7 +214,6 @@ impl Chain {
         at.costs().parameters
     }
 
-
     fn scaled(&self, channels: i64) -> i64 {
         if self.width == 1.0 { channels } else { divisible(channels as f64 * self.width) }
     }
