@@ -198,8 +198,7 @@ impl Space {
         if name == toy::NAME {
             return Ok(Box::new(toy::Toy::new(settings)?));
         }
-        let _ = definition;
-        Err(vec![Violation::new("", format!("the space {name} is unknown"))])
+        Ok(Box::new(classification::Classification::new(name, definition, settings)?))
     }
 }
 
@@ -302,4 +301,79 @@ pub fn check(variables: &[Variable], values: &[i64]) -> Result<(), NoArchitectur
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRAINING: Training = Training {
+        batch_size: 80,
+        learning_rate: 0.025,
+        method: Method::Adam,
+        grad_clip: 5.0,
+        seed: 0,
+        length: Length::Epochs(600),
+        drop_path: 0.3,
+    };
+
+    /// The authors' `classification/main_retrain.py` steps PyTorch's `CosineAnnealingLR` once an epoch.
+    #[test]
+    fn the_rate_of_epochs_follows_a_cosine_by_the_epoch() {
+        let rate = |iteration| TRAINING.learning_rate_at(iteration, 625);
+        assert_eq!([0, 624].map(rate), [0.025; 2]);
+        // A third of the epochs.
+        assert!((rate(200 * 625) - 0.75 * 0.025).abs() < 1e-15);
+        assert_eq!(rate(300 * 625), rate(300 * 625 + 624));
+        assert!((rate(300 * 625) - 0.0125).abs() < 1e-15);
+        assert!(rate(600 * 625 - 1) > 0.0 && rate(600 * 625 - 1) < 1e-6);
+        assert_eq!(
+            Training { length: Length::Epochs(0), ..TRAINING }.learning_rate_at(0, 0),
+            0.025
+        );
+    }
+
+    #[test]
+    fn the_rate_of_batches_falls_at_two_and_at_four_fifths() {
+        let of =
+            |total| Training { length: Length::Batches { total, evaluate_every: 1 }, ..TRAINING };
+        let rate = |iteration| of(10).learning_rate_at(iteration, 1) / 0.025;
+        let expected = [[1.0; 4], [0.1; 4]].concat();
+        for (iteration, expected) in expected.into_iter().chain([0.01; 2]).enumerate() {
+            assert!((rate(iteration as u64) - expected).abs() < 1e-15, "{iteration}");
+        }
+        assert_eq!(of(0).learning_rate_at(0, 1), 0.025);
+        assert_eq!(of(10).learning_rate_at(u64::MAX, 1), 0.01 * 0.025);
+    }
+
+    #[test]
+    fn values_are_checked_against_the_variables() {
+        let integer = Domain::Integer { low: -1, high: 2 };
+        let variables = [
+            Variable::categorical("op", vec!["a".into(), "b".into()]),
+            Variable { name: "width".into(), domain: integer },
+        ];
+        let error = |values: &[i64]| check(&variables, values).unwrap_err().to_string();
+        assert_eq!(check(&variables, &[1, -1]), Ok(()));
+        assert_eq!(error(&[1]), "an architecture of this space has 2 values, not 1");
+        assert_eq!(error(&[2, 0]), "op is 0 to 1, not 2");
+        assert_eq!(error(&[0, 3]), "width is -1 to 2, not 3");
+    }
+
+    #[test]
+    fn every_name_is_that_of_a_space() {
+        for name in names() {
+            let definition = match name {
+                "cells" => include_str!("../spaces/darts.toml"),
+                "chain" => include_str!("../spaces/mobile.toml"),
+                _ => "",
+            };
+            let space =
+                Space { name: name.into(), definition: definition.into(), ..Space::default() };
+            assert!(!space.task().unwrap().variables().is_empty(), "{name}");
+        }
+        let unknown = Space { name: "enas".into(), ..Space::default() };
+        let text = settings::sentence(&unknown.task().err().unwrap());
+        assert!(text.contains("\"enas\" is unknown; known are toy, enas-micro, "), "{text}");
+    }
 }

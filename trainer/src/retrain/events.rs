@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     fn row(iteration: u64) -> Row {
-        let metrics = vec![("train_loss", 0.5 * iteration as f64)];
+        let metrics = vec![("train_loss".into(), 0.5 * iteration as f64)];
         Row { iteration, epoch: 0.25, learning_rate: 0.1, metrics, seconds: 1.0 }
     }
 

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn row(iteration: u64) -> Row {
-        let metrics = vec![("train_loss", 0.5), ("test_accuracy", f64::NAN)];
+        let metrics = vec![("train_loss".into(), 0.5), ("test_accuracy".into(), f64::NAN)];
         Row { iteration, epoch: 0.25, learning_rate: 0.1, metrics, seconds: 1.26 }
     }
 

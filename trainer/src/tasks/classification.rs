@@ -437,3 +437,269 @@ fn found(logits: &Tensor, labels: &Tensor, count: i64) -> Tensor {
     let (_, classes) = logits.topk(count.min(logits.size()[1]), -1, largest, sorted);
     classes.eq_tensor(&labels.unsqueeze(1)).any_dim(1, false).mean(Kind::Double)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::torch::read;
+
+    fn given(settings: &[(&str, &str)]) -> Given {
+        settings.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect()
+    }
+
+    fn new(settings: &[(&str, &str)]) -> Result<Classification, Vec<Violation>> {
+        Classification::new("enas-micro", "", &given(settings))
+    }
+
+    fn info(shape: [i64; 3], classes: i64) -> Info {
+        let classes = (0..classes).map(|class| class.to_string()).collect();
+        Info { name: "flowers".into(), classes, shape, ..Info::default() }
+    }
+
+    fn retraining(
+        study: &Classification,
+        preset: Preset,
+        settings: &[(&str, &str)],
+    ) -> Result<Box<dyn Task>, Vec<Violation>> {
+        let values = vec![0; study.variables().len()];
+        study.retraining(&info([3, 32, 32], 10), &values, preset, &given(settings))
+    }
+
+    #[test]
+    fn the_defaults_of_a_study_are_the_paper_s() {
+        // Section 5.2, and the defaults of the authors' classification/main.py.
+        let task = new(&[("preset", "paper")]).unwrap();
+        let settings = Settings {
+            nodes: 5,
+            cells: 8,
+            channels: 16,
+            cutout: 16,
+            flip: true,
+            batch_size: 64,
+            learning_rate: 0.025,
+            momentum: 0.9,
+            weight_decay: 3e-4,
+            grad_clip: 5.0,
+            seed: 0,
+            dataset: "cifar10".into(),
+            ..task.settings.clone()
+        };
+        assert_eq!(task.settings, settings);
+        assert_eq!(task.variables().len(), 40);
+        let ends = Ends { image: [3, 32, 32], classes: 10 };
+        assert_eq!(task.family.supernet_parameters(&ends), 2_274_052);
+        assert_eq!(new(&[]).unwrap().settings, settings);
+        let quick = new(&[("preset", "quick"), ("learning_rate", "1e-2")]).unwrap();
+        assert_eq!(quick.settings.cells, 3);
+        assert_eq!(quick.settings.learning_rate, 0.01);
+        assert_eq!(quick.variables().len(), 16);
+        let again = Classification::new("enas-micro", "", &quick.settings()).unwrap();
+        assert_eq!(again.settings, quick.settings);
+    }
+
+    #[test]
+    fn every_violation_is_listed() {
+        let violations = new(&[
+            ("cells", "2"),
+            ("chanels", "16"),
+            ("epochs", "3"),
+            ("momentum", "NaN"),
+            ("nodes", "five"),
+            ("seed", "1"),
+            ("weight_decay", "-1"),
+        ]);
+        assert_eq!(
+            settings::sentence(&violations.unwrap_err()),
+            "cells must be a whole number from 3 to 100, not \"2\"; \
+             chanels is unknown; the settings of the space enas-micro are preset, cells, channels, nodes, dataset, image_size, flip, \
+             cutout, batch_size, learning_rate, momentum, weight_decay, grad_clip, seed; \
+             epochs is unknown; the settings of the space enas-micro are preset, cells, channels, nodes, dataset, image_size, flip, \
+             cutout, batch_size, learning_rate, momentum, weight_decay, grad_clip, seed; \
+             momentum must be a number from 0 to 0.999, not \"NaN\"; \
+             nodes must be a whole number from 1 to 10, not \"five\"; \
+             weight_decay must be a number from 0 to 1, not \"-1\""
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_definition_is_told_with_its_place() {
+        let field = |definition: &str| {
+            let violations = Classification::new("cells", definition, &Given::new()).unwrap_err();
+            violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
+        };
+        assert_eq!(field("name = 1"), ["space_definition"]);
+        assert_eq!(field(""), ["space"]);
+        let text = Definition::built_in("enas-micro").unwrap();
+        let text = text.replacen("batch_size = 64", "batch_size = 1", 1);
+        assert_eq!(field(&text), ["space_definition.presets.settings.batch_size"]);
+    }
+
+    #[test]
+    fn a_supernet_that_no_machine_holds_is_refused() {
+        let violations = new(&[("nodes", "10"), ("cells", "50"), ("channels", "256")]).unwrap_err();
+        assert_eq!(violations[0].field, "settings");
+        assert!(violations[0].description.contains("parameters"), "{violations:?}");
+        let violations = new(&[("batch_size", "4096")]).unwrap_err();
+        assert!(violations[0].description.starts_with("batch_size x cells"), "{violations:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_is_within_the_limits(
+            nodes in 0_i64..12,
+            cells in 0_i64..60,
+            channels in 0_i64..300,
+            batch in 0_i64..5000,
+        ) {
+            let [a, b, c, d] = [nodes, cells, channels, batch].map(|number| number.to_string());
+            let given = [("nodes", &*a), ("cells", &*b), ("channels", &*c), ("batch_size", &*d)];
+            if let Ok(task) = new(&given) {
+                let ends = Ends { image: [3, 32, 32], classes: 10 };
+                prop_assert!(task.family.supernet_parameters(&ends) <= MAX_PARAMETERS);
+                prop_assert!(nodes * cells * channels * batch <= MAX_ACTIVATIONS);
+                prop_assert!((1..=10).contains(&nodes) && cells >= 3 && channels >= 4);
+            }
+        }
+    }
+
+    #[test]
+    fn retrainings_are_the_paper_s_whatever_the_search_was() {
+        // Section 5.2, and the defaults of the authors' classification/main_retrain.py.
+        let paper = Training {
+            batch_size: 80,
+            learning_rate: 0.025,
+            method: Method::Sgd { momentum: 0.9, weight_decay: 3e-4 },
+            grad_clip: 5.0,
+            seed: 0,
+            length: Length::Epochs(600),
+            drop_path: 0.3,
+        };
+        let changed = [("batch_size", "8"), ("learning_rate", "1"), ("cutout", "1"), ("seed", "3")];
+        let study = new(&changed).unwrap();
+        let task = retraining(&study, Preset::Paper, &[]).unwrap();
+        assert_eq!(task.training(), paper);
+        let settings = task.settings();
+        assert_eq!(
+            [&settings["cells"], &settings["cutout"], &settings["flip"]],
+            ["20", "16", "true"]
+        );
+
+        let quick = retraining(&study, Preset::Quick, &[("epochs", "5")]).unwrap();
+        assert_eq!(
+            quick.training(),
+            Training { length: Length::Epochs(5), drop_path: 0.0, ..paper }
+        );
+        assert_eq!([&quick.settings()["cells"], &quick.settings()["cutout"]], ["5", "0"]);
+
+        let refused = retraining(&study, Preset::Paper, &[("nodes", "3"), ("epochs", "0")]);
+        assert_eq!(
+            settings::sentence(&refused.err().unwrap()),
+            "epochs must be a whole number from 1 to 1000000, not \"0\"; nodes is unknown; the settings of a retraining of the space \
+             enas-micro are preset, cells, channels, max_parameters, epochs, drop_path, image_size, flip, cutout, batch_size, \
+             learning_rate, momentum, weight_decay, grad_clip, seed"
+        );
+    }
+
+    #[test]
+    fn channels_are_as_many_as_the_parameters_allow() {
+        let study = new(&[]).unwrap();
+        let (values, info) = (vec![0; 40], info([3, 32, 32], 10));
+        let parameters = |settings: &[(&str, &str)]| {
+            let task = retraining(&study, Preset::Paper, settings).unwrap();
+            let channels: i64 = task.settings()["channels"].parse().unwrap();
+            (task.costs(&info, &values).unwrap().parameters, channels)
+        };
+        for limit in [4_000_000, 100_000] {
+            let text = limit.to_string();
+            let (fits, channels) = parameters(&[("max_parameters", &*text)]);
+            let (too_many, _) = parameters(&[("channels", &*(channels + 1).to_string())]);
+            assert!(fits <= limit && too_many > limit, "{fits} {too_many}");
+        }
+        assert_eq!(parameters(&[]), parameters(&[("max_parameters", "4000000")]));
+        let refused = retraining(&study, Preset::Paper, &[("max_parameters", "9")]).err().unwrap();
+        assert_eq!(refused[0].field, "settings.max_parameters");
+    }
+
+    #[test]
+    fn settings_reproduce_the_retraining() {
+        let study = new(&[("preset", "quick"), ("dataset", "flowers"), ("flip", "false")]).unwrap();
+        let changed = [("seed", "7"), ("image_size", "48"), ("max_parameters", "50000")];
+        let quick = retraining(&study, Preset::Quick, &changed).unwrap();
+        let settings = quick.settings();
+        let values = vec![0; study.variables().len()];
+        let info = info([3, 32, 32], 10);
+        let resumed = study.retraining(&info, &values, Preset::Paper, &settings).unwrap();
+        assert_eq!(resumed.settings(), settings);
+        assert_eq!(resumed.training(), quick.training());
+        assert_eq!(resumed.costs(&info, &values), quick.costs(&info, &values));
+        assert_eq!(settings["flip"], "false");
+        let request = Request { name: "flowers".into(), image_size: Some(48), labels: true };
+        assert_eq!(resumed.images(), Some(request));
+    }
+
+    #[test]
+    fn square_images_that_can_be_halved_are_accepted() {
+        let task = new(&[]).unwrap();
+        for shape in [[3, 32, 32], [1, 28, 28], [3, 64, 64]] {
+            assert_eq!(task.accepts(&info(shape, 2)), Ok(()));
+        }
+        assert_eq!(
+            task.accepts(&info([3, 30, 34], 2)).unwrap_err(),
+            "networks of the space enas-micro halve images 2 times, so that height and width must be divisible by 4; those of data set \
+             flowers are 30 x 34: set image_size, such as image_size=36"
+        );
+    }
+
+    #[test]
+    fn the_auxiliary_head_counts_two_fifths() {
+        let task = new(&[]).unwrap();
+        let logits = |rows: [[f64; 3]; 2]| Tensor::from_slice(&rows.concat()).view([2, 3]);
+        let batch = Batch { input: Tensor::new(), target: Tensor::from_slice(&[0_i64, 2]) };
+        // The cross-entropy of logits ln(p) is -ln(p) of the label.
+        let main = || logits([[0.5, 0.25, 0.25], [0.5, 0.375, 0.125]].map(|row| row.map(f64::ln)));
+        let auxiliary = logits([[0.25, 0.5, 0.25]; 2].map(|row| row.map(f64::ln)));
+        let loss = |auxiliary| read(&task.loss(&Output { main: main(), auxiliary }, &batch));
+        let ln2 = 2_f64.ln();
+        let close = |ours: &[f64], expected: [f64; 2]| {
+            assert!((ours[0] - expected[0]).abs() < 1e-12, "{ours:?}, not {expected:?}");
+            assert_eq!(ours[1], expected[1]);
+        };
+        close(&loss(None), [(ln2 + 3.0 * ln2) / 2.0, 0.5]);
+        close(&loss(Some(auxiliary)), [2.0 * ln2 + 0.4 * 2.0 * ln2, 0.5]);
+        // With three classes, every label is among the five most likely.
+        let tested = read(&task.test(&main(), &batch));
+        assert_eq!(tested[..2], [0.5, 1.0]);
+        assert_eq!(task.test_metrics(), ["accuracy", "top5_accuracy", "loss"]);
+        assert_eq!(task.step_metrics(&[0.5, 1.0], &[]).remove(0), ("train_accuracy", 0.75));
+    }
+
+    #[test]
+    fn the_label_is_looked_for_among_the_largest_logits() {
+        // Seven classes, from the least to the most likely.
+        let logits = Tensor::arange(7, (Kind::Float, Device::Cpu)).expand([4, 7], false);
+        let labels = Tensor::from_slice(&[6_i64, 5, 2, 1]);
+        let found = |count| f64::try_from(found(&logits, &labels, count)).unwrap();
+        assert_eq!([found(1), found(2), found(5), found(7)], [0.25, 0.5, 0.75, 1.0]);
+    }
+
+    #[test]
+    fn exported_functions_normalise_inside() {
+        let task = new(&[("preset", "quick")]).unwrap();
+        let mut info = info([3, 8, 8], 2);
+        (info.mean, info.std) = (vec![0.5, 0.25, 0.0], vec![0.5, 1.0, 2.0]);
+        let values = vec![0; task.variables().len()];
+        let alone = retraining(&task, Preset::Quick, &[("channels", "4")]).unwrap();
+        let build = || alone.network(&info, Some(&values), Device::Cpu, Kind::Float);
+        let images = Tensor::full([2, 3, 8, 8], 0.5, (Kind::Float, Device::Cpu));
+        let normalised = Tensor::from_slice(&[0_f32, 0.25, 0.25]).view([1, 3, 1, 1]);
+        let _guard = tch::no_grad_guard();
+        let expected =
+            build().forward(&normalised.expand([2, 3, 8, 8], false), &values, Mode::Evaluate);
+        assert_eq!(alone.exported(build(), &info, &values)(&images), expected.main);
+        let interface = Value::Object(alone.interface(&info));
+        assert_eq!(interface["input"]["normalisation"]["mean"], json!([0.5, 0.25, 0.0]));
+        assert_eq!(interface["output"]["classes"], json!(["0", "1"]));
+    }
+}

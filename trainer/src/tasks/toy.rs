@@ -181,3 +181,125 @@ impl Task for Toy {
         Box::new(Tensor::shallow_clone)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::supernet::{StepOutcome, Supernet},
+        tasks::network::Mode,
+        torch::{self, Precision, Tensors},
+    };
+
+    fn given(settings: &[(&str, &str)]) -> Given {
+        settings.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect()
+    }
+
+    fn toy(seed: i64) -> Toy {
+        Toy { variables: 3, ..Toy::new(&given(&[("seed", &seed.to_string())])).unwrap() }
+    }
+
+    fn supernet(toy: &Toy) -> Supernet {
+        Supernet::new(toy, &Info::default(), Device::Cpu, Precision::F32)
+    }
+
+    /// Noise that is the same for every variable.
+    fn noise(t: f64) -> Batch {
+        let input = Tensor::full([3, 1], t, (Kind::Double, Device::Cpu));
+        Batch { input, target: Tensor::new() }
+    }
+
+    const ARCHITECTURES: [[i64; 3]; 2] = [[0, 1, 2], [0, 3, 3]];
+
+    fn step(toy: &Toy, supernet: &mut Supernet, learning_rate: f64) -> StepOutcome {
+        let all = ARCHITECTURES.map(Vec::from);
+        supernet.step(toy, (&noise(0.1), &all), (&noise(0.2), &all), learning_rate).unwrap()
+    }
+
+    /// The weights of a supernet, as its file has them.
+    fn weights(supernet: &Supernet) -> Vec<Vec<f64>> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("weights.safetensors");
+        supernet.snapshot().write(&file).unwrap();
+        let zeros = Tensor::zeros([3, 5], (Kind::Double, Device::Cpu));
+        let mut loaded: Tensors = [("x".to_owned(), zeros)].into();
+        torch::load(&file, &mut [("weight", &mut loaded)]).unwrap();
+        Vec::try_from(&loaded["x"]).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_the_paper_s() {
+        // Section 5.1, as in the authors' toy problem.
+        let paper = Toy { variables: 30, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0 };
+        assert_eq!(Toy::new(&given(&[("preset", "paper")])), Ok(paper.clone()));
+        assert_eq!(Toy::new(&Given::new()), Ok(paper.clone()));
+        assert_eq!(Toy::new(&paper.settings()), Ok(paper.clone()));
+        let quick = Toy { variables: 10, ..paper.clone() };
+        assert_eq!(Toy::new(&given(&[("preset", "quick")])), Ok(quick));
+        assert_eq!(paper.variables().len(), 30);
+        let violations = Toy::new(&given(&[("choices", "1"), ("momentum", "1")])).unwrap_err();
+        assert_eq!(violations.len(), 2, "{violations:?}");
+    }
+
+    #[test]
+    fn noise_has_the_deviation_of_the_paper_and_differs_between_batches() {
+        let toy = Toy::new(&given(&[("variables", "1000")])).unwrap();
+        let draw = |seed, number| toy.noise(seed, number);
+        let deviation = f64::try_from(draw(0, 0).std(false)).unwrap();
+        assert!((deviation - 0.2).abs() < 0.02, "{deviation}");
+        assert_eq!(draw(0, 0), draw(0, 0));
+        assert_ne!(draw(0, 0), draw(0, 1));
+        assert_ne!(draw(0, 0), draw(1, 0));
+    }
+
+    #[test]
+    fn the_first_choices_cost_nothing_once_their_weights_are_0() {
+        let toy = toy(0);
+        let network = toy.network(&Info::default(), None, Device::Cpu, Kind::Double);
+        let x = network.parameters["x"].detach();
+        let _ = x.narrow(1, 0, 1).zero_();
+        let cost = |values: &[i64]| {
+            let output = network.forward(&noise(0.3).input, values, Mode::Evaluate);
+            torch::read(&toy.loss(&output, &noise(0.3)))
+        };
+        let first = cost(&[0; 3]);
+        assert!((first[0] - 3.0 * 0.3 * 0.3).abs() < 1e-12);
+        assert_eq!(first[1], 0.0);
+        let square = |row, choice| x.double_value(&[row, choice]).powi(2);
+        let known = 5.0 / 5.0 + square(0, 4) + square(1, 1);
+        assert!((cost(&[4, 1, 0])[1] - known).abs() < 1e-12);
+        assert_eq!(toy.step_metrics(&[2.0, 0.5], &[1.0]), [("best_noiseless", 0.5)]);
+    }
+
+    #[test]
+    fn the_weights_move_as_those_of_torch_sgd() {
+        let toy = toy(1);
+        let mut supernet = supernet(&toy);
+        let before = weights(&supernet);
+        step(&toy, &mut supernet, 0.05);
+        step(&toy, &mut supernet, 0.04);
+        // Of one weight that both architectures use: v = 2 (x - t), x -= lr v; then v = 0.9 v + 2 (x - t).
+        let (x, t) = (before[0][0], 0.1);
+        let first = 2.0 * (x - t);
+        let x = x - 0.05 * first;
+        let second = 0.9 * first + 2.0 * (x - t);
+        let after = weights(&supernet);
+        assert!((after[0][0] - (x - 0.04 * second)).abs() < 1e-12);
+        assert_eq!(after[0][4], before[0][4], "nobody used it");
+    }
+
+    #[test]
+    fn a_saved_toy_continues_exactly_and_seeds_differ() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("weights.safetensors");
+        let toys = [0, 1].map(toy);
+        let [mut saved, mut loaded] = toys.each_ref().map(supernet);
+        assert_ne!(weights(&loaded), weights(&saved));
+        step(&toys[0], &mut saved, 0.05);
+        saved.snapshot().write(&file).unwrap();
+        loaded.load(&file).unwrap();
+        assert_eq!(step(&toys[1], &mut loaded, 0.05), step(&toys[0], &mut saved, 0.05));
+        let wider = Toy { variables: 4, ..toy(0) };
+        assert!(matches!(supernet(&wider).load(&file), Err(torch::Error::OtherNetwork { .. })));
+    }
+}
