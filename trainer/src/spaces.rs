@@ -184,7 +184,7 @@ fn as_json(definition: &Definition, ends: &Ends, report: &Report) -> Value {
         Domain::Categorical(choices) => json!({ "name": variable.name, "choices": choices }),
         Domain::Integer { low, high } => json!({ "name": variable.name, "low": low, "high": high }),
     };
-    let Definition { name, description, source, presets, family } = definition;
+    let Definition { name, description, source, presets, family, .. } = definition;
     json!({
         "name": name,
         "description": description,
@@ -199,7 +199,7 @@ fn as_json(definition: &Definition, ends: &Ends, report: &Report) -> Value {
 }
 
 fn as_text(definition: &Definition, ends: &Ends, report: &Report) -> String {
-    let Definition { name, description, source, presets, family } = definition;
+    let Definition { name, description, source, presets, family, .. } = definition;
     let mut lines = vec![format!("{name}: {description}")];
     let mut line = |key: &str, value: String| lines.push(format!("{key:<16} {value}"));
     if let Some(source) = source {
