@@ -6,6 +6,7 @@
 //! | [`space`] | what each choice means: pure values |
 //! | [`supernet`] | weights, forward passes and optimiser of each space |
 //! | [`data`] | images, minibatches, augmentation |
+//! | [`images`] | data sets: readers, cache, batches, augmentation |
 //! | `held_out` | test images, and means over them |
 //! | [`quality`] | how close images are: PSNR and SSIM |
 //! | [`computing`] | options of how training computes |
