@@ -21,6 +21,7 @@
 //! | `set_aside` | studies that cannot be worked on for now |
 //! | [`study`] | what a study means here: settings, architectures, files |
 //! | [`datasets`] | fetches data sets, and looks at directories of images |
+//! | [`space_command`] | `asng-trainer space`: lists, checks and draws spaces that are files |
 //! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
 //!
 //! Imports point inwards: client, then engine, then supernet, then space.
@@ -46,6 +47,7 @@ mod service;
 pub mod serving;
 mod set_aside;
 pub mod space;
+pub mod space_command;
 mod state;
 pub mod study;
 pub mod supernet;

@@ -7,7 +7,7 @@ use asng_client::{Options, environment, telemetry};
 use asng_datasets::DataSet;
 use asng_trainer::{
     client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
-    supernet::Precision,
+    space_command, supernet::Precision,
 };
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
@@ -69,6 +69,9 @@ enum Command {
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]
     Data(datasets::Command),
+    /// List, check and draw search spaces: TOML files
+    #[command(subcommand)]
+    Space(space_command::Command),
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +116,8 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, data, photos, device, threads, .. } = common;
-    // `data` fetches what may not be there yet.
-    let named = !matches!(command, Command::Data(_));
+    // `data` fetches what may not be there yet, and `space` reads none.
+    let named = !matches!(command, Command::Data(_) | Command::Space(_));
     let data = directory(data.filter(|_| named), "--data", "ASNG_DATA", DataSet::Cifar10)?;
     let photos = directory(photos.filter(|_| named), "--photos", "ASNG_PHOTOS", DataSet::Photos)?;
     match command {
@@ -142,6 +145,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             retrain::run(arguments, &controller, &data, &photos, device).await
         }
         Command::Data(command) => datasets::run(command),
+        Command::Space(command) => space_command::run(command),
     }
 }
 

@@ -81,7 +81,10 @@ struct Case {
 
 fn space(name: &str) -> Cells {
     let Family::Cells(cells) =
-        Definition::parse(Definition::built_in(name).unwrap()).unwrap().family;
+        Definition::parse(Definition::built_in(name).unwrap()).unwrap().family
+    else {
+        unreachable!()
+    };
     cells
 }
 

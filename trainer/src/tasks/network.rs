@@ -323,6 +323,28 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))
     }
+
+    /// The number of outputs.
+    pub fn outputs(&self) -> i64 {
+        self.bias.size()[0]
+    }
+
+    /// `[batch, in]` to `[batch, outputs]`, with the first columns and rows of the weight.
+    pub fn forward_first(&self, x: &Tensor, outputs: i64) -> Tensor {
+        let weight = first_channels(&self.weight, &[outputs, x.size()[1]]);
+        x.linear(&weight, Some(first_channels(&self.bias, &[outputs])))
+    }
+}
+
+/// The part of a weight that belongs to the first channels along its first dimensions, sharing memory.
+pub fn first_channels(weight: &Tensor, channels: &[i64]) -> Tensor {
+    let mut part = weight.shallow_clone();
+    for (dimension, &channels) in channels.iter().enumerate() {
+        if channels < part.size()[dimension] {
+            part = part.narrow(dimension as i64, 0, channels);
+        }
+    }
+    part
 }
 
 /// The mean over height and width: `[batch, channels, height, width]` to `[batch, channels]`.

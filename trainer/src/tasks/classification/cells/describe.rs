@@ -70,7 +70,10 @@ mod tests {
 
     fn built_in(name: &str, nodes: i64) -> Cells {
         let Family::Cells(cells) =
-            Definition::parse(Definition::built_in(name).unwrap()).unwrap().family;
+            Definition::parse(Definition::built_in(name).unwrap()).unwrap().family
+        else {
+            unreachable!()
+        };
         Cells { nodes, ..cells }
     }
 
