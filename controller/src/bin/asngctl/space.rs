@@ -30,7 +30,9 @@ fn family(text: &str) -> anyhow::Result<String> {
     let mut families = FAMILIES.into_iter().filter(|family| tables.contains_key(*family));
     match (families.next(), families.next()) {
         (Some(family), None) => Ok(family.into()),
-        _ => bail!("must have a table [cells] or a table [chain], which says what family of spaces it is of"),
+        _ => bail!(
+            "must have a table [cells] or a table [chain], which says what family of spaces it is of"
+        ),
     }
 }
 
