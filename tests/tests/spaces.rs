@@ -77,12 +77,12 @@ impl User {
         let mut command = Command::new(trainer_program());
         command.args(["--device", "cpu", "--threads", "1", "--controller", &self.controller.url()]);
         command.args(["--images", &self.images, "--work-dir", "work"]);
-        command.args(line.split(' ')).current_dir(&self.directory).output().unwrap()
+        command.args(line.split_whitespace()).current_dir(&self.directory).output().unwrap()
     }
 
     fn asngctl(&self, line: &str) -> String {
         let mut command = Command::new(asngctl());
-        command.args(["--controller", &self.controller.url()]).args(line.split(' '));
+        command.args(["--controller", &self.controller.url()]).args(line.split_whitespace());
         text(command.current_dir(&self.directory).output().unwrap())
     }
 

@@ -72,8 +72,8 @@ impl Record {
         let all = data.train.len();
         let train_images = train_images.unwrap_or(all);
         ensure!(
-            (1..=all).contains(&images),
-            "--images: there are {all} training images, not {images}"
+            (1..=all).contains(&train_images),
+            "--train-images: there are {all} training images, not {train_images}"
         );
         let record = Record {
             space,
