@@ -291,7 +291,9 @@ mod tests {
         let error = format!("{:#}", read(&file).unwrap_err());
         let line = 1 + mobile.lines().position(|line| line.contains("k[3,5,7]_s1")).unwrap();
         assert!(
-            error.contains(&format!("line {line}: chain.rows[1]: \"k[3,5,8]\": a kernel is an odd number")),
+            error.contains(&format!(
+                "line {line}: chain.rows[1]: \"k[3,5,8]\": a kernel is an odd number"
+            )),
             "{error}"
         );
         let error = format!("{:#}", read(&directory.path().join("none.toml")).unwrap_err());

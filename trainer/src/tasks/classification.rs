@@ -4,6 +4,5 @@ pub mod cells;
 pub mod chain;
 pub mod check;
 pub mod definition;
-mod family;
 mod mbconv;
 pub mod operation;

@@ -5,11 +5,16 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
+use tch::{Device, Kind};
 use toml::{Spanned, Value};
 
 use super::{
-    cells::{Cells, CellsTable},
+    cells::{Cells, CellsTable, Ends},
     chain::{Chain, ChainTable},
+};
+use crate::tasks::{
+    Variable,
+    network::{Costs, Network},
 };
 
 /// The longest text, in bytes: as much as a study's specification holds.
@@ -157,13 +162,87 @@ impl Definition {
             (Some(cells), None) => Family::Cells(Cells::new(name, cells)?),
             (None, Some(chain)) => Family::Chain(Chain::new(name, chain)?),
             _ => {
-                let problem = "a space has one of the tables [cells] and [chain]".to_owned();
+                let problem = "a space has either a table [cells] or a table [chain]".to_owned();
                 return Err(Fault::new(&table.name, "", problem));
             }
         };
         let name = table.name.into_inner();
         let DefinitionTable { description, source, .. } = table;
         Ok(Definition { name, description, source, presets, family })
+    }
+}
+
+impl Family {
+    /// The name of the family, as studies have it for their space.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Family::Cells(_) => "cells",
+            Family::Chain(_) => "chain",
+        }
+    }
+
+    /// The variables, in the order of an architecture's values.
+    pub fn variables(&self) -> Vec<Variable> {
+        match self {
+            Family::Cells(cells) => cells.variables(),
+            Family::Chain(chain) => chain.variables(),
+        }
+    }
+
+    /// Makes the supernet, or with `alone` the network of that architecture, with weights decided by `seed`.
+    pub fn network(
+        &self,
+        ends: &Ends,
+        alone: Option<&[i64]>,
+        seed: u64,
+        device: Device,
+        kind: Kind,
+    ) -> Network {
+        match self {
+            Family::Cells(cells) => cells.network(ends, alone, seed, device, kind),
+            Family::Chain(chain) => chain.network(ends, alone, seed, device, kind),
+        }
+    }
+
+    /// The costs of an architecture, without an auxiliary head. `affine`: normalisations have a weight and a bias, as when an
+    /// architecture is trained alone.
+    pub fn costs(&self, ends: &Ends, values: &[i64], affine: bool) -> Costs {
+        match self {
+            Family::Cells(cells) => cells.costs(ends, values, affine),
+            Family::Chain(chain) => chain.costs(ends, values, affine),
+        }
+    }
+
+    /// The number of the supernet's parameters.
+    pub fn supernet_parameters(&self, ends: &Ends) -> i64 {
+        match self {
+            Family::Cells(cells) => cells.supernet_parameters(ends),
+            Family::Chain(chain) => chain.supernet_parameters(ends),
+        }
+    }
+
+    /// How many times networks halve height and width: those of images must be divisible by 2 to this power.
+    pub fn halvings(&self) -> i64 {
+        match self {
+            Family::Cells(cells) => cells.halvings(),
+            Family::Chain(chain) => chain.halvings(),
+        }
+    }
+
+    /// An architecture for people and other programs, with the names of its choices.
+    pub fn describe(&self, values: &[i64]) -> serde_json::Value {
+        match self {
+            Family::Cells(cells) => cells.describe(values),
+            Family::Chain(chain) => chain.describe(values),
+        }
+    }
+
+    /// An architecture as a Graphviz digraph.
+    pub fn dot(&self, values: &[i64]) -> String {
+        match self {
+            Family::Cells(cells) => cells.dot(values),
+            Family::Chain(chain) => chain.dot(values),
+        }
     }
 }
 
@@ -262,7 +341,7 @@ mod tests {
             "[cells]",
             "[chain]\nactivation = \"relu\"\nstem = { channels = 8, kernel = 3, stride = 1 }\nrows = [\"ds_k3_c8\"]\n[cells]",
         );
-        assert!(both.contains("a space has one of the tables"), "{both}");
+        assert!(both.contains("a space has either a table"), "{both}");
         let long = "#".repeat(MAX_BYTES + 1);
         assert!(Definition::parse(&long).unwrap_err().problem.contains("at most 65536 bytes"));
     }
