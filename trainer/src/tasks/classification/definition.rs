@@ -113,11 +113,8 @@ impl Definition {
         }
         let table: DefinitionTable = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            Error {
-                line: line_of(text, start),
-                key: key_at(text, start),
-                problem: error.message().replace('\n', "; "),
-            }
+            let problem = error.message().replace('\n', "; ");
+            Error { line: line_of(text, start), key: key_at(text, start, &problem), problem }
         })?;
         Definition::new(table).map_err(|fault| Error {
             line: line_of(text, fault.span.start),
@@ -254,12 +251,11 @@ fn line_of(text: &str, byte: usize) -> usize {
     1 + text.bytes().take(byte).filter(|&byte| byte == b'\n').count()
 }
 
-/// The key in the line of `byte`, behind the name of its table: serde knows neither.
-fn key_at(text: &str, byte: usize) -> String {
+/// The key in the line of `byte`, behind the name of its table: serde knows neither. A field that is missing has no line.
+fn key_at(text: &str, byte: usize, problem: &str) -> String {
     let lines: Vec<&str> = text.lines().take(line_of(text, byte)).collect();
-    let key =
-        lines.last().filter(|line| !line.starts_with('#')).and_then(|line| line.split_once('='));
-    let key = key.map_or("", |(key, _)| key.trim());
+    let own = lines.last().filter(|line| !line.starts_with('#') && !problem.starts_with("missing"));
+    let key = own.and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
     let table = lines.iter().rfind(|line| line.starts_with('[')).unwrap_or(&"");
     let table = table.split(']').next().unwrap_or_default().trim_start_matches('[');
     let parts = [table.trim(), key].into_iter().filter(|part| !part.is_empty());
@@ -336,7 +332,17 @@ mod tests {
             error("wiring = \"pairs\"", "wiring = \"pair\"").contains("expected `pairs` or `all`")
         );
         assert!(error("[cells]", "[cells").starts_with(&format!("line {}: ", line("[cells]"))));
-        assert!(Definition::parse("").unwrap_err().to_string().contains("missing field `name`"));
+        assert_eq!(Definition::parse("").unwrap_err().to_string(), "line 1: missing field `name`");
+        let missing = Definition::parse("name = 'a'").unwrap_err().to_string();
+        assert_eq!(missing, "line 1: missing field `description`");
+        assert!(error("channels = 16", "").contains(": cells: missing field `channels`"));
+        for deep in ["[", "{a=", "a."] {
+            let text = format!("name = 'a'\na.b = {}", deep.repeat(20_000));
+            assert!(Definition::parse(&text).is_err());
+            assert!(Definition::parse(&text.replace(" = ", "")).is_err());
+        }
+        let keys = format!("[presets.paper]\n{}b = 1", "a.".repeat(30_000));
+        assert!(Definition::parse(&keys).is_err());
         let both = error(
             "[cells]",
             "[chain]\nactivation = \"relu\"\nstem = { channels = 8, kernel = 3, stride = 1 }\nrows = [\"ds_k3_c8\"]\n[cells]",
