@@ -170,11 +170,10 @@ fn check(arguments: &Check) -> anyhow::Result<()> {
     }
     let ends = Ends { image: [3, side, side], classes: classes.into() };
     let report = Report::new(&definition.family, &ends);
-    match json {
-        true => {
-            println!("{}", serde_json::to_string_pretty(&as_json(&definition, &ends, &report))?)
-        }
-        false => print!("{}", as_text(&definition, &ends, &report)),
+    if json {
+        println!("{}", serde_json::to_string_pretty(&as_json(&definition, &ends, &report))?);
+    } else {
+        print!("{}", as_text(&definition, &ends, &report));
     }
     Ok(())
 }
@@ -256,7 +255,7 @@ fn grouped(number: i64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -104,6 +104,9 @@ struct Stage {
     blocks: Vec<Option<usize>>,
 }
 
+/// A block's name, with its operation and size; none if skipped.
+type NamedBlock = (String, Option<(Operation, BlockSize)>);
+
 /// The layers of a network. A block has one entry for each operation, which is empty in a network that does not use it.
 struct Layers {
     stem: Layer,
@@ -214,6 +217,11 @@ impl Chain {
         at.costs().parameters
     }
 
+    /// How many times height and width of images must be divisible by 2: never, as a stride of 2 rounds up.
+    pub fn halvings(&self) -> i64 {
+        0
+    }
+
     fn scaled(&self, channels: i64) -> i64 {
         if self.width == 1.0 { channels } else { divisible(channels as f64 * self.width) }
     }
@@ -301,8 +309,8 @@ impl Chain {
         Output { main: logits, auxiliary: None }
     }
 
-    /// The blocks of each row with their names; none if skipped.
-    fn blocks(&self, values: &[i64]) -> Vec<Vec<(String, Option<(Operation, BlockSize)>)>> {
+    /// The blocks of each row.
+    fn blocks(&self, values: &[i64]) -> Vec<Vec<NamedBlock>> {
         let mut inputs = self.scaled(self.stem.channels);
         let mut rows = Vec::new();
         for (index, (stage, row)) in self.stages(values).iter().zip(&self.rows).enumerate() {

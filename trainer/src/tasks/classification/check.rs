@@ -10,7 +10,7 @@ use crate::tasks::{Variable, draw, network::Costs};
 /// Architectures that are drawn for the median.
 const DRAWS: usize = 1000;
 /// Architectures that are counted to get from a drawn one to an extreme, at most.
-const STEPS: usize = 20_000;
+const STEPS: usize = 5_000;
 
 /// The size of a space.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,7 +58,7 @@ impl Report {
         let spread = |number: fn(Costs) -> i64| {
             let mut numbers: Vec<i64> = drawn.iter().map(|(_, costs)| number(*costs)).collect();
             numbers.sort_unstable();
-            let smallest = descend(&variables, &drawn, |costs| number(costs), costs);
+            let smallest = descend(&variables, &drawn, number, costs);
             let largest = -descend(&variables, &drawn, |costs| -number(costs), costs);
             Spread { smallest, median: numbers[DRAWS / 2], largest }
         };
@@ -87,6 +87,9 @@ fn descend(
     loop {
         let before = smallest;
         for (index, variable) in variables.iter().enumerate() {
+            if steps > STEPS {
+                return smallest;
+            }
             let (low, high) = variable.range();
             let mut best = values[index];
             for value in low..=high {
@@ -99,7 +102,7 @@ fn descend(
             }
             values[index] = best;
         }
-        if smallest == before || steps > STEPS {
+        if smallest == before {
             return smallest;
         }
     }
