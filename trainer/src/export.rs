@@ -222,3 +222,140 @@ fn named(parameters: &torch::Tensors, statistics: &torch::Tensors) -> Vec<(Strin
     let tensors = tensors.map(|(name, tensor)| (name.clone(), tensor.set_requires_grad(false)));
     tensors.filter(|(name, _)| !name.starts_with(AUXILIARY)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, process::Command};
+
+    use super::*;
+    use crate::{
+        retrain::record::{
+            LAST, RECORD,
+            tests::{example, given},
+        },
+        tasks::settings::Preset,
+    };
+
+    fn classifier() -> Record {
+        seeded("0")
+    }
+
+    fn seeded(seed: &str) -> Record {
+        let size = [("cells", "3"), ("channels", "4"), ("batch_size", "4"), ("seed", seed)];
+        example("enas-micro", Preset::Paper, &given(&size))
+    }
+
+    fn autoencoder() -> Record {
+        example("inpaint-cat", Preset::Paper, &given(&[]))
+    }
+
+    /// A retraining in `directory` with the weights of its start.
+    fn load(directory: &Path, record: &Record) -> Exported {
+        let numbers = ["iterations", "seconds", "best"].map(|name| (name.to_owned(), 0.0));
+        let snapshot = record.network(Device::Cpu).unwrap().snapshot().with(&numbers.into());
+        snapshot.write(&directory.join(LAST)).unwrap();
+        fs::write(directory.join(RECORD), serde_json::to_string(record).unwrap()).unwrap();
+        Exported::load(directory, Weights::Last).unwrap()
+    }
+
+    fn export(directory: &Path, record: &Record) -> (Exported, Files) {
+        let exported = load(directory, record);
+        let out = directory.join("exported");
+        let files = Files::of(&out);
+        exported.write(&files, &out).unwrap();
+        (exported, files)
+    }
+
+    fn images(exported: &Exported, count: i64) -> Tensor {
+        let [channels, height, width] = exported.image;
+        let numbers = Tensor::arange(count * channels * height * width, (Kind::Float, Device::Cpu));
+        let numbers: Tensor = (numbers * 0.37).sin() * 0.5 + 0.5;
+        numbers.view([count, channels, height, width])
+    }
+
+    #[test]
+    fn torchscript_computes_what_the_network_computes_for_any_number_of_images() {
+        for record in [classifier(), autoencoder()] {
+            let directory = tempfile::tempdir().unwrap();
+            let (exported, files) = export(directory.path(), &record);
+            let module = CModule::load(&files.torchscript).unwrap();
+            for count in [1, 5] {
+                let images = images(&exported, count);
+                let expected = (exported.forward)(&images);
+                let output = module.forward_ts(&[&images]).unwrap();
+                assert_eq!(output.size()[0], count);
+                let difference = f64::try_from((output - &expected).abs().max()).unwrap();
+                assert!(difference < 1e-5, "{difference}");
+                assert!(f64::try_from(expected.std(true)).unwrap() > 1e-3, "it is constant");
+            }
+        }
+    }
+
+    #[test]
+    fn the_weights_are_those_that_a_network_is_used_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, files) = export(directory.path(), &classifier());
+        let tensors = Tensor::read_safetensors(&files.weights).unwrap();
+        let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        assert_eq!(tensors["stem.conv.weight"].size(), [12, 3, 3, 3]);
+        assert_eq!(tensors["stem.norm.running_mean"].size(), [12]);
+        assert!(tensors.keys().all(|name| !name.starts_with(AUXILIARY)));
+        let text = fs::read_to_string(&files.description).unwrap();
+        let description: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(description["output"]["classes"][0], "wave 0");
+        assert_eq!(description["architecture"]["space"], "enas-micro");
+        assert_eq!(description["finished"], false);
+        let trained = tensors.iter().filter(|(name, _)| !name.contains("running"));
+        let trained: usize = trained.map(|(_, tensor)| tensor.numel()).sum();
+        assert_eq!(description["parameters"], trained);
+    }
+
+    #[test]
+    fn files_of_another_network_are_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let (exported, files) = export(directory.path(), &classifier());
+        let out = directory.path().join("exported");
+        assert!(files.check(&exported, &out).is_ok());
+        let refused = |record: &Record| {
+            let directory = tempfile::tempdir().unwrap();
+            let error = files.check(&load(directory.path(), record), &out).unwrap_err().to_string();
+            assert!(error.ends_with("or replace them with --overwrite"), "{error}");
+            error
+        };
+        assert!(refused(&seeded("1")).contains("(of another retraining of this architecture)"));
+        assert!(refused(&autoencoder()).contains("(of another architecture)"));
+        fs::remove_file(&files.description).unwrap();
+        assert!(refused(&classifier()).contains("network.pt without a network.json"));
+    }
+
+    #[test]
+    fn pytorch_reads_it() {
+        let python = |script: &str, arguments: &[&Path]| {
+            Command::new("python3").args(["-c", script]).args(arguments).output()
+        };
+        if !python("import torch", &[]).is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: python3 has no torch");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (exported, files) = export(directory.path(), &classifier());
+        let images = images(&exported, 3);
+        let expected = (exported.forward)(&images);
+        let file = directory.path().join("case.safetensors");
+        Tensor::write_safetensors(&[("images", images), ("expected", expected)], &file).unwrap();
+        let script = "\
+import json, struct, sys, torch
+data = open(sys.argv[2], 'rb').read()
+size = struct.unpack('<Q', data[:8])[0]
+def tensor(name):
+    entry = json.loads(data[8:8 + size])[name]
+    first, last = entry['data_offsets']
+    part = bytearray(data[8 + size + first:8 + size + last])
+    return torch.frombuffer(part, dtype=torch.float32).view(entry['shape'])
+output = torch.jit.load(sys.argv[1])(tensor('images'))
+assert (output - tensor('expected')).abs().max() < 1e-5
+";
+        let output = python(script, &[&files.torchscript, &file]).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -441,3 +441,112 @@ fn train(
         graph: file(GRAPH),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{record::tests::example, *};
+    use crate::tasks::{Length, Training};
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(typed: &[&str]) -> Arguments {
+        Program::parse_from([&["retrain"], typed].concat()).arguments
+    }
+
+    /// The retraining that begins with these flags.
+    fn begun(space: &str, typed: &[&str]) -> Record {
+        let Arguments { how, seed, .. } = arguments(typed);
+        example(space, how.preset(), &how.given(seed))
+    }
+
+    fn check(typed: &[&str], record: &Record) -> Result<(), String> {
+        arguments(&[typed, &["--out", "d"]].concat()).check(record).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn flags_win_over_the_preset() {
+        let typed = ["--preset", "quick", "--epochs", "5", "--learning-rate", "0.1", "--seed", "3"];
+        let task = begun("enas-micro", &typed).task().unwrap();
+        let Training { length, learning_rate, seed, drop_path, .. } = task.training();
+        assert_eq!((length, learning_rate, seed), (Length::Epochs(5), 0.1, 3));
+        assert_eq!(drop_path, 0.0, "it is the preset's");
+        let record = begun("enas-micro", &["--channels", "9"]);
+        assert_eq!((record.preset, &*record.settings["channels"]), (Preset::Paper, "9"));
+
+        let typed = ["--preset", "quick", "--iterations", "9", "--mask", "center"];
+        let record = begun("inpaint-cat", &typed);
+        let length = Length::Batches { total: 9, evaluate_every: 200 };
+        assert_eq!(record.task().unwrap().training().length, length);
+        assert_eq!(record.settings["mask"], "center");
+        assert_eq!(begun("inpaint-cat", &[]).settings["mask"], "half", "it is the study's");
+    }
+
+    #[test]
+    fn flags_that_were_given_must_be_those_of_the_retraining_that_is_resumed() {
+        let classifier = begun("enas-micro", &["--channels", "9"]);
+        let autoencoder = begun("inpaint-cat", &["--mask", "center"]);
+        for typed in [
+            &[][..],
+            &["--preset", "paper", "--epochs", "600", "--learning-rate", "0.0250", "--seed=0"],
+            &["--channels", "9", "--drop-path", "0.3", "--study", "a", "--checkpoint-every=1s"],
+            &["--images", "8", "--test-images", "4"],
+        ] {
+            assert_eq!(check(typed, &classifier), Ok(()));
+        }
+        assert_eq!(check(&["--mask", "center", "--batch-norm", "true"], &autoencoder), Ok(()));
+        let another = |flag: &str, recorded: &str| {
+            let rest = "leave it out to resume, or give another --out";
+            Err(format!("{flag}: the retraining in d has {recorded}; {rest}"))
+        };
+        for (flag, recorded) in [
+            ("--epochs 5", "600"),
+            ("--preset quick", "paper"),
+            ("--seed 7", "0"),
+            ("--batch-size 8", "80"),
+            ("--channels 10", "9"),
+            ("--max-parameters 10", "4000000"),
+            ("--learning-rate 0.1", "0.025"),
+            ("--images 3", "8"),
+            ("--test-images 3", "4"),
+        ] {
+            let typed: Vec<_> = flag.split(' ').collect();
+            assert_eq!(check(&typed, &classifier), another(flag, recorded));
+        }
+        assert_eq!(check(&["--mask", "half"], &autoencoder), another("--mask half", "center"));
+        let refused = check(&["--epochs", "5"], &autoencoder).unwrap_err();
+        assert!(
+            refused.contains(": epochs is unknown; the settings of a retraining are "),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn another_architecture_is_refused_as_far_as_it_is_known_without_a_controller() {
+        let record = begun("inpaint-cat", &[]);
+        let check = |typed: &[&str]| check(typed, &record).err().unwrap_or_default();
+        for typed in [&["--study", "a"][..], &["--study", "a", "--architecture", "mode"]] {
+            assert_eq!(check(typed), "");
+        }
+        assert!(check(&["--study", "b"]).starts_with("--study b: the retraining in d has a;"));
+        let text = check(&["--study", "a", "--architecture", "chosen"]);
+        let expected = "--architecture chosen: the retraining in d has mode of study a: 3,2,";
+        assert!(text.starts_with(expected), "{text}");
+        let space = ["--space", "inpaint-cat", "--architecture", "random:1"];
+        let text = check(&space);
+        assert!(text.starts_with("--architecture random:1 ("), "{text}");
+        let text = check(&[&space[..], &["--set", "mask=center"]].concat());
+        assert!(
+            text.starts_with("--set mask=center: the retraining in d has mask=half;"),
+            "{text}"
+        );
+        assert!(check(&["--space", "inpaint-int"]).starts_with("--space inpaint-int: "));
+        let text = check(&["--architecture", "nowhere.json"]);
+        assert!(text.starts_with("cannot read nowhere.json"), "{text}");
+    }
+}

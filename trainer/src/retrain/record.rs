@@ -250,8 +250,99 @@ impl fmt::Display for Progress {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use tch::Tensor;
+
     use super::*;
+    use crate::images::Images;
+
+    pub(crate) fn given(settings: &[(&str, &str)]) -> Given {
+        settings.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect()
+    }
+
+    /// A small architecture with every operation of its space, and the settings of its study.
+    const SPACES: [(&str, &[(&str, &str)], &[i64]); 2] = [
+        ("enas-micro", &[("nodes", "2")], &[0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3]),
+        (
+            "inpaint-cat",
+            &[
+                ("nodes", "3"),
+                ("level_back", "2"),
+                ("channels", "2"),
+                ("mask", "half"),
+                ("batch_norm", "true"),
+            ],
+            &[3, 2, 0, 4, 0, 1, 1, 1, 0, 0, 0, 0],
+        ),
+    ];
+
+    /// The images of an example: 8 for training, of which 4 are tested, each of a class of its own.
+    pub(crate) fn data() -> DataSet {
+        let byte = |k: i64| (127.5 * (1.0 + (0.3 * (k * k) as f64).sin())) as u8;
+        let pixels: Vec<u8> = (0..8 * 3 * 16 * 16).map(byte).collect();
+        let train = Images {
+            pixels: Tensor::from_slice(&pixels).view([8, 3, 16, 16]),
+            labels: Tensor::arange(8, (Kind::Int64, Device::Cpu)),
+        };
+        let info = Info {
+            name: "waves".into(),
+            classes: (0..8).map(|class| format!("wave {class}")).collect(),
+            shape: [3, 16, 16],
+            mean: vec![0.5; 3],
+            std: vec![0.25; 3],
+            digest: "0".into(),
+        };
+        DataSet { info, test: train.narrow(0, 4), train, refused: Vec::new() }
+    }
+
+    /// Begins a retraining on [`data`] in a space of cells or of autoencoders.
+    pub(crate) fn example(space: &str, preset: Preset, settings: &Given) -> Record {
+        let (name, of_study, values) =
+            SPACES.into_iter().find(|(name, ..)| *name == space).unwrap();
+        let space = Space { name: name.into(), settings: given(of_study), ..Space::default() };
+        let task = study::task(&space).unwrap();
+        let data = data();
+        Record {
+            settings: retraining(&*task, &data.info, values, preset, settings).unwrap().settings(),
+            space,
+            values: values.to_vec(),
+            source: Source { architecture: "mode".into(), study: Some("a".into()), study_id: None },
+            preset,
+            images: data.train.len(),
+            test_images: data.test.len(),
+            data: data.info,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_from_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(RECORD);
+        assert!(Record::find(directory.path()).unwrap().is_none());
+        let error = Record::read(directory.path()).unwrap_err().to_string();
+        assert!(error.ends_with("give the --out of a `retrain` that has begun"), "{error}");
+        for space in ["enas-micro", "inpaint-cat"] {
+            let record = example(space, Preset::Paper, &Given::new());
+            fs::write(&file, serde_json::to_string_pretty(&record).unwrap()).unwrap();
+            let read = Record::read(directory.path()).unwrap();
+            assert_eq!(read, record);
+            assert_eq!(read.digest().unwrap(), record.digest().unwrap());
+            assert!(record.architecture().starts_with("mode of study a: "));
+            let cut = Record { values: record.values[1..].to_vec(), ..record };
+            fs::write(&file, serde_json::to_string(&cut).unwrap()).unwrap();
+            let error = Record::read(directory.path()).unwrap_err().to_string();
+            assert!(error.ends_with("retraining.json describes no retraining"), "{error}");
+        }
+        fs::write(&file, "{").unwrap();
+        assert!(Record::find(directory.path()).is_err());
+    }
+
+    #[test]
+    fn lengths_are_told_in_epochs_or_batches() {
+        let length = |space| example(space, Preset::Paper, &given(&[("batch_size", "4")])).length();
+        assert_eq!(length("enas-micro").unwrap(), "600 epochs of 2 batches of 4 images");
+        assert_eq!(length("inpaint-cat").unwrap(), "500000 batches of 4 images");
+    }
 
     #[test]
     fn progress_is_told_in_epochs_or_batches() {

@@ -292,3 +292,133 @@ fn message(epoch: f64, metrics: &Named) -> String {
     let metrics = metrics.iter().map(|(name, metric)| format!("  {name} {metric:.4}"));
     format!("epoch {epoch:.1}{}", metrics.collect::<String>())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{
+        super::record::tests::{data, example, given},
+        *,
+    };
+    use crate::tasks::settings::Preset;
+
+    const CELLS: [(&str, &str); 8] = [
+        ("cells", "3"),
+        ("channels", "4"),
+        ("flip", "false"),
+        ("cutout", "0"),
+        ("drop_path", "0"),
+        ("batch_size", "8"),
+        ("epochs", "70"),
+        ("learning_rate", "0.05"),
+    ];
+    const AUTOENCODER: [(&str, &str); 4] = [
+        ("iterations", "120"),
+        ("evaluate_every", "120"),
+        ("batch_size", "8"),
+        ("learning_rate", "0.01"),
+    ];
+
+    fn training(space: &str, settings: &[(&str, &str)], precision: Precision) -> Training {
+        // Threads cost more than they gain on shapes this small.
+        tch::set_num_threads(1);
+        let record = example(space, Preset::Paper, &given(settings));
+        Training::new(&record, &data(), Device::Cpu, precision).unwrap()
+    }
+
+    fn run(training: &mut Training, directory: &Path) -> anyhow::Result<Named> {
+        training.run(directory, Duration::from_secs(600), "", &AtomicBool::new(false))
+    }
+
+    fn loss(metrics: &Named) -> f64 {
+        metrics.iter().find(|(name, _)| name == "test_loss").unwrap().1
+    }
+
+    /// The schedules end with rates so small that the statistics catch up with the weights.
+    #[test]
+    fn training_lowers_the_loss_also_with_running_statistics_and_with_16_bits() {
+        for (space, settings, precision) in [
+            ("enas-micro", &CELLS[..], Precision::F32),
+            ("inpaint-cat", &AUTOENCODER, Precision::F32),
+            ("inpaint-cat", &AUTOENCODER, Precision::Bf16),
+        ] {
+            let mut training = training(space, settings, precision);
+            let before = loss(&training.evaluate());
+            (0..training.iterations()).for_each(|iteration| drop(training.train(iteration)));
+            let after = loss(&training.evaluate());
+            assert!(after < 0.5 * before, "{space} {precision:?}: {before} {after}");
+        }
+    }
+
+    #[test]
+    fn an_interrupted_training_ends_like_one_that_was_not() {
+        let rounds = [("epochs", "3"), ("batch_size", "2")]; // 4 batches each
+        let cells = [&CELLS[..5], &rounds].concat();
+        let batches = [("iterations", "10"), ("evaluate_every", "4"), ("batch_size", "2")];
+        for (space, settings) in [("enas-micro", &cells[..]), ("inpaint-cat", &batches)] {
+            let training = || training(space, settings, Precision::F32);
+            let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let [whole, parts] = directories.each_ref().map(tempfile::TempDir::path);
+            let mut one = training();
+            let metrics = run(&mut one, whole).unwrap();
+
+            // Stopped in the middle of the first round, by hand, and at the start of the next run.
+            let mut interrupted = training();
+            let mut sums = vec![0.0; 2];
+            for iteration in 0..3 {
+                let metrics = interrupted.train(iteration);
+                sums.iter_mut().zip(metrics).for_each(|(sum, (_, metric))| *sum += metric);
+            }
+            let progress = Progress { iterations: 3, seconds: 1.0, best: f64::NEG_INFINITY, sums };
+            let last = parts.join(LAST);
+            interrupted.save(&last, &progress).unwrap();
+            let stopped = training().run(parts, Duration::ZERO, "", &AtomicBool::new(true));
+            let error = stopped.unwrap_err().to_string();
+            assert!(error.starts_with("stopped after 3 of "), "{error}");
+            assert_eq!(iterations(&last).unwrap(), 3);
+
+            let mut other = training();
+            assert_eq!(run(&mut other, parts).unwrap(), metrics);
+            assert_eq!(other.network.parameters, one.network.parameters);
+            assert_eq!(other.network.statistics, one.network.statistics);
+            let rows = |directory: &Path| -> Vec<String> {
+                let text = fs::read_to_string(directory.join("log.csv")).unwrap();
+                // Without the seconds.
+                text.lines().map(|row| row.rsplit_once(',').unwrap().0.to_owned()).collect()
+            };
+            assert_eq!(rows(parts), rows(whole));
+            assert_eq!(rows(whole).len(), 1 + 3);
+            // Of a training that is finished, the metrics are those of its weights.
+            assert_eq!(run(&mut training(), parts).unwrap(), metrics);
+        }
+    }
+
+    #[test]
+    fn a_network_that_diverges_ends_the_training() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut training = training("inpaint-cat", &AUTOENCODER, Precision::F32);
+        tch::no_grad(|| {
+            training.network.parameters.values_mut().for_each(|p| drop(p.fill_(f64::NAN)))
+        });
+        let error = run(&mut training, directory.path()).unwrap_err().to_string();
+        assert!(error.starts_with("the network has diverged before minibatch 120;"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_another_network_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let last = directory.path().join(LAST);
+        let small = training("enas-micro", &CELLS, Precision::F32);
+        small.network.snapshot().write(&last).unwrap();
+        let error = iterations(&last).unwrap_err().to_string();
+        assert!(error.ends_with("is no checkpoint of a retraining"), "{error}");
+        let mut wider = training(
+            "enas-micro",
+            &[("cells", "3"), ("channels", "5"), ("batch_size", "8")],
+            Precision::F32,
+        );
+        let error = run(&mut wider, directory.path()).unwrap_err().to_string();
+        assert!(error.contains("is damaged, or of another network: "), "{error}");
+    }
+}
