@@ -47,7 +47,7 @@ async fn malformed_studies_are_refused_by_field() {
     }
     for (space, definition, field) in [
         ("cells", "x".repeat(65_537), "spec.space_definition"),
-        ("enas-micro", "family = \"cells\"".into(), "spec.space"),
+        ("enas-micro", "[cells]".into(), "spec.space"),
     ] {
         let mut request = create_request("s", 10);
         let spec = request.spec.as_mut().unwrap();

@@ -490,12 +490,12 @@ async fn a_space_file_makes_a_study_that_says_which_data_set_it_waits_for() {
     let write = |text: &str| std::fs::write(directory.path().join("my.toml"), text).unwrap();
     let create = "study create mine --space-file my.toml --set dataset=flowers --preset quick";
     assert!(refused(create).contains("cannot read my.toml"));
-    write("family = 'cells'\nnodes = = 2\n");
+    write("[cells]\nnodes = = 2\n");
     let error = refused(create);
     assert!(error.contains("my.toml") && error.contains("line 2"), "{error}");
-    write("family = 'tree'");
-    assert!(refused(create).contains("family = \"cells\" or family = \"chain\" is allowed"));
-    let definition = "name = 'small'\nfamily = 'cells'\n";
+    write("[tree]");
+    assert!(refused(create).contains("must have a table [cells] or a table [chain]"));
+    let definition = "name = 'small'\n[cells]\n";
     write(definition);
     let created = text(run(create));
     let waits =
@@ -508,9 +508,9 @@ async fn a_space_file_makes_a_study_that_says_which_data_set_it_waits_for() {
     let shown = json(run("study show mine --output json"));
     assert_eq!(shown["spec"]["space_definition"], definition);
     assert_eq!(shown["spec"]["stop"]["max_steps"], 2000);
-    assert!(text(run("study show mine")).contains("cells, defined by a file: small, 32 bytes"));
+    assert!(text(run("study show mine")).contains("cells, defined by a file: small, 23 bytes"));
     assert_eq!(json(run("study list --output json"))[0]["spec"]["space_definition"], "");
-    write("name = 'smaller'\nfamily = 'cells'\n");
+    write("name = 'smaller'\n[cells]\n");
     let other = refused(create);
     assert!(other.contains("space_definition is "), "{other}");
 

@@ -44,7 +44,7 @@ async fn import(
 async fn a_definition_survives_a_crash_moves_with_its_study_and_reaches_trainers() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (mut here, there) = (Controller::start(here.path()), Controller::start(there.path()));
-    let definition = "family = \"cells\" # ü\n".repeat(2000);
+    let definition = "# ü\n".repeat(8000);
     let mut request = create_request("defined", STEPS);
     let spec = request.spec.as_mut().unwrap();
     (spec.space, spec.space_definition) = ("cells".into(), definition.clone());

@@ -61,7 +61,7 @@ pub struct Arguments {
     seed: u64,
     /// Number of test images to use, the first ones [default: all]
     #[arg(long, value_name = "N")]
-    images: Option<i64>,
+    test_images: Option<i64>,
     /// Write a report of a classifier: accuracy by class, confusion matrix, images that were classified wrongly
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -265,7 +265,7 @@ fn shared(
     let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
     supernet.load(&weights)?;
     let test =
-        TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
+        TestSplit::new(&*task, &data, arguments.test_images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches() * (1 + arguments.random as u64))?;
     let forward = |batch: &Batch| supernet.forward(&batch.input, values);
     let title = format!("{} with shared weights", space.name);
@@ -307,7 +307,7 @@ fn retrained(
     let (task, data) = (record.task()?, record.data(catalogue)?);
     let network = record.trained(&weights, device)?;
     let test =
-        TestSplit::new(&*task, &data, arguments.images, device).map_err(anyhow::Error::msg)?;
+        TestSplit::new(&*task, &data, arguments.test_images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches())?;
     let forward =
         |batch: &Batch| network.forward(&batch.input, &record.values, Mode::Evaluate).main;

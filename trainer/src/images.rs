@@ -391,22 +391,21 @@ pub(crate) fn read(
     if let Some(size) = side.filter(|size| !IMAGE_SIZES.contains(size)) {
         return Err(Error::ImageSize(size));
     }
-    let listing = match Layout::of(directory)? {
-        Layout::Cifar10 => {
-            return Ok((cifar::read_10(&request.name, directory, side)?, Vec::new()));
+    let name = &request.name;
+    let in_memory = match Layout::of(directory)? {
+        Layout::Cifar10 => cifar::CIFAR_10.read(name, directory, side)?,
+        Layout::Cifar100 => cifar::CIFAR_100.read(name, directory, side)?,
+        Layout::FashionMnist => fashion_mnist::read(name, directory, side)?,
+        Layout::Folders | Layout::Flat => {
+            let listing = match request.labels {
+                true => folders::with_classes(directory)?,
+                false => folders::without_classes(directory)?,
+            };
+            let side = side.unwrap_or(FOLDERS_IMAGE_SIZE);
+            return cache::open(directory, name, listing, side, cache);
         }
-        Layout::Cifar100 => {
-            return Ok((cifar::read_100(&request.name, directory, side)?, Vec::new()));
-        }
-        Layout::FashionMnist => {
-            return Ok((fashion_mnist::read(&request.name, directory, side)?, Vec::new()));
-        }
-        Layout::Folders | Layout::Flat => match request.labels {
-            true => folders::with_classes(directory)?,
-            false => folders::without_classes(directory)?,
-        },
     };
-    cache::open(directory, &request.name, listing, side.unwrap_or(FOLDERS_IMAGE_SIZE), cache)
+    Ok((in_memory, Vec::new()))
 }
 
 /// The data sets that this trainer has.

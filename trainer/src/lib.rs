@@ -3,23 +3,19 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`space`] | what each choice means: pure values |
-//! | [`supernet`] | weights, forward passes and optimiser of each space |
-//! | [`data`] | images, minibatches, augmentation |
-//! | `held_out` | test images, and means over them |
-//! | [`quality`] | how close images are: PSNR and SSIM |
-//! | [`computing`] | options of how training computes |
-//! | [`engine`] | the one thread that owns tensors, and its handle |
-//! | [`checkpoints`] | a study's weights on disk |
-//! | [`files`] | files that appear whole or not at all, locked directories |
 //! | [`worker`] | `asng-trainer serve`: the loop that leases, computes and reports; TrainerService, probes, work directory |
-//! | `metrics` | counters for Prometheus |
-//! | `progress` | progress of work that takes long, for people |
-//! | [`study`] | what a study means here: settings, architectures, files |
-//! | [`datasets`] | fetches data sets, and looks at directories of images |
-//! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
+//! | [`engine`] | the one thread that owns tensors: searches, supernets, checkpoints |
+//! | [`retrain`], [`evaluate`], [`export`], [`compare`] | an architecture after, or beside, the search; generic over a task |
+//! | [`tasks`] | one folder for each task with all that is its own: classification, inpainting, toy |
+//! | [`images`] | data sets: readers, cache, batches, augmentation |
+//! | [`optim`] | gradients, optimisers, learning rates |
+//! | [`torch`] | errors of libtorch, named tensors in files |
+//! | [`spaces`], [`datasets`] | the commands `space` and `data` |
+//! | [`study`] | studies of the controller: their spaces, architectures, directories |
+//! | [`computing`], `latency` | options of how training computes; how long one image takes |
+//! | [`files`], `metrics`, `progress` | atomic files and locks; counters for Prometheus; progress bars |
 //!
-//! Imports point inwards: worker, then engine, then supernet, then space.
+//! Imports point inwards: worker, engine, tasks, then images, optim and torch.
 
 pub mod compare;
 pub mod computing;
@@ -34,6 +30,7 @@ mod metrics;
 pub mod optim;
 mod progress;
 pub mod retrain;
+pub mod spaces;
 pub mod study;
 pub mod tasks;
 pub mod torch;

@@ -7,7 +7,7 @@ use asng_client::{Options, environment, telemetry};
 use asng_trainer::{
     compare, computing, datasets, engine, evaluate, export,
     images::Catalogue,
-    retrain,
+    retrain, spaces,
     torch::Precision,
     worker::{self, serving},
 };
@@ -75,6 +75,9 @@ enum Command {
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]
     Data(datasets::Command),
+    /// List the spaces that ship, check a space file, draw an architecture
+    #[command(subcommand)]
+    Space(spaces::Command),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +171,7 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
             retrain::run(arguments, &controller, &catalogue, device).await
         }
         Command::Data(command) => datasets::run(command),
+        Command::Space(command) => spaces::run(command),
     }
 }
 

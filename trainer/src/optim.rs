@@ -105,3 +105,61 @@ fn zeros(parameters: &Tensors) -> Tensors {
 pub fn cosine(start: f64, progress: f64) -> f64 {
     0.5 * start * (1.0 + (PI * progress.clamp(0.0, 1.0)).cos())
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn values(tensors: &Tensors) -> Vec<Vec<f64>> {
+        tensors.values().map(|tensor| Vec::try_from(tensor.detach()).unwrap()).collect()
+    }
+
+    /// tests/parity.rs and tests/inpaint.rs compare the steps with PyTorch's.
+    #[test]
+    fn gradients_that_are_not_finite_count_as_0_and_absent_ones_change_nothing() {
+        let method = Method::Sgd { momentum: 0.9, weight_decay: 0.0 };
+        for (method, grad_clip) in [(method, 5.0), (method, 0.0), (Method::Adam, 5.0)] {
+            let parameter = |name: &str| {
+                (name.to_owned(), Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true))
+            };
+            let mut parameters: Tensors = ["a", "b"].map(parameter).into();
+            let mut optimizer = Optimizer::new(method, grad_clip, &parameters);
+            let mut step = |parameters: &mut Tensors, factor: f64| {
+                let loss = (&parameters["a"] * factor).sum(Kind::Double);
+                let gradients = Gradients::of(&loss, parameters);
+                f64::try_from(optimizer.step(parameters, &gradients, 0.1)).unwrap()
+            };
+            assert!(!step(&mut parameters, f64::INFINITY).is_finite());
+            assert_eq!(values(&parameters), [[1.0, 2.0]; 2]);
+            assert_eq!(step(&mut parameters, 3.0), 3.0 * 2_f64.sqrt());
+            let moved = values(&parameters);
+            assert!(moved[0][0] < 1.0 && moved[0][1] < 2.0, "{moved:?}");
+            assert_eq!(moved[1], [1.0, 2.0]);
+        }
+    }
+
+    #[test]
+    fn gradients_add_up_by_their_names() {
+        let parameter =
+            |name: &str| (name.to_owned(), Tensor::from_slice(&[1.0]).set_requires_grad(true));
+        let parameters: Tensors = ["a", "b", "c"].map(parameter).into();
+        let of = |loss: Tensor| Gradients::of(&loss.sum(Kind::Double), &parameters);
+        let sum = of(&parameters["a"] * 3.0).plus(of(&parameters["a"] + &parameters["b"] * 3.0));
+        let gradients: Vec<_> = sum
+            .iter()
+            .map(|(name, gradient)| (name, f64::try_from(gradient.sum(Kind::Double)).unwrap()))
+            .collect();
+        assert_eq!(gradients, [("a", 4.0), ("b", 3.0)]);
+        assert_eq!(f64::try_from(sum.norm()).unwrap(), 5.0);
+        assert_eq!(f64::try_from(Gradients::default().norm()).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn the_cosine_goes_from_the_start_to_0_and_stays_there() {
+        let rate = |progress| cosine(0.1, progress);
+        assert_eq!([rate(-1.0), rate(0.0), rate(1.0), rate(2.0)], [0.1, 0.1, 0.0, 0.0]);
+        assert!((rate(0.5) - 0.05).abs() < 1e-15 && (rate(1.0 / 3.0) - 0.075).abs() < 1e-15);
+    }
+}

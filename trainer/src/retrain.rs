@@ -85,7 +85,7 @@ pub(crate) struct How {
     image_size: Option<String>,
     /// Use only the first N training images
     #[arg(long, value_name = "N")]
-    images: Option<i64>,
+    train_images: Option<i64>,
     /// Use only the first N test images
     #[arg(long, value_name = "N")]
     test_images: Option<i64>,
@@ -175,7 +175,7 @@ impl How {
             return other("preset", preset.name(), record.preset.name());
         }
         for (flag, given, recorded) in [
-            ("images", self.images, record.images),
+            ("train_images", self.train_images, record.train_images),
             ("test_images", self.test_images, record.test_images),
         ] {
             if let Some(given) = given.filter(|given| *given != recorded) {
@@ -354,7 +354,13 @@ pub(crate) fn retrain(
         }
         Begin::New(found) => {
             let given = how.given(seed);
-            Record::new(found, how.preset(), &given, [how.images, how.test_images], catalogue)?
+            Record::new(
+                found,
+                how.preset(),
+                &given,
+                [how.train_images, how.test_images],
+                catalogue,
+            )?
         }
     };
     for refused in &data.refused {

@@ -21,7 +21,7 @@ const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// The files of one of the two data sets.
-struct Files {
+pub(super) struct Files {
     train: &'static [&'static str],
     test: &'static [&'static str],
     train_records: usize,
@@ -32,7 +32,8 @@ struct Files {
     source: &'static str,
 }
 
-const CIFAR_10: Files = Files {
+/// 50,000 training images, in the order of the files, and 10,000 for tests.
+pub(super) const CIFAR_10: Files = Files {
     train: &[
         "data_batch_1.bin",
         "data_batch_2.bin",
@@ -48,7 +49,8 @@ const CIFAR_10: Files = Files {
     source: "`asng-trainer data fetch cifar10` brings good files",
 };
 
-const CIFAR_100: Files = Files {
+/// 50,000 training images and 10,000 for tests.
+pub(super) const CIFAR_100: Files = Files {
     train: &["train.bin"],
     test: &["test.bin"],
     train_records: 50_000,
@@ -58,18 +60,14 @@ const CIFAR_100: Files = Files {
     source: "cifar-100-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html has good files",
 };
 
-/// Reads CIFAR-10: 50,000 training images, in the order of the files, and 10,000 for tests.
-pub(super) fn read_10(name: &str, directory: &Path, side: Option<i64>) -> Result<DataSet, Error> {
-    CIFAR_10.read(name, directory, side)
-}
-
-/// Reads CIFAR-100: 50,000 training images and 10,000 for tests.
-pub(super) fn read_100(name: &str, directory: &Path, side: Option<i64>) -> Result<DataSet, Error> {
-    CIFAR_100.read(name, directory, side)
-}
-
 impl Files {
-    fn read(&self, name: &str, directory: &Path, side: Option<i64>) -> Result<DataSet, Error> {
+    /// Reads the data set, scaled to `side` by `side` pixels.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        directory: &Path,
+        side: Option<i64>,
+    ) -> Result<DataSet, Error> {
         let side = side.unwrap_or(SIDE);
         let train = self.images(directory, self.train, self.train_records)?.scale(side);
         let test = self.images(directory, self.test, self.test_records)?.scale(side);

@@ -9,8 +9,7 @@ use std::{
 };
 
 use image::{
-    DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits, RgbImage,
-    imageops::{self, FilterType},
+    DynamicImage, ImageDecoder, ImageReader, ImageResult, Limits, RgbImage, imageops::FilterType,
 };
 
 /// Size in bytes of the largest file that is read.
@@ -72,7 +71,8 @@ fn square(content: &[u8], side: u32) -> ImageResult<RgbImage> {
         true => over_white(&square),
         false => square.into_rgb8(),
     };
-    Ok(imageops::resize(&rgb, side, side, FilterType::Triangle))
+    // As a `DynamicImage`: this is compiled within the optimised crate also in a debug build.
+    Ok(DynamicImage::from(rgb).resize_exact(side, side, FilterType::Triangle).into_rgb8())
 }
 
 fn over_white(image: &DynamicImage) -> RgbImage {

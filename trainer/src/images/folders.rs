@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -229,7 +230,7 @@ pub(super) fn entries(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), 
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let name = file_name(&path);
-            let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+            let extension = path.extension().map(OsStr::to_ascii_lowercase);
             if name.starts_with('.') || name == "__MACOSX" {
                 continue;
             } else if path.is_dir() {

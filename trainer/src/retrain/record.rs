@@ -43,7 +43,7 @@ pub(crate) struct Record {
     #[serde(rename = "retraining")]
     pub(crate) settings: Given,
     /// Training and test images that are used, the first ones.
-    pub(crate) images: i64,
+    pub(crate) train_images: i64,
     pub(crate) test_images: i64,
     /// The images.
     pub(crate) data: Info,
@@ -55,7 +55,7 @@ impl Record {
         Found { space, values, source }: Found,
         preset: Preset,
         given: &Given,
-        [images, test_images]: [Option<i64>; 2],
+        [train_images, test_images]: [Option<i64>; 2],
         catalogue: &Catalogue,
     ) -> anyhow::Result<(Record, DataSet)> {
         let task = study::task(&space)?;
@@ -70,10 +70,10 @@ impl Record {
         let retraining = retraining(&*task, &data.info, &values, preset, given)?;
         retraining.accepts(&data.info).map_err(anyhow::Error::msg)?;
         let all = data.train.len();
-        let images = images.unwrap_or(all);
+        let train_images = train_images.unwrap_or(all);
         ensure!(
-            (1..=all).contains(&images),
-            "--images: there are {all} training images, not {images}"
+            (1..=all).contains(&train_images),
+            "--train-images: there are {all} training images, not {train_images}"
         );
         let record = Record {
             space,
@@ -81,7 +81,7 @@ impl Record {
             source,
             preset,
             settings: retraining.settings(),
-            images,
+            train_images,
             test_images: test_images.unwrap_or(data.test.len()),
             data: data.info.clone(),
         };
@@ -195,7 +195,7 @@ impl Record {
 
     /// Returns the whole minibatches of a pass over the training images.
     fn per_epoch(&self, batch_size: i64) -> u64 {
-        (self.images / batch_size.max(1)) as u64
+        (self.train_images / batch_size.max(1)) as u64
     }
 }
 

@@ -108,10 +108,10 @@ impl Training {
         let count = Some(record.test_images);
         Ok(Training {
             preprocess: test_split::preprocess(&*task, &data.info, device),
-            train: data.train.narrow(0, record.images).to_device(device),
+            train: data.train.narrow(0, record.train_images).to_device(device),
             batches: Batches::new(
                 training.seed,
-                record.images as usize,
+                record.train_images as usize,
                 training.batch_size as usize,
             )?,
             test: TestSplit::new(&*task, data, count, device).map_err(anyhow::Error::msg)?,

@@ -5,6 +5,7 @@
 
 pub mod cells;
 pub mod chain;
+pub mod check;
 pub mod definition;
 mod mbconv;
 pub mod operation;
@@ -269,17 +270,16 @@ impl Task for Classification {
     }
 
     fn accepts(&self, info: &Info) -> Result<(), String> {
-        let ([_, height, width], divisor) = (info.shape, 1 << self.family.halvings());
-        if height == width && height % divisor == 0 {
+        let ([_, height, width], divisor) = (info.shape, self.family.divisor());
+        if height % divisor == 0 && width % divisor == 0 {
             return Ok(());
         }
         Err(format!(
-            "networks of the space {} halve images {} times, so that height and width must be divisible by {divisor}; those of \
-             data set {} are {height} x {width}: set image_size, such as image_size={}",
+            "networks of the space {} need images whose height and width are divisible by {divisor}; those of data set {} are {height} \
+             x {width}: set image_size, such as image_size={}",
             self.definition.name,
-            self.family.halvings(),
             info.name,
-            (height.max(width).max(16) as u64).next_multiple_of(divisor as u64)
+            (height.max(16) as u64).next_multiple_of(divisor as u64)
         ))
     }
 

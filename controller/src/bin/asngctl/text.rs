@@ -508,9 +508,9 @@ pub(crate) mod tests {
         let text = show(&a_study(), &[], SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["space", "toy"]), "{text}");
         let mut defined = a_study();
-        let definition = "name = 'mine'\nfamily = 'cells'\n";
+        let definition = "name = 'mine'\n[cells]\n";
         (defined.spec.as_mut().unwrap().space_definition) = definition.into();
-        let row = "toy, defined by a file: mine, 31 bytes (--definition prints it)";
+        let row = "toy, defined by a file: mine, 22 bytes (--definition prints it)";
         assert!(show(&defined, &[], SystemTime::UNIX_EPOCH).contains(row));
         assert!(has_line(&text, &["alpha", "1.5", "(default)"]), "{text}");
         assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");

@@ -164,11 +164,6 @@ impl Cells {
         channels.partition_point(fits).checked_sub(1).map(|last| channels[last])
     }
 
-    /// How many times a network halves height and width: those of images must be divisible by 2 to this power.
-    pub fn halvings(&self) -> i64 {
-        2
-    }
-
     /// The graph of each type of cells.
     fn graphs(&self, mut values: &[i64]) -> Vec<Graph> {
         let nodes = self.nodes as usize;
@@ -226,7 +221,7 @@ mod tests {
     use tch::Tensor;
 
     use super::{
-        super::definition::{BUILT_IN, Definition, Family},
+        super::definition::{Definition, Family},
         *,
     };
     use crate::tasks::{Domain, draw, network::Mode};
@@ -236,12 +231,6 @@ mod tests {
     fn parse(text: &str) -> Cells {
         let Family::Cells(cells) = Definition::parse(text).unwrap().family else { unreachable!() };
         cells
-    }
-
-    /// The definitions of this family that ship, and [`MIXED`].
-    fn texts() -> Vec<&'static str> {
-        let texts = BUILT_IN.iter().map(|(_, text)| *text).filter(|text| text.contains("[cells]"));
-        texts.chain([MIXED]).collect()
     }
 
     fn built_in(name: &str) -> Cells {
@@ -257,8 +246,9 @@ mod tests {
         choices
     }
 
-    fn count(network: &Network) -> i64 {
-        network.parameters.values().map(|parameter| parameter.numel() as i64).sum()
+    fn count(network: &Network, prefix: &str) -> i64 {
+        let named = network.parameters.iter().filter(|(name, _)| name.starts_with(prefix));
+        named.map(|(_, parameter)| parameter.numel() as i64).sum()
     }
 
     #[test]
@@ -392,110 +382,113 @@ mod tests {
         assert_eq!(largest("stem.norm.weight"), 1.0);
     }
 
-    /// Every wiring, output and kind of reduction, beside the spaces that ship.
-    const MIXED: &str = r#"
-        name = "mixed"
-        description = "A reduction by other rules than the normal cell"
-        [cells]
-        cells = 5
-        channels = 4
-        nodes = 3
-        stem_multiplier = 2
-        auxiliary_head = true
-        final_norm = true
-        pool_norm = true
-        [cells.normal]
-        inputs = 1
-        input_convs = false
-        wiring = "pairs"
-        output = "unused"
-        operations = ["none", "skip", "res_block", "max_pool_3x3"]
-        [cells.reduction]
-        inputs = 2
-        input_convs = true
-        wiring = "all"
-        output = "all"
-        operations = ["none", "identity", "conv_1x1", "dil_conv_5x5", "avg_pool_3x3"]
-    "#;
+    const CELLS: [&str; 5] = [
+        "inputs = 2\ninput_convs = true\nwiring = 'pairs'\noutput = 'unused'",
+        "inputs = 2\ninput_convs = true\nwiring = 'all'\noutput = 'all'",
+        "inputs = 1\ninput_convs = true\nwiring = 'all'\noutput = 'unused'",
+        "inputs = 1\ninput_convs = false\nwiring = 'pairs'\noutput = 'all'",
+        "inputs = 1\ninput_convs = false\nwiring = 'all'\noutput = 'last'",
+    ];
+
+    /// A space with two of [`CELLS`], or fixed reductions.
+    fn mixed(normal: usize, reduction: Option<usize>) -> Cells {
+        let cell = |name, cell: usize| {
+            let operations =
+                "['none', 'identity', 'conv_1x1', 'res_block', 'dil_conv_5x5', 'avg_pool_3x3']";
+            format!("[cells.{name}]\n{}\noperations = {operations}\n", CELLS[cell])
+        };
+        let reduction =
+            reduction.map_or_else(String::new, |reduction| cell("reduction", reduction));
+        parse(&format!(
+            "name = 'mixed'\ndescription = ''\n[cells]\ncells = 5\nchannels = 4\nnodes = 3\nstem_multiplier = 2\n\
+             auxiliary_head = true\nfinal_norm = true\npool_norm = true\n{}{reduction}",
+            cell("normal", normal)
+        ))
+    }
+
+    /// Spaces that ship, and others.
+    fn any_space() -> impl Strategy<Value = Cells> {
+        prop_oneof![
+            prop::sample::select(&["enas-micro", "nasbench201", "darts"]).prop_map(built_in),
+            (0..CELLS.len(), prop::option::of(0..CELLS.len())).prop_map(|(n, r)| mixed(n, r)),
+        ]
+    }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(16))]
+        #![proptest_config(ProptestConfig::with_cases(12))]
 
         #[test]
         fn every_architecture_runs_and_is_counted_right(
-            text in prop::sample::select(texts()),
+            space in any_space(),
             nodes in 1_i64..4,
             cells in 3_i64..6,
             channels in 1_i64..4,
             (image_channels, quarter, classes) in (1_i64..4, 2_i64..10, 2_i64..5),
             seed in any::<u64>(),
         ) {
-            let space = Cells { nodes, cells, channels, ..parse(text) };
+            let space = Cells { nodes, cells, channels, ..space };
             let values = draw(&space.variables(), &mut ChaCha8Rng::seed_from_u64(seed));
             let ends = Ends { image: [image_channels, 4 * quarter, 4 * quarter + 4], classes };
-            let images = Tensor::ones([2, image_channels, 4 * quarter, 4 * quarter + 4], (Kind::Float, Device::Cpu));
+            let [_, height, width] = ends.image;
+            let images = Tensor::ones([2, image_channels, height, width], (Kind::Float, Device::Cpu));
             let shape = vec![2, classes];
             let train = Mode::Train { drop_path: 0.5 };
 
             let shared = space.network(&ends, None, 0, Device::Cpu, Kind::Float);
-            prop_assert_eq!(count(&shared), space.supernet_parameters(&ends));
+            prop_assert_eq!(count(&shared, ""), space.supernet_parameters(&ends));
             prop_assert!(shared.statistics.is_empty());
             let output = shared.forward(&images, &values, train);
             prop_assert_eq!(output.main.size(), shape.clone());
             prop_assert!(output.auxiliary.is_none());
 
             let alone = space.network(&ends, Some(&values), 0, Device::Cpu, Kind::Float);
+            let counted = space.costs(&ends, &values, true).parameters;
+            prop_assert_eq!(count(&alone, "") - count(&alone, "auxiliary."), counted);
             let output = alone.forward(&images, &values, train);
             prop_assert_eq!(output.main.size(), shape.clone());
             let auxiliary = output.auxiliary.map(|logits| logits.size());
             prop_assert_eq!(auxiliary, space.auxiliary_head.then_some(shape));
             prop_assert!(alone.forward(&images, &values, Mode::Evaluate).auxiliary.is_none());
-            let headless = Cells { auxiliary_head: false, ..space.clone() };
-            let alone = headless.network(&ends, Some(&values), 0, Device::Cpu, Kind::Float);
-            prop_assert_eq!(count(&alone), space.costs(&ends, &values, true).parameters);
         }
-    }
 
-    #[test]
-    fn an_architecture_alone_computes_what_it_computes_in_the_supernet() {
-        let images: Vec<f64> = (0..2 * 3 * 64).map(|k| (0.37 * (k * k) as f64).sin()).collect();
-        let images = Tensor::from_slice(&images).view([2, 3, 8, 8]);
-        let ends = Ends { image: [3, 8, 8], classes: 10 };
-        for text in texts() {
+        #[test]
+        fn an_architecture_alone_computes_what_it_computes_in_the_supernet(
+            space in any_space(),
+            seed in any::<u64>(),
+        ) {
             // Without normalisation after pooling, which only the supernet has.
-            let space = Cells { nodes: 3, cells: 5, channels: 4, pool_norm: false, ..parse(text) };
-            let values = draw(&space.variables(), &mut ChaCha8Rng::seed_from_u64(3));
+            let space = Cells {
+                nodes: 3, cells: 5, channels: 4, pool_norm: false, auxiliary_head: false, ..space
+            };
+            let images: Vec<f64> = (0..2 * 3 * 64).map(|k| (0.37 * (k * k) as f64).sin()).collect();
+            let images = Tensor::from_slice(&images).view([2, 3, 8, 8]);
+            let ends = Ends { image: [3, 8, 8], classes: 10 };
+            let values = draw(&space.variables(), &mut ChaCha8Rng::seed_from_u64(seed));
             let shared = space.network(&ends, None, 1, Device::Cpu, Kind::Double);
             let mut alone = space.network(&ends, Some(&values), 2, Device::Cpu, Kind::Double);
             let _guard = tch::no_grad_guard();
             for (name, parameter) in &mut alone.parameters {
                 match shared.parameters.get(name) {
-                    // The blocks of unused nodes are in the supernet's weight.
                     Some(weight) if weight.size() == parameter.size() => parameter.copy_(weight),
+                    // The output's weight has a block for each node in the supernet, for each unused one alone.
                     Some(weight) => {
-                        let cell = usize::from(space.is_reduction(name));
-                        let graph = &space.graphs(&values)[cell];
-                        let blocks = graph.output.iter().map(|&node| {
-                            let channels = parameter.size()[0];
-                            weight.narrow(1, node as i64 * channels, channels)
-                        });
-                        parameter.copy_(&Tensor::cat(&blocks.collect::<Vec<_>>(), 1));
+                        let (index, _) = name["cell".len()..].split_once('.').unwrap();
+                        let index = index.parse::<i64>().unwrap();
+                        let kind = usize::from(index == 5 / 3 || index == 2 * 5 / 3);
+                        let channels = parameter.size()[0];
+                        let block = |node: &usize| weight.narrow(1, *node as i64 * channels, channels);
+                        let graph = &space.graphs(&values)[kind];
+                        let blocks: Vec<Tensor> = graph.output.iter().map(block).collect();
+                        parameter.copy_(&Tensor::cat(&blocks, 1));
                     }
-                    None => assert!(name.contains("norm"), "{name}"),
+                    None => prop_assert!(name.contains("norm"), "{name}"),
                 }
             }
             let mode = Mode::Train { drop_path: 0.0 };
             let one = shared.forward(&images, &values, mode).main;
             let other = alone.forward(&images, &values, mode).main;
             let difference = (one - other).abs().max().double_value(&[]);
-            assert!(difference < 1e-9, "{}: {difference}", space.name);
-        }
-    }
-
-    impl Cells {
-        fn is_reduction(&self, name: &str) -> bool {
-            let index = name.strip_prefix("cell").unwrap().split('.').next().unwrap();
-            [self.cells / 3, 2 * self.cells / 3].contains(&index.parse().unwrap())
+            prop_assert!(difference < 1e-9, "{difference}");
         }
     }
 }

@@ -24,7 +24,7 @@ use self::row::{MAX_CHANNELS, MAX_KERNEL, Row};
 pub use super::mbconv::Activation;
 use super::{
     cells::Ends,
-    definition::Fault,
+    definition::{Fault, within},
     mbconv::{Block, BlockSize, Layer, Operation, divisible},
 };
 use crate::tasks::{
@@ -80,6 +80,7 @@ pub struct HeadTable {
 /// A space of this family.
 #[derive(Clone, Debug)]
 pub struct Chain {
+    name: String,
     stem: Stem,
     head: Option<i64>,
     activation: Activation,
@@ -103,6 +104,9 @@ struct Stage {
     blocks: Vec<Option<usize>>,
 }
 
+/// A block's name, with its operation and size; none if skipped.
+type NamedBlock = (String, Option<(Operation, BlockSize)>);
+
 /// The layers of a network. A block has one entry for each operation, which is empty in a network that does not use it.
 struct Layers {
     stem: Layer,
@@ -112,61 +116,45 @@ struct Layers {
 }
 
 impl Chain {
-    /// Errors with the first key or row that is not allowed.
-    pub fn new(table: &ChainTable) -> Result<Chain, Fault> {
-        let ChainTable { stem, head, activation, rows } = table;
-        let odd = |kernel: i64| kernel % 2 == 1 && (1..=MAX_KERNEL).contains(&kernel);
-        let channels = |key: &str, value: &Spanned<i64>| {
-            let allowed = format!("1 to {MAX_CHANNELS}");
-            checked(key, value, |value| (1..=MAX_CHANNELS).contains(&value), &allowed)
-        };
+    /// Makes the space of that name. Errors with the first key or row that is not allowed.
+    pub fn new(name: &str, table: &ChainTable) -> Result<Chain, Fault> {
+        let channels = |value, key| within(value, (1, MAX_CHANNELS), key);
+        let kernel = within(&table.stem.kernel, (1, MAX_KERNEL), "chain.stem.kernel")?;
+        if kernel % 2 == 0 {
+            let problem = format!("must be odd, not {kernel}");
+            return Err(Fault::new(&table.stem.kernel, "chain.stem.kernel", problem));
+        }
         let stem = Stem {
-            channels: channels("chain.stem.channels", &stem.channels)?,
-            kernel: checked(
-                "chain.stem.kernel",
-                &stem.kernel,
-                odd,
-                &format!("an odd number from 1 to {MAX_KERNEL}"),
-            )?,
-            stride: checked(
-                "chain.stem.stride",
-                &stem.stride,
-                |stride| (1..=2).contains(&stride),
-                "1 or 2",
-            )?,
+            channels: channels(&table.stem.channels, "chain.stem.channels")?,
+            kernel,
+            stride: within(&table.stem.stride, (1, 2), "chain.stem.stride")?,
         };
-        let head = match head {
-            Some(head) => Some(channels("chain.head.channels", &head.channels)?),
+        let head = match &table.head {
+            Some(head) => Some(channels(&head.channels, "chain.head.channels")?),
             None => None,
         };
-        let whole =
-            |problem: String| Fault { span: rows.span(), key: "chain.rows".to_owned(), problem };
-        let number = rows.get_ref().len();
+        let whole = |problem| Fault::new(&table.rows, "chain.rows", problem);
+        let number = table.rows.get_ref().len();
         if !(1..=MAX_ROWS).contains(&number) {
-            return Err(whole(format!("{number} rows: 1 to {MAX_ROWS} are allowed")));
+            return Err(whole(format!("must have 1 to {MAX_ROWS} rows, not {number}")));
         }
-        let parse = |(index, row): (usize, &Spanned<String>)| {
-            let (text, span) = (row.get_ref(), row.span());
-            Row::parse(text).map_err(|(part, problem)| {
-                // The part's place in the file is known unless the string has escapes.
-                let plain = span.len() == text.len() + 2;
-                let start = span.start + 1;
-                let span = if plain { start + part.start..start + part.end } else { span };
-                Fault { span, key: format!("chain.rows[{index}]"), problem }
-            })
-        };
-        let parsed = rows.get_ref().iter().enumerate().map(parse).collect::<Result<_, _>>()?;
-        let chain = Chain { stem, head, activation: *activation, rows: parsed, width: 1.0 };
+        let mut rows = Vec::new();
+        for (index, row) in table.rows.get_ref().iter().enumerate() {
+            let fault = |problem| Fault::new(row, &format!("chain.rows[{index}]"), problem);
+            rows.push(Row::parse(row.get_ref()).map_err(fault)?);
+        }
+        let (name, activation) = (name.to_owned(), table.activation);
+        let chain = Chain { name, stem, head, activation, rows, width: 1.0 };
         let variables = chain.variables().len();
         if variables > MAX_VARIABLES {
             return Err(whole(format!(
-                "{variables} variables: at most {MAX_VARIABLES} are allowed; repeat fewer blocks"
+                "must have at most {MAX_VARIABLES} variables, not {variables}; repeat fewer blocks"
             )));
         }
         let parameters = chain.supernet_parameters(&Ends { image: [3, 1, 1], classes: 1000 });
         if parameters > MAX_PARAMETERS {
             return Err(whole(format!(
-                "the supernet would have {parameters} weights: at most {MAX_PARAMETERS} are allowed; use fewer channels or choices"
+                "must make a supernet of at most {MAX_PARAMETERS} weights, not {parameters}; use fewer channels or choices"
             )));
         }
         Ok(chain)
@@ -229,10 +217,9 @@ impl Chain {
         at.costs().parameters
     }
 
-    /// How often height and width are halved, rounding up: images of any size fit.
+    /// How many times height and width of images must be divisible by 2: never, as a stride of 2 rounds up.
     pub fn halvings(&self) -> i64 {
-        let rows = self.rows.iter().map(|row| row.stride);
-        rows.chain([self.stem.stride]).filter(|&stride| stride == 2).count() as i64
+        0
     }
 
     fn scaled(&self, channels: i64) -> i64 {
@@ -322,22 +309,39 @@ impl Chain {
         Output { main: logits, auxiliary: None }
     }
 
-    /// Describes an architecture: its rows in timm's notation, with the choices made, and each block.
-    pub fn describe(&self, values: &[i64]) -> Value {
-        let mut rows = Vec::new();
-        let mut blocks = Vec::new();
+    /// The blocks of each row.
+    fn blocks(&self, values: &[i64]) -> Vec<Vec<NamedBlock>> {
         let mut inputs = self.scaled(self.stem.channels);
+        let mut rows = Vec::new();
         for (index, (stage, row)) in self.stages(values).iter().zip(&self.rows).enumerate() {
-            let mut stretches: Vec<(BlockSize, Operation, usize)> = Vec::new();
+            let mut blocks = Vec::new();
             for (block, choice) in stage.blocks.iter().enumerate() {
-                let name = format!("stage{index}.block{block}");
-                let Some(operation) = choice.map(|choice| row.operations[choice]) else {
-                    blocks.push(json!({ "name": name, "operation": SKIP }));
+                let placed = choice.map(|choice| {
+                    let size = self.block_size(row, block, inputs, stage.channels);
+                    inputs = stage.channels;
+                    (row.operations[choice], size)
+                });
+                blocks.push((format!("stage{index}.block{block}"), placed));
+            }
+            rows.push(blocks);
+        }
+        rows
+    }
+
+    /// Describes an architecture as JSON: the space, the values, its rows in timm's notation with the choices made, and each
+    /// block. The rows alone make the same network, as a chain without choices or in timm.
+    pub fn describe(&self, values: &[i64]) -> Value {
+        let mut notations = Vec::new();
+        let mut descriptions = Vec::new();
+        for (blocks, row) in self.blocks(values).iter().zip(&self.rows) {
+            // Equal blocks, one after the other, make one row.
+            let mut runs: Vec<(Operation, BlockSize, usize)> = Vec::new();
+            for (name, block) in blocks {
+                let Some((operation, size)) = block else {
+                    descriptions.push(json!({ "name": name, "operation": SKIP }));
                     continue;
                 };
-                let size = self.block_size(row, block, inputs, stage.channels);
-                inputs = size.outputs;
-                blocks.push(json!({
+                descriptions.push(json!({
                     "name": name,
                     "operation": operation.to_string(),
                     "inputs": size.inputs,
@@ -345,85 +349,65 @@ impl Chain {
                     "stride": size.stride,
                     "residual": size.has_residual(),
                 }));
-                match stretches.last_mut() {
-                    Some((last, same, count)) if last.stride == 1 && *same == operation => {
-                        *count += 1
-                    }
-                    _ => stretches.push((size, operation, 1)),
+                match runs.last_mut() {
+                    Some((last, _, count)) if last == operation => *count += 1,
+                    _ => runs.push((*operation, *size, 1)),
                 }
             }
-            let notation = |(size, operation, count): (BlockSize, _, _)| {
+            let notation = |(operation, size, count): (Operation, BlockSize, usize)| {
                 row.notation(operation, count, size.stride, size.outputs)
             };
-            rows.extend(stretches.into_iter().map(notation));
+            notations.extend(runs.into_iter().map(notation));
         }
         let Stem { channels, kernel, stride } = self.stem;
         json!({
+            "space": self.name,
+            "values": values,
             "stem": { "channels": self.scaled(channels), "kernel": kernel, "stride": stride },
-            "rows": rows,
+            "rows": notations,
             "head": self.head.map(|channels| json!({ "channels": self.scaled(channels) })),
             "activation": self.activation,
-            "blocks": blocks,
+            "blocks": descriptions,
         })
     }
 
-    /// Draws an architecture as a Graphviz digraph: a chain from the image to the classifier, skipped blocks dashed.
+    /// Draws an architecture as a Graphviz digraph: a chain from the image to the classes, skipped blocks dashed.
     pub fn dot(&self, values: &[i64]) -> String {
-        let mut dot = String::from("digraph \"chain\" {\n  rankdir=TB;\n  node [shape=box];\n");
-        let mut last = None::<String>;
-        let mut node = |name: &str, label: &str, style: &str| {
-            let mut line =
-                |text: String| writeln!(dot, "  {text}").expect("a String takes any text");
-            line(format!("\"{name}\" [label=\"{label}\"{style}];"));
-            if let Some(last) = last.replace(name.to_owned()) {
-                line(format!("\"{last}\" -> \"{name}\";"));
-            }
-        };
-        node("image", "image", ", shape=ellipse");
         let Stem { channels, kernel, stride } = self.stem;
-        let mut inputs = self.scaled(channels);
-        node("stem", &format!("conv_k{kernel}\\n{inputs} channels{}", halves(stride)), "");
-        for (index, (stage, row)) in self.stages(values).iter().zip(&self.rows).enumerate() {
-            for (block, choice) in stage.blocks.iter().enumerate() {
-                let name = format!("stage{index}.block{block}");
-                let Some(operation) = choice.map(|choice| row.operations[choice]) else {
-                    node(&name, SKIP, ", style=dashed");
-                    continue;
-                };
-                let size = self.block_size(row, block, inputs, stage.channels);
-                inputs = size.outputs;
-                let residual = if size.has_residual() { ", + input" } else { "" };
-                let label =
-                    format!("{operation}\\n{inputs} channels{}{residual}", halves(size.stride));
-                node(&name, &label, "");
-            }
+        let stem = format!("conv_k{kernel}\\n{} channels{}", self.scaled(channels), halves(stride));
+        let node = |name: &str, label: String, style| (name.to_owned(), label, style);
+        let mut nodes =
+            vec![node("image", "image".to_owned(), ", shape=ellipse"), node("stem", stem, "")];
+        for (name, block) in self.blocks(values).iter().flatten() {
+            let Some((operation, size)) = block else {
+                nodes.push(node(name, SKIP.to_owned(), ", style=dashed"));
+                continue;
+            };
+            let halves = halves(size.stride);
+            let residual = if size.has_residual() { ", + input" } else { "" };
+            let label = format!("{operation}\\n{} channels{halves}{residual}", size.outputs);
+            nodes.push(node(name, label, ""));
         }
         if let Some(channels) = self.head {
-            node("head", &format!("conv_k1\\n{} channels", self.scaled(channels)), "");
+            nodes.push(node("head", format!("conv_k1\\n{} channels", self.scaled(channels)), ""));
         }
-        node("classifier", "mean, linear", "");
-        node("classes", "classes", ", shape=ellipse");
+        nodes.push(node("classifier", "mean, linear".to_owned(), ""));
+        nodes.push(node("classes", "classes".to_owned(), ", shape=ellipse"));
+
+        let mut dot = format!("digraph \"{}\" {{\n  rankdir=TB;\n  node [shape=box];\n", self.name);
+        let mut line = |text: String| writeln!(dot, "  {text}").expect("a String takes any text");
+        for (name, label, style) in &nodes {
+            line(format!("\"{name}\" [label=\"{label}\"{style}];"));
+        }
+        for pair in nodes.windows(2) {
+            line(format!("\"{}\" -> \"{}\";", pair[0].0, pair[1].0));
+        }
         dot + "}\n"
     }
 }
 
 fn halves(stride: i64) -> &'static str {
     if stride == 2 { ", /2" } else { "" }
-}
-
-/// Returns a number of the file, which must be valid.
-fn checked(
-    key: &str,
-    value: &Spanned<i64>,
-    valid: impl Fn(i64) -> bool,
-    allowed: &str,
-) -> Result<i64, Fault> {
-    let (span, key, value) = (value.span(), key.to_owned(), *value.get_ref());
-    if valid(value) {
-        Ok(value)
-    } else {
-        Err(Fault { span, key, problem: format!("{value}: allowed is {allowed}") })
-    }
 }
 
 #[cfg(test)]
@@ -447,7 +431,7 @@ mod tests {
     const ENDS: Ends = Ends { image: [3, 9, 9], classes: 4 };
 
     fn chain(text: &str) -> Chain {
-        Chain::new(&toml::from_str(text).unwrap()).unwrap()
+        Chain::new("small", &toml::from_str(text).unwrap()).unwrap()
     }
 
     fn architectures(chain: &Chain, count: usize) -> Vec<Vec<i64>> {
@@ -548,8 +532,7 @@ mod tests {
             described["rows"],
             json!([
                 "ds_r1_k3_s1_c8",
-                "ir_r1_k5_s2_e3_c16_se0.25",
-                "ir_r1_k5_s1_e3_c16_se0.25",
+                "ir_r2_k5_s2_e3_c16_se0.25",
                 "er_r1_k3_s1_e1_c16",
                 "er_r1_k3_s1_e2_c16",
                 "cn_r1_k3_s2_c24",
@@ -570,25 +553,28 @@ mod tests {
 
     #[test]
     fn a_fault_is_found_in_the_file() {
-        let fault = |text: &str| {
-            let Fault { span, key, problem } =
-                Chain::new(&toml::from_str(text).unwrap()).unwrap_err();
+        let fault = |part, replacement: &str| {
+            assert!(SMALL.contains(part), "{part}");
+            let text = SMALL.replace(part, replacement);
+            let table = toml::from_str(&text).unwrap();
+            let Fault { span, key, problem } = Chain::new("small", &table).unwrap_err();
             (text[span].to_owned(), key, problem)
         };
-        let (part, key, problem) = fault(&SMALL.replace("k[1,3]", "k[1,4]"));
-        assert_eq!((part.as_str(), key.as_str()), ("k[1,4]", "chain.rows[3]"));
-        assert!(problem.contains("odd number"), "{problem}");
-        let (part, key, _) = fault(&SMALL.replace("kernel = 3", "kernel = 4"));
-        assert_eq!((part.as_str(), key.as_str()), ("4", "chain.stem.kernel"));
-        let (_, key, problem) =
-            fault(&SMALL.replace("er_r2", "er_r16").replace("e[1,2]_c[8,16]", "e10_c4096"));
+        let (value, key, problem) = fault("k[1,3]", "k[1,4]");
+        assert_eq!((value.as_str(), key.as_str()), ("\"cn_r1_k[1,4]_s2_c24\"", "chain.rows[3]"));
+        assert!(problem.starts_with("\"k[1,4]\": a kernel is an odd number"), "{problem}");
+        let (value, key, problem) = fault("kernel = 3", "kernel = 4");
+        assert_eq!((value.as_str(), key.as_str()), ("4", "chain.stem.kernel"));
+        assert_eq!(problem, "must be odd, not 4");
+        let (_, key, problem) = fault("er_r2_k3_s1_e[1,2]_c[8,16]", "er_r16_k3_s1_e10_c4096");
         assert_eq!(key, "chain.rows");
-        assert!(problem.contains("weights: at most"), "{problem}");
-        let rows = vec![r#""ds_r[1-16]_k3_c8""#; 33].join(",");
-        let many = format!(
-            "stem = {{ channels = 8, kernel = 3, stride = 1 }}\nactivation = \"relu\"\nrows = [{rows}]"
-        );
-        assert!(fault(&many).2.contains("33 rows"));
+        assert!(problem.contains("a supernet of at most"), "{problem}");
+        let row = "\"ds_r1_k3_s1_c8\",";
+        assert!(fault(row, &row.repeat(30)).2.contains("1 to 32 rows, not 33"));
+        let searched = "\"ds_r[1-16]_k[3,5]_c[8,16]\",".repeat(32);
+        let all = &SMALL[SMALL.find(row).unwrap()..SMALL.rfind(']').unwrap()];
+        let problem = fault(all, &searched).2;
+        assert!(problem.starts_with("must have at most 512 variables, not 544"), "{problem}");
     }
 
     #[test]

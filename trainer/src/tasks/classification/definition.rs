@@ -5,18 +5,13 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
-use tch::{Device, Kind};
 use toml::{Spanned, Value};
 
 use super::{
-    cells::{Cells, CellsTable, Ends},
+    cells::{Cells, CellsTable},
     chain::{Chain, ChainTable},
 };
-use crate::tasks::{
-    Variable,
-    network::{Costs, Network},
-    settings::{Given, Preset},
-};
+use crate::tasks::settings::{Given, Preset};
 
 /// The longest text, in bytes: as much as a study's specification holds.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -121,11 +116,8 @@ impl Definition {
         }
         let table: DefinitionTable = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            Error {
-                line: line_of(text, start),
-                key: key_at(text, start),
-                problem: error.message().replace('\n', "; "),
-            }
+            let problem = error.message().replace('\n', "; ");
+            Error { line: line_of(text, start), key: key_at(text, start, &problem), problem }
         })?;
         Definition::new(table).map_err(|fault| Error {
             line: line_of(text, fault.span.start),
@@ -149,9 +141,9 @@ impl Definition {
         }
         let family = match (&table.cells, &table.chain) {
             (Some(cells), None) => Family::Cells(Cells::new(name, cells)?),
-            (None, Some(chain)) => Family::Chain(Chain::new(chain)?),
+            (None, Some(chain)) => Family::Chain(Chain::new(name, chain)?),
             _ => {
-                let problem = "a space has either a table [cells] or a table [chain]".to_owned();
+                let problem = "a space has one of the tables [cells] and [chain]".to_owned();
                 return Err(Fault::new(&table.name, "", problem));
             }
         };
@@ -214,80 +206,6 @@ fn read_presets(key: &str, tables: Presets) -> Result<BTreeMap<String, Given>, F
     Ok(presets)
 }
 
-impl Family {
-    /// The name of the family, as studies have it for their space.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Family::Cells(_) => "cells",
-            Family::Chain(_) => "chain",
-        }
-    }
-
-    /// The variables, in the order of an architecture's values.
-    pub fn variables(&self) -> Vec<Variable> {
-        match self {
-            Family::Cells(cells) => cells.variables(),
-            Family::Chain(chain) => chain.variables(),
-        }
-    }
-
-    /// Makes the supernet, or with `alone` the network of that architecture, with weights decided by `seed`.
-    pub fn network(
-        &self,
-        ends: &Ends,
-        alone: Option<&[i64]>,
-        seed: u64,
-        device: Device,
-        kind: Kind,
-    ) -> Network {
-        match self {
-            Family::Cells(cells) => cells.network(ends, alone, seed, device, kind),
-            Family::Chain(chain) => chain.network(ends, alone, seed, device, kind),
-        }
-    }
-
-    /// The costs of an architecture, without an auxiliary head. `affine`: normalisations have a weight and a bias, as when an
-    /// architecture is trained alone.
-    pub fn costs(&self, ends: &Ends, values: &[i64], affine: bool) -> Costs {
-        match self {
-            Family::Cells(cells) => cells.costs(ends, values, affine),
-            Family::Chain(chain) => chain.costs(ends, values, affine),
-        }
-    }
-
-    /// The number of the supernet's parameters.
-    pub fn supernet_parameters(&self, ends: &Ends) -> i64 {
-        match self {
-            Family::Cells(cells) => cells.supernet_parameters(ends),
-            Family::Chain(chain) => chain.supernet_parameters(ends),
-        }
-    }
-
-    /// How many times networks halve height and width: those of images must be divisible by 2 to this power.
-    pub fn halvings(&self) -> i64 {
-        match self {
-            Family::Cells(cells) => cells.halvings(),
-            Family::Chain(chain) => chain.halvings(),
-        }
-    }
-
-    /// An architecture for people and other programs, with the names of its choices.
-    pub fn describe(&self, values: &[i64]) -> serde_json::Value {
-        match self {
-            Family::Cells(cells) => cells.describe(values),
-            Family::Chain(chain) => chain.describe(values),
-        }
-    }
-
-    /// An architecture as a Graphviz digraph.
-    pub fn dot(&self, values: &[i64]) -> String {
-        match self {
-            Family::Cells(cells) => cells.dot(values),
-            Family::Chain(chain) => chain.dot(values),
-        }
-    }
-}
-
 fn prefix(key: &str) -> String {
     if key.is_empty() { String::new() } else { format!("{key}: ") }
 }
@@ -296,12 +214,11 @@ fn line_of(text: &str, byte: usize) -> usize {
     1 + text.bytes().take(byte).filter(|&byte| byte == b'\n').count()
 }
 
-/// The key in the line of `byte`, behind the name of its table: serde knows neither.
-fn key_at(text: &str, byte: usize) -> String {
+/// The key in the line of `byte`, behind the name of its table: serde knows neither. A field that is missing has no line.
+fn key_at(text: &str, byte: usize, problem: &str) -> String {
     let lines: Vec<&str> = text.lines().take(line_of(text, byte)).collect();
-    let key =
-        lines.last().filter(|line| !line.starts_with('#')).and_then(|line| line.split_once('='));
-    let key = key.map_or("", |(key, _)| key.trim());
+    let own = lines.last().filter(|line| !line.starts_with('#') && !problem.starts_with("missing"));
+    let key = own.and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
     let table = lines.iter().rfind(|line| line.starts_with('[')).unwrap_or(&"");
     let table = table.split(']').next().unwrap_or_default().trim_start_matches('[');
     let parts = [table.trim(), key].into_iter().filter(|part| !part.is_empty());
@@ -378,7 +295,22 @@ mod tests {
             error("wiring = \"pairs\"", "wiring = \"pair\"").contains("expected `pairs` or `all`")
         );
         assert!(error("[cells]", "[cells").starts_with(&format!("line {}: ", line("[cells]"))));
-        assert!(Definition::parse("").unwrap_err().to_string().contains("missing field `name`"));
+        assert_eq!(Definition::parse("").unwrap_err().to_string(), "line 1: missing field `name`");
+        let missing = Definition::parse("name = 'a'").unwrap_err().to_string();
+        assert_eq!(missing, "line 1: missing field `description`");
+        assert!(error("channels = 16", "").contains(": cells: missing field `channels`"));
+        for deep in ["[", "{a=", "a."] {
+            let text = format!("name = 'a'\na.b = {}", deep.repeat(20_000));
+            assert!(Definition::parse(&text).is_err());
+            assert!(Definition::parse(&text.replace(" = ", "")).is_err());
+        }
+        let keys = format!("[presets.paper]\n{}b = 1", "a.".repeat(30_000));
+        assert!(Definition::parse(&keys).is_err());
+        let both = error(
+            "[cells]",
+            "[chain]\nactivation = \"relu\"\nstem = { channels = 8, kernel = 3, stride = 1 }\nrows = [\"ds_k3_c8\"]\n[cells]",
+        );
+        assert!(both.contains("a space has one of the tables"), "{both}");
         let long = "#".repeat(MAX_BYTES + 1);
         assert!(Definition::parse(&long).unwrap_err().problem.contains("at most 65536 bytes"));
     }

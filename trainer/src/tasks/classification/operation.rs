@@ -1,7 +1,7 @@
 //! The registry of operations that spaces of image classification choose from, under the names that the field uses.
 //!
-//! An [`Operation`] is a choice; [`Operation::build`] gives it weights at a place in a network, or counts them. To add one, add
-//! a line to [`OPERATIONS`], a [`Kind`], and its arms in `build` and [`Layer::forward`].
+//! An [`Operation`] is a choice; `build` gives it weights at a place in a network, or counts them. To add one, add
+//! a line to `OPERATIONS`, a `Kind`, and its arms in [`Operation::build`] and [`Layer::forward`].
 //!
 //! Sources: DARTS (Liu et al., ICLR 2019, `cnn/operations.py`) and NAS-Bench-201 (Dong and Yang, ICLR 2020, `cell_operations.py`).
 

@@ -54,9 +54,8 @@ impl Layers {
         let rectified = space.types.len() == 2 && space.types.iter().all(|cell| cell.input_convs);
 
         let stem = space.stem_multiplier * space.channels;
-        let mut pixels = height * width;
         let stem_size = ConvSize::square(image_channels, stem, 3, 1);
-        let stem_conv = Conv::new(&ends_at("stem").at("conv"), stem_size, pixels);
+        let stem_conv = Conv::new(&ends_at("stem").at("conv"), stem_size, height * width);
         let stem_norm = BatchNorm::new(&ends_at("stem").at("norm"), stem);
 
         let reductions = [space.cells / 3, 2 * space.cells / 3];
@@ -65,7 +64,7 @@ impl Layers {
             after_reduction: false,
             inputs: [stem; 2],
             channels: space.channels,
-            pixels,
+            pixels: height * width,
             pooling,
         };
         let mut cells = Vec::with_capacity(space.cells as usize);
@@ -75,8 +74,7 @@ impl Layers {
             place.reduction = reductions.contains(&index);
             if place.reduction {
                 place.channels *= 2;
-                pixels /= 4;
-                place.pixels = pixels;
+                place.pixels /= 4;
             }
             let at = root.at(format_args!("cell{index}"));
             let kind = usize::from(place.reduction);
