@@ -7,6 +7,7 @@ pub mod cells;
 pub mod chain;
 pub mod check;
 pub mod definition;
+mod family;
 mod mbconv;
 pub mod operation;
 pub mod report;
