@@ -359,7 +359,7 @@ fn evaluate(
         let facts = metrics.iter().map(|(name, value)| ((*name).to_owned(), format!("{value:.4}")));
         let facts: Vec<_> = [
             ("data set".to_owned(), data.info.name.clone()),
-            ("test images".to_owned(), test.len().to_string()),
+            ("test images".to_owned(), test.count().to_string()),
         ]
         .into_iter()
         .chain(facts)
@@ -372,7 +372,7 @@ fn evaluate(
         sheet::write(file, &[batch.input, output, batch.target])?;
     }
     Ok(Results {
-        images: test.len(),
+        images: test.count(),
         dataset: data.info.name.clone(),
         metrics: metrics.into_iter().collect(),
         baseline: baseline.map(|baseline| baseline.into_iter().collect()),

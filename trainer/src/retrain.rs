@@ -421,7 +421,7 @@ fn train(
     }
     let architecture = study::describe(&record.space, &record.values)?;
     files::write(&file(ARCHITECTURE), &serde_json::to_string_pretty(&architecture)?)?;
-    files::write(&file(GRAPH), &record.task()?.dot(&record.values))?;
+    files::write(&file(GRAPH), record.task()?.dot(&record.values))?;
     let mut advice = String::from("; interrupted at any time, the same command resumes it");
     if record.preset != Preset::Quick {
         advice += "; a network in minutes instead: --preset quick and another --out";

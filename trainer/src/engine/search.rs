@@ -172,7 +172,7 @@ impl Search {
             .map_err(Error::TestImages)?;
         let forward = |batch: &Batch| self.supernet.forward(&batch.input, values);
         let metrics = test.evaluate(&*self.task, forward, |_, _, _| {});
-        Ok((test.len() as u64, metrics))
+        Ok((test.count() as u64, metrics))
     }
 
     /// Weights and optimiser as they are now.

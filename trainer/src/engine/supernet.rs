@@ -193,7 +193,7 @@ fn diverged(device: Device) -> [Tensor; 2] {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::{cell::RefCell, collections::VecDeque};
 
     use tch::TchError;
 
@@ -215,10 +215,11 @@ mod tests {
     fn scripted(script: &[Option<&'static str>]) -> Result<StepOutcome, Error> {
         let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let parameters: Tensors = [("w".to_owned(), weight.shallow_clone())].into();
-        let script = RefCell::new(script.to_vec().into_iter());
+        let refuse = |text: &str| -> Result<(), TchError> { Err(TchError::Torch(text.into())) };
+        let script = RefCell::new(VecDeque::from(script.to_vec()));
         let forward = move |_: &Tensor, _: &[i64], _| {
-            if let Some(Some(text)) = script.borrow_mut().next() {
-                Err::<(), _>(TchError::Torch(text.into())).unwrap();
+            if let Some(Some(text)) = script.borrow_mut().pop_front() {
+                refuse(text).unwrap();
             }
             Output { main: weight.square().sum(None), auxiliary: Some(Tensor::from(0.0)) }
         };

@@ -289,7 +289,7 @@ mod tests {
         let reason = decoded("x.png", |file| fs::write(file, png).unwrap()).unwrap_err();
         assert_eq!(reason, "more than 512 MiB when decoded");
         let huge = decoded("x.jpg", |file| {
-            fs::File::create(file).unwrap().set_len(LARGEST_FILE + 1).unwrap()
+            fs::File::create(file).unwrap().set_len(LARGEST_FILE + 1).unwrap();
         });
         assert_eq!(huge.unwrap_err(), "not a regular file of at most 256 MiB");
     }

@@ -399,7 +399,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut training = training("inpaint-cat", &AUTOENCODER, Precision::F32);
         tch::no_grad(|| {
-            training.network.parameters.values_mut().for_each(|p| drop(p.fill_(f64::NAN)))
+            training.network.parameters.values_mut().for_each(|p| drop(p.fill_(f64::NAN)));
         });
         let error = run(&mut training, directory.path()).unwrap_err().to_string();
         assert!(error.starts_with("the network has diverged before minibatch 120;"), "{error}");

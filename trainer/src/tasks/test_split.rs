@@ -45,18 +45,18 @@ impl TestSplit {
     }
 
     /// The number of images.
-    pub fn len(&self) -> i64 {
+    pub fn count(&self) -> i64 {
         self.images.len()
     }
 
     /// The number of forward passes over all of them.
     pub fn batches(&self) -> u64 {
-        (self.len() as u64).div_ceil(self.batch as u64).max(1)
+        (self.count() as u64).div_ceil(self.batch as u64).max(1)
     }
 
     /// A batch for each of [`TestSplit::batches`], all of nearly the same size, since statistics are taken over them.
     fn batch(&self, task: &dyn Task, number: i64) -> (Images, Batch) {
-        let (count, len) = (self.batches() as i64, self.len());
+        let (count, len) = (self.batches() as i64, self.count());
         let start = number * len / count;
         let images = self.images.narrow(start, (number + 1) * len / count - start);
         let batch = task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 });
@@ -66,9 +66,9 @@ impl TestSplit {
     /// Takes `count` images, all if there are fewer, from the first to the last at equal distances, since neighbours are often of
     /// one scene.
     pub fn sample(&self, task: &dyn Task, count: i64) -> Batch {
-        let count = count.min(self.len());
+        let count = count.min(self.count());
         let one = |i| {
-            let start = i * self.len() / count;
+            let start = i * self.count() / count;
             let images = self.images.narrow(start, 1);
             task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 })
         };
@@ -101,7 +101,7 @@ impl TestSplit {
             let (images, batch) = self.batch(task, number);
             let output = forward(&batch);
             let metrics = read(&task.test(&output, &batch));
-            let part = images.len().max(1) as f64 / self.len().max(1) as f64;
+            let part = images.len().max(1) as f64 / self.count().max(1) as f64;
             means.iter_mut().zip(metrics).for_each(|(mean, metric)| *mean += part * metric);
             seen(&images, &batch, &output);
         }
