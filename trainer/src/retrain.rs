@@ -401,6 +401,8 @@ fn train(
     out: &Path,
     stop: &AtomicBool,
 ) -> anyhow::Result<Results> {
+    // First, so that what cannot be trained leaves no retraining in the directory.
+    let mut training = Training::new(record, data, device, precision)?;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let file = |name: &str| out.join(name);
     let _lock = files::lock(out).map_err(|error| match error {
@@ -426,7 +428,6 @@ fn train(
     if record.preset != Preset::Quick {
         advice += "; a network in minutes instead: --preset quick and another --out";
     }
-    let mut training = Training::new(record, data, device, precision)?;
     let metrics = training.run(out, how.checkpoint_every, &advice, stop)?;
     Ok(Results {
         space: record.space.name.clone(),

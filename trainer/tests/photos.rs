@@ -148,6 +148,11 @@ async fn an_architecture_is_retrained_evaluated_and_exported() {
         let set: String =
             settings.iter().map(|(name, text)| format!("--set {name}={text} ")).collect();
         let typed = format!("--space {space} {set} --architecture random:2 {flags} --out {shown}");
+        // What cannot be trained leaves nothing behind.
+        let too_few = format!("{typed} --train-images 7");
+        let error = retrain::run(parse(&too_few), &nobody, &catalogue, device).await.unwrap_err();
+        assert!(error.to_string().starts_with("batch size 8 is not in 1..=7"), "{error}");
+        assert!(!out.exists());
         retrain::run(parse(&typed), &nobody, &catalogue, device).await.unwrap();
         let log = fs::read_to_string(out.join("log.csv")).unwrap();
         let column = log.lines().next().unwrap().split(',').position(|name| name == "test_loss");

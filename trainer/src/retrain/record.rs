@@ -65,7 +65,7 @@ impl Record {
         // Neither the size of images nor their number of channels is known before the settings are.
         let size = given.get("image_size").and_then(|size| size.parse().ok());
         let mut request = task.images().context(none)?;
-        request.image_size = size.or(request.image_size);
+        request.image_size = size.or(request.image_size).filter(|size| *size > 0);
         let data = catalogue.open(&request)?;
         let retraining = retraining(&*task, &data.info, &values, preset, given)?;
         retraining.accepts(&data.info).map_err(anyhow::Error::msg)?;

@@ -26,7 +26,7 @@ use super::{
     settings::{self, Given, Kind as Setting, Preset, Row, Violation},
 };
 use crate::{
-    images::{Augment, Images, Info, Preprocess, Request},
+    images::{Augment, IMAGE_SIZES, Images, Info, Preprocess, Request},
     optim::Method,
 };
 
@@ -198,6 +198,7 @@ impl Classification {
         let family = definition.family.clone();
         let mut classification = Classification { family, definition, settings, alone: false };
         classification.resize();
+        violations.extend(classification.bad_image_size());
         if violations.is_empty() {
             violations.extend(classification.too_large());
         }
@@ -213,6 +214,15 @@ impl Classification {
             }
             Family::Chain(chain) => chain.width = width,
         }
+    }
+
+    /// Errors if images cannot be brought to the size that is set.
+    fn bad_image_size(&self) -> Option<Violation> {
+        let size = self.settings.image_size;
+        (size != 0 && !IMAGE_SIZES.contains(&size)).then(|| {
+            let (low, high) = (IMAGE_SIZES.start(), IMAGE_SIZES.end());
+            Violation::new("image_size", format!("must be 0 or from {low} to {high}, not {size}"))
+        })
     }
 
     /// The limits that no setting breaks alone.
@@ -367,6 +377,7 @@ impl Task for Classification {
         let preset = self.definition.retraining(preset);
         let mut violations = settings::apply(&owner, &mut task.settings, &table, &preset);
         violations.extend(settings::apply(&owner, &mut task.settings, &table, given));
+        violations.extend(task.bad_image_size());
         if let Family::Cells(cells) = &mut task.family
             && task.settings.channels == 0
         {
@@ -623,6 +634,18 @@ mod tests {
     }
 
     #[test]
+    fn images_keep_their_size_or_are_brought_to_one_that_is_allowed() {
+        let size =
+            |text| new(&[("image_size", text)]).map(|task| task.images().unwrap().image_size);
+        assert_eq!((size("0"), size("16")), (Ok(None), Ok(Some(16))));
+        let expected = [Violation::new("image_size", "must be 0 or from 16 to 256, not 15")];
+        assert_eq!(size("15").unwrap_err(), expected);
+        let study = new(&[("image_size", "16")]).unwrap();
+        let refused = retraining(&study, Preset::Paper, &[("image_size", "15")]);
+        assert_eq!(refused.err().unwrap(), expected);
+    }
+
+    #[test]
     fn settings_reproduce_the_retraining() {
         let study = new(&[("preset", "quick"), ("dataset", "flowers"), ("flip", "false")]).unwrap();
         let changed = [("seed", "7"), ("image_size", "48"), ("max_parameters", "50000")];
@@ -647,8 +670,8 @@ mod tests {
         }
         assert_eq!(
             task.accepts(&info([3, 30, 34], 2)).unwrap_err(),
-            "networks of the space enas-micro need images whose height and width are divisible by 4; those of data set flowers are 30 x \
-             34: set image_size, such as image_size=32"
+            "networks of the space enas-micro need images whose height and width are divisible by 4; those of data set flowers are 30 \
+             x 34: set image_size, such as image_size=32"
         );
     }
 
