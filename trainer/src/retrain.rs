@@ -224,14 +224,19 @@ pub(crate) struct Results {
 impl Arguments {
     /// Finds the architecture that is meant.
     async fn find(&self, controller: &Options) -> anyhow::Result<Found> {
+        let space = self.space.space()?;
         let study = match &self.subject.study {
             Some(name) => {
+                ensure!(
+                    space.is_none(),
+                    "a study has a space of its own: leave --space or --study out"
+                );
                 let connection = controller.connect()?;
                 Some(study::get_within(study::PATIENCE, &connection, name).await?)
             }
             None => None,
         };
-        self.subject.find(study.as_ref(), self.space.space()?)
+        self.subject.find(study.as_ref(), space)
     }
 
     /// Errors if the command line names another retraining than the one in `out`, as far as that can be told without a

@@ -93,10 +93,10 @@ pub fn chosen(study: &v1::Study) -> Option<v1::Architecture> {
 #[derive(Clone, Debug, Args)]
 pub struct SpaceArguments {
     /// The space of a random architecture that is of no study
-    #[arg(long, conflicts_with = "study")]
+    #[arg(long)]
     space: Option<String>,
     /// The space file, in place of --space
-    #[arg(long, conflicts_with_all = ["study", "space"], value_name = "FILE")]
+    #[arg(long, conflicts_with = "space", value_name = "FILE")]
     space_file: Option<PathBuf>,
     /// A setting of that space, as of a study; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]

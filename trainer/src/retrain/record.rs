@@ -15,7 +15,7 @@ use crate::{
     tasks::{
         self, Length, Space, Task,
         network::Network,
-        settings::{self, Given, Preset},
+        settings::{Given, Preset},
     },
     torch,
 };
@@ -208,7 +208,11 @@ fn retraining(
 ) -> anyhow::Result<Box<dyn Task>> {
     let task = task.retraining(info, values, preset, given);
     task.map_err(|violations| {
-        anyhow::anyhow!("this network cannot be retrained so: {}", settings::sentence(&violations))
+        let flags = violations.iter().map(|violation| {
+            let name = violation.field.trim_start_matches("settings.").replace('_', "-");
+            format!("--{name} {}", violation.description)
+        });
+        anyhow::anyhow!("{}", flags.collect::<Vec<_>>().join("; "))
     })
 }
 
