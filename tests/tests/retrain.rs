@@ -190,7 +190,8 @@ fn what_cannot_be_is_said_before_any_training() {
     let out = directory.path().join("out");
     let mut command = autoencoder(&photos, &out, "400");
     command.args(["--epochs", "3"]);
-    let expected = "--epochs is unknown; the settings of inpaint-int are ";
+    let expected =
+        "--epochs is unknown; the settings of a retraining of the space inpaint-int are ";
     assert!(complaint(command).contains(expected));
     let mut command = classifier(&out);
     command.args(["--mask", "half"]);
@@ -454,8 +455,8 @@ async fn a_comparison_searches_and_trains_for_each_seed_and_goes_on_where_it_was
     let origins: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["origin"]).collect();
     assert_eq!(origins, ["asng", "sng", "random", "drawn"]);
     for row in rows.as_array().unwrap() {
-        for figures in row["figures"].as_object().unwrap().values() {
-            assert_eq!(figures.as_array().unwrap().len(), 2);
+        for metrics in row["metrics"].as_object().unwrap().values() {
+            assert_eq!(metrics.as_array().unwrap().len(), 2);
         }
         assert_ne!(row["architectures"][0], row["architectures"][1]);
     }

@@ -339,8 +339,9 @@ impl Task for Inpainting {
             ..self.settings.clone()
         };
         let mut task = Inpainting { settings, retraining: true, ..*self };
+        let owner = format!("a retraining of the space {}", self.coding.name());
         let table = task.table();
-        let violations = settings::apply("a retraining", &mut task.settings, table, given);
+        let violations = settings::apply(&owner, &mut task.settings, table, given);
         if violations.is_empty() { Ok(Box::new(task)) } else { Err(violations) }
     }
 
