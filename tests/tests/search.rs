@@ -255,11 +255,11 @@ async fn autoencoders_are_searched_on_a_directory_of_photos() {
         let out = directory.path().join(format!("retrained-{space}"));
         let retrained = json(command.arg("--out").arg(&out).output().unwrap());
         assert!(retrained["test_psnr"].as_f64().unwrap() > 0.0);
-        let recipe = fs::read_to_string(out.join("retraining.json")).unwrap();
-        let recipe: Value = serde_json::from_str(&recipe).unwrap();
-        assert_eq!(recipe["image"], serde_json::json!([3, 16, 16]));
-        assert_eq!(recipe["batch_norm"], true);
-        assert_eq!(recipe["schedule"]["learning_rate"], 0.001);
+        let record = fs::read_to_string(out.join("retraining.json")).unwrap();
+        let record: Value = serde_json::from_str(&record).unwrap();
+        assert_eq!(record["data"]["shape"], serde_json::json!([3, 16, 16]));
+        assert_eq!(record["retraining"]["batch_norm"], "true");
+        assert_eq!(record["retraining"]["learning_rate"], "0.001");
     }
 }
 
