@@ -2,6 +2,7 @@
 //! one code. Colours are the style sheet's, so that a page can be light or dark.
 
 mod cells;
+mod chain;
 mod chart;
 mod course;
 mod front;
@@ -90,12 +91,17 @@ pub fn sections(sight: &Sight) -> Vec<Section> {
         theta,
         drawn("convergence", "Convergence", course::convergence(sight)),
         drawn("loss", "Losses and metrics", losses),
-        drawn("architecture", "Final architecture as things stand", cells::panels(sight)),
+        drawn("architecture", "Final architecture as things stand", architecture(sight)),
         drawn("front", "Loss against cost", front::panels(sight)),
         trainers,
         reports,
     ];
     all.into_iter().flatten().collect()
+}
+
+/// The final architecture as graphs of cells, or as a chain.
+fn architecture(sight: &Sight) -> Vec<Panel> {
+    cells::panels(sight).into_iter().chain(chain::panels(sight)).collect()
 }
 
 /// A document of HTML that needs no other file and asks for none.
@@ -124,7 +130,7 @@ pub enum Picture {
     Convergence,
     /// Losses of ranked architectures.
     Loss,
-    /// The most likely architecture as a graph of cells.
+    /// The final architecture as graphs of cells, or as a chain of blocks.
     Architecture,
     /// Loss against cost.
     Front,
@@ -145,9 +151,9 @@ pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
         Picture::Convergence => ("convergence", course::convergence(sight), NO_TRACE),
         Picture::Loss => ("losses", course::losses(sight), NO_TRACE),
         Picture::Architecture => {
-            let nothing = "no graph can be drawn: no variable is called NODE.input or CELL.NODE.input, as \
-                           docs/external-trainers.md says";
-            ("architecture", cells::panels(sight), nothing)
+            let nothing = "no graph can be drawn: no variable is called NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
+                           stage0.block0, as docs/external-trainers.md says";
+            ("architecture", architecture(sight), nothing)
         }
         Picture::Front => {
             ("loss against cost", front::panels(sight), "no report of the study has given costs")

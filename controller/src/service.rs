@@ -31,6 +31,7 @@ use crate::{
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 const MAX_METRICS: usize = 50;
+/// Largest number of spaces, and of data sets, in a request.
 const MAX_SPACES: usize = 100;
 /// Longest part of a name that studies are listed by, in characters.
 const MAX_NAME_PART: usize = 100;
@@ -449,6 +450,7 @@ impl SearchService for Api {
             fresh_start,
             set_aside,
             unserved,
+            data_sets,
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
@@ -456,7 +458,9 @@ impl SearchService for Api {
             violations.push(Violation::new("request_id", "has up to 100 characters"));
         }
         check_spaces(&spaces, &mut violations);
-        let announcement = convert::announcement(&spaces, unserved, set_aside, &mut violations);
+        check_data_sets(&data_sets, &mut violations);
+        let announcement =
+            convert::announcement(&spaces, &data_sets, unserved, set_aside, &mut violations);
         if study.is_empty() && spaces.is_empty() {
             violations.push(Violation::new("study", "name a study, or the spaces you serve"));
         }
@@ -477,6 +481,7 @@ impl SearchService for Api {
                     study: &study,
                     trainer: &trainer_id,
                     spaces: &spaces,
+                    data_sets: &data_sets,
                     set_aside: &set_aside,
                     origin: &Origin::Request(request_id),
                 };
@@ -553,6 +558,7 @@ impl SearchService for Api {
             lease_next,
             costs,
             spaces,
+            data_sets,
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
@@ -561,6 +567,7 @@ impl SearchService for Api {
             violations.push(Violation::new("metrics", rule));
         }
         check_spaces(&spaces, &mut violations);
+        check_data_sets(&data_sets, &mut violations);
         let costs: Vec<Costs> = costs.into_iter().map(|costs| costs.figures).collect();
         if let Some(i) = costs.iter().position(|costs| !are_costs(costs)) {
             violations.push(Violation::new(format!("costs[{i}]"), COSTS_RULE));
@@ -583,6 +590,7 @@ impl SearchService for Api {
                         study: &study,
                         trainer: &trainer_id,
                         spaces: &own_space,
+                        data_sets: &data_sets,
                         set_aside: &[],
                         origin: &Origin::Report(lease),
                     };
@@ -591,7 +599,7 @@ impl SearchService for Api {
                 } else {
                     None
                 };
-                let undescribed = shelf.find_undescribed(&trainer_id, &spaces);
+                let undescribed = shelf.find_undescribed(&trainer_id, &spaces, &data_sets);
                 let describe = undescribed.filter(|_| !closing).map(convert::describe);
                 let first = convert::outcome(receipt.outcome);
                 let (outcome, first_outcome) = if receipt.duplicate {
@@ -668,6 +676,15 @@ fn check_spaces(spaces: &[String], violations: &mut Vec<Violation>) {
         violations.push(Violation::new("spaces", format!("names up to {MAX_SPACES} spaces")));
     } else if let Some(i) = spaces.iter().position(|space| !is_name(space)) {
         violations.push(Violation::new(format!("spaces[{i}]"), NAME_RULE));
+    }
+}
+
+fn check_data_sets(data_sets: &[String], violations: &mut Vec<Violation>) {
+    if data_sets.len() > MAX_SPACES {
+        let description = format!("names up to {MAX_SPACES} data sets");
+        violations.push(Violation::new("data_sets", description));
+    } else if let Some(i) = data_sets.iter().position(|data_set| !is_label(data_set)) {
+        violations.push(Violation::new(format!("data_sets[{i}]"), study::LABEL_RULE));
     }
 }
 

@@ -372,16 +372,17 @@ impl Store {
         }
     }
 
-    /// Returns where to ask for work on a study of one of `spaces` that is not this controller's and not in `set_aside`;
-    /// none if there is none.
+    /// Returns where to ask for work on a study of one of `spaces` that is not this controller's, not in `set_aside` and about one
+    /// of `data_sets`, if there are any; none if there is none.
     pub fn owner_of_work(
         &mut self,
         spaces: &[String],
+        data_sets: &[String],
         set_aside: &[StudyId],
     ) -> Result<Option<String>, Error> {
         match self {
             Store::Sqlite(_) => Ok(None),
-            Store::Postgres(postgres) => postgres.owner_of_work(spaces, set_aside),
+            Store::Postgres(postgres) => postgres.owner_of_work(spaces, data_sets, set_aside),
         }
     }
 

@@ -276,6 +276,8 @@ pub struct LeaseRequest<'a> {
     pub trainer: &'a str,
     /// Names of the spaces that it serves.
     pub spaces: &'a [String],
+    /// Names of the data sets that it has; empty: it says nothing about data sets and is offered every study.
+    pub data_sets: &'a [String],
     /// Studies that it has set aside: the answer is about none of them.
     pub set_aside: &'a [StudyId],
     /// The request for which the step is handed out.
@@ -725,14 +727,16 @@ impl Shelf {
         request: &LeaseRequest<'_>,
         now: Now,
     ) -> Result<(Next, Option<String>), Error> {
-        let &LeaseRequest { study: name, trainer, spaces, set_aside, origin } = request;
+        let &LeaseRequest { study: name, trainer, spaces, data_sets, set_aside, origin } = request;
         // A study that has ended says so all the same.
         if self.over_budget().is_some() && (name.is_empty() || !self.get(name)?.state().has_ended())
         {
             return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
         }
         if !name.is_empty() {
-            if !set_aside.is_empty() && set_aside.contains(&self.get(name)?.id()) {
+            let study = self.get(name)?;
+            let lacks_data = !study.spec().is_for(data_sets) && !study.state().has_ended();
+            if lacks_data || set_aside.contains(&study.id()) {
                 return Ok((Next::NoWork(study::RETRY_WHEN_IDLE), None));
             }
             let next = self.change(name, |study| study.lease(trainer, spaces, origin, now))?;
@@ -745,7 +749,7 @@ impl Shelf {
             .values()
             .filter(|study| matches!(study.state(), State::Waiting | State::Running))
             .filter(|study| spaces.contains(&study.spec().space) && self.sees(study))
-            .filter(|study| !set_aside.contains(&study.id()))
+            .filter(|study| !set_aside.contains(&study.id()) && study.spec().is_for(data_sets))
             .map(|study| (*study.state() == State::Running, study.age(), study.name().to_string()))
             .collect();
         candidates.sort();
@@ -757,7 +761,8 @@ impl Shelf {
             }
         }
         if retry_after == study::RETRY_WHEN_IDLE
-            && let Some(address) = self.read(|store| store.owner_of_work(spaces, set_aside))?
+            && let Some(address) =
+                self.read(|store| store.owner_of_work(spaces, data_sets, set_aside))?
         {
             return Err(Error::NotOwner { name: String::new(), address });
         }
@@ -777,9 +782,14 @@ impl Shelf {
         Ok(())
     }
 
-    /// Returns the oldest study of one of `spaces` that waits for a description and that the trainer has not set aside. Looks
-    /// at no study that was not WAITING at the last tick.
-    pub fn find_undescribed(&self, trainer: &str, spaces: &[String]) -> Option<&Study> {
+    /// Returns the oldest study of one of `spaces` that waits for a description, that the trainer has not set aside and whose data
+    /// set is one of `data_sets`, if there are any. Looks at no study that was not WAITING at the last tick.
+    pub fn find_undescribed(
+        &self,
+        trainer: &str,
+        spaces: &[String],
+        data_sets: &[String],
+    ) -> Option<&Study> {
         if self.waiting.is_empty() || self.over_budget().is_some() {
             return None;
         }
@@ -787,6 +797,7 @@ impl Shelf {
             *study.state() == State::Waiting
                 && self.sees(study)
                 && !self.fleet.has_set_aside(trainer, study.id())
+                && study.spec().is_for(data_sets)
         };
         let oldest = |space: &String| {
             let mut waiting = self.waiting.get(space)?.iter();
@@ -863,7 +874,7 @@ mod tests {
 
     /// A request of the trainer "t" for a step of one study.
     fn request<'a>(study: &'a str, origin: &'a Origin) -> LeaseRequest<'a> {
-        LeaseRequest { study, trainer: "t", spaces: &[], set_aside: &[], origin }
+        LeaseRequest { study, trainer: "t", spaces: &[], data_sets: &[], set_aside: &[], origin }
     }
 
     async fn start(directory: &Path) -> Studies {

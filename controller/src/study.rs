@@ -35,8 +35,8 @@ pub use self::{
         Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule, elapsed_since,
     },
     spec::{
-        Kind, NAME_RULE, NamedMarginal, Retention, Spec, Start, Target, Variable, Violation,
-        is_label, is_name,
+        FAMILIES, Kind, LABEL_RULE, MAX_DEFINITION, NAME_RULE, NamedMarginal, Retention, Spec,
+        Start, Target, Variable, Violation, is_label, is_name,
     },
     step::{
         Lease, LeaseId, NotALeaseId, NotAStudyId, Origin, Outcome, Report, Step, StepId, StudyId,

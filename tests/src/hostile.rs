@@ -422,6 +422,7 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
                 v1::UnservedSpace { space: "junk".into(), reason: text.clone() };
                 random.random_range(0..3)
             ],
+            data_sets: vec![text; random.random_range(0..3)],
         }
         .encode_to_vec(),
         "DescribeSpace" => {
@@ -447,9 +448,10 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             costs: (0..random.random_range(0..4))
                 .map(|_| v1::Costs { figures: [(text.clone(), float(random))].into() })
                 .collect(),
-            metrics: [(text, float(random))].into(),
+            metrics: [(text.clone(), float(random))].into(),
             lease_next: random.random(),
             spaces: vec!["junk".into(); random.random_range(0..3)],
+            data_sets: vec![text; random.random_range(0..3)],
         }
         .encode_to_vec(),
         "ExtendLease" => v1::ExtendLeaseRequest { study: name, step_id, lease_id }.encode_to_vec(),
@@ -519,6 +521,7 @@ fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {
         labels: random.random_bool(0.2).then(|| (text(random), text(random))).into_iter().collect(),
         retention: random.random_bool(0.2).then_some(retention),
         costs: random.random_bool(0.2).then_some(rule).into_iter().collect(),
+        space_definition: if random.random_bool(0.1) { text(random) } else { String::new() },
         ..Default::default()
     }
 }

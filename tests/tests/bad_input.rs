@@ -45,6 +45,20 @@ async fn malformed_studies_are_refused_by_field() {
         let status = studies.create_study(request).await.unwrap_err();
         assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.into()]));
     }
+    for (space, definition, field) in [
+        ("cells", "x".repeat(65_537), "spec.space_definition"),
+        ("enas-micro", "[cells]".into(), "spec.space"),
+    ] {
+        let mut request = create_request("s", 10);
+        let spec = request.spec.as_mut().unwrap();
+        (spec.space, spec.space_definition) = (space.into(), definition);
+        // A trainer describes the variables of a definition.
+        let status = studies.create_study(request.clone()).await.unwrap_err();
+        assert_eq!(fields(&status), [field, "spec.variables"]);
+        request.spec.as_mut().unwrap().variables.clear();
+        let status = studies.create_study(request).await.unwrap_err();
+        assert_eq!(fields(&status), [field]);
+    }
     let mut request = create_request("not/a/name", 0);
     let algorithm = request.spec.as_mut().unwrap().algorithm.as_mut().unwrap();
     (algorithm.alpha, algorithm.lambda_theta) = (Some(-1.0), Some(1));

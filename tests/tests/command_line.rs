@@ -477,6 +477,64 @@ async fn whoever_waits_for_a_study_is_told_why_and_again_when_that_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_space_file_makes_a_study_that_says_which_data_set_it_waits_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    let url = controller.url();
+    let run = |line: &str| command(&url, line).current_dir(&directory).output().unwrap();
+    let refused = |line: &str| {
+        let output = run(line);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let write = |text: &str| std::fs::write(directory.path().join("my.toml"), text).unwrap();
+    let create = "study create mine --space-file my.toml --set dataset=flowers --preset quick";
+    assert!(refused(create).contains("cannot read my.toml"));
+    write("[cells]\nnodes = = 2\n");
+    let error = refused(create);
+    assert!(error.contains("my.toml") && error.contains("line 2"), "{error}");
+    write("[tree]");
+    assert!(refused(create).contains("must have a table [cells] or a table [chain]"));
+    let definition = "name = 'small'\n[cells]\n";
+    write(definition);
+    let created = text(run(create));
+    let waits =
+        "study `mine` is WAITING for a trainer that serves `cells` and has data set `flowers`\n";
+    assert!(
+        created.starts_with(waits) && created.ends_with(" --images flowers=DIR`\n"),
+        "{created}"
+    );
+    assert_eq!(text(run("study show mine --definition")), definition);
+    let shown = json(run("study show mine --output json"));
+    assert_eq!(shown["spec"]["space_definition"], definition);
+    assert_eq!(shown["spec"]["stop"]["max_steps"], 2000);
+    assert!(text(run("study show mine")).contains("cells, defined by a file: small, 23 bytes"));
+    assert_eq!(json(run("study list --output json"))[0]["spec"]["space_definition"], "");
+    write("name = 'smaller'\n[cells]\n");
+    let other = refused(create);
+    assert!(other.contains("space_definition is "), "{other}");
+
+    let request = v1::LeaseStepRequest {
+        trainer_id: "gpu-1".into(),
+        spaces: vec!["cells".into()],
+        data_sets: vec!["cifar10".into(), "birds".into()],
+        ..Default::default()
+    };
+    assert!(matches!(lease(&controller, request).await, Next::NoWork(_)));
+    let shown = text(run("study show mine"));
+    let serve =
+        format!("start one with `asng-trainer serve --controller {url} --images flowers=DIR`");
+    for words in [
+        &format!("no connected trainer that serves space cells has data set flowers; {serve}"),
+        "gpu-1 (serves cells; has no work): has only the data sets cifar10, birds",
+    ] {
+        assert!(shown.contains(words), "{shown}");
+    }
+    assert!(text(run("trainer list")).contains("cifar10, birds"));
+    assert_eq!(json(run("trainer list --output json"))[0]["data_sets"][1], "birds");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn programs_that_wait_for_a_study_get_its_json_alone_on_stdout() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(directory.path());

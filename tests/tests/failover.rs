@@ -153,6 +153,28 @@ async fn any_controller_serves_reads_and_names_the_owner_for_the_rest() {
     let taken = second.studies().create_study(create_request("s", STEPS)).await.unwrap_err();
     assert_eq!(owner(&taken), first.url(), "a name is one study's on all of them");
 
+    // Work elsewhere is named to trainers that have its data set alone.
+    let mut about = create_request("about", STEPS);
+    let spec = about.spec.as_mut().unwrap();
+    (spec.space, spec.space_definition) = ("chain".into(), "family = \"chain\"".into());
+    spec.variables.clear();
+    spec.settings = [("dataset".into(), "flowers".into())].into();
+    let created = first.studies().create_study(about).await.unwrap().into_inner().study;
+    let get = v1::GetStudyRequest { name: "about".into() };
+    assert_eq!(second.studies().get_study(get).await.unwrap().into_inner().study, created);
+    let lease = async |data_set: &str| {
+        let request = v1::LeaseStepRequest {
+            trainer_id: "t".into(),
+            spaces: vec!["chain".into()],
+            data_sets: vec![data_set.into()],
+            ..Default::default()
+        };
+        second.search().lease_step(request).await
+    };
+    assert_eq!(owner(&lease("flowers").await.unwrap_err()), first.url());
+    let next = lease("cifar10").await.unwrap().into_inner().next;
+    assert!(matches!(next, Some(v1::lease_step_response::Next::NoWork(_))), "{next:?}");
+
     // One that ends by itself lets the other take over at once.
     assert!(first.terminate().success());
     insist(|| {

@@ -1,4 +1,5 @@
-//! Trainers that serve many studies: which they set aside, which spaces they cannot serve, and who knows of it.
+//! Trainers that serve many studies: which they set aside, which spaces they cannot serve, which data sets they have, and who knows of
+//! it.
 
 use asng_proto::v1::{self, describe_space_request::Answer, lease_step_response::Next};
 use asng_tests::{Controller, categoricals, create_request, limit, report};
@@ -93,6 +94,86 @@ async fn a_study_that_is_set_aside_is_left_out_of_every_answer() {
     }
 }
 
+/// Creates a study of the space "mine" about a data set; it runs at once if it is given its variables.
+async fn create_about(controller: &Controller, name: &str, data_set: &str, runs: bool) {
+    let mut request = create_request(name, 3);
+    let spec = request.spec.as_mut().unwrap();
+    spec.space = "mine".into();
+    spec.settings.insert("dataset".into(), data_set.into());
+    if !runs {
+        spec.variables.clear();
+    }
+    create(controller, request).await;
+}
+
+/// A request of trainer "t", which has these data sets.
+fn with_data_sets(study: &str, data_sets: &[&str]) -> v1::LeaseStepRequest {
+    v1::LeaseStepRequest {
+        study: study.into(),
+        data_sets: data_sets.iter().map(ToString::to_string).collect(),
+        ..any_but("t", &[])
+    }
+}
+
+#[tokio::test]
+async fn a_trainer_is_offered_only_studies_about_data_sets_that_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    create_about(&controller, "waits", "flowers", false).await;
+    create_about(&controller, "runs", "flowers", true).await;
+    create_running(&controller, "about-nothing").await;
+    let about = async |study: &str, data_sets: &[&str]| match lease(
+        &controller,
+        with_data_sets(study, data_sets),
+    )
+    .await
+    {
+        Next::Step(step) => step.study,
+        Next::Describe(describe) => describe.study,
+        Next::NoWork(_) => "none".into(),
+        Next::Finished(finished) => format!("the end of {}", finished.study.unwrap().name),
+    };
+    assert_eq!(about("", &["cifar10", "flowers"]).await, "waits");
+    assert_eq!(about("", &[]).await, "waits", "it says nothing about data sets");
+    assert_eq!(about("", &["cifar10"]).await, "about-nothing");
+    for study in ["waits", "runs"] {
+        assert_eq!(about(study, &["cifar10"]).await, "none");
+        assert_eq!(about(study, &["flowers"]).await, study);
+    }
+    let listed = &trainers(&controller, "").await[0];
+    assert_eq!((&*listed.trainer_id, &*listed.data_sets), ("t", &["flowers".to_string()][..]));
+
+    // A report leases, and asks for descriptions, by the same rule.
+    let runs = with_data_sets("runs", &["flowers"]);
+    let Next::Step(step) = lease(&controller, runs).await else { panic!("no step") };
+    let report_with = async |step: &v1::Step, data_sets: &[&str]| {
+        let report = v1::ReportStepRequest {
+            spaces: vec!["mine".into()],
+            data_sets: data_sets.iter().map(ToString::to_string).collect(),
+            ..report(step, "t")
+        };
+        controller.search().report_step(report).await.unwrap().into_inner()
+    };
+    let answer = report_with(&step, &["cifar10"]).await;
+    assert_eq!(answer.outcome(), v1::ReportOutcome::Applied, "what was computed counts");
+    assert!(matches!(answer.next.unwrap().next, Some(Next::NoWork(_))));
+    assert_eq!(answer.describe, None);
+    let Next::Step(step) = lease(&controller, with_data_sets("runs", &[])).await else { panic!() };
+    let answer = report_with(&step, &["flowers"]).await;
+    assert!(matches!(answer.next.unwrap().next, Some(Next::Step(_))));
+    assert_eq!(answer.describe.unwrap().study, "waits");
+
+    // Nothing fails for it, and an end is told to everybody.
+    let state = async |name: &str| {
+        let get = v1::GetStudyRequest { name: name.into() };
+        controller.studies().get_study(get).await.unwrap().into_inner().study.unwrap().state()
+    };
+    assert_eq!(state("waits").await, v1::StudyState::Waiting);
+    assert_eq!(state("runs").await, v1::StudyState::Running);
+    controller.studies().stop_study(v1::StopStudyRequest { name: "runs".into() }).await.unwrap();
+    assert_eq!(about("runs", &["cifar10"]).await, "the end of runs");
+}
+
 #[tokio::test]
 async fn what_a_trainer_says_of_itself_is_bounded() {
     let directory = tempfile::tempdir().unwrap();
@@ -109,6 +190,10 @@ async fn what_a_trainer_says_of_itself_is_bounded() {
     assert_eq!(many.await, ["unserved"]);
     let many = refused(|request| request.set_aside = vec![v1::SetAsideStudy::default(); 101]).await;
     assert_eq!(many, ["set_aside"]);
+    let many = refused(|request| request.data_sets = vec!["flowers".into(); 101]).await;
+    assert_eq!(many, ["data_sets"]);
+    let bad = refused(|request| request.data_sets = vec!["flowers".into(), "a\nb".into()]).await;
+    assert_eq!(bad, ["data_sets[1]"]);
     let long = refused(|request| {
         request.spaces.push("no name".into());
         request.unserved = vec![

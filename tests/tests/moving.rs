@@ -40,6 +40,39 @@ async fn import(
     Ok(answer.into_inner().study.unwrap())
 }
 
+#[tokio::test]
+async fn a_definition_survives_a_crash_moves_with_its_study_and_reaches_trainers() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut here, there) = (Controller::start(here.path()), Controller::start(there.path()));
+    let definition = "# ü\n".repeat(8000);
+    let mut request = create_request("defined", STEPS);
+    let spec = request.spec.as_mut().unwrap();
+    (spec.space, spec.space_definition) = ("cells".into(), definition.clone());
+    spec.variables.clear();
+    here.studies().create_study(request.clone()).await.unwrap();
+    let mut other = request.clone();
+    other.spec.as_mut().unwrap().space_definition += "#";
+    let exists = here.studies().create_study(other).await.unwrap_err();
+    assert_eq!(exists.code(), Code::AlreadyExists);
+    assert!(exists.message().contains("space_definition is "), "{}", exists.message());
+
+    here.kill();
+    here.restart();
+    let stored = study_when(&here, "defined", |_| true).await;
+    assert_eq!(stored.spec.unwrap().space_definition, definition);
+    let parts = export(&here, "defined", true).await.unwrap();
+    let moved = import(&there, "moved", parts).await.unwrap();
+    assert_eq!(moved.state(), v1::StudyState::Waiting);
+    let lease = v1::LeaseStepRequest {
+        trainer_id: "t".into(),
+        spaces: vec!["cells".into()],
+        ..Default::default()
+    };
+    let answer = there.search().lease_step(lease).await.unwrap().into_inner();
+    let Some(v1::lease_step_response::Next::Describe(describe)) = answer.next else { panic!() };
+    assert_eq!((&*describe.space, describe.space_definition), ("cells", definition));
+}
+
 /// Leases a step.
 async fn lease(controller: &Controller, study: &str, trainer: &str) -> v1::Step {
     let request = v1::LeaseStepRequest {

@@ -274,8 +274,24 @@ async fn a_study_that_nobody_works_on_says_why() {
     let (_, _, list) = ask(controller.http, "GET /", &[]);
     assert!(list.contains("inpaint-cat: no photos in &lt;data&gt;"), "{list}");
 
+    let mut request = create_request("on-flowers", 10);
+    let spec = request.spec.as_mut().unwrap();
+    (spec.space, spec.variables) = ("inpaint-cat".into(), Vec::new());
+    spec.settings.insert("dataset".into(), "flowers".into());
+    controller.studies().create_study(request).await.unwrap();
     lease.spaces.push("inpaint-cat".into());
     lease.unserved.clear();
+    lease.data_sets.push("birds".into());
+    controller.search().lease_step(lease.clone()).await.unwrap();
+    let (_, _, on_flowers) = ask(controller.http, "GET /studies/on-flowers", &[]);
+    for words in
+        ["start one with asng-trainer serve --images flowers=DIR", "has only the data sets birds"]
+    {
+        assert!(on_flowers.contains(words), "{on_flowers}");
+    }
+    let (_, _, list) = ask(controller.http, "GET /", &[]);
+    assert!(list.contains(">birds<"), "{list}");
+
     lease.set_aside.push(v1::SetAsideStudy {
         study: "faces".into(),
         study_id: created.study.unwrap().study_id,

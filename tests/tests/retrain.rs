@@ -47,7 +47,16 @@ fn classifier(directory: &Path) -> Command {
 fn classifier_of(subject: &[&str], directory: &Path) -> Command {
     let mut command = trainer();
     command.arg("retrain").args(subject).args(["--cells", "3", "--channels", "4"]);
-    command.args(["--images", "240", "--batch-size", "8", "--test-images", "40", "--epochs", "3"]);
+    command.args([
+        "--train-images",
+        "240",
+        "--batch-size",
+        "8",
+        "--test-images",
+        "40",
+        "--epochs",
+        "3",
+    ]);
     command.args(["--checkpoint-every", "20ms", "--json", "--out"]).arg(directory);
     command
 }
@@ -144,7 +153,7 @@ fn a_classifier_whose_retraining_is_stopped_ends_like_one_that_is_not() {
     let again = json(classifier(&whole).output().unwrap());
     assert_eq!(again, results);
     let mut evaluate = trainer();
-    evaluate.args(["evaluate", "--json", "--images", "40", "--retrained"]).arg(&whole);
+    evaluate.args(["evaluate", "--json", "--test-images", "40", "--retrained"]).arg(&whole);
     let evaluation = json(evaluate.output().unwrap());
     assert_eq!(evaluation["accuracy"], results["test_accuracy"]);
     assert_eq!(evaluation["loss"], results["test_loss"]);

@@ -41,7 +41,8 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert_eq!(incumbent.costs.keys().collect::<Vec<_>>(), ["macs", "parameters"]);
     assert!(incumbent.costs.values().all(|cost| *cost > 1000.0), "{:?}", incumbent.costs);
 
-    let arguments = ["evaluate", "--study", "tiny", "--images", "250", "--random", "2", "--json"];
+    let arguments =
+        ["evaluate", "--study", "tiny", "--test-images", "250", "--random", "2", "--json"];
     let output = trainer_command(&controller, &work_dir).args(arguments).output().unwrap();
     let evaluation = json(output);
     assert_eq!(evaluation["random"]["count"], 2);
@@ -51,7 +52,8 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert_eq!((&evaluation["which"], &evaluation["study"]), (&"chosen".into(), &"tiny".into()));
     assert_eq!((&evaluation["step"], &evaluation["study_id"]), (&5.into(), &study.study_id.into()));
     assert_eq!(evaluation["work_dir"], work_dir.to_str().unwrap());
-    let evaluate = ["evaluate", "--study", "tiny", "--images", "250", "--architecture", "mode"];
+    let evaluate =
+        ["evaluate", "--study", "tiny", "--test-images", "250", "--architecture", "mode"];
     let output = trainer_command(&controller, &work_dir).args(evaluate).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let values: Vec<_> = mode.iter().map(ToString::to_string).collect();
@@ -72,7 +74,7 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     let retrain = |epochs: &str| {
         let mut command = trainer_command(&controller, &work_dir);
         command.args(["retrain", "--study", "tiny", "--json", "--cells", "3", "--channels", "4"]);
-        command.args(["--images", "240", "--epochs", epochs, "--out"]).arg(&out);
+        command.args(["--train-images", "240", "--epochs", epochs, "--out"]).arg(&out);
         command.output().unwrap()
     };
     let retrained = json(retrain("1"));

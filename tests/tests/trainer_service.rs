@@ -203,7 +203,7 @@ async fn an_evaluation_says_what_the_command_says_of_the_checkpoint() {
     let saved = asngctl_json(&[&asked[..], &["checkpoint"]].concat());
     assert_eq!(saved["step_id"], applied(&study));
     assert_eq!(evaluated["step_id"], saved["step_id"]);
-    let command = ["evaluate", "--study", "s", "--images", "250", "--json"];
+    let command = ["evaluate", "--study", "s", "--test-images", "250", "--json"];
     let output = trainer_command(&controller, &work_dir).args(command).output().unwrap();
     let expected: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(evaluated["architecture"], expected["architecture"]);

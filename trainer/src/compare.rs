@@ -10,21 +10,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use asng_client::{Options, Preset};
 use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
 use clap::{Args, ValueEnum};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tracing::info;
 
 use crate::{
-    client, engine,
-    retrain::{self, Begin, How, recipe::Record},
-    serving::Doors,
-    space::Space,
+    engine,
+    retrain::{self, Begin, How, record::Record},
     study::{self, Choice, Found, Source, Subject},
+    tasks::{Space, settings},
+    worker::{self, serving::Listeners},
 };
 
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10 * 60);
@@ -39,12 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
     command goes on. Studies are called NAME-ALGORITHM-SEED; networks lie in OUT/ORIGIN-SEED."
 )]
 pub struct Arguments {
-    /// The space that is searched
-    #[arg(long)]
-    space: String,
-    /// A setting of the space, as of a study; may be repeated. The preset is that of --preset
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = retrain::setting)]
-    settings: Vec<(String, String)>,
+    #[command(flatten)]
+    space: study::SpaceArguments,
     /// What is compared
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Origin::ALL, value_name = "ORIGIN,...")]
     origins: Vec<Origin>,
@@ -125,8 +119,8 @@ struct Row {
     origin: Origin,
     /// One of each seed.
     architectures: Vec<Vec<i64>>,
-    /// Of each seed, by name; `parameters` among them.
-    figures: BTreeMap<&'static str, Vec<f64>>,
+    /// Metrics of each seed, by name; `parameters` among them.
+    metrics: BTreeMap<String, Vec<f64>>,
 }
 
 /// Where data and weights are, and what computes.
@@ -144,20 +138,20 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     let computing = arguments.how.computing;
     computing.apply(place.engine.device)?;
     place.engine.precision = computing.precision;
-    let mut settings: BTreeMap<_, _> = arguments.settings.iter().cloned().collect();
-    let value = arguments.how.preset().to_possible_value().expect("no preset is hidden");
-    settings.insert("preset".to_owned(), value.get_name().to_owned());
-    let toy = matches!(study::named(&arguments.space, &settings)?, Space::Toy(_));
-    ensure!(
-        !toy,
-        "an architecture of the space toy is no network to retrain; see `cargo xtask bench toy`"
-    );
-    let preset = asng_client::preset(&arguments.space, value.get_name())
-        .with_context(|| format!("space {:?} has no presets", arguments.space))?;
-    let unserved = place.engine.unserved();
-    if let Some((_, reason)) = unserved.iter().find(|(space, _)| *space == arguments.space) {
-        bail!("space {:?} cannot be searched: {reason}", arguments.space);
-    }
+    let how = &arguments.how;
+    let mut space = arguments.space.space()?.context("name the --space or the --space-file")?;
+    space.settings.insert(settings::PRESET.into(), how.preset().name().into());
+    let task = study::task(&space)?;
+    let networks = task.images().with_context(|| {
+        format!(
+            "an architecture of the space {} is no network to retrain; see `cargo xtask bench toy`",
+            space.name
+        )
+    })?;
+    let preset = asng_client::preset(&space.name, how.preset().name())
+        .with_context(|| format!("space {:?} has no presets", space.name))?;
+    // Errors now and not after hours if the images are not there.
+    place.engine.catalogue.open(&networks)?;
     let stop = retrain::stop_on_signals()?;
     let searched = arguments.origins.iter().filter(|origin| origin.algorithm().is_some()).count();
     let (searches, trainings) =
@@ -166,37 +160,37 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
         "{searches} searches of {} steps and {trainings} retrainings, preset {}; interrupted at any time, the same command \
          resumes them",
         arguments.max_steps.unwrap_or(preset.max_steps),
-        value.get_name()
+        how.preset().name()
     );
     let (mut search_number, mut training_number) = (0, 0);
     let mut rows = Vec::new();
     for origin in arguments.origins.iter().copied() {
-        let mut row = Row { origin, architectures: Vec::new(), figures: BTreeMap::new() };
+        let mut row = Row { origin, architectures: Vec::new(), metrics: BTreeMap::new() };
         for seed in 0..arguments.seeds {
-            let mut settings = settings.clone();
-            settings.insert("seed".to_owned(), seed.to_string());
+            let mut space = space.clone();
+            space.settings.insert("seed".to_owned(), seed.to_string());
             let found = match origin.algorithm() {
                 Some(algorithm) => {
                     let name = format!("{}-{}-{seed}", arguments.name, origin.name());
-                    let request = request(&arguments, preset, name, settings, algorithm, seed);
+                    let request = request(&arguments, preset, name, space, algorithm, seed);
                     search_number += 1;
                     info!("search {search_number} of {searches}: study {}", request.name);
                     search(request, algorithm, &place, &stop).await?
                 }
-                None => drawn(study::named(&arguments.space, &settings)?, seed),
+                None => drawn(space, seed)?,
             };
             let out = arguments.out.join(format!("{}-{seed}", origin.name()));
             training_number += 1;
             info!("retraining {training_number} of {trainings}: {}", out.display());
             let values = found.values.clone();
-            let engine::Config { data, photos, device, .. } = &place.engine;
-            let (how, images): (_, (&Path, &Path)) = (&arguments.how, (data, photos));
+            let engine::Config { catalogue, device, .. } = &place.engine;
             let begin = begin(how, found, seed, &out)?;
-            let results = retrain::retrain(how, begin, seed, &out, images, *device, &stop)?;
+            let results =
+                retrain::retrain(how, begin, Some(seed), &out, catalogue, *device, &stop)?;
             row.architectures.push(values);
-            row.figures.entry("parameters").or_default().push(results.parameters as f64);
-            for (name, figure) in results.figures {
-                row.figures.entry(name).or_default().push(figure);
+            row.metrics.entry("parameters".into()).or_default().push(results.parameters as f64);
+            for (name, metric) in results.metrics {
+                row.metrics.entry(name).or_default().push(metric);
             }
         }
         rows.push(row);
@@ -209,9 +203,9 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn drawn(space: Space, seed: u64) -> Found {
-    let values = space.draw(&mut ChaCha8Rng::seed_from_u64(seed));
-    Found { space, values, source: Source::new(&Choice::Random(seed), None) }
+fn drawn(space: Space, seed: u64) -> anyhow::Result<Found> {
+    let values = study::draw(&space, seed)?;
+    Ok(Found { space, values, source: Source::new(&Choice::Random(seed), None) })
 }
 
 /// Begins the retraining of what was found, or resumes it where it lies in `out` already.
@@ -219,7 +213,7 @@ fn begin(how: &How, found: Found, seed: u64, out: &Path) -> anyhow::Result<Begin
     let Some(record) = Record::find(out)? else { return Ok(Begin::New(found)) };
     how.check(Some(seed), &record, out)?;
     ensure!(
-        record.recipe.space() == found.space.name() && record.recipe.values() == found.values,
+        record.space.name == found.space.name && record.values == found.values,
         "the retraining in {} is of another architecture ({}) than the one found ({}: {}); give another --out",
         out.display(),
         record.architecture(),
@@ -233,7 +227,7 @@ fn request(
     arguments: &Arguments,
     preset: &Preset,
     name: String,
-    settings: BTreeMap<String, String>,
+    space: Space,
     algorithm: Algorithm,
     seed: u64,
 ) -> v1::CreateStudyRequest {
@@ -245,8 +239,10 @@ fn request(
     };
     let max_steps = arguments.max_steps.unwrap_or(preset.max_steps);
     let stop = v1::StopRules { max_steps, ..Default::default() };
+    let Space { name: space, definition: space_definition, settings } = space;
     let spec = v1::StudySpec {
-        space: arguments.space.clone(),
+        space,
+        space_definition,
         settings,
         algorithm: Some(algorithm),
         stop: Some(stop),
@@ -271,15 +267,15 @@ async fn search(
     let name = request.name;
     let finished = |study: &v1::Study| study.state() == StudyState::Finished;
     if !finished(&study::get_within(PATIENCE, &connection, &name).await?) {
-        let config = client::Config {
+        let config = worker::Config {
             controller: place.controller.clone(),
             study: Some(name.clone()),
             work_dir: place.work_dir.clone(),
             checkpoint_every: CHECKPOINT_EVERY,
             step_limit: STEP_LIMIT,
         };
-        let end = client::asked_to_end()?;
-        client::serve(config, place.engine.clone(), Doors::CLOSED, end).await?;
+        let end = worker::asked_to_end()?;
+        worker::serve(config, place.engine.clone(), Listeners::NONE, end).await?;
     }
     let study = study::get_within(PATIENCE, &connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
@@ -292,15 +288,15 @@ async fn search(
 fn print(rows: &[Row]) {
     let Some(first) = rows.first() else { return };
     print!("{:18}", "");
-    for name in first.figures.keys() {
+    for name in first.metrics.keys() {
         print!(" {:>22}", name.replace('_', " "));
     }
     println!();
     for row in rows {
         print!("{:18}", row.origin.title());
-        for (name, figures) in &row.figures {
-            let digits = if *name == "parameters" { 0 } else { 4 };
-            let (mean, deviation) = mean_and_deviation(figures);
+        for (name, metrics) in &row.metrics {
+            let digits = if name == "parameters" { 0 } else { 4 };
+            let (mean, deviation) = mean_and_deviation(metrics);
             let deviation = deviation.map(|deviation| format!(" ± {deviation:.digits$}"));
             print!(" {:>22}", format!("{mean:.digits$}{}", deviation.unwrap_or_default()));
         }

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use clap::Args;
 use tch::{Cuda, Device};
 
-use crate::supernet::Precision;
+use crate::torch::Precision;
 
 /// What can be set of it.
 #[derive(Clone, Copy, Debug, Default, Args)]

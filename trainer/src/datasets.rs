@@ -1,28 +1,26 @@
-//! `data fetch` and `data check`: brings data sets, and says what a directory of images holds and
-//! whether it can be used.
+//! `data fetch` and `data check`: brings data sets, and reports what a directory of images holds and whether it can be used.
 
-use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
-use asng_datasets::DataSet;
+use asng_datasets::DataSet as Fetched;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::data::{self, Cifar10, FashionMnist, Images, Photos, photos::Refused};
+use crate::images::{self, DataSet, Layout, Request};
 
-/// So many files that cannot be used are named.
+/// The number of unusable files, and of pairs of duplicates, that are named.
 const NAMED: usize = 20;
-/// So many images are looked at together, which bounds the memory for a copy of them.
-const TOGETHER: i64 = 1024;
 
 /// What can be done with data sets.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fetch a data set; what is there already stays, and nothing is left half done
     Fetch(Fetch),
-    /// Say what a directory of images holds, and whether it can be used
+    /// Report what a directory of images holds, and whether it can be used
     Check(Check),
 }
 
@@ -31,7 +29,7 @@ pub enum Command {
 pub struct Fetch {
     /// Which data set
     #[arg(value_name = "SET")]
-    set: DataSet,
+    set: Fetched,
     /// Directory to fetch it to [default: where the trainer looks for it, below ./data]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -43,74 +41,76 @@ pub struct Fetch {
 /// The arguments of `data check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// CIFAR-10's binary files, Fashion-MNIST's, or photos, flat or in a folder for each class
+    /// The binary files of CIFAR-10 or CIFAR-100, Fashion-MNIST's, or image files, in a folder for each class or in none
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// Height and width in pixels that photos are brought to
-    #[arg(long, default_value = "64", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    image_size: u16,
+    /// Height and width in pixels that images are scaled to [default: as they are; image files: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(images::IMAGE_SIZES))]
+    image_size: Option<i64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Does it. What a check finds wrong is an error.
+/// Runs the command. What a check finds wrong is an error.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch(Fetch { set, out, force }) => {
             let directory = out.unwrap_or_else(|| set.directory());
             let found = set.ensure(&directory, force)?;
-            let directory = directory.display();
-            println!(
-                "{found}; {}",
-                match set {
-                    DataSet::Cifar10 => format!("use it with --data {directory} or ASNG_DATA"),
-                    DataSet::Photos => format!("use it with --photos {directory} or ASNG_PHOTOS"),
-                    DataSet::FashionMnist => format!("look at it with data check {directory}"),
-                }
-            );
-            Ok(())
+            let name = match set {
+                Fetched::Cifar10 => "cifar10",
+                Fetched::FashionMnist => "fashion-mnist",
+                Fetched::Photos => "photos",
+            };
+            match directory == set.directory() {
+                true => println!("{found}; studies know it as {name}"),
+                false => println!("{found}; use it with --images {name}={}", directory.display()),
+            }
         }
         Command::Check(Check { directory, image_size, json }) => {
-            let report = match check(&directory, image_size) {
-                Err(data::Error::BadPhotos { refused, files }) => {
-                    for refused in refused.iter().take(NAMED) {
-                        eprintln!("{}: {}", refused.file.display(), refused.reason);
-                    }
-                    return Err(data::Error::BadPhotos { refused, files }.into());
+            let report = check(&directory, image_size).inspect_err(|error| {
+                if let images::Error::BadFiles { refused, .. } = error {
+                    refused.iter().take(NAMED).for_each(|refused| eprintln!("{refused}"));
                 }
-                // The message says all that its sources say.
-                report => report.map_err(anyhow::Error::msg)?,
-            };
+            })?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),
                 false => report.print(),
             }
-            Ok(())
         }
     }
+    Ok(())
 }
 
 /// What a directory holds.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// What it is, in words.
-    pub kind: &'static str,
-    /// How many images there are to train with.
+    /// How the images are stored, in words.
+    pub kind: String,
+    /// The number of training images.
     pub train: i64,
-    /// How many there are for tests.
+    /// The number of images for tests.
     pub test: i64,
-    /// Channels, height and width as they are read.
-    pub size: [i64; 3],
-    /// How many images each class has, in the order of labels.
+    /// The classes, in the order of labels.
     pub classes: Vec<Class>,
-    /// Mean of each channel, the range of a byte being 0 to 1.
-    pub means: Vec<f64>,
+    /// The size of the largest class divided by that of the smallest; none without classes.
+    pub imbalance: Option<f64>,
+    /// Channels, height and width of an image.
+    pub shape: [i64; 3],
+    /// Mean of each channel over the training images, the range of a byte being 0 to 1.
+    pub mean: Vec<f64>,
     /// Standard deviation of each channel, likewise.
-    pub deviations: Vec<f64>,
-    /// How many images equal an earlier one in every pixel.
+    pub std: Vec<f64>,
+    /// SHA-256 over the training images, their labels and the names of the classes.
+    pub digest: String,
+    /// The number of images that equal an earlier one in every pixel.
     pub duplicates: usize,
-    /// How many files cannot be used.
+    /// How many of these are images for tests that equal a training image.
+    pub duplicates_across: usize,
+    /// The first duplicates.
+    pub duplicate_pairs: Vec<Duplicate>,
+    /// The number of image files that are left out.
     pub refused: usize,
     /// The first of them, with the reasons.
     pub refused_files: Vec<String>,
@@ -119,158 +119,206 @@ pub struct Report {
 /// A class of images.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Class {
-    /// The name of its folder, or its label.
+    /// The name of the class.
     pub name: String,
-    /// The number of its images.
-    pub images: i64,
+    /// The number of its training images.
+    pub train: usize,
+    /// The number of its images for tests.
+    pub test: usize,
 }
 
-/// Reads all of `directory`, by the reader that is meant for what lies in it, photos at `side` by
-/// `side` pixels.
-pub fn check(directory: &Path, side: u16) -> Result<Report, data::Error> {
-    let unreadable = |cause| data::Error::Unreadable { path: directory.to_owned(), cause };
-    fs::metadata(directory).map_err(unreadable)?;
-    let has = |name: &str| directory.join(name).exists();
-    let labels = || (0..10).map(|label| label.to_string()).collect();
-    if has("data_batch_1.bin") || has("test_batch.bin") {
-        let Cifar10 { train, test } = Cifar10::load(directory)?;
-        return report("CIFAR-10, binary version", &train, &test, labels(), &[]);
-    }
-    let idx = |part| has(&format!("{part}.gz")) || has(part);
-    if idx("train-images-idx3-ubyte") || idx("t10k-images-idx3-ubyte") {
-        let FashionMnist { train, test } = FashionMnist::load(directory)?;
-        return report("Fashion-MNIST, IDX files", &train, &test, labels(), &[]);
-    }
-    let Photos { train, test, folders, refused } = match Photos::load(directory, side) {
-        Err(data::Error::NoPhotos(directory)) => return Err(data::Error::NoDataSet(directory)),
-        photos => photos?,
+/// Two equal images.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Duplicate {
+    /// The first one: its file, or its place among the images.
+    pub first: String,
+    /// The other one.
+    pub second: String,
+    /// Whether the first is a training image and the other is for tests.
+    pub across: bool,
+}
+
+/// Reads all images of `directory`. Folders are classes; images that lie in none have no classes.
+pub fn check(directory: &Path, image_size: Option<i64>) -> Result<Report, images::Error> {
+    let layout = Layout::of(directory)?;
+    let request = Request { name: "check".into(), image_size, labels: layout != Layout::Flat };
+    let scratch = tempfile::tempdir()
+        .map_err(crate::files::Error::cannot("make a directory in", &std::env::temp_dir()))?;
+    let (DataSet { info, train, test, refused }, files) =
+        images::read(directory, &request, scratch.path())?;
+
+    let mut classes: Vec<Class> =
+        info.classes.iter().map(|name| Class { name: name.clone(), train: 0, test: 0 }).collect();
+    let mut seen = HashMap::new();
+    let (mut duplicates, mut duplicates_across, mut duplicate_pairs, mut place) =
+        (0, 0, Vec::new(), 0);
+    let name = |place: usize| match files.get(place) {
+        Some(file) => file.clone(),
+        None if place < train.len() as usize => format!("training image {place}"),
+        None => format!("test image {}", place - train.len() as usize),
     };
-    match folders.is_empty() {
-        true => report("photos", &train, &test, vec!["all".to_owned()], &refused),
-        false => report("photos in folders", &train, &test, folders, &refused),
-    }
-}
-
-fn report(
-    kind: &'static str,
-    train: &Images,
-    test: &Images,
-    classes: Vec<String>,
-    refused: &[Refused],
-) -> Result<Report, data::Error> {
-    let (_, channels, height, width) = train.pixels.size4()?;
-    let plane = (height * width) as usize;
-    let mut sums = vec![(0_u64, 0_u64); channels as usize];
-    let mut counts = vec![0; classes.len()];
-    let (mut seen, mut duplicates) = (HashSet::new(), 0);
-    for images in [train, test] {
-        for label in Vec::<i64>::try_from(&images.labels)? {
-            counts[label as usize] += 1; // All readers check their labels or make them up.
-        }
-        for start in (0..images.len()).step_by(TOGETHER as usize) {
-            let some = images.narrow(start, TOGETHER.min(images.len() - start))?;
-            let bytes = Vec::<u8>::try_from(&some.pixels.f_reshape([-1])?)?;
-            for image in bytes.chunks_exact(plane * channels as usize) {
-                duplicates += usize::from(!seen.insert(Sha256::digest(image)));
-                for ((sum, squares), plane) in sums.iter_mut().zip(image.chunks_exact(plane)) {
-                    *sum += plane.iter().map(|&byte| u64::from(byte)).sum::<u64>();
-                    *squares += plane.iter().map(|&byte| u64::from(byte).pow(2)).sum::<u64>();
-                }
+    for (images, is_test) in [(&train, false), (&test, true)] {
+        if !classes.is_empty() {
+            for label in Vec::<i64>::try_from(&images.labels).expect("labels are int64") {
+                let class = &mut classes[label as usize]; // All readers check their labels.
+                *(if is_test { &mut class.test } else { &mut class.train }) += 1;
             }
         }
+        images.for_each(|image| {
+            let &mut (first, first_in_test) =
+                seen.entry(Sha256::digest(image)).or_insert((place, is_test));
+            if first != place {
+                let across = is_test && !first_in_test;
+                duplicates += 1;
+                duplicates_across += usize::from(across);
+                if duplicate_pairs.len() < NAMED {
+                    duplicate_pairs.push(Duplicate {
+                        first: name(first),
+                        second: name(place),
+                        across,
+                    });
+                }
+            }
+            place += 1;
+        });
     }
-    let pixels = ((train.len() + test.len()) * height * width) as f64;
-    let mean = |&(sum, _): &(u64, u64)| sum as f64 / pixels / 255.0;
-    let deviation = |of: &(u64, u64)| {
-        let square = of.1 as f64 / pixels / (255.0 * 255.0);
-        (square - mean(of).powi(2)).max(0.0).sqrt()
-    };
-    let named = refused.iter().take(NAMED);
+    let sizes = || classes.iter().map(|class| class.train + class.test);
+    let imbalance = sizes()
+        .max()
+        .zip(sizes().min())
+        .map(|(largest, smallest)| largest as f64 / smallest as f64);
     Ok(Report {
-        kind,
+        kind: layout.to_string(),
         train: train.len(),
         test: test.len(),
-        size: [channels, height, width],
-        classes: classes
-            .into_iter()
-            .zip(counts)
-            .map(|(name, images)| Class { name, images })
-            .collect(),
-        means: sums.iter().map(mean).collect(),
-        deviations: sums.iter().map(deviation).collect(),
+        classes,
+        imbalance,
+        shape: info.shape,
+        mean: info.mean,
+        std: info.std,
+        digest: info.digest,
         duplicates,
+        duplicates_across,
+        duplicate_pairs,
         refused: refused.len(),
-        refused_files: named.map(ToString::to_string).collect(),
+        refused_files: refused.iter().take(NAMED).map(ToString::to_string).collect(),
     })
 }
 
 impl Report {
     fn print(&self) {
-        let [channels, height, width] = self.size;
-        let (train, test) = (self.train, self.test);
-        println!("{}: {} images of {channels} x {height} x {width}", self.kind, train + test);
-        println!("{train} to train with, {test} for tests");
-        println!("{} classes", self.classes.len());
-        for class in &self.classes {
-            println!("  {:6} {}", class.images, class.name);
+        let [channels, height, width] = self.shape;
+        println!(
+            "{}: {} images of {channels} x {height} x {width}",
+            self.kind,
+            self.train + self.test
+        );
+        println!("{} for training, {} for tests", self.train, self.test);
+        if let Some(imbalance) = self.imbalance {
+            println!(
+                "{} classes; the largest has {imbalance:.1} times the images of the smallest",
+                self.classes.len()
+            );
+            println!("{:>8} {:>8}  class", "training", "tests");
         }
-        let round = |values: &[f64]| -> Vec<String> {
-            values.iter().map(|value| format!("{value:.5}")).collect()
+        for Class { name, train, test } in &self.classes {
+            println!("{train:8} {test:8}  {name}");
+        }
+        let round = |values: &[f64]| {
+            values.iter().map(|value| format!("{value:.5}")).collect::<Vec<_>>().join(" ")
         };
-        println!("means {}", round(&self.means).join(" "));
-        println!("deviations {}", round(&self.deviations).join(" "));
-        println!("{} equal an earlier one in every pixel", self.duplicates);
-        println!("{} files cannot be used", self.refused);
-        for file in &self.refused_files {
-            println!("  {file}");
+        println!("mean {}", round(&self.mean));
+        println!("standard deviation {}", round(&self.std));
+        println!("digest {}", self.digest);
+        println!(
+            "{} duplicates, {} of them a test image that equals a training image",
+            self.duplicates, self.duplicates_across
+        );
+        for Duplicate { first, second, across } in &self.duplicate_pairs {
+            println!("  {first} = {second}{}", if *across { " (training and test)" } else { "" });
         }
+        println!("{} image files left out", self.refused);
+        self.refused_files.iter().for_each(|file| println!("  {file}"));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use image::{Rgb, RgbImage};
 
     use super::*;
 
+    fn save(directory: &Path, name: &str, colour: [u8; 3]) {
+        let file = directory.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(20, 20, Rgb(colour)).save(file).unwrap();
+    }
+
     #[test]
-    fn a_directory_of_photos_is_counted_and_measured() {
+    fn a_directory_of_class_folders_is_counted_and_measured() {
         let directory = tempfile::tempdir().unwrap();
-        for (folder, count) in [("cats", 3), ("dogs", 2)] {
-            fs::create_dir(directory.path().join(folder)).unwrap();
-            for i in 0..count {
-                let photo = RgbImage::from_pixel(8, 8, Rgb([0, 51, 255 * (i % 2)]));
-                photo.save(directory.path().join(folder).join(format!("{i}.png"))).unwrap();
-            }
+        let here = directory.path();
+        for (name, value) in
+            [("train/a/1", 0), ("train/a/2", 255), ("train/a/3", 0), ("train/b/1", 255)]
+        {
+            save(here, &format!("{name}.png"), [value, 51, 0]);
         }
-        fs::write(directory.path().join("dogs/bad.jpg"), "").unwrap();
-        let report = check(directory.path(), 4).unwrap();
-        assert_eq!((report.kind, report.size), ("photos in folders", [3, 4, 4]));
-        assert_eq!(report.train + report.test, 5);
-        let classes: Vec<_> = report.classes.iter().map(|c| (&c.name[..], c.images)).collect();
-        assert_eq!(classes, [("cats", 3), ("dogs", 2)]);
-        assert_eq!(report.duplicates, 3);
+        save(here, "test/a/1.png", [0, 51, 0]);
+        save(here, "test/b/1.png", [9, 9, 9]);
+        fs::write(here.join("train/b/bad.jpg"), "").unwrap();
+        let report = check(here, Some(16)).unwrap();
+        assert_eq!((&report.kind[..], report.shape), ("a folder for each class", [3, 16, 16]));
+        assert_eq!((report.train, report.test, report.imbalance), (4, 2, Some(2.0)));
+        let classes: Vec<_> =
+            report.classes.iter().map(|c| (&c.name[..], c.train, c.test)).collect();
+        assert_eq!(classes, [("a", 3, 1), ("b", 1, 1)]);
         assert_eq!(
-            report.means.iter().map(|m| (m * 10.0).round()).collect::<Vec<_>>(),
-            [0., 2., 4.]
+            (&report.mean[..], &report.std[..]),
+            (&[0.5, 0.2, 0.0][..], &[0.5, 1.0, 1.0][..])
         );
-        let deviation = (0.4_f64 * 0.6).sqrt();
-        assert!((report.deviations[2] - deviation).abs() < 1e-9, "{report:?}");
-        assert!(report.deviations[1] < 1e-6);
-        assert_eq!(report.refused, 1);
-        assert!(report.refused_files[0].contains("bad.jpg: "), "{report:?}");
+        assert_eq!((report.duplicates, report.duplicates_across), (3, 1));
+        let pairs: Vec<_> = report
+            .duplicate_pairs
+            .iter()
+            .map(|d| (&d.first[..], &d.second[..], d.across))
+            .collect();
+        assert_eq!(
+            pairs,
+            [
+                ("train/a/1.png", "train/a/3.png", false),
+                ("train/a/2.png", "train/b/1.png", false),
+                ("train/a/1.png", "test/a/1.png", true),
+            ]
+        );
+        assert_eq!(
+            (report.refused, &report.refused_files[0][..]),
+            (1, "train/b/bad.jpg: empty file")
+        );
+        report.print();
+    }
+
+    #[test]
+    fn images_in_no_folder_have_no_classes() {
+        let directory = tempfile::tempdir().unwrap();
+        (0..3).for_each(|i| save(directory.path(), &format!("{i}.png"), [i; 3]));
+        let report = check(directory.path(), None).unwrap();
+        assert_eq!((&report.kind[..], report.imbalance), ("image files without classes", None));
+        assert_eq!((report.train, report.test, report.shape), (2, 1, [3, 64, 64]));
+        assert_eq!(report.duplicates, 0);
     }
 
     #[test]
     fn what_is_no_data_set_is_told_what_was_looked_for() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("notes.txt"), "").unwrap();
-        let error = check(directory.path(), 8).unwrap_err().to_string();
+        let error = check(directory.path(), None).unwrap_err().to_string();
         for part in ["data_batch_1.bin", "train-images-idx3-ubyte.gz", ".png"] {
             assert!(error.contains(part), "{error}");
         }
         fs::write(directory.path().join("test_batch.bin"), "").unwrap();
-        let error = check(directory.path(), 8).unwrap_err().to_string();
+        let error = check(directory.path(), None).unwrap_err().to_string();
         assert!(error.contains("data_batch_1.bin: "), "{error}");
     }
 }

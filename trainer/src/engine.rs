@@ -4,18 +4,17 @@
 //! and optimiser live on a thread of their own, and only plain values cross the channel to it. Steps are computed one
 //! after the other. The handle may be dropped at any time; the thread then ends after the step it is in.
 
-mod classification;
-mod images;
-mod inpainting;
-mod toy;
+pub mod checkpoints;
+mod search;
+pub mod supernet;
 
 use std::{
     collections::BTreeMap,
-    f64::consts::PI,
-    io,
+    fs, io,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,62 +24,50 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Span, info, warn};
 
 use self::{
-    classification::Classification,
-    images::{Halves, Search},
-    inpainting::Inpainting,
-    toy::Toy,
+    checkpoints::Writer,
+    search::{Measured, Search},
 };
 use crate::{
-    checkpoints::{self, Writer},
-    data::{self, Photos, cifar10},
-    space::{self, Space, inpaint::Coding},
-    supernet::{self, Failure, Precision, Snapshot, Supernet},
+    files,
+    images::{self, Catalogue, DataSet, Info, Request},
+    tasks::{self, Task, test_split::Metrics},
+    torch::{self, Precision},
 };
+
+pub use self::search::Costs;
 
 /// Studies whose weights may wait in memory to be written; with as many, no other study is opened.
 const MAX_UNWRITTEN: usize = 4;
+/// The file that says on which images a study's weights were trained.
+const IMAGES: &str = "images.json";
 
-/// Why the engine cannot do what it is asked.
+/// The reason why the engine cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The data cannot be read or prepared.
+    /// The images cannot be read or prepared.
     #[error(transparent)]
-    Data(#[from] data::Error),
+    Images(#[from] images::Error),
     /// The network cannot be computed, saved or loaded.
     #[error(transparent)]
-    Supernet(#[from] supernet::Error),
-    /// An architecture is not of the study's space.
+    Torch(#[from] torch::Error),
+    /// The values are no architecture of the study's space.
     #[error(transparent)]
-    Cells(#[from] space::enas_micro::DecodeError),
-    /// An architecture is not of the study's space.
-    #[error(transparent)]
-    Autoencoder(#[from] space::inpaint::DecodeError),
-    /// An architecture is not of the study's space.
-    #[error(transparent)]
-    Toy(#[from] space::toy::DecodeError),
-    /// The study's space needs images that are not there.
-    #[error("{} has no images, without which studies of space {space:?} cannot be worked on", .data.display())]
-    NoImages {
-        /// The space.
-        space: &'static str,
-        /// Where they should be.
-        data: PathBuf,
-    },
+    Architecture(#[from] tasks::NoArchitecture),
+    /// The task's networks cannot read the images, or they are not those that the weights were trained on.
+    #[error("{0}")]
+    OtherImages(String),
     /// The study's checkpoints cannot be written or read.
     #[error(transparent)]
     Checkpoints(#[from] checkpoints::Error),
     /// The operating system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    /// A step came before its study was opened, or another study is open now than who asks has seen.
+    /// A step came before its study was opened, or another study is open now than the caller has seen.
     #[error("no study is open")]
     NotOpen,
     /// There are no such test images.
-    #[error("{0:#}")]
-    TestImages(anyhow::Error),
-    /// An architecture cannot be evaluated.
-    #[error("the evaluation failed: {0:#}")]
-    Evaluation(anyhow::Error),
+    #[error("{0}")]
+    TestImages(String),
     /// The computation panicked: a fault of this program.
     #[error("a fault of this program ended the computation; its message is on standard error")]
     Panicked,
@@ -92,39 +79,23 @@ pub enum Error {
 impl Error {
     /// Returns whether nothing more can be computed in this process, whatever the study.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Error::Died | Error::Supernet(supernet::Error::Device(_)))
+        matches!(self, Error::Died | Error::Torch(torch::Error::Device(_)))
     }
 }
 
-/// Where the images are and what computes.
-#[derive(Clone, Debug)]
+/// The images and the device.
+#[derive(Clone)]
 pub struct Config {
-    /// Directory of CIFAR-10's binary files; it may be missing.
-    pub data: PathBuf,
-    /// Directory of photos; it may be missing.
-    pub photos: PathBuf,
+    /// The data sets of this trainer.
+    pub catalogue: Arc<Catalogue>,
     /// What computes.
     pub device: Device,
     /// Threads of one operation on a CPU; libtorch's own choice when absent.
     pub threads: Option<u16>,
-    /// What steps compute with.
+    /// The number format of steps.
     pub precision: Precision,
-}
-
-impl Config {
-    /// The spaces that this trainer implements but cannot serve, each with the reason.
-    pub fn unserved(&self) -> Vec<(&'static str, String)> {
-        let mut unserved = Vec::new();
-        if !self.data.exists() {
-            let error = data::Error::MissingDirectory(self.data.clone());
-            unserved.push((space::enas_micro::NAME, error.to_string()));
-        }
-        if let Err(error) = Photos::find(&self.photos) {
-            let reason = error.to_string();
-            unserved.extend(Coding::ALL.map(|coding| (coding.name(), reason.clone())));
-        }
-        unserved
-    }
+    /// Whether latencies are measured and reported as a cost.
+    pub measure_latency: bool,
 }
 
 /// A step of the search, in the wire's values.
@@ -141,23 +112,14 @@ pub struct Step {
     pub progress: f64,
 }
 
-/// What an architecture costs at the size at which it is searched: of what it uses of the supernet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Costs {
-    /// Weights that are trained.
-    pub parameters: i64,
-    /// Multiplications with an addition, for one image.
-    pub macs: i64,
-}
-
-/// What a step gave.
+/// The results of a step.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Losses of the `rank` architectures, in order.
     pub losses: Vec<f64>,
     /// Their costs; empty where architectures are no networks.
     pub costs: Vec<Costs>,
-    /// Figures for people.
+    /// Metrics by name.
     pub metrics: BTreeMap<String, f64>,
     /// Images that passed through the network, once for each architecture.
     pub images: u64,
@@ -165,15 +127,15 @@ pub struct Outcome {
     pub computing: Duration,
 }
 
-/// How good an architecture is with the present weights.
+/// The metrics of an architecture with the present weights.
 #[derive(Clone, Debug)]
 pub struct Evaluated {
     /// The last step that is in the weights, from 1; 0 for new ones.
     pub step: u64,
     /// Test images used.
     pub images: u64,
-    /// Figures by name, "loss" among them.
-    pub figures: BTreeMap<&'static str, f64>,
+    /// Metrics by name, "loss" among them.
+    pub metrics: Metrics,
 }
 
 /// The handle of the thread.
@@ -182,36 +144,41 @@ pub struct Engine {
     jobs: mpsc::Sender<Job>,
     spaces: Vec<&'static str>,
     unserved: Vec<(&'static str, String)>,
+    catalogue: Arc<Catalogue>,
+    data_sets: Vec<String>,
     checkpoints: Writer,
 }
 
-type Job = Box<dyn FnOnce(&mut Workshop) + Send>;
+type Job = Box<dyn FnOnce(&mut EngineState) + Send>;
 
 impl Engine {
-    /// Starts the thread and waits until the images are on the device. Without a directory of images, only the spaces that
-    /// need none are served.
-    pub async fn start(config: Config) -> Result<Engine, Error> {
+    /// Starts the thread. Images are read when a study is opened that wants them.
+    pub fn start(config: Config) -> Result<Engine, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(1);
-        let (ready, started) = oneshot::channel();
         let checkpoints = Writer::start().map_err(Error::Thread)?;
-        let writer = checkpoints.clone();
+        let mut spaces = tasks::names();
+        let mut unserved = Vec::new();
+        let data_sets = config.catalogue.available();
+        if data_sets.is_empty() {
+            let reason = "this trainer has no images: `asng-trainer data fetch cifar10` fetches some, --images NAME=DIR names others";
+            unserved =
+                spaces.split_off(1).into_iter().map(|space| (space, reason.to_owned())).collect();
+            warn!("only the space toy is served: {reason}");
+        }
+        let (writer, catalogue) = (checkpoints.clone(), config.catalogue.clone());
         let run = move || {
-            let mut workshop = match Workshop::new(config, writer) {
-                Ok(workshop) => workshop,
-                // If nobody waits for the answer any more, nobody is left to work for either.
-                Err(error) => return drop(ready.send(Err(error))),
-            };
-            let _ = ready.send(Ok(workshop.unserved.clone()));
+            if let Some(threads) = config.threads {
+                tch::set_num_threads(threads.into());
+            }
+            let (device, threads) = (config.device, tch::get_num_threads());
+            info!(?device, threads, "engine starts");
+            let mut state = EngineState { config, data: None, checkpoints: writer, open: None };
             while let Some(job) = queue.blocking_recv() {
-                job(&mut workshop);
+                job(&mut state);
             }
         };
         thread::Builder::new().name("engine".into()).spawn(run).map_err(Error::Thread)?;
-        let unserved = started.await.map_err(|_| Error::Died)??;
-        let mut spaces = vec![space::toy::NAME, space::enas_micro::NAME];
-        spaces.extend(Coding::ALL.map(Coding::name));
-        spaces.retain(|space| unserved.iter().all(|(other, _)| other != space));
-        Ok(Engine { jobs, spaces, unserved, checkpoints })
+        Ok(Engine { jobs, spaces, unserved, catalogue, data_sets, checkpoints })
     }
 
     /// The spaces whose studies it can work on.
@@ -224,21 +191,34 @@ impl Engine {
         &self.unserved
     }
 
+    /// The names of its data sets.
+    pub fn data_sets(&self) -> &[String] {
+        &self.data_sets
+    }
+
+    /// Errors if the images that a task wants are not here. Nothing is read.
+    pub fn has_images(&self, task: &dyn Task) -> Result<(), Error> {
+        if let Some(request) = task.images() {
+            self.catalogue.find(&request.name)?;
+        }
+        Ok(())
+    }
+
     /// Prepares for the study whose checkpoints are in `directory`, which is made if it is not there. The newest is loaded;
     /// returns whether there was one.
-    pub async fn open(&self, space: Space, directory: PathBuf) -> Result<bool, Error> {
-        self.run(move |workshop| workshop.open(space, directory)).await
+    pub async fn open(&self, task: Box<dyn Task>, directory: PathBuf) -> Result<bool, Error> {
+        self.run(move |state| state.open(task, directory)).await
     }
 
     /// Computes a step of the open study.
     pub async fn step(&self, step: Step) -> Result<Outcome, Error> {
-        self.run(move |workshop| workshop.step(&step)).await
+        self.run(move |state| state.step(&step)).await
     }
 
     /// Has a checkpoint of the open study written; steps may go on meanwhile. Weights that cannot be written are kept in memory until
     /// they can: see [`Engine::checkpoint_problems`].
     pub async fn checkpoint(&self) -> Result<(), Error> {
-        self.run(Workshop::checkpoint).await
+        self.run(EngineState::checkpoint).await
     }
 
     /// Measures an architecture on the first `images` test images, or all, with the present weights of the study whose
@@ -249,11 +229,11 @@ impl Engine {
         values: Vec<i64>,
         images: Option<i64>,
     ) -> Result<Evaluated, Error> {
-        self.run(move |workshop| {
-            let open = workshop.open.as_ref().filter(|open| open.directory == directory);
-            let Open { study, step, .. } = open.ok_or(Error::NotOpen)?;
-            let (images, figures) = study.evaluate(&values, images)?;
-            Ok(Evaluated { step: *step, images, figures })
+        self.run(move |state| {
+            let open = state.open.as_ref().filter(|open| open.directory == directory);
+            let Open { search, step, .. } = open.ok_or(Error::NotOpen)?;
+            let (images, metrics) = search.evaluate(&values, images)?;
+            Ok(Evaluated { step: *step, images, metrics })
         })
         .await
     }
@@ -261,11 +241,11 @@ impl Engine {
     /// Writes a checkpoint of the study whose checkpoints are in `directory`, unless the weights are in one; returns when it is
     /// on the disk.
     pub async fn save(&self, directory: PathBuf) -> Result<(), Error> {
-        self.run(move |workshop| {
-            let open = workshop.open.as_mut().filter(|open| open.directory == directory);
+        self.run(move |state| {
+            let open = state.open.as_mut().filter(|open| open.directory == directory);
             let open = open.ok_or(Error::NotOpen)?;
-            open.checkpoint(&workshop.checkpoints)?;
-            Ok(workshop.checkpoints.flush(&directory)?)
+            open.checkpoint(&state.checkpoints);
+            Ok(state.checkpoints.flush(&directory)?)
         })
         .await
     }
@@ -282,27 +262,30 @@ impl Engine {
 
     /// Lets go of the open study, if there is one, with a last checkpoint. Errors if that is not on the disk yet.
     pub async fn close(&self) -> Result<(), Error> {
-        self.run(Workshop::close).await
+        self.run(EngineState::close).await
     }
 
     /// Tries to write every checkpoint that is still in memory. Errors if one could not be: it is lost when the process ends.
     pub async fn finish(&self) -> Result<(), Error> {
-        self.run(|workshop| Ok(workshop.checkpoints.flush_all()?)).await
+        self.run(|state| Ok(state.checkpoints.flush_all()?)).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Workshop) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut EngineState) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let span = Span::current();
-        let job = move |workshop: &mut Workshop| {
-            let work = AssertUnwindSafe(|| span.in_scope(|| work(workshop)));
-            let result = panic::catch_unwind(work).unwrap_or_else(|_| {
-                // Its weights may be in disorder; those of its last checkpoint are not.
-                workshop.open = None;
-                Err(Error::Panicked)
-            });
+        let job = move |state: &mut EngineState| {
+            let work = || torch::attempt(|| span.in_scope(|| work(state)));
+            let result = match panic::catch_unwind(AssertUnwindSafe(work)) {
+                Ok(result) => result.map_err(Error::Torch).flatten(),
+                Err(_) => {
+                    // Its weights may be in disorder; those of its last checkpoint are not.
+                    state.open = None;
+                    Err(Error::Panicked)
+                }
+            };
             // A caller that has gone away needs no answer.
             drop(reply.send(result));
         };
@@ -311,20 +294,18 @@ impl Engine {
     }
 }
 
-/// What lives on the thread.
-struct Workshop {
+/// The state of the thread.
+struct EngineState {
     config: Config,
-    unserved: Vec<(&'static str, String)>,
-    cifar10: Option<Rc<Halves>>,
-    /// Of the size that a study wanted last.
-    photos: Option<Rc<Halves>>,
+    /// The data set that a study wanted last.
+    data: Option<(Request, Rc<DataSet>)>,
     checkpoints: Writer,
     open: Option<Open>,
 }
 
 /// The study being worked on.
 struct Open {
-    study: Box<dyn Study>,
+    search: Search,
     /// Of its checkpoints.
     directory: PathBuf,
     /// The last step that is in the weights; 0 for new ones.
@@ -335,63 +316,15 @@ struct Open {
 
 impl Open {
     /// Has a checkpoint written, unless the weights are in one.
-    fn checkpoint(&mut self, checkpoints: &Writer) -> Result<(), Error> {
-        if let Some(step) = self.unsaved {
-            checkpoints.write(&self.directory, step, self.study.snapshot()?);
-            self.unsaved = None;
+    fn checkpoint(&mut self, checkpoints: &Writer) {
+        if let Some(step) = self.unsaved.take() {
+            checkpoints.write(&self.directory, step, self.search.snapshot());
         }
-        Ok(())
     }
 }
 
-/// What a space's studies do.
-trait Study {
-    fn step(&mut self, step: &Step) -> Result<Measured, Error>;
-    /// Figures of an architecture on the first `images` test images, or all; and how many these are.
-    fn evaluate(
-        &self,
-        values: &[i64],
-        images: Option<i64>,
-    ) -> Result<(u64, BTreeMap<&'static str, f64>), Error>;
-    /// Weights and momentum as they are now.
-    fn snapshot(&self) -> Result<Snapshot, Error>;
-    /// Reads a checkpoint; nothing changes unless all of it fits.
-    fn load(&mut self, file: &Path) -> Result<(), Error>;
-}
-
-/// What a step measured.
-struct Measured {
-    losses: Vec<f64>,
-    /// Empty where architectures are no networks.
-    costs: Vec<Costs>,
-    metrics: BTreeMap<&'static str, f64>,
-    images: u64,
-}
-
-impl Workshop {
-    fn new(config: Config, checkpoints: Writer) -> Result<Workshop, Error> {
-        if let Some(threads) = config.threads {
-            tch::set_num_threads(threads.into());
-        }
-        let Config { data, device, .. } = &config;
-        let mut cifar10 = None;
-        if data.exists() {
-            cifar10 = Some(Rc::new(classification::load(data, *device)?));
-            info!(?device, threads = tch::get_num_threads(), "images loaded");
-        }
-        let unserved = config.unserved();
-        let mut reasons = BTreeMap::<_, Vec<_>>::new();
-        for (space, reason) in &unserved {
-            reasons.entry(reason).or_default().push(*space);
-        }
-        for (reason, spaces) in reasons {
-            let are = if spaces.len() == 1 { "is" } else { "are" };
-            warn!("{} {are} not served: {reason}", spaces.join(" and "));
-        }
-        Ok(Workshop { config, unserved, cifar10, photos: None, checkpoints, open: None })
-    }
-
-    fn open(&mut self, space: Space, directory: PathBuf) -> Result<bool, Error> {
+impl EngineState {
+    fn open(&mut self, task: Box<dyn Task>, directory: PathBuf) -> Result<bool, Error> {
         self.open = None;
         // Of studies that could not be saved, their weights are in memory: it must not fill with them.
         if self.checkpoints.problems().len() >= MAX_UNWRITTEN {
@@ -399,42 +332,38 @@ impl Workshop {
         }
         self.checkpoints.flush(&directory)?;
         let newest = checkpoints::newest(&directory)?;
-        let Config { device, precision, .. } = self.config;
-        let mut study: Box<dyn Study> = match space {
-            Space::EnasMicro(settings) => {
-                let (space, data) = (space::enas_micro::NAME, &self.config.data);
-                let images =
-                    self.cifar10.clone().ok_or(Error::NoImages { space, data: data.clone() })?;
-                let supernet = Supernet::new(&settings, 3, cifar10::CLASSES, device)?;
-                let task = Classification { settings, device };
-                Box::new(Search::new(task, images, supernet, precision)?)
-            }
-            Space::Inpaint(coding, settings) => {
-                let photos = self.photos(settings.image_size)?;
-                let supernet = supernet::inpaint::Supernet::new(&settings, 3, device)?;
-                let task = Inpainting { coding, settings, device };
-                Box::new(Search::new(task, photos, supernet, precision)?)
-            }
-            Space::Toy(settings) => Box::new(Toy::new(settings)),
-        };
+        let data = self.data(task.images())?;
+        if !data.train.is_empty() {
+            remember(&directory, &data.info, newest.is_some())?;
+        }
+        let Config { device, precision, measure_latency, .. } = self.config;
+        let mut search = Search::new(task, data, device, precision, measure_latency)?;
         if let Some(file) = &newest {
-            study.load(file)?;
+            search.load(file)?;
         }
         let step = newest.as_deref().and_then(checkpoints::step).unwrap_or(0);
-        self.open = Some(Open { study, directory, step, unsaved: None });
+        self.open = Some(Open { search, directory, step, unsaved: None });
         Ok(newest.is_some())
     }
 
-    /// The photos, with sides of so many pixels.
-    fn photos(&mut self, side: i64) -> Result<Rc<Halves>, Error> {
-        if let Some(photos) = self.photos.as_ref().filter(|photos| photos.side() == side) {
-            return Ok(photos.clone());
+    /// The data set that a task wants; an empty one if it wants none.
+    fn data(&mut self, request: Option<Request>) -> Result<Rc<DataSet>, Error> {
+        let Some(request) = request else { return Ok(Rc::new(DataSet::empty())) };
+        if let Some((of, data)) = &self.data
+            && *of == request
+        {
+            return Ok(data.clone());
         }
-        let Config { photos: directory, device, .. } = &self.config;
-        let photos = Rc::new(inpainting::load(directory, side, *device)?);
-        info!(photos = photos.train.len() + photos.rank.len(), side, "photos loaded");
-        self.photos = Some(photos.clone());
-        Ok(photos)
+        // Before the next is read, so that two are never in memory.
+        self.data = None;
+        let data = Rc::new(self.config.catalogue.open(&request)?);
+        for refused in &data.refused {
+            warn!(file = refused.file, reason = refused.reason, "image is left out");
+        }
+        let (train, test) = (data.train.len(), data.test.len());
+        info!(name = request.name, train, test, shape = ?data.info.shape, "images loaded");
+        self.data = Some((request, data.clone()));
+        Ok(data)
     }
 
     fn step(&mut self, step: &Step) -> Result<Outcome, Error> {
@@ -443,7 +372,7 @@ impl Workshop {
         // Whatever comes of it, the weights may have moved.
         open.step = step.batch + 1;
         open.unsaved = Some(open.step);
-        let Measured { losses, costs, mut metrics, images } = open.study.step(step)?;
+        let Measured { losses, costs, mut metrics, images } = open.search.step(step)?;
         let computing = started.elapsed();
         metrics.insert("computing_seconds", computing.as_secs_f64());
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
@@ -451,28 +380,40 @@ impl Workshop {
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
-        let open = self.open.as_mut();
-        open.map_or(Ok(()), |open| open.checkpoint(&self.checkpoints))
+        if let Some(open) = &mut self.open {
+            open.checkpoint(&self.checkpoints);
+        }
+        Ok(())
     }
 
     fn close(&mut self) -> Result<(), Error> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        open.checkpoint(&self.checkpoints)?;
+        open.checkpoint(&self.checkpoints);
         Ok(self.checkpoints.flush(&open.directory)?)
     }
 }
 
-/// Logs what libtorch could not compute of a step.
-fn warn_of(failures: &[Failure], step: &Step) {
-    for Failure { place, reason } in failures {
-        let values = step.train.iter().chain(&step.rank).nth(*place);
-        warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
+/// Remembers the images that a study's weights are trained on. Errors if there are weights that were trained on others.
+fn remember(directory: &Path, info: &Info, trained: bool) -> Result<(), Error> {
+    let file = directory.join(IMAGES);
+    let known = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Info>(&text).ok());
+    if let Some(known) = known.filter(|known| trained && known.digest != info.digest) {
+        return Err(Error::OtherImages(format!(
+            "the images of data set {} have changed since the weights in {} were trained: restore the images, or move that \
+             directory away to start with new weights",
+            known.name,
+            directory.display()
+        )));
     }
-}
-
-/// The cosine schedule from `start` to 0 (Loshchilov and Hutter, 2017), at `progress` from 0 to 1.
-pub fn cosine(start: f64, progress: f64) -> f64 {
-    0.5 * start * (1.0 + (PI * progress.clamp(0.0, 1.0)).cos())
+    let text = serde_json::json!(info).to_string();
+    // A disk that is full must not keep a study from being searched.
+    if let Err(error) = fs::create_dir_all(directory)
+        .map_err(files::Error::cannot("make", directory))
+        .and_then(|()| files::write(&file, text))
+    {
+        warn!("{error}");
+    }
+    Ok(())
 }
 
 /// The name of a device, as [`device`] takes it.

@@ -1,7 +1,5 @@
-//! `asng-trainer evaluate`: how good an architecture is on the test images, with the shared weights of a study or with
+//! `asng-trainer evaluate`: metrics of an architecture on the test images, with the shared weights of a study or with
 //! weights of its own.
-
-mod sheet;
 
 use std::{
     collections::BTreeMap,
@@ -16,30 +14,30 @@ use indicatif::HumanDuration;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use crate::{
-    checkpoints,
-    data::cifar10,
-    held_out::{BATCH, Pictures, TestImages, TestPhotos, is_fashion},
+    engine::{checkpoints, supernet::Supernet},
+    files,
+    images::{Catalogue, DataSet, Images},
     progress::Progress,
-    retrain::recipe::{self, Recipe, Record},
-    space::{
-        Space, enas_micro,
-        inpaint::{self, Mask},
+    retrain::record::{self, Record},
+    study::{self, Source, Subject},
+    tasks::{
+        self, Batch, Space, Task,
+        classification::report::Report,
+        inpainting::sheet,
+        network::Mode,
+        test_split::{Metrics, TestSplit},
     },
-    study::{self, Found, Subject},
-    supernet::{
-        self, Supernet,
-        inpaint::{Batch, Evaluation},
-    },
+    torch::{self, Precision},
 };
 
 /// An evaluation that takes longer than this is announced.
 const LONG: Duration = Duration::from_secs(30);
 
-/// What to evaluate.
+/// The options of `evaluate`.
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Arguments {
@@ -61,13 +59,16 @@ pub struct Arguments {
     /// Seed of the random architectures
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many test images to use, the first ones [default: all]. With shared weights of cells, in steps of 250
+    /// Number of test images to use, the first ones [default: all]
     #[arg(long, value_name = "N")]
-    images: Option<i64>,
-    /// Write a picture, PNG or JPEG: what the autoencoder sees, what it makes of it, and the truth, side by side
+    test_images: Option<i64>,
+    /// Write a report of a classifier: accuracy by class, confusion matrix, images that were classified wrongly
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write a picture, PNG or JPEG, of an autoencoder: its input, its output, and the truth, side by side
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Photos on the sheet, spread over the test images
+    /// Images on the sheet, spread over the test images
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rows: u16,
     /// Print one line of JSON
@@ -75,7 +76,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Which of the weights that a retraining keeps.
+/// The weights that a retraining keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Weights {
     /// The newest, in the end those that the retraining is about
@@ -85,11 +86,11 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    /// Their file in the directory of a retraining, which must be there.
+    /// Returns their file in the directory of a retraining. Errors if it is not there.
     pub(crate) fn file(self, directory: &Path) -> anyhow::Result<PathBuf> {
         let file = directory.join(match self {
-            Weights::Last => recipe::LAST,
-            Weights::Best => recipe::BEST,
+            Weights::Last => record::LAST,
+            Weights::Best => record::BEST,
         });
         ensure!(
             file.exists(),
@@ -101,55 +102,56 @@ impl Weights {
     }
 }
 
-/// What came out.
+/// The results of an evaluation.
 #[derive(Debug, Default, Serialize)]
 struct Results {
-    /// The study whose architecture it is, if it is of one.
+    /// The origin of the architecture.
     #[serde(skip_serializing_if = "Option::is_none")]
     study: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     study_id: Option<String>,
-    /// "chosen", "mode", "incumbent", "random:SEED" or a file; none if a retraining has not recorded it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    which: Option<String>,
+    /// "chosen", "mode", "incumbent", "random:SEED" or a file.
+    which: String,
     /// Directory of the trainer whose shared weights were used.
     #[serde(skip_serializing_if = "Option::is_none")]
     work_dir: Option<PathBuf>,
     /// The last step of the search that is in them.
     #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<u64>,
-    /// Directory of the retrained network, and how far it has come.
+    /// Directory of the retrained network, and its progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     retrained: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<recipe::Progress>,
+    progress: Option<record::Progress>,
     /// The file of the weights.
     weights: PathBuf,
     /// Test images.
     images: i64,
+    /// The data set that they are from.
+    dataset: String,
     architecture: Vec<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mask: Option<Mask>,
     #[serde(flatten)]
-    figures: Figures,
-    /// The same figures of what the network sees.
+    metrics: BTreeMap<&'static str, f64>,
+    /// The same metrics of what one gets without a network.
     #[serde(skip_serializing_if = "Option::is_none")]
-    masked: Option<Figures>,
+    baseline: Option<BTreeMap<&'static str, f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     random: Option<Random>,
+    /// Accuracy by class and the confusion matrix, of a classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    html: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sheet: Option<PathBuf>,
 }
 
-/// Figures by name.
-type Figures = BTreeMap<&'static str, f64>;
-
-/// A figure of the random architectures.
+/// The first metric of the random architectures.
 #[derive(Debug, Serialize)]
 struct Random {
-    figure: &'static str,
+    metric: &'static str,
     count: usize,
     mean: f64,
     min: f64,
@@ -161,11 +163,13 @@ pub async fn run(
     arguments: Arguments,
     controller: &Options,
     work_dir: &Path,
-    (data, photos): (&Path, &Path),
+    catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<()> {
     let results = match (&arguments.retrained, &arguments.subject.study) {
-        (Some(directory), _) => retrained(&arguments, directory, (data, photos), device)?,
+        (Some(directory), _) => {
+            torch::attempt(|| retrained(&arguments, directory, catalogue, device))??
+        }
         (None, Some(name)) => {
             let connection = controller.connect()?;
             let study = study::get_within(study::PATIENCE, &connection, name).await?;
@@ -181,37 +185,19 @@ pub async fn run(
             })?;
             let step = checkpoints::step(&weights);
             info!(
-                "evaluating architecture {} with {}",
-                recipe::architecture(Some(&found.source), &found.values),
-                shared(step, name, work_dir)
+                "evaluating architecture {}: {} with {}",
+                found.source,
+                study::list(&found.values),
+                shared_weights(step, name, work_dir)
             );
-            let results = match &found.space {
-                Space::EnasMicro(settings) => {
-                    shared_cells(&arguments, settings, &found, weights, data, device)?
-                }
-                Space::Inpaint(coding, settings) => {
-                    let space = settings.space(*coding);
-                    shared_autoencoder(
-                        &arguments, settings, &space, &found, weights, photos, device,
-                    )?
-                }
-                Space::Toy(_) => bail!(
-                    "study {name:?} is of the space toy, whose architectures are no networks; the loss of its \
-                     incumbent says it all"
-                ),
-            };
-            let source = found.source;
-            Results {
-                study: source.study,
-                study_id: source.study_id,
-                which: Some(source.architecture),
-                work_dir: Some(work_dir.into()),
-                step,
-                ..results
-            }
+            let shared =
+                || shared(&arguments, &found.space, &found.values, weights, catalogue, device);
+            let results = torch::attempt(shared)??;
+            let Source { architecture: which, study, study_id } = found.source;
+            Results { study, study_id, which, work_dir: Some(work_dir.into()), step, ..results }
         }
         (None, None) => bail!(
-            "say what to evaluate: `asng-trainer evaluate --study NAME --work-dir DIR` with the shared weights of the trainer in \
+            "name what to evaluate: `asng-trainer evaluate --study NAME --work-dir DIR` with the shared weights of the trainer in \
              DIR, or `asng-trainer evaluate --retrained DIR`"
         ),
     };
@@ -224,151 +210,117 @@ pub async fn run(
 }
 
 /// Returns whose shared weights are meant.
-fn shared(step: Option<u64>, study: &str, work_dir: &Path) -> String {
+fn shared_weights(step: Option<u64>, study: &str, work_dir: &Path) -> String {
     let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
     format!("the shared weights of study {study}{step}, of the trainer in {}", work_dir.display())
 }
 
 fn print(results: &Results) {
     let values = study::list(&results.architecture);
-    match (&results.which, &results.study) {
-        (Some(which), Some(study)) => println!("architecture  {which} of study {study}: {values}"),
-        (Some(which), None) => println!("architecture  {which}: {values}"),
-        (None, _) => println!("architecture  {values}"),
+    match &results.study {
+        Some(study) => println!("architecture  {} of study {study}: {values}", results.which),
+        None => println!("architecture  {}: {values}", results.which),
     }
     if let (Some(directory), Some(progress)) = (&results.retrained, &results.progress) {
         println!("weights       retrained in {}, {progress}", directory.display());
     }
     if let (Some(study), Some(work_dir)) = (&results.study, &results.work_dir) {
-        println!("weights       {}", shared(results.step, study, work_dir));
+        println!("weights       {}", shared_weights(results.step, study, work_dir));
     }
     println!("file          {}", results.weights.display());
-    println!("images        {} of the test set", results.images);
-    for (name, figure) in &results.figures {
-        match results.masked.as_ref().and_then(|masked| masked.get(name)) {
-            Some(masked) => println!("{name:13} {figure:.4} (of what it sees: {masked:.4})"),
-            None => println!("{name:13} {figure:.4}"),
-        }
+    println!("test images   {} of {}", results.images, results.dataset);
+    for (name, metric) in &results.metrics {
+        println!("{name:13} {metric:.4}");
     }
-    if let Some(Random { figure, count, mean, min, max }) = results.random {
+    if let Some(baseline) = &results.baseline {
+        let metrics = baseline.iter().map(|(name, metric)| format!("{name} {metric:.4}"));
+        println!("no network    {}", metrics.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(Random { metric, count, mean, min, max }) = &results.random {
         println!(
-            "random        {figure} {mean:.4} on average of {count}, from {min:.4} to {max:.4}"
+            "random        {metric} of {count} architectures: mean {mean:.4}, from {min:.4} to {max:.4}"
         );
     }
-    if let Some(sheet) = &results.sheet {
-        println!("sheet         {}", sheet.display());
+    for (name, file) in [("report", &results.html), ("sheet", &results.sheet)] {
+        if let Some(file) = file {
+            println!("{name:13} {}", file.display());
+        }
     }
 }
 
-fn shared_cells(
+/// Evaluates an architecture of a study, and random ones, with the shared weights in a file.
+fn shared(
     arguments: &Arguments,
-    settings: &enas_micro::Settings,
-    found: &Found,
+    space: &Space,
+    values: &[i64],
     weights: PathBuf,
-    data: &Path,
+    catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<Results> {
-    ensure!(arguments.sheet.is_none(), "--sheet is for autoencoders, not for classifiers");
-    let images = TestImages::load(data, arguments.images, device)?;
-    ensure!(
-        images.len() % BATCH == 0,
-        "--images must be a multiple of {}, over which shared weights are normalised",
-        BATCH
-    );
-    let mut supernet = Supernet::new(settings, 3, cifar10::CLASSES, device)?;
+    let task = study::task(space)?;
+    let variables = task.variables();
+    tasks::check(&variables, values)?;
+    let none = "the architectures of the space toy are no networks; the loss of the study's incumbent is its metric";
+    let data = catalogue.open(&task.images().context(none)?)?;
+    let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
     supernet.load(&weights)?;
-    let shown = Progress::new(0, images.batches() * (1 + arguments.random as u64))?;
-    let evaluate = |values: &[i64]| {
-        let architecture = enas_micro::Architecture::decode(settings.nodes as usize, values)?;
-        images.mean(|batch| counted(&shown, supernet.evaluate(batch, &architecture)))
-    };
-    let figures = of_classifier(evaluate(&found.values)?);
-    let random =
-        random(arguments, &found.space, "accuracy", |values| Ok(evaluate(values)?.accuracy))?;
+    let test =
+        TestSplit::new(&*task, &data, arguments.test_images, device).map_err(anyhow::Error::msg)?;
+    let shown = Progress::new(0, test.batches() * (1 + arguments.random as u64))?;
+    let forward = |batch: &Batch| supernet.forward(&batch.input, values);
+    let title = format!("{} with shared weights", space.name);
+    let results = evaluate(arguments, &*task, &data, &test, &shown, &title, forward)?;
+    let mut generator = ChaCha8Rng::seed_from_u64(arguments.seed);
+    let mut first = Vec::new();
+    for _ in 0..arguments.random {
+        let values = tasks::draw(&variables, &mut generator);
+        let forward = |batch: &Batch| supernet.forward(&batch.input, &values);
+        let metrics = test.evaluate(&*task, forward, |_, _, _| counted(&shown));
+        first.push(metrics[0].1);
+    }
     shown.finish();
-    let (images, architecture) = (images.len(), found.values.clone());
-    Ok(Results { weights, images, architecture, figures, random, ..Results::default() })
+    let random = (!first.is_empty()).then(|| Random {
+        metric: task.test_metrics()[0],
+        count: first.len(),
+        mean: tasks::mean(&first),
+        min: first.iter().copied().fold(f64::INFINITY, f64::min),
+        max: first.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    });
+    Ok(Results { weights, architecture: values.to_vec(), random, ..results })
 }
 
-fn shared_autoencoder(
-    arguments: &Arguments,
-    settings: &inpaint::Settings,
-    space: &inpaint::Space,
-    found: &Found,
-    weights: PathBuf,
-    photos: &Path,
-    device: Device,
-) -> anyhow::Result<Results> {
-    let pictures = Pictures::load(photos, settings.image_size)?;
-    ensure!(
-        !is_fashion(pictures.shape()),
-        "studies are of photos; {} is Fashion-MNIST",
-        photos.display()
-    );
-    let photos = TestPhotos::of(&pictures.test, arguments.images, settings.mask, device)?;
-    let mut supernet = supernet::inpaint::Supernet::new(settings, 3, device)?;
-    supernet.load(&weights)?;
-    let decode = |values: &[i64]| inpaint::Architecture::decode(space, values);
-    let architecture = decode(&found.values)?;
-    let shown = Progress::new(0, photos.batches() * (1 + arguments.random as u64))?;
-    let fill_in = |batch: &Batch| supernet.fill_in(batch, &architecture);
-    let test = (&photos, settings.mask);
-    let results = of_photos(arguments, weights, &found.values, test, &shown, fill_in)?;
-    let random = random(arguments, &found.space, "psnr", |values| {
-        let architecture = decode(values)?;
-        let mean = photos.mean(|batch| counted(&shown, supernet.evaluate(batch, &architecture)));
-        Ok(mean?.psnr)
-    })?;
-    shown.finish();
-    Ok(Results { random, ..results })
-}
-
+/// Evaluates a retrained network.
 fn retrained(
     arguments: &Arguments,
     directory: &Path,
-    (data, photos): (&Path, &Path),
+    catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<Results> {
     let record = Record::read(directory)?;
-    let progress = record.recipe.progress(directory)?;
+    let progress = record.progress(directory)?;
     let weights = arguments.weights.file(directory)?;
     info!(
         "evaluating the network in {}, {progress}; architecture {}",
         directory.display(),
         record.architecture()
     );
-    let results = match record.recipe {
-        Recipe::Classification(recipe) => {
-            ensure!(arguments.sheet.is_none(), "--sheet is for autoencoders, not for classifiers");
-            let mut network = recipe.network(device)?;
-            network.load_weights(&weights)?;
-            let images = TestImages::load(data, arguments.images, device)?;
-            let shown = Progress::new(0, images.batches())?;
-            let mean = images.mean(|batch| counted(&shown, network.evaluate(batch)))?;
-            shown.finish();
-            let (images, architecture) = (images.len(), recipe.architecture.values);
-            let figures = of_classifier(mean);
-            Results { weights, images, architecture, figures, ..Results::default() }
-        }
-        Recipe::Inpainting(recipe) => {
-            let mut network = recipe.network(device)?;
-            network.load_weights(&weights)?;
-            let pictures = Pictures::load(photos, recipe.image[1])?;
-            recipe.check(&pictures, photos)?;
-            let test = TestPhotos::of(&pictures.test, arguments.images, recipe.mask, device)?;
-            let shown = Progress::new(0, test.batches())?;
-            let (values, test) = (&recipe.architecture.values, (&test, recipe.mask));
-            let fill_in = |batch: &Batch| network.fill_in(batch);
-            let results = of_photos(arguments, weights, values, test, &shown, fill_in)?;
-            shown.finish();
-            results
-        }
-    };
-    let source = record.source;
+    let (task, data) = (record.task()?, record.data(catalogue)?);
+    let network = record.trained(&weights, device)?;
+    let test =
+        TestSplit::new(&*task, &data, arguments.test_images, device).map_err(anyhow::Error::msg)?;
+    let shown = Progress::new(0, test.batches())?;
+    let forward =
+        |batch: &Batch| network.forward(&batch.input, &record.values, Mode::Evaluate).main;
+    let title = format!("the network in {}", directory.display());
+    let results = evaluate(arguments, &*task, &data, &test, &shown, &title, forward)?;
+    shown.finish();
+    let Source { architecture: which, study, study_id } = record.source;
     Ok(Results {
-        study: source.as_ref().and_then(|source| source.study.clone()),
-        study_id: source.as_ref().and_then(|source| source.study_id.clone()),
-        which: source.map(|source| source.architecture),
+        study,
+        study_id,
+        which,
+        weights,
+        architecture: record.values,
         retrained: Some(directory.into()),
         finished: Some(progress.finished()),
         progress: Some(progress),
@@ -376,69 +328,80 @@ fn retrained(
     })
 }
 
-/// Counts a batch that was evaluated.
-fn counted<T>(shown: &Progress, evaluated: T) -> T {
-    if let Some(left) = shown.advance(|| "evaluating".into()).filter(|left| *left > LONG) {
-        shown.print(|| info!("it takes about {}", HumanDuration(left)));
-    }
-    evaluated
-}
-
-/// What an autoencoder makes of test photos.
-fn of_photos(
+/// Evaluates one network, and writes what was asked for.
+fn evaluate(
     arguments: &Arguments,
-    weights: PathBuf,
-    architecture: &[i64],
-    (photos, mask): (&TestPhotos, Mask),
+    task: &dyn Task,
+    data: &DataSet,
+    test: &TestSplit,
     shown: &Progress,
-    fill_in: impl Fn(&Batch) -> Result<Tensor, supernet::Error>,
+    title: &str,
+    forward: impl Fn(&Batch) -> Tensor,
 ) -> anyhow::Result<Results> {
-    let evaluate = |batch: &Batch| Evaluation::of(&fill_in(batch)?, batch);
-    let reached = photos.mean(|batch| counted(shown, evaluate(batch)))?;
+    let classifies = task.images().is_some_and(|request| request.labels);
+    ensure!(
+        arguments.sheet.is_none() || !classifies,
+        "--sheet is for autoencoders, not for classifiers"
+    );
+    ensure!(
+        arguments.html.is_none() || classifies,
+        "--html is for classifiers, not for autoencoders"
+    );
+    let mut report = classifies.then(|| Report::new(&data.info.classes));
+    let metrics: Metrics = test.evaluate(task, &forward, |images, _, output| {
+        counted(shown);
+        if let Some(report) = &mut report {
+            add(report, images, output);
+        }
+    });
+    let baseline = test.baseline(task);
+    if let (Some(file), Some(report)) = (&arguments.html, &report) {
+        let facts = metrics.iter().map(|(name, value)| ((*name).to_owned(), format!("{value:.4}")));
+        let facts: Vec<_> = [
+            ("data set".to_owned(), data.info.name.clone()),
+            ("test images".to_owned(), test.len().to_string()),
+        ]
+        .into_iter()
+        .chain(facts)
+        .collect();
+        files::write(file, report.html(title, &facts))?;
+    }
     if let Some(file) = &arguments.sheet {
-        let batch = photos.sample(arguments.rows.into())?;
-        let seen = batch.images.f_mul(&batch.mask)?;
-        sheet::write(file, &[seen, fill_in(&batch)?, batch.images])?;
+        let batch = test.sample(task, arguments.rows.into());
+        let output = tch::no_grad(|| forward(&batch));
+        sheet::write(file, &[batch.input, output, batch.target])?;
     }
     Ok(Results {
-        weights,
-        images: photos.len(),
-        architecture: architecture.to_vec(),
-        mask: Some(mask),
-        figures: of_autoencoder(reached),
-        masked: Some(of_autoencoder(photos.masked()?)),
+        images: test.len(),
+        dataset: data.info.name.clone(),
+        metrics: metrics.into_iter().collect(),
+        baseline: baseline.map(|baseline| baseline.into_iter().collect()),
+        report,
+        html: arguments.html.clone(),
         sheet: arguments.sheet.clone(),
         ..Results::default()
     })
 }
 
-fn of_classifier(evaluation: supernet::Evaluation) -> Figures {
-    let supernet::Evaluation { loss, accuracy } = evaluation;
-    [("loss", loss), ("accuracy", accuracy)].into()
-}
-
-fn of_autoencoder(evaluation: Evaluation) -> Figures {
-    let Evaluation { loss, psnr, ssim } = evaluation;
-    [("loss", loss), ("psnr", psnr), ("ssim", ssim)].into()
-}
-
-/// Evaluates as many random architectures as are asked for.
-fn random(
-    arguments: &Arguments,
-    space: &Space,
-    figure: &'static str,
-    evaluate: impl Fn(&[i64]) -> anyhow::Result<f64>,
-) -> anyhow::Result<Option<Random>> {
-    let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
-    let mut figures = Vec::new();
-    for _ in 0..arguments.random {
-        figures.push(evaluate(&space.draw(&mut random))?);
+/// Adds a batch to a report.
+fn add(report: &mut Report, images: &Images, logits: &Tensor) {
+    let labels = Vec::<i64>::try_from(&images.labels).expect("labels are int64");
+    let logits = Vec::<Vec<f32>>::try_from(logits.to_device(Device::Cpu).to_kind(Kind::Float));
+    let logits = logits.expect("logits have two dimensions");
+    for (i, (label, logits)) in labels.into_iter().zip(logits).enumerate() {
+        report.add(label as usize, &logits, || {
+            let pixels = images.pixels.get(i as i64); // [channels, height, width]
+            let (_, height, width) = pixels.size3().expect("an image has three dimensions");
+            let rgb = pixels.expand([3, height, width], false).permute([1, 2, 0]).contiguous();
+            let bytes = Vec::try_from(rgb.to_device(Device::Cpu).flatten(0, -1));
+            (height as u32, width as u32, bytes.expect("pixels are bytes"))
+        });
     }
-    Ok((!figures.is_empty()).then(|| Random {
-        figure,
-        count: figures.len(),
-        mean: figures.iter().sum::<f64>() / figures.len() as f64,
-        min: figures.iter().copied().fold(f64::INFINITY, f64::min),
-        max: figures.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-    }))
+}
+
+/// Counts a batch that was evaluated.
+fn counted(shown: &Progress) {
+    if let Some(left) = shown.advance(|| "evaluating".into()).filter(|left| *left > LONG) {
+        shown.print(|| info!("it takes about {}", HumanDuration(left)));
+    }
 }

@@ -8,7 +8,6 @@
 //! | `architecture.dot` | its graph, for Graphviz |
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -20,24 +19,15 @@ use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::{
-    data::cifar10,
     evaluate::Weights,
     files,
-    retrain::{
-        self,
-        recipe::{self, Progress, Recipe, Record},
-    },
-    supernet::{self, enas_micro::Mode},
+    retrain::record::{Progress, Record},
+    study,
+    tasks::{self, network::AUXILIARY},
+    torch,
 };
 
-/// CIFAR-10's, in the order of its labels.
-const CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
-
-/// The auxiliary head's tensors, which are for training only.
-const AUXILIARY: &str = "auxiliary.";
-
-/// By how much the loaded TorchScript may differ from the network, relative to the largest number of what it says.
+/// The largest difference between the outputs of the loaded TorchScript and of the network, relative to the largest output.
 const TOLERANCE: f64 = 1e-4;
 
 /// What to export.
@@ -88,7 +78,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if !overwrite {
         files.check(&exported, out)?;
     }
-    exported.write(&files, out)?;
+    torch::attempt(|| exported.write(&files, out))??;
     if *json {
         let written = Written { files, finished: progress.finished(), progress };
         println!("{}", serde_json::to_string(&written)?);
@@ -102,12 +92,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From images of 0 to 1 to what the network says of them.
-type Forward = Box<dyn Fn(&Tensor) -> Result<Tensor, supernet::Error>>;
-
 /// A network on its way to other programs, on the CPU.
 struct Exported {
-    forward: Forward,
+    forward: tasks::Exported,
     /// Channels, height and width of an image.
     image: [i64; 3],
     tensors: Vec<(String, Tensor)>,
@@ -164,57 +151,60 @@ impl Files {
 impl Exported {
     fn load(directory: &Path, weights: Weights) -> anyhow::Result<Exported> {
         let record = Record::read(directory)?;
-        let progress = record.recipe.progress(directory)?;
+        let progress = record.progress(directory)?;
         let file = weights.file(directory)?;
-        let mut exported = match &record.recipe {
-            Recipe::Classification(recipe) => classifier(recipe, progress, &file),
-            Recipe::Inpainting(recipe) => autoencoder(recipe, progress, &file),
-        }?;
-        let description = &mut exported.description;
-        description[DIGEST] = record.recipe.digest()?.into();
-        description["finished"] = progress.finished().into();
-        description["progress"] = serde_json::to_value(progress)?;
-        Ok(exported)
+        let (task, info) = (record.task()?, &record.data);
+        let network = record.trained(&file, Device::Cpu)?;
+        let tensors = named(&network.parameters, &network.statistics);
+        let mut description = json!({
+            "architecture": study::describe(&record.space, &record.values)?,
+            "retraining_settings": record.settings,
+            "parameters": record.parameters()?,
+            "data": info,
+            DIGEST: record.digest()?,
+            "finished": progress.finished(),
+            "progress": progress,
+        });
+        for (name, value) in task.interface(info) {
+            description[name] = value;
+        }
+        Ok(Exported {
+            image: info.shape,
+            dot: task.dot(&record.values),
+            forward: task.exported(network, info, &record.values),
+            tensors,
+            description,
+            progress,
+        })
     }
 
     /// Writes all files, first the one that says what they are of.
     fn write(&self, files: &Files, directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        retrain::write(&files.description, &serde_json::to_string_pretty(&self.description)?)?;
+        files::write(&files.description, serde_json::to_string_pretty(&self.description)?)?;
         whole(&files.weights, |part| Ok(Tensor::write_safetensors(&self.tensors, part)?))?;
         whole(&files.torchscript, |part| self.write_torchscript(part))?;
-        Ok(retrain::write(&files.graph, &self.dot)?)
+        Ok(files::write(&files.graph, &self.dot)?)
     }
 
-    /// Traces the network on two images, and compares what was written on three others.
+    /// Traces the network on two images, and compares the written file on three others.
     fn write_torchscript(&self, file: &Path) -> anyhow::Result<()> {
         let _guard = tch::no_grad_guard();
-        let images = |count| {
-            let [channels, height, width] = self.image;
-            Tensor::f_rand([count, channels, height, width], (Kind::Float, Device::Cpu))
-        };
-        let mut fault = None;
-        let mut forward = |images: &[Tensor]| match (self.forward)(&images[0]) {
-            Ok(output) => vec![output],
-            Err(error) => {
-                fault = Some(error);
-                vec![images[0].shallow_clone()]
-            }
-        };
-        let module = CModule::create_by_tracing("Network", "forward", &[images(2)?], &mut forward)?;
-        if let Some(fault) = fault {
-            return Err(fault.into());
-        }
+        let [channels, height, width] = self.image;
+        let images =
+            |count| Tensor::rand([count, channels, height, width], (Kind::Float, Device::Cpu));
+        let mut forward = |images: &[Tensor]| vec![(self.forward)(&images[0])];
+        let module = CModule::create_by_tracing("Network", "forward", &[images(2)], &mut forward)?;
         module.save(file)?;
-        let others = images(3)?;
+        let others = images(3);
         let loaded = CModule::load(file)?.forward_ts(&[&others])?;
-        let expected = (self.forward)(&others)?;
-        let largest = f64::try_from(expected.f_abs()?.f_max()?)?.max(1.0);
-        let difference = f64::try_from(loaded.f_sub(&expected)?.f_abs()?.f_max()?)?;
+        let expected = (self.forward)(&others);
+        let largest = f64::try_from(expected.abs().max())?.max(1.0);
+        let difference = f64::try_from((loaded - expected).abs().max())?;
         ensure!(
             difference <= TOLERANCE * largest,
-            "the TorchScript says other numbers than the network: they differ by {difference}"
+            "the outputs of the TorchScript differ from the network's by {difference}"
         );
         Ok(())
     }
@@ -226,151 +216,50 @@ fn whole(file: &Path, write: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Re
     Ok(written.map_err(files::Error::cannot("write", file))?)
 }
 
-fn classifier(
-    recipe: &recipe::Classification,
-    progress: Progress,
-    file: &Path,
-) -> anyhow::Result<Exported> {
-    let mut network = recipe.network(Device::Cpu)?;
-    network.load_weights(file)?;
-    let network = network.into_network();
-    let tensors = named(network.parameters(), network.statistics())?;
-    let architecture = recipe.architecture.architecture()?;
-    let channels = |values: [f64; 3]| {
-        Tensor::f_from_slice(&values)?.f_to_kind(Kind::Float)?.f_view([1, 3, 1, 1])
-    };
-    let (mean, std) = (channels(cifar10::MEAN)?, channels(cifar10::STD)?);
-    let dot = architecture.dot();
-    let image = [3, cifar10::SIDE, cifar10::SIDE];
-    let description = json!({
-        "task": "classification",
-        "architecture": recipe.architecture,
-        "cells": recipe.schedule.cells,
-        "channels": recipe.channels,
-        "parameters": architecture.parameters(&recipe.size()?, true),
-        "input": {
-            "name": "images",
-            "shape": ["batch", image[0], image[1], image[2]],
-            "type": "float32",
-            "range": [0, 1],
-            "channels": ["red", "green", "blue"],
-            "normalisation": {"inside": true, "mean": cifar10::MEAN, "std": cifar10::STD},
-        },
-        "output": {"name": "logits", "shape": ["batch", cifar10::CLASSES], "classes": CLASSES},
-    });
-    let forward = move |images: &Tensor| {
-        let images = images.f_sub(&mean)?.f_div(&std)?;
-        Ok(network.forward(&images, &architecture, Mode::Evaluate)?.main)
-    };
-    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot, progress })
-}
-
-fn autoencoder(
-    recipe: &recipe::Inpainting,
-    progress: Progress,
-    file: &Path,
-) -> anyhow::Result<Exported> {
-    let mut network = recipe.network(Device::Cpu)?;
-    network.load_weights(file)?;
-    let network = network.into_network();
-    let tensors = named(network.parameters(), network.statistics())?;
-    let architecture = recipe.architecture.architecture()?;
-    let dot = architecture.dot();
-    let image = recipe.image;
-    let shape = json!(["batch", image[0], image[1], image[2]]);
-    let description = json!({
-        "task": "inpainting",
-        "architecture": recipe.architecture,
-        "mask": recipe.mask,
-        "batch_norm": recipe.batch_norm,
-        "parameters": architecture.parameters(image, recipe.batch_norm),
-        "input": {
-            "name": "images",
-            "shape": shape,
-            "type": "float32",
-            "range": [0, 1],
-            "hidden": "0 in all channels",
-        },
-        "output": {"name": "images", "shape": shape, "range": [0, 1]},
-    });
-    let forward = move |images: &Tensor| {
-        let output = network.forward(images, &architecture, Mode::Evaluate)?;
-        Ok(output.f_clamp(0.0, 1.0)?)
-    };
-    Ok(Exported { forward: Box::new(forward), image, tensors, description, dot, progress })
-}
-
-/// What a network needs when it is used, by name. They no longer ask for gradients, which a trace cannot hold.
-fn named(
-    parameters: &BTreeMap<String, Tensor>,
-    statistics: &BTreeMap<String, Tensor>,
-) -> Result<Vec<(String, Tensor)>, tch::TchError> {
-    let mut tensors = Vec::new();
-    for (name, tensor) in parameters.iter().chain(statistics) {
-        let tensor = tensor.f_set_requires_grad(false)?;
-        if !name.starts_with(AUXILIARY) {
-            tensors.push((name.clone(), tensor));
-        }
-    }
-    Ok(tensors)
+/// Returns the tensors that a network needs when it is used, by name. They no longer require gradients, which a trace cannot hold.
+fn named(parameters: &torch::Tensors, statistics: &torch::Tensors) -> Vec<(String, Tensor)> {
+    let tensors = parameters.iter().chain(statistics);
+    let tensors = tensors.map(|(name, tensor)| (name.clone(), tensor.set_requires_grad(false)));
+    tensors.filter(|(name, _)| !name.starts_with(AUXILIARY)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{collections::BTreeMap, process::Command};
 
     use super::*;
-    use crate::space::{
-        enas_micro::{self, Retraining},
-        inpaint::{self, Coding, Mask, Space},
+    use crate::{
+        retrain::record::{
+            LAST, RECORD,
+            tests::{example, given},
+        },
+        tasks::settings::Preset,
     };
 
-    /// Every operation, in cells of both kinds.
-    fn classifier() -> Recipe {
-        let values = [0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3];
-        let architecture = enas_micro::Architecture::decode(2, &values).unwrap();
-        Recipe::Classification(recipe::Classification {
-            architecture: architecture.describe(),
-            channels: 4,
-            schedule: Retraining { cells: 3, ..Retraining::PAPER },
-            seed: 0,
-            images: 1,
-            test_images: 1,
-        })
+    fn classifier() -> Record {
+        seeded("0")
     }
 
-    /// Nodes with and without skip, and an odd size on the way.
-    fn autoencoder() -> Recipe {
-        let space = Space { coding: Coding::Categorical, nodes: 3, level_back: 2, channels: 2 };
-        let values = [3, 2, 0, 4, 0, 1, 1, 1, 0, 0, 0, 0];
-        let architecture = inpaint::Architecture::decode(&space, &values).unwrap();
-        Recipe::Inpainting(recipe::Inpainting {
-            architecture: architecture.describe(),
-            image: [3, 18, 18],
-            mask: Mask::Half,
-            batch_norm: true,
-            schedule: inpaint::Retraining::PAPER,
-            seed: 0,
-            images: 1,
-            test_images: 1,
-        })
+    fn seeded(seed: &str) -> Record {
+        let size = [("cells", "3"), ("channels", "4"), ("batch_size", "4"), ("seed", seed)];
+        example("enas-micro", Preset::Paper, &given(&size))
     }
 
-    /// Exports a network with the weights of its start; what it makes of images, and what was written.
-    fn export(directory: &Path, recipe: &Recipe) -> (Exported, Files) {
-        let file = directory.join(recipe::LAST);
-        let start = [("iterations".to_owned(), 0.0)].into();
-        match recipe {
-            Recipe::Classification(recipe) => {
-                recipe.network(Device::Cpu).unwrap().save(&file, &start).unwrap();
-            }
-            Recipe::Inpainting(recipe) => {
-                recipe.network(Device::Cpu).unwrap().save(&file, &start).unwrap();
-            }
-        }
-        let text = serde_json::to_string(recipe).unwrap();
-        fs::write(directory.join(recipe::RECIPE), text).unwrap();
-        let exported = Exported::load(directory, Weights::Last).unwrap();
+    fn autoencoder() -> Record {
+        example("inpaint-cat", Preset::Paper, &given(&[]))
+    }
+
+    /// A retraining in `directory` with the weights of its start.
+    fn load(directory: &Path, record: &Record) -> Exported {
+        let numbers = ["iterations", "seconds", "best"].map(|name| (name.to_owned(), 0.0));
+        let snapshot = record.network(Device::Cpu).unwrap().snapshot().with(&numbers.into());
+        snapshot.write(&directory.join(LAST)).unwrap();
+        fs::write(directory.join(RECORD), serde_json::to_string(record).unwrap()).unwrap();
+        Exported::load(directory, Weights::Last).unwrap()
+    }
+
+    fn export(directory: &Path, record: &Record) -> (Exported, Files) {
+        let exported = load(directory, record);
         let out = directory.join("exported");
         let files = Files::of(&out);
         exported.write(&files, &out).unwrap();
@@ -385,19 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn torchscript_says_what_the_network_says_of_any_number_of_images() {
-        for recipe in [classifier(), autoencoder()] {
+    fn torchscript_computes_what_the_network_computes_for_any_number_of_images() {
+        for record in [classifier(), autoencoder()] {
             let directory = tempfile::tempdir().unwrap();
-            let (exported, files) = export(directory.path(), &recipe);
+            let (exported, files) = export(directory.path(), &record);
             let module = CModule::load(&files.torchscript).unwrap();
             for count in [1, 5] {
                 let images = images(&exported, count);
-                let expected = (exported.forward)(&images).unwrap();
+                let expected = (exported.forward)(&images);
                 let output = module.forward_ts(&[&images]).unwrap();
                 assert_eq!(output.size()[0], count);
                 let difference = f64::try_from((output - &expected).abs().max()).unwrap();
                 assert!(difference < 1e-5, "{difference}");
-                assert!(f64::try_from(expected.std(true)).unwrap() > 1e-3, "it says nothing");
+                assert!(f64::try_from(expected.std(true)).unwrap() > 1e-3, "it is constant");
             }
         }
     }
@@ -413,11 +302,30 @@ mod tests {
         assert!(tensors.keys().all(|name| !name.starts_with(AUXILIARY)));
         let text = fs::read_to_string(&files.description).unwrap();
         let description: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(description["output"]["classes"][0], "airplane");
+        assert_eq!(description["output"]["classes"][0], "wave 0");
         assert_eq!(description["architecture"]["space"], "enas-micro");
+        assert_eq!(description["finished"], false);
         let trained = tensors.iter().filter(|(name, _)| !name.contains("running"));
         let trained: usize = trained.map(|(_, tensor)| tensor.numel()).sum();
         assert_eq!(description["parameters"], trained);
+    }
+
+    #[test]
+    fn files_of_another_network_are_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let (exported, files) = export(directory.path(), &classifier());
+        let out = directory.path().join("exported");
+        assert!(files.check(&exported, &out).is_ok());
+        let refused = |record: &Record| {
+            let directory = tempfile::tempdir().unwrap();
+            let error = files.check(&load(directory.path(), record), &out).unwrap_err().to_string();
+            assert!(error.ends_with("or replace them with --overwrite"), "{error}");
+            error
+        };
+        assert!(refused(&seeded("1")).contains("(of another retraining of this architecture)"));
+        assert!(refused(&autoencoder()).contains("(of another architecture)"));
+        fs::remove_file(&files.description).unwrap();
+        assert!(refused(&classifier()).contains("network.pt without a network.json"));
     }
 
     #[test]
@@ -432,7 +340,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (exported, files) = export(directory.path(), &classifier());
         let images = images(&exported, 3);
-        let expected = (exported.forward)(&images).unwrap();
+        let expected = (exported.forward)(&images);
         let file = directory.path().join("case.safetensors");
         Tensor::write_safetensors(&[("images", images), ("expected", expected)], &file).unwrap();
         let script = "\

@@ -1,8 +1,8 @@
-//! Files that appear whole or not at all.
+//! Files that appear whole or not at all, and directories that one process has to itself.
 
 use std::{
     fmt,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
 };
@@ -57,6 +57,23 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::
     File::open(directory)?.sync_all()
 }
 
+/// Replaces the content of `path`; the old one stays until the new one is safely on the disk.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<(), Error> {
+    replace(path, |temporary| fs::write(temporary, content)).map_err(Error::cannot("write", path))
+}
+
+/// Name of the file that [`lock`] locks.
+pub const LOCK: &str = "lock";
+
+/// Makes `directory` if it is missing and locks it for as long as the returned file is open. Errors with
+/// [`TryLockError::WouldBlock`] if it is locked already.
+pub fn lock(directory: &Path) -> Result<File, TryLockError> {
+    fs::create_dir_all(directory).map_err(TryLockError::Error)?;
+    let lock = File::create(directory.join(LOCK)).map_err(TryLockError::Error)?;
+    lock.try_lock()?;
+    Ok(lock)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +92,17 @@ mod tests {
         assert_eq!(format!("{:#}", anyhow::Error::from(error)), text);
         assert_eq!(fs::read_to_string(&file).unwrap(), "old");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_is_locked_until_its_file_is_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        let first = lock(&path).unwrap();
+        assert!(matches!(lock(&path), Err(TryLockError::WouldBlock)));
+        drop(first);
+        lock(&path).unwrap();
+        let Err(TryLockError::Error(error)) = lock(&path.join("lock")) else { panic!() };
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     }
 }

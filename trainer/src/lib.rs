@@ -3,54 +3,35 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`space`] | what each choice means: pure values |
-//! | [`supernet`] | weights, forward passes and optimiser of each space |
-//! | [`data`] | images, minibatches, augmentation |
-//! | `held_out` | test images, and means over them |
-//! | [`quality`] | how close images are: PSNR and SSIM |
-//! | [`computing`] | options of how training computes |
-//! | [`engine`] | the one thread that owns tensors, and its handle |
-//! | [`checkpoints`] | a study's weights on disk |
-//! | [`files`] | files that appear whole or not at all |
-//! | [`client`] | the loop: lease, have it computed, report |
-//! | [`serving`] | the ports: TrainerService (`service`), probes and `metrics`; both look at the loop's `state` |
-//! | `progress` | progress of work that takes long, for people |
-//! | `describe` | what the controller is told of a space |
-//! | `first_step` | studies whose first step may have killed a process |
-//! | `work_dir` | the work directory: its lock and its id |
-//! | `set_aside` | studies that cannot be worked on for now |
-//! | [`study`] | what a study means here: settings, architectures, files |
-//! | [`datasets`] | fetches data sets, and looks at directories of images |
-//! | [`space_command`] | `asng-trainer space`: lists, checks and draws spaces that are files |
-//! | [`evaluate`], [`retrain`], [`export`], [`compare`] | what is done with an architecture after, or beside, the search |
+//! | [`worker`] | `asng-trainer serve`: the loop that leases, computes and reports; TrainerService, probes, work directory |
+//! | [`engine`] | the one thread that owns tensors: searches, supernets, checkpoints |
+//! | [`retrain`], [`evaluate`], [`export`], [`compare`] | an architecture after, or beside, the search; generic over a task |
+//! | [`tasks`] | one folder for each task with all that is its own: classification, inpainting, toy |
+//! | [`images`] | data sets: readers, cache, batches, augmentation |
+//! | [`optim`] | gradients, optimisers, learning rates |
+//! | [`torch`] | errors of libtorch, named tensors in files |
+//! | [`spaces`], [`datasets`] | the commands `space` and `data` |
+//! | [`study`] | studies of the controller: their spaces, architectures, directories |
+//! | [`computing`], `latency` | options of how training computes; how long one image takes |
+//! | [`files`], `metrics`, `progress` | atomic files and locks; counters for Prometheus; progress bars |
 //!
-//! Imports point inwards: client, then engine, then supernet, then space.
+//! Imports point inwards: worker, engine, tasks, then images, optim and torch.
 
-pub mod checkpoints;
-pub mod client;
 pub mod compare;
 pub mod computing;
-pub mod data;
 pub mod datasets;
-mod describe;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
 pub mod files;
-mod first_step;
-mod held_out;
+pub mod images;
+mod latency;
 mod metrics;
+pub mod optim;
 mod progress;
-pub mod quality;
 pub mod retrain;
-mod service;
-pub mod serving;
-mod set_aside;
-pub mod space;
-pub mod space_command;
-mod state;
+pub mod spaces;
 pub mod study;
-pub mod supernet;
 pub mod tasks;
 pub mod torch;
-mod work_dir;
+pub mod worker;

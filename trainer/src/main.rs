@@ -1,13 +1,15 @@
 //! The trainer's program: arguments, logs, signals, exit code.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use asng_client::{Options, environment, telemetry};
-use asng_datasets::DataSet;
 use asng_trainer::{
-    client, compare, computing, datasets, engine, evaluate, export, retrain, serving,
-    space_command, supernet::Precision,
+    compare, computing, datasets, engine, evaluate, export,
+    images::Catalogue,
+    retrain, spaces,
+    torch::Precision,
+    worker::{self, serving},
 };
 use clap::{Args, Parser, Subcommand};
 use tch::Device;
@@ -36,12 +38,16 @@ struct Common {
         value_name = "DIR"
     )]
     work_dir: PathBuf,
-    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it; must exist if it is given. Without
-    /// CIFAR-10, enas-micro is not served [default: data/cifar-10-batches-bin]
+    /// A data set by the name that studies have for it; may be repeated. DIR has a folder of image files for each class, or
+    /// train/ and test/ with such folders [default: cifar10, cifar100, fashion-mnist and photos below ./data]
+    #[arg(long, global = true, env = "ASNG_IMAGES", value_name = "NAME=DIR", value_delimiter = ',', value_parser = data_set)]
+    images: Vec<(String, PathBuf)>,
+    /// Directory of CIFAR-10's binary files, as `asng-trainer data fetch cifar10` makes it: short for --images cifar10=DIR
+    /// [default: data/cifar-10-batches-bin]
     #[arg(long, global = true, env = "ASNG_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Directory of photos, JPEG and PNG, flat or in a folder for each class (`asng-trainer data fetch photos` brings some); must
-    /// exist if it is given. Without photos, inpaint-cat and inpaint-int are not served [default: data/photos]
+    /// Directory of photos to fill in, in folders or not (`asng-trainer data fetch photos` brings some): short for --images
+    /// photos=DIR [default: data/photos]
     #[arg(long, global = true, env = "ASNG_PHOTOS", value_name = "DIR")]
     photos: Option<PathBuf>,
     /// What computes: auto (a GPU if there is one), cpu, or cuda:N
@@ -69,9 +75,9 @@ enum Command {
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]
     Data(datasets::Command),
-    /// List, check and draw search spaces: TOML files
+    /// List the spaces that ship, check a space file, draw an architecture
     #[command(subcommand)]
-    Space(space_command::Command),
+    Space(spaces::Command),
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +95,9 @@ struct Serve {
     /// Let go of the lease of a step that takes longer, so that another trainer gets it
     #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
     step_limit: Duration,
+    /// Measure the latency of one image through each ranked architecture, and report it as the cost latency_ms
+    #[arg(long, env = "ASNG_MEASURE_LATENCY")]
+    measure_latency: bool,
     #[command(flatten)]
     computing: computing::Options,
     #[command(flatten)]
@@ -115,58 +124,59 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
-    let Common { controller, work_dir, data, photos, device, threads, .. } = common;
-    // `data` fetches what may not be there yet, and `space` reads none.
-    let named = !matches!(command, Command::Data(_) | Command::Space(_));
-    let data = directory(data.filter(|_| named), "--data", "ASNG_DATA", DataSet::Cifar10)?;
-    let photos = directory(photos.filter(|_| named), "--photos", "ASNG_PHOTOS", DataSet::Photos)?;
+    let Common { controller, work_dir, images, data, photos, device, threads, .. } = common;
+    let mut given = images;
+    for (name, option, variable, directory) in
+        [("cifar10", "--data", "ASNG_DATA", data), ("photos", "--photos", "ASNG_PHOTOS", photos)]
+    {
+        // `data fetch` brings what may not be there yet.
+        let Some(directory) = directory.filter(|_| !matches!(command, Command::Data(_))) else {
+            continue;
+        };
+        ensure!(
+            directory.exists(),
+            "{option} {}: there is no such directory; name one that exists with {option} or {variable}, or leave it out",
+            directory.display()
+        );
+        given.push((name.to_owned(), directory));
+    }
+    // Decoded images are kept with the trainer's other files.
+    let catalogue = Arc::new(Catalogue::new(&given, &work_dir.join("images"))?);
+    let engine = |precision, measure_latency| {
+        let catalogue = catalogue.clone();
+        engine::Config { catalogue, device, threads, precision, measure_latency }
+    };
+    if let Some(threads) = threads {
+        tch::set_num_threads(threads.into());
+    }
     match command {
-        Command::Serve(Serve { study, checkpoint_every, step_limit, computing, serving }) => {
-            computing.apply(device)?;
-            let precision = computing.precision;
-            let engine = engine::Config { data, photos, device, threads, precision };
+        Command::Serve(serve) => {
+            let Serve { study, checkpoint_every, step_limit, measure_latency, .. } = serve;
+            serve.computing.apply(device)?;
+            let engine = engine(serve.computing.precision, measure_latency);
             let config =
-                client::Config { controller, study, work_dir, checkpoint_every, step_limit };
-            client::serve(config, engine, serving.open().await?, client::asked_to_end()?).await
+                worker::Config { controller, study, work_dir, checkpoint_every, step_limit };
+            let listeners = serve.serving.open().await?;
+            worker::serve(config, engine, listeners, worker::asked_to_end()?).await
         }
         Command::Evaluate(arguments) => {
-            set_threads(threads);
-            evaluate::run(arguments, &controller, &work_dir, (&data, &photos), device).await
+            evaluate::run(arguments, &controller, &work_dir, &catalogue, device).await
         }
         Command::Compare(arguments) => {
-            set_threads(threads);
-            let precision = Precision::default();
-            let engine = engine::Config { data, photos, device, threads, precision };
+            let engine = engine(Precision::default(), false);
             compare::run(arguments, compare::Place { controller, work_dir, engine }).await
         }
         Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {
-            set_threads(threads);
-            retrain::run(arguments, &controller, &data, &photos, device).await
+            retrain::run(arguments, &controller, &catalogue, device).await
         }
         Command::Data(command) => datasets::run(command),
-        Command::Space(command) => space_command::run(command),
+        Command::Space(command) => spaces::run(command),
     }
 }
 
-/// Returns the directory that was given, which must exist, or else the default one, which may be missing.
-fn directory(
-    given: Option<PathBuf>,
-    option: &str,
-    variable: &str,
-    default: DataSet,
-) -> anyhow::Result<PathBuf> {
-    let Some(given) = given else { return Ok(default.directory()) };
-    ensure!(
-        given.exists(),
-        "{option} {}: there is no such directory; name one that exists with {option} or {variable}, or leave it out",
-        given.display()
-    );
-    Ok(given)
-}
-
-fn set_threads(threads: Option<u16>) {
-    if let Some(threads) = threads {
-        tch::set_num_threads(threads.into());
-    }
+fn data_set(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, directory) =
+        text.split_once('=').ok_or("write NAME=DIR, such as flowers=/data/flowers")?;
+    Ok((name.to_owned(), directory.into()))
 }

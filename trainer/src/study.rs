@@ -1,7 +1,6 @@
-//! What a study of the controller means here: its settings, its architectures, the directory of its files.
+//! Studies of the controller: their spaces, their architectures, the directories of their files.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     future::Future,
     path::{Path, PathBuf},
@@ -9,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use asng_client::{Connection, explain, insist, insist_for};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 use clap::Args;
@@ -18,10 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tonic::{Response, Status};
 
-use crate::space::{
-    Space, enas_micro,
-    inpaint::{self, Coding},
-};
+use crate::tasks::{self, Space, Task, settings};
 
 /// Time that a command waits for a controller that does not answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,20 +65,16 @@ where
 }
 
 /// The space of a study, with its settings.
-pub fn space(study: &v1::Study) -> anyhow::Result<Space> {
-    let spec = study.spec.clone().unwrap_or_default();
-    named(&spec.space, &spec.settings).with_context(|| format!("study {:?}", study.name))
+pub fn space(study: &v1::Study) -> Space {
+    let v1::StudySpec { space: name, space_definition: definition, settings, .. } =
+        study.spec.clone().unwrap_or_default();
+    Space { name, definition, settings }
 }
 
-/// The space of that name, with those settings.
-pub fn named(name: &str, settings: &BTreeMap<String, String>) -> anyhow::Result<Space> {
-    let Some(space) = Space::parse(name, settings) else {
-        bail!("this trainer does not know the space {name:?}");
-    };
-    space.map_err(|violations| {
-        let all: Vec<_> =
-            violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
-        anyhow::anyhow!("these settings cannot be: {}", all.join("; "))
+/// The task of a space. Errors with everything that is wrong with its definition or its settings.
+pub fn task(space: &Space) -> anyhow::Result<Box<dyn Task>> {
+    space.task().map_err(|violations| {
+        anyhow::anyhow!("space {}: {}", space.name, settings::sentence(&violations))
     })
 }
 
@@ -95,6 +87,45 @@ pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
 /// The final architecture of a study, as things stand.
 pub fn chosen(study: &v1::Study) -> Option<v1::Architecture> {
     study.chosen.as_ref()?.architecture.clone()
+}
+
+/// A space that belongs to no study.
+#[derive(Clone, Debug, Args)]
+pub struct SpaceArguments {
+    /// The space of a random architecture that is of no study
+    #[arg(long, conflicts_with = "study")]
+    space: Option<String>,
+    /// The space file, in place of --space
+    #[arg(long, conflicts_with_all = ["study", "space"], value_name = "FILE")]
+    space_file: Option<PathBuf>,
+    /// A setting of that space, as of a study; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl SpaceArguments {
+    /// Returns the space that was named, if one was. Errors if its file cannot be used.
+    pub(crate) fn space(&self) -> anyhow::Result<Option<Space>> {
+        let settings = self.settings.iter().cloned().collect();
+        if let Some(file) = &self.space_file {
+            let definition = fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            let name = tasks::classification::family(&definition)
+                .with_context(|| format!("{} is no space file", file.display()))?;
+            return Ok(Some(Space { name, definition, settings }));
+        }
+        if self.space.is_none() && !self.settings.is_empty() {
+            bail!("--set is for a space: name one with --space or --space-file");
+        }
+        let space =
+            |name: &String| Space { name: name.clone(), definition: String::new(), settings };
+        Ok(self.space.as_ref().map(space))
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Which architecture is meant.
@@ -121,7 +152,7 @@ pub struct Found {
     pub source: Source,
 }
 
-/// Where an architecture comes from.
+/// The origin of an architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// "chosen", "mode", "incumbent", "random:SEED" or the path of a file.
@@ -132,20 +163,15 @@ pub struct Source {
     /// The id of its study.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub study_id: Option<String>,
-    /// The settings of its space that were given.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub settings: BTreeMap<String, String>,
 }
 
 impl Source {
     /// Returns the source of an architecture of `study`, if there is one, that was named by `choice`.
     pub(crate) fn new(choice: &Choice, study: Option<&v1::Study>) -> Source {
-        let spec = study.and_then(|study| study.spec.as_ref());
         Source {
             architecture: choice.to_string(),
             study: study.map(|study| study.name.clone()),
             study_id: study.map(|study| study.study_id.clone()),
-            settings: spec.map(|spec| spec.settings.clone()).unwrap_or_default(),
         }
     }
 }
@@ -167,17 +193,13 @@ pub(crate) fn list(values: &[i64]) -> String {
 }
 
 impl Subject {
-    /// The architecture, of that study if it is of one; without a study, `space_alone` is the one of a random
-    /// architecture.
+    /// Finds the architecture, of that study if it is of one; without a study, `space_alone` is the one of a random architecture.
     pub fn find(
         &self,
         study: Option<&v1::Study>,
         space_alone: Option<Space>,
     ) -> anyhow::Result<Found> {
-        let given = match study {
-            Some(study) => Some(space(study)?),
-            None => space_alone,
-        };
+        let given = study.map(space).or(space_alone);
         let choice = self.architecture.as_ref().unwrap_or(&Choice::Chosen);
         let source = Source::new(choice, study);
         let of_study = |values: Option<v1::Architecture>| {
@@ -190,7 +212,7 @@ impl Subject {
                     study.name
                 )
             })?;
-            Ok(Found { space: space(study)?, values, source: source.clone() })
+            Ok(Found { space: space(study), values, source: source.clone() })
         };
         match choice {
             Choice::Chosen => of_study(study.and_then(chosen)),
@@ -203,23 +225,23 @@ impl Subject {
                 let space = given.context(
                     "name the --study or the --space that the random architecture is of",
                 )?;
-                let values = space.draw(&mut ChaCha8Rng::seed_from_u64(*seed));
-                Ok(Found { space, values, source })
+                Ok(Found { values: draw(&space, *seed)?, space, source })
             }
             Choice::File(path) => {
                 let (of_file, values) = read_architecture(path)?;
-                match given {
-                    None => Ok(Found { space: of_file, values, source }),
-                    Some(space) if space.variables() == of_file.variables() => {
-                        Ok(Found { space, values, source })
-                    }
-                    Some(_) => {
-                        bail!("{} is of another space than the one named", path.display())
-                    }
+                let space = given.unwrap_or_else(|| of_file.clone());
+                if task(&space)?.variables() != task(&of_file)?.variables() {
+                    bail!("{} is of another space than the one named", path.display());
                 }
+                Ok(Found { space, values, source })
             }
         }
     }
+}
+
+/// Draws an architecture uniformly.
+pub(crate) fn draw(space: &Space, seed: u64) -> anyhow::Result<Vec<i64>> {
+    Ok(tasks::draw(&task(space)?.variables(), &mut ChaCha8Rng::seed_from_u64(seed)))
 }
 
 /// Which architecture a person named.
@@ -263,41 +285,32 @@ impl FromStr for Choice {
     }
 }
 
-/// Reads an architecture from a JSON file: its space, which has the settings' defaults but for what the file says, and one
-/// value for each variable.
+/// An architecture as JSON, for people, for other programs, and to be read back by `--architecture FILE`.
+pub(crate) fn describe(space: &Space, values: &[i64]) -> anyhow::Result<serde_json::Value> {
+    let mut described = serde_json::to_value(space)?;
+    described["values"] = values.into();
+    for (name, value) in task(space)?.describe(values) {
+        described[name] = value;
+    }
+    Ok(described)
+}
+
+/// Reads an architecture from a JSON file: its space with the settings, and one value for each variable.
 fn read_architecture(path: &Path) -> anyhow::Result<(Space, Vec<i64>)> {
     #[derive(Deserialize)]
-    struct Named {
-        #[serde(default)]
-        space: Option<String>,
+    struct Described {
+        #[serde(flatten)]
+        space: Space,
+        values: Vec<i64>,
     }
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = || -> anyhow::Result<(Space, Vec<i64>)> {
-        let Named { space } = serde_json::from_str(&text)?;
-        if let Some(coding) = space.as_deref().and_then(Coding::named) {
-            let described: inpaint::Description = serde_json::from_str(&text)?;
-            let values = described.architecture()?.values();
-            let settings = inpaint::Settings {
-                nodes: described.architecture()?.nodes().len() as i64,
-                level_back: described.level_back,
-                channels: described.channels,
-                ..inpaint::Settings::default()
-            };
-            return Ok((Space::Inpaint(coding, settings), values));
-        }
-        let described: enas_micro::Description = serde_json::from_str(&text)?;
-        ensure!(
-            described.space == enas_micro::NAME,
-            "networks of space {:?} are unknown",
-            described.space
-        );
-        let architecture = described.architecture()?;
-        let nodes = architecture.normal.nodes.len() as i64;
-        let settings = enas_micro::Settings { nodes, ..enas_micro::Settings::default() };
-        Ok((Space::EnasMicro(settings), architecture.values()))
+    let read = || -> anyhow::Result<(Space, Vec<i64>)> {
+        let Described { space, values } = serde_json::from_str(&text)?;
+        tasks::check(&task(&space)?.variables(), &values)?;
+        Ok((space, values))
     };
-    found().with_context(|| format!("{} describes no architecture", path.display()))
+    read().with_context(|| format!("{} describes no architecture", path.display()))
 }
 
 #[cfg(test)]
@@ -305,8 +318,11 @@ mod tests {
     use super::*;
 
     fn find(architecture: &str, space: Option<&str>) -> anyhow::Result<Found> {
-        let settings = [("nodes".to_owned(), "3".to_owned())].into();
-        let space = space.map(|name| named(name, &settings).unwrap());
+        let space = space.map(|name| Space {
+            name: name.into(),
+            settings: [("nodes".to_owned(), "3".to_owned())].into(),
+            ..Space::default()
+        });
         let subject = Subject { study: None, architecture: Some(architecture.parse().unwrap()) };
         subject.find(None, space)
     }
@@ -352,32 +368,30 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_its_space_and_old_ones_are_of_cells() {
+    fn a_file_says_its_space() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("architecture.json");
-        let read = |text: serde_json::Value, space| {
+        let read = |text: &serde_json::Value, space| {
             fs::write(&file, text.to_string()).unwrap();
             find(file.to_str().unwrap(), space)
         };
-        let Found { space, values, .. } = find("random:1", Some("enas-micro")).unwrap();
-        let cells = enas_micro::Architecture::decode(3, &values).unwrap().describe();
-        let mut text = serde_json::to_value(cells).unwrap();
-        text.as_object_mut().unwrap().remove("space");
-        let found = read(text.clone(), None).unwrap();
-        assert_eq!((found.space, found.values), (space, values));
-        assert_eq!(found.source.to_string(), file.to_str().unwrap());
-        let error = read(text, Some("inpaint-cat")).unwrap_err().to_string();
-        assert!(error.ends_with("is of another space than the one named"), "{error}");
-
-        let found = find("random:1", Some("inpaint-int")).unwrap();
-        let Space::Inpaint(coding, settings) = &found.space else { panic!() };
-        let row = inpaint::Architecture::decode(&settings.space(*coding), &found.values).unwrap();
-        let text = serde_json::to_value(row.describe()).unwrap();
-        for space in [None, Some("inpaint-int")] {
-            let read = read(text.clone(), space).unwrap();
-            assert_eq!((&read.space, &read.values), (&found.space, &found.values));
+        for name in ["enas-micro", "inpaint-int"] {
+            let Found { space, values, .. } = find("random:1", Some(name)).unwrap();
+            let text = describe(&space, &values).unwrap();
+            let found = read(&text, None).unwrap();
+            assert_eq!((found.space, found.values), (space, values));
+            assert_eq!(found.source.to_string(), file.to_str().unwrap());
+            let error = read(&text, Some("inpaint-cat")).unwrap_err().to_string();
+            assert!(error.ends_with("is of another space than the one named"), "{error}");
         }
-        let error = read(serde_json::json!({"space": "toy", "values": [1]}), None).unwrap_err();
-        assert!(error.to_string().ends_with("describes no architecture"), "{error}");
+        for text in [
+            serde_json::json!({"space": "enas-micro"}),
+            serde_json::json!({"space": "enas-micro", "values": [0, 1]}),
+            serde_json::json!({"space": "enas", "values": [0, 1]}),
+            serde_json::json!({"space": "enas-micro", "settings": {"nodes": "0"}, "values": []}),
+        ] {
+            let error = read(&text, None).unwrap_err().to_string();
+            assert!(error.ends_with("describes no architecture"), "{error}");
+        }
     }
 }

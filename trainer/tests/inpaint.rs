@@ -1,16 +1,20 @@
-//! The autoencoders and Adam against the authors' own PyTorch code, in 64 bits.
-//! tests/data/inpaint.py wrote what it computes and says how to write it again; this test repeats
-//! the formula that fills parameters and images.
+//! Compares the autoencoders and Adam with the authors' own PyTorch code, in 64 bits. tests/data/inpaint.py wrote their numbers
+//! and describes how to write them again; this test repeats the formula that fills parameters and images.
 
 use std::collections::BTreeMap;
 
-use asng_trainer::space::inpaint::{Architecture, Coding, Size, Space};
-use asng_trainer::supernet::adam::Adam;
-use asng_trainer::supernet::gradients::Gradients;
-use asng_trainer::supernet::inpaint::{Mode, Network};
+use asng_trainer::{
+    images::Info,
+    optim::{Gradients, Method, Optimizer},
+    tasks::{
+        Task,
+        inpainting::{Coding, Inpainting},
+        network::{Mode, Network},
+    },
+};
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// Of a loss, absolute, and of a gradient, relative to its norm.
+/// The largest error of a loss, absolute, and of a gradient, relative to its norm.
 const TOLERANCE: f64 = 1e-12;
 
 const REFERENCE: &str = include_str!("data/inpaint.txt");
@@ -25,14 +29,14 @@ fn wave(name: &str, shape: &[i64]) -> Tensor {
 
 fn fill(network: &mut Network) {
     let _guard = tch::no_grad_guard();
-    for (name, parameter) in network.parameters_mut() {
+    for (name, parameter) in &mut network.parameters {
         let shape = parameter.size();
         let scale = (3.0 / shape[1..].iter().product::<i64>() as f64).sqrt();
         parameter.copy_(&(wave(name, &shape) * scale));
     }
 }
 
-/// A network of the reference and what it computes.
+/// A network of the reference with its numbers.
 #[derive(Default)]
 struct Case {
     title: String,
@@ -72,28 +76,27 @@ fn the_networks_are_the_authors() {
     for case in cases {
         let words: Vec<&str> = case.title.split(' ').collect();
         let side: i64 = words[3].parse().unwrap();
-        let coding = Coding::named(words[1]).unwrap();
-        let space = Space { coding, nodes: 20, level_back: 5, channels: 2 };
-        let architecture = Architecture::decode(&space, &case.values).unwrap();
-        let image = [3, side, side];
-        let mut network = if words[0] == "alone" {
-            assert_eq!(Some(architecture.parameters(image, false)), case.parameters);
-            Network::alone(&architecture, image, false, 0, Device::Cpu, Kind::Double).unwrap()
-        } else {
-            let size = Size { nodes: 20, channels: 8, image_channels: 3, batch_norm: false };
-            Network::supernet(&size, 0, Device::Cpu, Kind::Double).unwrap()
-        };
+        let given = [("nodes", "20"), ("level_back", "5"), ("channels", "2")];
+        let given = given.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let task = Inpainting::new(Coding::named(words[1]).unwrap(), &given).unwrap();
+        let info = Info { shape: [3, side, side], ..Info::default() };
+        let alone = (words[0] == "alone").then_some(case.values.as_slice());
+        if alone.is_some() {
+            let costs = task.costs(&info, &case.values).unwrap();
+            assert_eq!(Some(costs.parameters), case.parameters);
+        }
+        let mut network = task.network(&info, alone, Device::Cpu, Kind::Double);
         fill(&mut network);
         let images: Tensor = 0.5 + 0.5 * wave("images", &[2, 3, side, side]);
         let mask = wave("mask", &[2, 1, side, side]).gt(0.0).to_kind(Kind::Double);
         let mode = Mode::Train { drop_path: 0.0 };
-        let output = network.forward(&(&images * mask), &architecture, mode).unwrap();
+        let output = network.forward(&(&images * mask), &case.values, mode).main;
         let loss = output.mse_loss(&images, Reduction::Mean);
         let ours = f64::try_from(&loss).unwrap();
         println!("{}: loss {ours}, difference {:e}", case.title, (ours - case.loss).abs());
         assert!((ours - case.loss).abs() < TOLERANCE, "{}: {ours}", case.title);
 
-        let gradients = Gradients::of(&loss, network.parameters()).unwrap();
+        let gradients = Gradients::of(&loss, &network.parameters);
         let gradients: BTreeMap<&str, &Tensor> = gradients.iter().collect();
         let names = case.gradients.keys().map(String::as_str);
         assert!(gradients.keys().copied().eq(names), "{}: others have gradients", case.title);
@@ -113,7 +116,7 @@ fn adam_is_pytorch_s() {
     let shape = [2, 3];
     let parameter = |name: &str| (name.to_owned(), wave(name, &shape).set_requires_grad(true));
     let mut parameters: BTreeMap<String, Tensor> = ["a", "b"].map(parameter).into();
-    let mut adam = Adam::new(&parameters, 2.0).unwrap();
+    let mut adam = Optimizer::new(Method::Adam, 2.0, &parameters);
     let mut steps = 0;
     for line in REFERENCE.lines() {
         let words: Vec<&str> = line.split(' ').collect();
@@ -129,8 +132,8 @@ fn adam_is_pytorch_s() {
                     let gradient = scale * wave(&format!("{name}{steps}"), &shape);
                     (&parameters[name] * gradient).sum(Kind::Double)
                 };
-                let gradients = Gradients::of(&(term("a") + term("b")), &parameters).unwrap();
-                let ours = adam.step(&mut parameters, &gradients, learning_rate).unwrap();
+                let gradients = Gradients::of(&(term("a") + term("b")), &parameters);
+                let ours = adam.step(&mut parameters, &gradients, learning_rate);
                 assert!((f64::try_from(ours).unwrap() - norm).abs() < 1e-14);
                 steps += 1;
             }

@@ -5,13 +5,10 @@
 use std::collections::BTreeMap;
 
 use asng_trainer::{
-    supernet::{
-        AUXILIARY_WEIGHT,
-        gradients::Gradients,
-        loss::cross_entropy,
-        sgd::{Rates, Sgd},
-    },
+    images::Info,
+    optim::{Gradients, Method, Optimizer},
     tasks::{
+        Batch, Space, Task,
         classification::{
             cells::{Cells, Ends},
             definition::{Definition, Family},

@@ -201,7 +201,14 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     ensure!(study.state == "FINISHED", "the study is {}, not FINISHED", study.state);
     say(&format!("found against {RANDOM} random architectures, with the shared weights"));
     let evaluation = read(&mut trainer(&[
-        "evaluate", "--study", STUDY, "--images", IMAGES, "--random", RANDOM, "--json",
+        "evaluate",
+        "--study",
+        STUDY,
+        "--test-images",
+        IMAGES,
+        "--random",
+        RANDOM,
+        "--json",
     ]))?;
     let evaluation: Evaluation = serde_json::from_str(&evaluation)?;
     let Random { mean, min, max } = &evaluation.random;

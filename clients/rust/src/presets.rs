@@ -12,9 +12,21 @@ pub struct Preset {
 }
 
 /// Few steps want small ones of theta at first: shared weights of autoencoders learn shallow networks before deep ones.
-const PRESETS: [Preset; 8] = [
+///
+/// The families of spaces that files define, `cells` and `chain`, have those of `enas-micro`, as the spaces of the same kind.
+const PRESETS: [Preset; 18] = [
     Preset { space: "enas-micro", name: "paper", max_steps: 39_000, delta_init: None },
     Preset { space: "enas-micro", name: "quick", max_steps: 2_000, delta_init: None },
+    Preset { space: "nasbench201", name: "paper", max_steps: 39_000, delta_init: None },
+    Preset { space: "nasbench201", name: "quick", max_steps: 2_000, delta_init: None },
+    Preset { space: "darts", name: "paper", max_steps: 39_000, delta_init: None },
+    Preset { space: "darts", name: "quick", max_steps: 2_000, delta_init: None },
+    Preset { space: "mobile", name: "paper", max_steps: 39_000, delta_init: None },
+    Preset { space: "mobile", name: "quick", max_steps: 2_000, delta_init: None },
+    Preset { space: "cells", name: "paper", max_steps: 39_000, delta_init: None },
+    Preset { space: "cells", name: "quick", max_steps: 2_000, delta_init: None },
+    Preset { space: "chain", name: "paper", max_steps: 39_000, delta_init: None },
+    Preset { space: "chain", name: "quick", max_steps: 2_000, delta_init: None },
     Preset { space: "inpaint-cat", name: "paper", max_steps: 50_000, delta_init: None },
     Preset { space: "inpaint-cat", name: "quick", max_steps: 2_000, delta_init: Some(0.2) },
     Preset { space: "inpaint-int", name: "paper", max_steps: 50_000, delta_init: None },

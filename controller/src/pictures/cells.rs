@@ -3,13 +3,15 @@
 //! * `CELL.NODE.WHAT`, or `NODE.WHAT` where there is but one cell, says something of a node.
 //! * Where WHAT is `input`, or `input` with a number, the value is the name of what the node reads: another node of the cell,
 //!   or anything else, which is an input of the cell.
+//! * Where WHAT is `from` with a number, the node reads the node of that number: `node2.from0` reads `node0`. The value says what is
+//!   done with it; with `none` it is not read. The cell's result is its last node.
 //! * Any other WHAT says what the node does. One that ends with the number of an input, as `op1`, is of that input.
 //! * The cell's result is its node `output`, and nodes that it does not need are left out. Without a node of that name it is
 //!   what no other node reads.
 
 use std::collections::HashMap;
 
-use asng_proto::v1::{Variable, variable::Kind};
+use asng_proto::v1::{Architecture, Variable, variable::Kind};
 use maud::{Markup, html};
 
 use super::{
@@ -37,14 +39,19 @@ const TOP: f64 = 26.0;
 /// The name of a node that is the cell's result.
 const OUTPUT: &str = "output";
 
-/// A panel for each cell of the final architecture as things stand, which is the most likely one if nothing else is known.
-pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
+/// Returns the final architecture as things stand, which is the most likely one if nothing else is known.
+pub(super) fn architecture(sight: &Sight) -> Option<&Architecture> {
     let chosen = sight.study.chosen.as_ref().and_then(|chosen| chosen.architecture.as_ref());
-    let Some(architecture) = chosen.or(sight.study.mode.as_ref()) else { return Vec::new() };
+    chosen.or(sight.study.mode.as_ref())
+}
+
+/// A panel for each cell of the final architecture.
+pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
+    let Some(architecture) = architecture(sight) else { return Vec::new() };
     let cells = cells(&sight.study.variables, &architecture.values);
     let drawn = cells.iter().filter(|cell| {
         let inputs: usize = cell.nodes.iter().map(|node| node.inputs.len()).sum();
-        (1..=INPUTS).contains(&inputs) && cell.nodes.len() <= NODES
+        (inputs > 0 || cell.ends_with_last) && inputs <= INPUTS && cell.nodes.len() <= NODES
     });
     drawn.take(CELLS).filter_map(Cell::draw).collect()
 }
@@ -52,6 +59,8 @@ pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
 /// Nodes that belong together.
 struct Cell<'a> {
     name: &'a str,
+    /// Whether its result is its last node.
+    ends_with_last: bool,
     nodes: Vec<Node<'a>>,
 }
 
@@ -77,7 +86,7 @@ fn cells<'a>(variables: &'a [Variable], values: &[i64]) -> Vec<Cell<'a>> {
         let (Some(what), Some(node)) = (parts.next(), parts.next()) else { continue };
         let name = parts.next().unwrap_or_default();
         let cell = *cell_places.entry(name).or_insert_with(|| {
-            cells.push(Cell { name, nodes: Vec::new() });
+            cells.push(Cell { name, ends_with_last: false, nodes: Vec::new() });
             cells.len() - 1
         });
         let (cell, node) = *places.entry((name, node)).or_insert_with(|| {
@@ -85,13 +94,21 @@ fn cells<'a>(variables: &'a [Variable], values: &[i64]) -> Vec<Cell<'a>> {
             nodes.push(Node { name: node, inputs: Vec::new(), does: Vec::new() });
             (cell, nodes.len() - 1)
         });
-        let node = &mut cells[cell].nodes[node];
+        let cell = &mut cells[cell];
+        let node = &mut cell.nodes[node];
         let stem = what.trim_end_matches(|c: char| c.is_ascii_digit());
         let number = &what[stem.len()..];
         let chosen = words::choice(variable, value);
         match &variable.kind {
             Some(Kind::Categorical(_)) if stem == "input" => {
                 node.inputs.push(Input { number, source: chosen });
+            }
+            Some(Kind::Categorical(_)) if stem == "from" && !number.is_empty() => {
+                cell.ends_with_last = true;
+                if chosen != "none" {
+                    node.inputs.push(Input { number, source: format!("node{number}") });
+                    node.does.push((number, chosen));
+                }
             }
             // A bare number says little.
             _ if chosen.parse::<f64>().is_ok() => {
@@ -124,7 +141,10 @@ impl Node<'_> {
             ref does => format!("{} of {}", does.join(" "), input.source),
         });
         let parts: Vec<String> = self.does().into_iter().map(str::to_owned).chain(inputs).collect();
-        format!("{} is {}", self.name, parts.join(", "))
+        match parts.join(", ").as_str() {
+            "" => format!("{} is nothing", self.name),
+            parts => format!("{} is {parts}", self.name),
+        }
     }
 }
 
@@ -132,7 +152,8 @@ impl Cell<'_> {
     /// Which nodes its result needs.
     fn needed(&self) -> Vec<bool> {
         let place = |name: &str| self.nodes.iter().position(|node| node.name == name);
-        let Some(output) = place(OUTPUT) else { return vec![true; self.nodes.len()] };
+        let last = self.nodes.len().checked_sub(1).filter(|_| self.ends_with_last);
+        let Some(output) = place(OUTPUT).or(last) else { return vec![true; self.nodes.len()] };
         let mut needed = vec![false; self.nodes.len()];
         let mut open = vec![output];
         while let Some(node) = open.pop() {

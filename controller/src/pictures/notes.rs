@@ -93,7 +93,11 @@ fn work(study: &Study, trainers: &[Trainer], serve: &str, now: SystemTime) -> Ve
         of_trainers.extend(connected.iter().map(|trainer| could_work(study, trainer, now)));
     }
     if !worked_on {
-        let served = connected.iter().any(|trainer| trainer.spaces.iter().any(|s| s == space));
+        let serve = with_data_set(serve, study);
+        let serves = |trainer: &&&Trainer| trainer.spaces.iter().any(|s| s == space);
+        let served = connected.iter().any(|trainer| serves(&trainer));
+        let serving = connected.iter().filter(serves);
+        let missing = serving.map(|trainer| lacking(study, trainer)).reduce(Option::and).flatten();
         let headline = match (connected.is_empty(), trainers.first()) {
             (true, None) => {
                 format!("no trainer has asked this controller for work; start one with {serve}")
@@ -107,6 +111,12 @@ fn work(study: &Study, trainers: &[Trainer], serve: &str, now: SystemTime) -> Ve
                     .into()
             }
             _ if !served => format!("no connected trainer serves space {space}"),
+            _ if missing.is_some() => {
+                let missing = missing.unwrap_or_default();
+                let fetch = KNOWN_DATA_SETS.contains(&missing);
+                let fetch = if fetch { format!("fetch it with asng-trainer data fetch {missing}, then ") } else { String::new() };
+                format!("no connected trainer that serves space {space} has data set {missing}; {fetch}start one with {serve}")
+            }
             _ if waiting => String::new(),
             _ => "no trainer works on this study".into(),
         };
@@ -139,6 +149,28 @@ fn set_aside(study: &Study, trainer: &Trainer) -> Option<Note> {
     })
 }
 
+/// Returns the data set that the study is about, if the trainer names its data sets and this is none of them.
+fn lacking<'a>(study: &'a Study, trainer: &Trainer) -> Option<&'a str> {
+    let wanted = study.spec.as_ref()?.settings.get("dataset")?;
+    (!trainer.data_sets.is_empty() && !trainer.data_sets.contains(wanted)).then_some(wanted)
+}
+
+/// Data sets that trainers know by name, where their files are.
+const KNOWN_DATA_SETS: [&str; 3] = ["cifar10", "cifar100", "fashion-mnist"];
+
+/// Adds to `serve`, the command that starts a trainer, perhaps in backticks, the option by which the trainer has the data set that
+/// the study is about.
+fn with_data_set(serve: &str, study: &Study) -> String {
+    let wanted = study.spec.as_ref().and_then(|spec| spec.settings.get("dataset"));
+    match wanted.filter(|wanted| !KNOWN_DATA_SETS.contains(&&***wanted)) {
+        Some(wanted) => match serve.strip_suffix('`') {
+            Some(serve) => format!("{serve} --images {wanted}=DIR`"),
+            None => format!("{serve} --images {wanted}=DIR"),
+        },
+        None => serve.into(),
+    }
+}
+
 /// Says what keeps `trainer`, which works on no step of `study`, from it.
 fn could_work(study: &Study, trainer: &Trainer, now: SystemTime) -> Note {
     if let Some(note) = set_aside(study, trainer) {
@@ -151,6 +183,10 @@ fn could_work(study: &Study, trainer: &Trainer, now: SystemTime) -> Note {
     let silent = if silent { "; silent for more than a minute" } else { "" };
     let serves = trainer.spaces.iter().any(|served| served == space);
     let text = match (serves, trainer.study.as_str()) {
+        (true, _) if lacking(study, trainer).is_some() => {
+            let data_sets = trainer.data_sets.join(", ");
+            format!("{id} ({}{silent}): has only the data sets {data_sets}", occupation(trainer))
+        }
         (true, "") if waiting => {
             format!("waiting for {id}, which serves space {space} and has no other work")
         }
@@ -282,6 +318,50 @@ mod tests {
                 ]
             );
         }
+    }
+
+    #[test]
+    fn a_data_set_that_no_trainer_has_is_named_with_what_to_do() {
+        let about = |state, data_set: &str| {
+            let mut study = study(state);
+            let settings = &mut study.spec.as_mut().unwrap().settings;
+            settings.insert("dataset".into(), data_set.into());
+            study
+        };
+        let with = |id: &str, data_sets: &[&str]| Trainer {
+            data_sets: data_sets.iter().map(ToString::to_string).collect(),
+            ..trainer(id, &["inpaint-cat"], "")
+        };
+        let both = [with("gpu-1", &["cifar10"]), with("gpu-2", &["cifar10", "birds"])];
+        for state in [StudyState::Waiting, StudyState::Running] {
+            assert_eq!(
+                told(&about(state, "flowers"), &both),
+                [
+                    "no connected trainer that serves space inpaint-cat has data set flowers; start one with asng-trainer \
+                     serve --images flowers=DIR",
+                    "gpu-1 (serves inpaint-cat; has no work): has only the data sets cifar10",
+                    "gpu-2 (serves inpaint-cat; has no work): has only the data sets cifar10, birds",
+                ]
+            );
+        }
+        let waiting = about(StudyState::Waiting, "birds");
+        assert_eq!(
+            told(&waiting, &both),
+            [
+                "gpu-1 (serves inpaint-cat; has no work): has only the data sets cifar10",
+                "waiting for gpu-2, which serves space inpaint-cat and has no other work",
+            ]
+        );
+        let unheard = notes(&waiting, Some(&[]), "`serve -c x`", now());
+        assert!(unheard[0].text.ends_with("; start one with `serve -c x --images birds=DIR`"));
+        let fetched = told(&about(StudyState::Waiting, "cifar100"), &both);
+        assert!(fetched[0].contains("asng-trainer data fetch cifar100, then"), "{fetched:?}");
+        // One that names no data set may have any.
+        let silent = told(&waiting, &[with("own", &[])]);
+        assert_eq!(
+            silent,
+            ["waiting for own, which serves space inpaint-cat and has no other work"]
+        );
     }
 
     #[test]

@@ -56,6 +56,36 @@ fn inpaint() -> Vec<Variable> {
     variables
 }
 
+/// A cell of three nodes, each of which may read every earlier one.
+fn nasbench201() -> Vec<Variable> {
+    let ops = ["none", "skip", "conv_1x1", "conv_3x3", "avg_pool_3x3"];
+    let edges = (1..4).flat_map(|node| (0..node).map(move |from| (node, from)));
+    edges.map(|(node, from)| categorical(&format!("cell.node{node}.from{from}"), &ops)).collect()
+}
+
+/// Six stages of four blocks, half of them of a width that is searched.
+fn mobile() -> Vec<Variable> {
+    let ops = ["skip", "mbconv_k3_e3", "mbconv_k5_e6_se0.25", "mbconv_k7_e6_se0.25"];
+    let mut variables = Vec::new();
+    for stage in 0..6 {
+        if stage % 2 == 1 {
+            variables.push(categorical(&format!("stage{stage}.channels"), &["24", "160", "1280"]));
+        }
+        for block in 0..4 {
+            variables.push(categorical(&format!("stage{stage}.block{block}"), &ops));
+        }
+    }
+    variables
+}
+
+/// A sight whose final architecture is this one.
+fn with_values(variables: Vec<Variable>, values: Vec<i64>) -> Sight {
+    let mut sight = sight(variables);
+    let architecture = Some(Architecture { values });
+    sight.study.chosen = Some(Candidate { architecture, ..Candidate::default() });
+    sight
+}
+
 /// A study of these variables in its middle, with something in every section.
 fn sight(variables: Vec<Variable>) -> Sight {
     let marginal = |(i, variable): (usize, &Variable)| {
@@ -395,6 +425,69 @@ fn cells_are_drawn_as_their_names_say() {
     assert!(text.contains("kernel 3 · skip · channels 112"), "{text}");
     assert!(text.contains(">Not used: node0, node2, node5, node7<"), "{text}");
     assert!(!text.contains(">node0<") && text.contains(">node1<"), "{text}");
+}
+
+/// The first label of a panel in a picture.
+fn label(document: &Document<'_>) -> String {
+    let label = |node: Node<'_, '_>| node.attribute("aria-label").map(str::to_owned);
+    document.descendants().find_map(label).unwrap()
+}
+
+#[test]
+fn a_cell_of_edges_ends_with_its_last_node_and_leaves_out_none() {
+    // node1.from0, node2.from0, node2.from1, node3.from0 to from2.
+    let text = drawn(Picture::Architecture, &with_values(nasbench201(), vec![3, 0, 2, 1, 0, 4]));
+    let document = Document::parse(&text).unwrap();
+    assert_eq!(
+        label(&document),
+        "cell node1 is conv_3x3 of node0; node2 is conv_1x1 of node1; node3 is skip of node0, avg_pool_3x3 of node2"
+    );
+    let said = |word: &str| count(&document, |n| n.has_tag_name("text") && n.text() == Some(word));
+    assert_eq!((said("node0"), said("node3"), said("output"), said("none")), (1, 1, 1, 0));
+    // What the last node does not read, directly or not, is not drawn.
+    let text = drawn(Picture::Architecture, &with_values(nasbench201(), vec![3, 0, 2, 1, 0, 0]));
+    assert!(text.contains(">Not used: node1, node2<"), "{text}");
+    let text = drawn(Picture::Architecture, &with_values(nasbench201(), vec![0; 6]));
+    assert!(label(&Document::parse(&text).unwrap()).starts_with("cell node3 is nothing"), "{text}");
+}
+
+#[test]
+fn a_chain_is_a_row_of_blocks_whose_words_do_not_touch() {
+    let values = (0..27).map(|i| [2, 0, 1, 3][i % 4].min(2)).collect();
+    let text = drawn(Picture::Architecture, &with_values(mobile(), values));
+    let document = Document::parse(&text).unwrap();
+    let label = label(&document);
+    assert!(label.starts_with("stage0: mbconv_k5_e6_se0.25, skip, mbconv_k3_e3, "), "{label}");
+    assert!(label.contains("; stage1 of 1280 channels: "), "{label}");
+    let dashed = count(&document, |n| n.attribute("stroke-dasharray").is_some());
+    assert_eq!((dashed, label.matches("skip").count()), (6, 6));
+    // A letter is up to 5.5 wide; a word of a block runs along its height.
+    let number = |node: &Node<'_, '_>, name| node.attribute(name).unwrap().parse::<f64>().unwrap();
+    let texts = document.descendants().filter(|n| n.has_tag_name("text") && n.text().is_some());
+    let (upright, turned): (Vec<_>, Vec<_>) =
+        texts.partition(|node| node.attribute("transform").is_none());
+    assert_eq!((upright.len(), turned.len()), (6 + 3, 24 + 2));
+    let width = |node: &Node<'_, '_>| 5.5 * node.text().unwrap().chars().count() as f64;
+    for line in ["stage", "ch"] {
+        let mut ends: Vec<(f64, f64)> = upright
+            .iter()
+            .filter(|node| node.text().unwrap().contains(line))
+            .map(|node| {
+                (number(node, "x") - width(node) / 2.0, number(node, "x") + width(node) / 2.0)
+            })
+            .collect();
+        ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+        assert!(ends.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ends:?}");
+    }
+    let mut middles: Vec<f64> = turned.iter().map(|node| number(node, "x")).collect();
+    middles.sort_by(f64::total_cmp);
+    assert!(middles.windows(2).all(|pair| pair[1] - pair[0] >= 18.0), "{middles:?}");
+    let tall = document
+        .descendants()
+        .filter(|n| n.has_tag_name("rect") && n.attribute("width") == Some("18"))
+        .map(|node| number(&node, "height"))
+        .fold(f64::INFINITY, f64::min);
+    assert!(turned.iter().all(|node| width(node) < tall));
 }
 
 #[test]

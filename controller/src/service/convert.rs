@@ -116,6 +116,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         owner: spec.owner,
         retention,
         costs: spec.costs.into_iter().map(rule).collect(),
+        space_definition: spec.space_definition,
     })
 }
 
@@ -178,6 +179,7 @@ pub(super) fn study(study: &Study) -> v1::Study {
     v1::Study {
         variables: study.variables().unwrap_or_default().iter().map(variable).collect(),
         fronts: study.selection().fronts().iter().map(front).collect(),
+        spec: Some(spec_message(study.spec())),
         ..summary(study)
     }
 }
@@ -187,7 +189,7 @@ pub(super) fn summary(study: &Study) -> v1::Study {
     let progress = study.progress();
     v1::Study {
         name: study.name().into(),
-        spec: Some(spec_message(study.spec())),
+        spec: Some(v1::StudySpec { space_definition: String::new(), ..spec_message(study.spec()) }),
         state: state(study.state()).into(),
         variables: Vec::new(),
         progress: Some(v1::Progress {
@@ -332,15 +334,17 @@ fn announce(message: &mut v1::Trainer, known: &FleetTrainer<'_>) {
         retry_after: left.and_then(duration),
     };
     message.spaces = known.spaces.to_vec();
+    message.data_sets = known.data_sets.to_vec();
     message.unserved = known.unserved.iter().map(unserved).collect();
     message.set_aside = known.set_aside.iter().map(set_aside).collect();
     message.study = known.study.unwrap_or_default().into();
 }
 
-/// Reads what a trainer says of itself when it asks for a step; `spaces` are sound. Studies set aside whose id is none are
-/// left out.
+/// Reads what a trainer says of itself when it asks for a step; `spaces` and `data_sets` are sound. Studies set aside whose id is
+/// none are left out.
 pub(super) fn announcement(
     spaces: &[String],
+    data_sets: &[String],
     unserved: Vec<v1::UnservedSpace>,
     set_aside: Vec<v1::SetAsideStudy>,
     violations: &mut Vec<Violation>,
@@ -379,6 +383,7 @@ pub(super) fn announcement(
     });
     Announcement {
         spaces: spaces.to_vec(),
+        data_sets: data_sets.to_vec(),
         set_aside: set_aside.collect(),
         unserved: unserved
             .into_iter()
@@ -412,6 +417,7 @@ pub(super) fn describe(study: &Study) -> v1::Describe {
         study: study.name().into(),
         space: study.spec().space.clone(),
         settings: study.spec().settings.clone(),
+        space_definition: study.spec().space_definition.clone(),
         study_id: study.id().to_string(),
     }
 }
@@ -565,6 +571,7 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
             v1::Retention { keep: Some(keep) }
         }),
         costs: spec.costs.iter().cloned().map(rule).collect(),
+        space_definition: spec.space_definition.clone(),
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, StepId, Study, StudyId, TracePoint},
+    study::{Closed, Spec, StepId, Study, StudyId, TracePoint},
 };
 
 const VERSION: i64 = 4;
@@ -244,23 +244,30 @@ impl Postgres {
     pub(super) fn owner_of_work(
         &mut self,
         spaces: &[String],
+        data_sets: &[String],
         set_aside: &[StudyId],
     ) -> Result<Option<String>, Error> {
         let id = self.id;
         let set_aside: Vec<_> = set_aside.iter().map(|study| study.0.cast_signed()).collect();
         self.run(async move |connection| {
-            let address = sqlx::query_scalar(
-                "SELECT address FROM studies JOIN states ON states.study = studies.id
+            // The setting is read here and not by PostgreSQL, whose JSON refuses what ours takes.
+            let mut found = sqlx::query_as::<_, (String, String)>(
+                "SELECT address, spec FROM studies JOIN states ON states.study = studies.id
                      JOIN controllers ON controllers.id = studies.controller
                  WHERE controller <> $1 AND space = ANY($2) AND studies.id <> ALL($3)
-                     AND state IN ('\"running\"', '\"waiting\"') ORDER BY created_ms LIMIT 1",
+                     AND state IN ('\"running\"', '\"waiting\"') ORDER BY created_ms",
             )
             .bind(id)
             .bind(spaces)
             .bind(set_aside)
-            .fetch_optional(connection)
-            .await?;
-            Ok(address)
+            .fetch(connection);
+            while let Some((address, spec)) = found.try_next().await? {
+                let spec = serde_json::from_str::<Spec>(&spec);
+                if spec.is_ok_and(|spec| spec.is_for(data_sets)) {
+                    return Ok(Some(address));
+                }
+            }
+            Ok(None)
         })
     }
 

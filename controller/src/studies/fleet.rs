@@ -18,6 +18,8 @@ const MAX_TEXT: usize = 3 << 20;
 pub struct Announcement {
     /// Names of the spaces that it serves.
     pub spaces: Vec<String>,
+    /// Names of the data sets that it has; empty if it says nothing about data sets.
+    pub data_sets: Vec<String>,
     /// Spaces that it implements but cannot serve.
     pub unserved: Vec<Unserved>,
     /// Studies that it cannot work on for now.
@@ -51,10 +53,10 @@ impl Announcement {
     fn size(&self) -> usize {
         /// Of an entry, beside its texts.
         const ENTRY: usize = 32;
-        let spaces = self.spaces.iter().map(|space| space.len() + ENTRY);
+        let names = self.spaces.iter().chain(&self.data_sets).map(|name| name.len() + ENTRY);
         let unserved = self.unserved.iter().map(|u| u.space.len() + u.reason.len() + ENTRY);
         let set_aside = self.set_aside.iter().map(|s| s.study.len() + s.reason.len() + 2 * ENTRY);
-        spaces.chain(unserved).chain(set_aside).sum()
+        names.chain(unserved).chain(set_aside).sum()
     }
 }
 
@@ -131,6 +133,8 @@ pub struct FleetTrainer<'a> {
     pub last_seen: SystemTime,
     /// Names of the spaces that it serves.
     pub spaces: &'a [String],
+    /// Names of the data sets that it has; empty if it says nothing about data sets.
+    pub data_sets: &'a [String],
     /// Spaces that it implements but cannot serve.
     pub unserved: &'a [Unserved],
     /// Studies that it has set aside, and the time from now until it tries each again.
@@ -157,7 +161,7 @@ impl Shelf {
         let sees_all = self.scope == Default::default();
         let seen = |(name, last_seen, trainer)| {
             let (name, last_seen, trainer): (_, _, &Trainer) = (name, last_seen, trainer);
-            let Announcement { spaces, unserved, set_aside } = &trainer.announcement;
+            let Announcement { spaces, data_sets, unserved, set_aside } = &trainer.announcement;
             let passed = trainer.announced.map_or(Duration::ZERO, |announced| {
                 now.monotonic.saturating_duration_since(announced)
             });
@@ -168,6 +172,7 @@ impl Shelf {
                 name,
                 last_seen,
                 spaces,
+                data_sets,
                 unserved,
                 set_aside: set_aside.map(|s| (s, left(s))).collect(),
                 study: study.filter(|study| !study.state().has_ended()).map(|study| study.name()),

@@ -39,7 +39,7 @@ enum Operation {
     Extend {
         held: usize,
     },
-    /// A trainer that has set the study aside asks for a step.
+    /// A trainer that has set the study aside asks for a step; then one that lacks its data set.
     SetAside {
         trainer: usize,
     },
@@ -116,6 +116,7 @@ fn specs() -> impl Strategy<Value = Spec> {
                 max_staleness: Some(max_staleness),
                 max_steps,
                 max_duration: max_seconds.map(Duration::from_secs),
+                settings: [("dataset".to_owned(), "wanted".to_owned())].into(),
                 ..Spec::default()
             }
         },
@@ -252,8 +253,14 @@ impl Simulation {
 
     fn lease(&mut self, trainer: usize, origin: &Origin) {
         let (now, trainer) = (self.now, format!("t{trainer}"));
-        let request =
-            LeaseRequest { study: STUDY, trainer: &trainer, spaces: &[], set_aside: &[], origin };
+        let request = LeaseRequest {
+            study: STUDY,
+            trainer: &trainer,
+            spaces: &[],
+            data_sets: &["wanted".to_owned()],
+            set_aside: &[],
+            origin,
+        };
         let (next, _) = self.shelf().lease(&request, now).unwrap();
         if let Next::Step(id) = next {
             let study = self.study();
@@ -318,12 +325,20 @@ impl Simulation {
                     study: STUDY,
                     trainer: &format!("t{trainer}"),
                     spaces: &[],
+                    data_sets: &[],
                     set_aside: &[self.study().id()],
                     origin: &Origin::Request(self.requests.to_string()),
                 };
                 let now = self.now;
                 let (next, about) = self.shelf().lease(&request, now).unwrap();
                 assert_eq!((next, about), (Next::NoWork(study::RETRY_WHEN_IDLE), None));
+                let ended = self.study().state().has_ended();
+                let lacks = ["other".to_owned()];
+                let request = LeaseRequest { data_sets: &lacks, set_aside: &[], ..request };
+                let (next, _) = self.shelf().lease(&request, now).unwrap();
+                let expected =
+                    if ended { Next::Finished } else { Next::NoWork(study::RETRY_WHEN_IDLE) };
+                assert_eq!(next, expected);
             }
             Reject => {
                 let ended = self.study().state().has_ended();

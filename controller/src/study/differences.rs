@@ -39,10 +39,12 @@ pub fn differences(there: &Spec, here: &Spec) -> Vec<Violation> {
         owner,
         retention,
         costs,
+        space_definition,
     } = there;
     let mut found = Differences::default();
     let quoted = |text: &String| (!text.is_empty()).then(|| format!("{text:?}"));
     found.compare("space", quoted(space), quoted(&here.space));
+    found.compare("space_definition", quoted(space_definition), quoted(&here.space_definition));
     found.compare_maps("settings", settings, &here.settings);
     found.compare_lists(
         "variables",
@@ -250,6 +252,8 @@ mod tests {
         };
         let set = |field: &str, value: &str| format!("{field} is not set there and {value} here");
         assert_eq!(told(|s| s.space = "toy".into()), set("space", r#""toy""#));
+        let text = told(|s| s.space_definition = "family = 'cells'".into());
+        assert_eq!(text, set("space_definition", r#""family = 'cells'""#));
         let text = told(|s| s.settings = map("depth", "3"));
         assert_eq!(text, set(r#"settings["depth"]"#, r#""3""#));
         let text = told(|s| s.variables[0].kind = Kind::Integer { low: 1, high: 9 });

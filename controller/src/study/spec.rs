@@ -24,6 +24,10 @@ const MAX_PARAMETERS: usize = 1 << 17;
 const MAX_STEPS: u64 = 1_000_000_000_000;
 const MAX_EVERY: u64 = 1_000_000_000;
 const MAX_LABELS: usize = 50;
+/// Longest definition of a space, in bytes.
+pub const MAX_DEFINITION: usize = 1 << 16;
+/// Families of spaces that have definitions.
+pub const FAMILIES: [&str; 2] = ["cells", "chain"];
 const DURATION_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 3600);
 const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
@@ -200,9 +204,23 @@ pub struct Spec {
     /// What costs of architectures count for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub costs: Vec<CostRule>,
+    /// The TOML text that defines the space; empty for a space that trainers know by its name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub space_definition: String,
 }
 
 impl Spec {
+    /// Returns the data set that the study is about, if its settings name one.
+    pub fn data_set(&self) -> Option<&str> {
+        self.settings.get("dataset").map(String::as_str)
+    }
+
+    /// Returns whether a trainer with these data sets can work on the study. One that names no data set may have any.
+    pub fn is_for(&self, data_sets: &[String]) -> bool {
+        let wanted = self.data_set().filter(|_| !data_sets.is_empty());
+        wanted.is_none_or(|wanted| data_sets.iter().any(|data_set| data_set == wanted))
+    }
+
     /// Architectures in a step for training the weights; the paper's 2 by default.
     pub fn lambda_x(&self) -> usize {
         self.lambda_x.unwrap_or(2) as usize
@@ -252,15 +270,48 @@ impl Spec {
         if !self.space.is_empty() && !is_name(&self.space) {
             refuse("space", NAME_RULE.into());
         }
+        if !self.space_definition.is_empty() {
+            let size = self.space_definition.len();
+            if size > MAX_DEFINITION {
+                let description = format!("has {size} bytes; at most {MAX_DEFINITION} are allowed");
+                refuse("space_definition", description);
+            }
+            let is_text = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
+            if !self.space_definition.chars().all(is_text) {
+                refuse(
+                    "space_definition",
+                    "has control characters, which TOML does not allow".into(),
+                );
+            }
+            if !FAMILIES.contains(&&*self.space) {
+                let families = FAMILIES.join(" or ");
+                let description = format!(
+                    "{:?} is no family of spaces; with a space_definition it is {families}",
+                    self.space
+                );
+                refuse("space", description);
+            }
+            if !self.variables.is_empty() {
+                let description =
+                    "are described by a trainer from space_definition; leave them out";
+                refuse("variables", description.into());
+            }
+        }
         if self.settings.len() > MAX_SETTINGS {
             refuse("settings", format!("at most {MAX_SETTINGS} settings"));
         }
         for (key, value) in &self.settings {
-            if key.is_empty() || key.chars().count() > 100 || value.chars().count() > 1000 {
+            // PostgreSQL takes no NUL.
+            let has_nul = key.contains('\0') || value.contains('\0');
+            if key.is_empty()
+                || key.chars().count() > 100
+                || value.chars().count() > 1000
+                || has_nul
+            {
                 let key: String = key.chars().take(100).collect();
                 refuse(
                     &format!("settings[{key:?}]"),
-                    "a key has 1 to 100 characters, a value up to 1000".into(),
+                    "a key has 1 to 100 characters, a value up to 1000, none of them NUL".into(),
                 );
             }
         }
@@ -329,7 +380,7 @@ impl Spec {
             _ => {}
         }
         found.extend(costs::rule_violations(&self.costs));
-        if !self.variables.is_empty() {
+        if !self.variables.is_empty() && self.space_definition.is_empty() {
             found.extend(self.variable_violations("spec.variables", &self.variables));
             if found.is_empty()
                 && let Err(violations) = self.shapes(&self.variables)
@@ -446,8 +497,8 @@ impl Spec {
 /// What `is_name` asks for.
 pub const NAME_RULE: &str =
     "1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit";
-pub(super) const LABEL_RULE: &str =
-    "names have 1 to 200 characters, none of them a control character";
+/// What `is_label` asks for.
+pub const LABEL_RULE: &str = "names have 1 to 200 characters, none of them a control character";
 
 /// Whether `name` can name a study or a space: it is safe in a URL, a file name and a log line.
 pub fn is_name(name: &str) -> bool {
@@ -526,6 +577,29 @@ mod tests {
     #[test]
     fn an_empty_spec_is_told_what_it_needs() {
         assert_eq!(fields(&Spec::default()), ["spec.space", "spec.stop.max_steps"]);
+    }
+
+    #[test]
+    fn a_definition_goes_with_a_family_and_without_variables() {
+        let defined = Spec {
+            space: "cells".into(),
+            space_definition: "x".repeat(MAX_DEFINITION),
+            max_steps: 1,
+            ..Spec::default()
+        };
+        assert_eq!(fields(&defined), [""; 0]);
+        let long = Spec { space_definition: "x".repeat(MAX_DEFINITION + 1), ..defined.clone() };
+        let found = long.violations();
+        assert_eq!(
+            found[0].to_string(),
+            "spec.space_definition: has 65537 bytes; at most 65536 are allowed"
+        );
+        let binary = Spec { space_definition: "\u{1b}[0m".into(), ..defined.clone() };
+        assert_eq!(fields(&binary), ["spec.space_definition"]);
+        let other = Spec { space: "enas-micro".into(), ..defined.clone() };
+        assert_eq!(fields(&other), ["spec.space"]);
+        let both = Spec { variables: vec![categorical("op", &["conv", "skip"])], ..defined };
+        assert_eq!(fields(&both), ["spec.variables"]);
     }
 
     #[test]

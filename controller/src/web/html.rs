@@ -310,6 +310,7 @@ pub(super) fn trainers(prefix: &Prefix, trainers: &[Trainer], now: SystemTime) -
                     }
                 }
                 td { (trainer.spaces.join(", ")) }
+                td { (trainer.data_sets.join(", ")) }
                 td.text { (words::unserved(&trainer.unserved)) }
                 td.text { (words::set_aside(&trainer.set_aside)) }
             }
@@ -325,6 +326,7 @@ pub(super) fn trainers(prefix: &Prefix, trainers: &[Trainer], now: SystemTime) -
                     th scope="col" { "last heard of" }
                     th scope="col" { "works on" }
                     th scope="col" { "serves" }
+                    th scope="col" { "data sets" }
                     th scope="col" { "cannot serve" }
                     th scope="col" { "set aside" }
                 } }

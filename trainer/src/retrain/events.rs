@@ -77,12 +77,11 @@ impl Events {
     /// Adds what a row says; the step is its iteration.
     pub(super) fn write(&mut self, row: &Row) -> anyhow::Result<()> {
         let rest = [("epoch", row.epoch), ("learning_rate", row.learning_rate)];
-        let scalar = |&(tag, value): &(&str, f64)| Scalar {
-            tag: tag.to_owned(),
-            simple_value: value as f32,
-        };
+        let scalar =
+            |(tag, value): (&str, f64)| Scalar { tag: tag.to_owned(), simple_value: value as f32 };
+        let metrics = row.metrics.iter().map(|(name, metric)| (&**name, *metric));
         let summary =
-            Some(Summary { value: rest.iter().chain(&row.figures).map(scalar).collect() });
+            Some(Summary { value: rest.into_iter().chain(metrics).map(scalar).collect() });
         let step = row.iteration.cast_signed();
         let event = Event { wall_time: now(), step, summary, ..Event::default() };
         self.append(&event).with_context(|| format!("cannot write {}", self.path.display()))
@@ -151,8 +150,8 @@ mod tests {
     use super::*;
 
     fn row(iteration: u64) -> Row {
-        let figures = vec![("train_loss", 0.5 * iteration as f64)];
-        Row { iteration, epoch: 0.25, learning_rate: 0.1, figures, seconds: 1.0 }
+        let metrics = vec![("train_loss".into(), 0.5 * iteration as f64)];
+        Row { iteration, epoch: 0.25, learning_rate: 0.1, metrics, seconds: 1.0 }
     }
 
     fn steps(directory: &Path) -> Vec<i64> {

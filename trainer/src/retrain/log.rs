@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::training::Figure;
+use super::training::Named;
 
 /// The file's name.
 pub(crate) const LOG: &str = "log.csv";
@@ -22,7 +22,7 @@ pub(super) struct Row {
     /// That of the last minibatch.
     pub(super) learning_rate: f64,
     /// Means over the minibatches since the last row, then what the test images say.
-    pub(super) figures: Vec<Figure>,
+    pub(super) metrics: Named,
     /// Time spent since the beginning.
     pub(super) seconds: f64,
 }
@@ -58,15 +58,15 @@ impl Log {
 
     /// Adds a row; it is on the disk when this returns.
     pub(super) fn write(&mut self, row: &Row) -> anyhow::Result<()> {
-        let Row { iteration, epoch, learning_rate, figures, seconds } = row;
+        let Row { iteration, epoch, learning_rate, metrics, seconds } = row;
         let mut text = String::new();
         if self.empty {
-            let names = figures.iter().map(|(name, _)| format!(",{name}"));
+            let names = metrics.iter().map(|(name, _)| format!(",{name}"));
             text = format!("iteration,epoch,learning_rate{},seconds\n", names.collect::<String>());
         }
-        let figures = figures.iter().map(|(_, figure)| format!(",{figure}"));
-        let figures: String = figures.collect();
-        text += &format!("{iteration},{epoch},{learning_rate}{figures},{seconds:.1}\n");
+        let metrics = metrics.iter().map(|(_, figure)| format!(",{figure}"));
+        let metrics: String = metrics.collect();
+        text += &format!("{iteration},{epoch},{learning_rate}{metrics},{seconds:.1}\n");
         let written = self.rows.write_all(text.as_bytes()).and_then(|()| self.rows.sync_data());
         self.empty = false;
         written.with_context(|| format!("cannot write {}", self.file.display()))
@@ -78,8 +78,8 @@ mod tests {
     use super::*;
 
     fn row(iteration: u64) -> Row {
-        let figures = vec![("train_loss", 0.5), ("test_accuracy", f64::NAN)];
-        Row { iteration, epoch: 0.25, learning_rate: 0.1, figures, seconds: 1.26 }
+        let metrics = vec![("train_loss".into(), 0.5), ("test_accuracy".into(), f64::NAN)];
+        Row { iteration, epoch: 0.25, learning_rate: 0.1, metrics, seconds: 1.26 }
     }
 
     #[test]

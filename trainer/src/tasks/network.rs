@@ -15,6 +15,9 @@ use crate::torch::{Snapshot, Tensors};
 const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
+/// The prefix of the names of tensors that only training needs.
+pub const AUXILIARY: &str = "auxiliary.";
+
 /// The purpose of a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
@@ -56,6 +59,11 @@ impl Network {
             store.variables().into_iter().partition(|(_, tensor)| tensor.requires_grad());
         initialise(&mut parameters, seed);
         Network { parameters, statistics, forward }
+    }
+
+    /// A network of these parameters, with their values as they are.
+    pub fn of(parameters: Tensors, forward: Forward) -> Network {
+        Network { parameters, statistics: Tensors::new(), forward }
     }
 
     /// Computes the output of the architecture with these values.

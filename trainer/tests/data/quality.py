@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes quality.txt: peak signal-to-noise ratios and structural similarities by scikit-image, for the test
-trainer/tests/quality.rs.
+"""Writes quality.txt: peak signal-to-noise ratios and structural similarities by scikit-image, for the tests of
+trainer/src/tasks/inpainting/metrics.rs.
 
     python3 -m venv venv && venv/bin/pip install scikit-image==0.26.0
     venv/bin/python trainer/tests/data/quality.py

@@ -100,7 +100,7 @@ pub(crate) enum StudyCommand {
     /// List studies.
     List(ListArgs),
     /// Show all of a study: state, spec, progress, mode and incumbent.
-    Show(StudyName),
+    Show(ShowArgs),
     /// Follow a study until it ends, through restarts of the controller; then print what it has found.
     #[command(after_help = WATCH_HELP)]
     Watch(StudyName),
@@ -134,8 +134,8 @@ pub(crate) enum StudyCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TrainerCommand {
-    /// List all trainers that the controller has heard of since its start: what each works on, what it serves, which spaces
-    /// it cannot serve and which studies it has set aside, and why.
+    /// List all trainers that the controller has heard of since its start: what each works on, what it serves, which data sets
+    /// it has, which spaces it cannot serve and which studies it has set aside, and why.
     List,
     /// Show what a trainer does: study, step, last losses, last checkpoint, what it cannot work on and why.
     Status,
@@ -192,6 +192,15 @@ impl Which {
 pub(crate) struct StudyName {
     /// Name of the study.
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Name of the study.
+    pub(crate) name: String,
+    /// Print only the definition of the study's space, the text of the file that it was created with.
+    #[arg(long)]
+    pub(crate) definition: bool,
 }
 
 const WATCH_HELP: &str = "\
@@ -292,7 +301,7 @@ pub(crate) enum What {
     Convergence,
     /// Losses of ranked architectures over the steps.
     Loss,
-    /// The final architecture as a graph of cells.
+    /// The final architecture as a graph of cells, or as a chain of blocks.
     Architecture,
     /// Loss against each cost.
     Front,

@@ -55,6 +55,7 @@ pub(crate) fn trainer(trainer: &Trainer) -> Value {
         "mean_staleness": trainer.mean_staleness,
         "study": trainer.study,
         "spaces": trainer.spaces,
+        "data_sets": trainer.data_sets,
         "unserved": unserved(&trainer.unserved),
         "set_aside": set_aside(&trainer.set_aside),
     })
@@ -108,6 +109,7 @@ fn spec(spec: &StudySpec) -> Value {
     let defaults = names::defaults();
     json!({
         "space": spec.space,
+        "space_definition": spec.space_definition,
         "settings": spec.settings,
         "variables": spec.variables.iter().map(variable).collect::<Value>(),
         "algorithm": {

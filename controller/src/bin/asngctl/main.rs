@@ -4,7 +4,7 @@
 //! [`args`] is what can be typed, [`client`] the connection, [`text`] and [`mod@json`] the two outputs, [`watch`] the
 //! live line, [`screen`] the live screen, [`history`] the past, [`paper`] pictures and reports; [`archive`] keeps studies in files,
 //! [`mod@file`] makes files appear when complete;
-//! [`mod@trainer`] asks trainers; [`variables`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
+//! [`mod@trainer`] asks trainers; [`variables`], [`space`] and [`start`] read a file each, [`names`] has words for the contract's values; [`doctor`] looks for
 //! what is wrong; [`conformance`] tries trainers.
 
 mod archive;
@@ -18,6 +18,7 @@ mod json;
 mod names;
 mod paper;
 mod screen;
+mod space;
 mod spec;
 mod start;
 mod text;
@@ -45,7 +46,7 @@ use clap_complete::Shell;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Cli, Command, EndArgs, Format, ListArgs, Output, StudyCommand, StudyName},
+    args::{Cli, Command, EndArgs, Format, ListArgs, Output, ShowArgs, StudyCommand, StudyName},
     client::{Controller, received},
     file::is_standard,
     watch::Screen,
@@ -147,7 +148,17 @@ async fn run(
                 }
             }
         }
-        StudyCommand::Show(StudyName { name }) => {
+        StudyCommand::Show(ShowArgs { name, definition: true }) => {
+            let spec = client::study(&mut controller, &name).await?.spec.unwrap_or_default();
+            let text = spec.space_definition;
+            ensure!(
+                !text.is_empty(),
+                "study `{name}` was not created with a space file: trainers know its space `{}` by name",
+                spec.space
+            );
+            print(output, || text.trim_end().into(), || json!({ "space_definition": text }))?;
+        }
+        StudyCommand::Show(ShowArgs { name, definition: false }) => {
             let study = client::study(&mut controller, &name).await?;
             let notes = client::notes_about(&mut controller, url, &study).await;
             let text = || text::show(&study, &notes, SystemTime::now());

@@ -11,13 +11,15 @@ use asng_proto::v1::{
 };
 use clap::Args;
 
-use crate::{args::pair, file::is_standard, start, variables};
+use crate::{args::pair, file::is_standard, space, start, variables};
 
 pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
   The paper's search, a small one, and one of settings of its own, in spaces that the project's trainer knows:
     asngctl study create cifar --space enas-micro --preset paper
     asngctl study create small --space enas-micro --preset quick --wait
     asngctl study create own --space enas-micro --set cells=12 --max-steps 50000
+  A space of your own, which a file defines, on your own images:
+    asngctl study create mine --space-file my.toml --set dataset=flowers --preset quick
   No larger than 100,000 parameters, and of two that are as good, the smaller one:
     asngctl study create light --space enas-micro --preset paper --limit parameters=100000 --penalty parameters=1e-7
   Variables of an external trainer:
@@ -30,8 +32,12 @@ pub(crate) struct CreateArgs {
     /// Name: 1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit.
     pub(crate) name: String,
     /// Name of a space that trainers know, such as enas-micro; may be left out with --variables.
-    #[arg(long, required_unless_present = "variables")]
+    #[arg(long, required_unless_present_any = ["variables", "space_file"])]
     space: Option<String>,
+    /// TOML file that defines the space, of the family cells or chain, up to 65536 bytes; - for standard input. It is stored with
+    /// the study, so that trainers need no copy of it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["space", "variables"])]
+    space_file: Option<PathBuf>,
     /// JSON array of variables, 1 to 4096, - for standard input; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
@@ -157,10 +163,10 @@ struct SpecArgs {
 impl CreateArgs {
     /// The spec that was typed. Reads the files.
     pub(crate) fn into_spec(self) -> anyhow::Result<StudySpec> {
-        let files = [self.variables.as_deref(), self.spec.start_distribution.as_deref()];
+        let files = [&self.variables, &self.space_file, &self.spec.start_distribution];
         ensure!(
-            !files.iter().all(|file| file.is_some_and(is_standard)),
-            "--variables and --start-distribution cannot both be read from standard input"
+            files.iter().filter(|file| file.as_deref().is_some_and(is_standard)).count() < 2,
+            "of --variables, --space-file and --start-distribution, two cannot both be read from standard input"
         );
         let variables = self.variables.as_deref().map(variables::read).transpose()?;
         let mut spec = StudySpec {
@@ -168,6 +174,9 @@ impl CreateArgs {
             variables: variables.unwrap_or_default(),
             ..Default::default()
         };
+        if let Some(file) = &self.space_file {
+            (spec.space, spec.space_definition) = space::read(file)?;
+        }
         let preset = self.preset.as_deref().and_then(|name| preset(&spec.space, name));
         let max_steps = self.max_steps.or(preset.map(|preset| preset.max_steps));
         spec.stop.get_or_insert_default().max_steps = max_steps.with_context(|| {
@@ -385,6 +394,20 @@ mod tests {
     }
 
     #[test]
+    fn a_space_file_brings_its_family_its_text_and_the_steps_of_presets() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let text = "family = \"chain\"\n";
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        let path = file.path().to_str().unwrap();
+        let command = parse(&["create", "a", "--space-file", path, "--preset=paper"]).unwrap();
+        let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
+        let spec = args.into_spec().unwrap();
+        assert_eq!((&*spec.space, &*spec.space_definition), ("chain", text));
+        assert_eq!(spec.stop.clone().unwrap().max_steps, 39_000);
+        assert_eq!(clone(spec, &[]).unwrap().space_definition, text);
+    }
+
+    #[test]
     fn a_clone_has_the_spec_of_its_source_but_for_what_is_typed() {
         let flags = ["--space=toy", "--set=k=1", "--set=l=2", "--alpha=2", "--label=a=b"];
         let more = ["--seed=7", "--lease=9s", "--owner=lab", "--keep-every=3", "--converged-at=1"];
@@ -407,6 +430,9 @@ mod tests {
             &["--space=toy", "--set=k=1", "--set=k=2"],
             &["--space=toy", "--keep-every=1", "--keep-last=1"],
             &["--space=toy", "--start-from=a", "--start-distribution=f"],
+            &["--space=toy", "--space-file=my.toml"],
+            &["--variables=-", "--space-file=my.toml"],
+            &["--space-file=-", "--start-distribution=-"],
         ] {
             assert!(create(flags).is_err(), "{flags:?}");
         }

@@ -21,8 +21,11 @@ use crate::names;
 pub(crate) fn sentence(study: &Study, notes: &[Note]) -> String {
     let mut text = format!("study `{}` is {}", study.name, names::state(study));
     if study.state() == StudyState::Waiting {
-        let space = study.spec.as_ref().map_or("", |spec| &spec.space);
-        text += &format!(" for a trainer that serves `{space}`");
+        let spec = study.spec.clone().unwrap_or_default();
+        text += &format!(" for a trainer that serves `{}`", spec.space);
+        if let Some(data_set) = spec.settings.get("dataset") {
+            text += &format!(" and has data set `{data_set}`");
+        }
     }
     notes.iter().fold(text, |text, note| format!("{text}\n  {note}"))
 }
@@ -114,7 +117,8 @@ pub(crate) fn all_trainers(trainers: &[Trainer], now: SystemTime) -> String {
     if trainers.is_empty() {
         return "no trainer has asked this controller for work since its start".to_owned();
     }
-    let header = ["TRAINER", "SEEN", "WORKS-ON", "SERVES", "CANNOT-SERVE", "SET-ASIDE"];
+    let header =
+        ["TRAINER", "SEEN", "WORKS-ON", "SERVES", "DATA-SETS", "CANNOT-SERVE", "SET-ASIDE"];
     let mut table = table(header);
     for trainer in trainers {
         table.add_row([
@@ -122,6 +126,7 @@ pub(crate) fn all_trainers(trainers: &[Trainer], now: SystemTime) -> String {
             or_dash(trainer.last_seen.map(|time| format!("{} ago", age(time, now)))),
             or_dash(Some(trainer.study.clone())),
             or_dash(Some(trainer.spaces.join(", "))),
+            or_dash(Some(trainer.data_sets.join(", "))),
             or_dash(Some(unserved(&trainer.unserved))),
             or_dash(Some(set_aside(&trainer.set_aside))),
         ]);
@@ -195,7 +200,7 @@ pub(crate) fn spec(study: &Study) -> Vec<Row> {
         n => format!("{n}, submitted"),
     };
     vec![
-        row("space", or_dash(Some(spec.space.clone()))),
+        row("space", space(&spec)),
         row("settings", pairs(&spec.settings)),
         row("variables", variables),
         row("fixed", pairs(&spec.fixed)),
@@ -215,6 +220,15 @@ pub(crate) fn spec(study: &Study) -> Vec<Row> {
         row("lease", or_default(spec.lease, Some(names::default_lease()))),
         row("history", history(&spec)),
     ]
+}
+
+/// The space's name; of one that a file defines, its family, and the name and size of the file's text.
+fn space(StudySpec { space, space_definition: text, .. }: &StudySpec) -> String {
+    if text.is_empty() {
+        return or_dash(Some(space.clone()));
+    }
+    let name = crate::space::name(text).map_or_else(String::new, |name| format!(" {name},"));
+    format!("{space}, defined by a file:{name} {} bytes (--definition prints it)", text.len())
 }
 
 fn start(spec: &StudySpec) -> String {
@@ -492,6 +506,12 @@ pub(crate) mod tests {
     #[test]
     fn a_study_is_shown_with_its_defaults_and_names() {
         let text = show(&a_study(), &[], SystemTime::UNIX_EPOCH);
+        assert!(has_line(&text, &["space", "toy"]), "{text}");
+        let mut defined = a_study();
+        let definition = "name = 'mine'\n[cells]\n";
+        (defined.spec.as_mut().unwrap().space_definition) = definition.into();
+        let row = "toy, defined by a file: mine, 22 bytes (--definition prints it)";
+        assert!(show(&defined, &[], SystemTime::UNIX_EPOCH).contains(row));
         assert!(has_line(&text, &["alpha", "1.5", "(default)"]), "{text}");
         assert!(has_line(&text, &["seed", "3", "(drawn)"]), "{text}");
         assert!(has_line(&text, &["applied", "50", "of", "200", "(25.0", "%)"]), "{text}");
@@ -521,6 +541,12 @@ pub(crate) mod tests {
         let expected =
             "study `a` is WAITING for a trainer that serves `toy`\n  one note\n  another";
         assert_eq!(sentence(&study, &notes), expected);
+        let mut about = study.clone();
+        about.spec.as_mut().unwrap().settings.insert("dataset".into(), "flowers".into());
+        assert_eq!(
+            sentence(&about, &[]),
+            "study `a` is WAITING for a trainer that serves `toy` and has data set `flowers`"
+        );
         let text = show(&study, &notes, SystemTime::UNIX_EPOCH);
         assert!(has_line(&text, &["notes", "one", "note"]), "{text}");
         assert!(has_line(&text, &["another"]), "{text}");
@@ -540,6 +566,7 @@ pub(crate) mod tests {
             last_seen: Some(Timestamp::default()),
             study: "cifar".into(),
             spaces: vec!["enas-micro".into(), "toy".into()],
+            data_sets: vec!["cifar10".into(), "flowers".into()],
             unserved: vec![UnservedSpace {
                 space: "inpaint-cat".into(),
                 reason: "no photos".into(),
@@ -548,11 +575,11 @@ pub(crate) mod tests {
             ..Trainer::default()
         };
         let text = all_trainers(&[trainer, Trainer::default()], now);
-        let facts = "gpu-1 3s ago cifar enas-micro, toy inpaint-cat: no photos x: no whole checkpoint; tries again in 40s";
+        let facts = "gpu-1 3s ago cifar enas-micro, toy cifar10, flowers inpaint-cat: no photos x: no whole checkpoint; tries again in 40s";
         assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
         let facts = "y: no whole checkpoint; tries again in 1m 30s";
         assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
-        assert!(has_line(&text, &["-", "-", "-", "-", "-"]), "{text}");
+        assert!(has_line(&text, &["-", "-", "-", "-", "-", "-"]), "{text}");
         assert!(all_trainers(&[], now).contains("no trainer has asked"));
     }
 

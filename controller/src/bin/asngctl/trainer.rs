@@ -135,6 +135,7 @@ fn status_text(status: &GetStatusResponse, now: SystemTime) -> String {
         row("state", state(status)),
         row("device", &status.device),
         row("spaces", status.spaces.join(", ")),
+        row("data sets", or_dash(Some(status.data_sets.join(", ")))),
         row("controller", &status.controller),
         row("release", &status.version),
         row("steps reported", status.steps),
@@ -175,6 +176,7 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "version": status.version,
         "device": status.device,
         "spaces": status.spaces,
+        "data_sets": status.data_sets,
         "controller": status.controller,
         "state": state(status),
         "uptime": status.uptime.map(|uptime| uptime.to_string()),
@@ -233,6 +235,7 @@ mod tests {
         let status = GetStatusResponse {
             trainer_id: "gpu-1".into(),
             spaces: vec!["toy".into()],
+            data_sets: vec!["cifar10".into(), "flowers".into()],
             checkpoint_error: "cannot write checkpoint x: no space left on device".into(),
             unserved: vec![UnservedSpace {
                 space: "inpaint-cat".into(),
@@ -248,6 +251,7 @@ mod tests {
         };
         let text = status_text(&status, SystemTime::UNIX_EPOCH);
         for (name, value) in [
+            ("data sets", "cifar10, flowers"),
             ("checkpoint error", "cannot write checkpoint x: no space left on device"),
             ("cannot serve", "inpaint-cat: no photos in data/photos"),
             ("set aside", "faces: no whole checkpoint; tries again in 40s"),

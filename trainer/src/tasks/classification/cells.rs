@@ -164,11 +164,6 @@ impl Cells {
         channels.partition_point(fits).checked_sub(1).map(|last| channels[last])
     }
 
-    /// How many times a network halves height and width: those of images must be divisible by 2 to this power.
-    pub fn halvings(&self) -> i64 {
-        2
-    }
-
     /// The graph of each type of cells.
     fn graphs(&self, mut values: &[i64]) -> Vec<Graph> {
         let nodes = self.nodes as usize;

@@ -217,11 +217,6 @@ impl Chain {
         at.costs().parameters
     }
 
-    /// How many times height and width of images must be divisible by 2: never, as a stride of 2 rounds up.
-    pub fn halvings(&self) -> i64 {
-        0
-    }
-
     fn scaled(&self, channels: i64) -> i64 {
         if self.width == 1.0 { channels } else { divisible(channels as f64 * self.width) }
     }

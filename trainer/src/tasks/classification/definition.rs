@@ -5,17 +5,13 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
-use tch::{Device, Kind};
 use toml::{Spanned, Value};
 
 use super::{
-    cells::{Cells, CellsTable, Ends},
+    cells::{Cells, CellsTable},
     chain::{Chain, ChainTable},
 };
-use crate::tasks::{
-    Variable,
-    network::{Costs, Network},
-};
+use crate::tasks::settings::{Given, Preset};
 
 /// The longest text, in bytes: as much as a study's specification holds.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -38,7 +34,9 @@ pub struct Definition {
     /// The paper or program that it follows.
     pub source: Option<String>,
     /// Settings of a study by the name of a preset.
-    pub presets: BTreeMap<String, BTreeMap<String, String>>,
+    pub presets: BTreeMap<String, Given>,
+    /// Settings of a retraining by the name of a preset.
+    retraining: BTreeMap<String, Given>,
     /// The architectures.
     pub family: Family,
 }
@@ -98,10 +96,15 @@ struct DefinitionTable {
     description: String,
     source: Option<String>,
     #[serde(default)]
-    presets: BTreeMap<String, BTreeMap<String, Spanned<Value>>>,
+    presets: Presets,
+    #[serde(default)]
+    retraining: Presets,
     cells: Option<CellsTable>,
     chain: Option<ChainTable>,
 }
+
+/// Settings by the name of a preset.
+type Presets = BTreeMap<String, BTreeMap<String, Spanned<Value>>>;
 
 impl Definition {
     /// Reads a definition. The error names the first mistake and its line.
@@ -136,111 +139,71 @@ impl Definition {
                 format!("must have 1 to 64 lower-case letters, digits and hyphens, not {name:?}");
             return Err(Fault::new(&table.name, "name", problem));
         }
-        let mut presets = BTreeMap::new();
-        for (preset, settings) in table.presets {
-            let mut texts = BTreeMap::new();
-            for (setting, value) in settings {
-                let text = match value.get_ref() {
-                    Value::String(text) => text.clone(),
-                    Value::Integer(number) => number.to_string(),
-                    Value::Float(number) => number.to_string(),
-                    Value::Boolean(on) => on.to_string(),
-                    Value::Datetime(_) | Value::Array(_) | Value::Table(_) => {
-                        let key = format!("presets.{preset}.{setting}");
-                        let problem = "must be a number, a text, true or false".to_owned();
-                        return Err(Fault::new(&value, &key, problem));
-                    }
-                };
-                texts.insert(setting, text);
-            }
-            presets.insert(preset, texts);
-        }
         let family = match (&table.cells, &table.chain) {
             (Some(cells), None) => Family::Cells(Cells::new(name, cells)?),
             (None, Some(chain)) => Family::Chain(Chain::new(name, chain)?),
             _ => {
-                let problem = "a space has either a table [cells] or a table [chain]".to_owned();
+                let problem = "a space has one of the tables [cells] and [chain]".to_owned();
                 return Err(Fault::new(&table.name, "", problem));
             }
         };
+        let presets = read_presets("presets", table.presets)?;
+        let retraining = read_presets("retraining", table.retraining)?;
         let name = table.name.into_inner();
         let DefinitionTable { description, source, .. } = table;
-        Ok(Definition { name, description, source, presets, family })
+        Ok(Definition { name, description, source, presets, retraining, family })
+    }
+
+    /// Returns the settings of a retraining. Those that the file leaves out are the paper's (Akimoto et al., section 5.2), or
+    /// minutes on two cores.
+    pub fn retraining(&self, preset: Preset) -> Given {
+        let (cells, training): (&[_], _) = match preset {
+            Preset::Paper => (
+                &[("cells", "20"), ("max_parameters", "4000000")],
+                [("epochs", "600"), ("drop_path", "0.3"), ("cutout", "16")],
+            ),
+            Preset::Quick => (
+                &[("cells", "5"), ("max_parameters", "40000")],
+                [("epochs", "1"), ("drop_path", "0"), ("cutout", "0")],
+            ),
+        };
+        let cells = match self.family {
+            Family::Cells(_) => [cells, &[("channels", "0")]].concat(),
+            Family::Chain(_) => Vec::new(),
+        };
+        let text = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let mut settings: Given =
+            cells.into_iter().chain(training).chain([("batch_size", "80")]).map(text).collect();
+        settings.extend(self.retraining.get(preset.name()).cloned().unwrap_or_default());
+        settings
     }
 }
 
-impl Family {
-    /// The name of the family, as studies have it for their space.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Family::Cells(_) => "cells",
-            Family::Chain(_) => "chain",
+/// Reads the tables of settings below `key`.
+fn read_presets(key: &str, tables: Presets) -> Result<BTreeMap<String, Given>, Fault> {
+    let mut presets = BTreeMap::new();
+    for (preset, table) in tables {
+        let mut settings = Given::new();
+        for (setting, value) in table {
+            let key = format!("{key}.{preset}.{setting}");
+            if !["paper", "quick"].contains(&&*preset) {
+                return Err(Fault::new(&value, &key, "presets are paper and quick".to_owned()));
+            }
+            let text = match value.get_ref() {
+                Value::String(text) => text.clone(),
+                Value::Integer(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Boolean(on) => on.to_string(),
+                Value::Datetime(_) | Value::Array(_) | Value::Table(_) => {
+                    let problem = "must be a number, a text, true or false".to_owned();
+                    return Err(Fault::new(&value, &key, problem));
+                }
+            };
+            settings.insert(setting, text);
         }
+        presets.insert(preset, settings);
     }
-
-    /// The variables, in the order of an architecture's values.
-    pub fn variables(&self) -> Vec<Variable> {
-        match self {
-            Family::Cells(cells) => cells.variables(),
-            Family::Chain(chain) => chain.variables(),
-        }
-    }
-
-    /// Makes the supernet, or with `alone` the network of that architecture, with weights decided by `seed`.
-    pub fn network(
-        &self,
-        ends: &Ends,
-        alone: Option<&[i64]>,
-        seed: u64,
-        device: Device,
-        kind: Kind,
-    ) -> Network {
-        match self {
-            Family::Cells(cells) => cells.network(ends, alone, seed, device, kind),
-            Family::Chain(chain) => chain.network(ends, alone, seed, device, kind),
-        }
-    }
-
-    /// The costs of an architecture, without an auxiliary head. `affine`: normalisations have a weight and a bias, as when an
-    /// architecture is trained alone.
-    pub fn costs(&self, ends: &Ends, values: &[i64], affine: bool) -> Costs {
-        match self {
-            Family::Cells(cells) => cells.costs(ends, values, affine),
-            Family::Chain(chain) => chain.costs(ends, values, affine),
-        }
-    }
-
-    /// The number of the supernet's parameters.
-    pub fn supernet_parameters(&self, ends: &Ends) -> i64 {
-        match self {
-            Family::Cells(cells) => cells.supernet_parameters(ends),
-            Family::Chain(chain) => chain.supernet_parameters(ends),
-        }
-    }
-
-    /// How many times networks halve height and width: those of images must be divisible by 2 to this power.
-    pub fn halvings(&self) -> i64 {
-        match self {
-            Family::Cells(cells) => cells.halvings(),
-            Family::Chain(chain) => chain.halvings(),
-        }
-    }
-
-    /// An architecture for people and other programs, with the names of its choices.
-    pub fn describe(&self, values: &[i64]) -> serde_json::Value {
-        match self {
-            Family::Cells(cells) => cells.describe(values),
-            Family::Chain(chain) => chain.describe(values),
-        }
-    }
-
-    /// An architecture as a Graphviz digraph.
-    pub fn dot(&self, values: &[i64]) -> String {
-        match self {
-            Family::Cells(cells) => cells.dot(values),
-            Family::Chain(chain) => chain.dot(values),
-        }
-    }
+    Ok(presets)
 }
 
 fn prefix(key: &str) -> String {
@@ -347,7 +310,7 @@ mod tests {
             "[cells]",
             "[chain]\nactivation = \"relu\"\nstem = { channels = 8, kernel = 3, stride = 1 }\nrows = [\"ds_k3_c8\"]\n[cells]",
         );
-        assert!(both.contains("a space has either a table"), "{both}");
+        assert!(both.contains("a space has one of the tables"), "{both}");
         let long = "#".repeat(MAX_BYTES + 1);
         assert!(Definition::parse(&long).unwrap_err().problem.contains("at most 65536 bytes"));
     }

@@ -1,0 +1,187 @@
+//! The search of one study: its task, its images and its supernet.
+
+use std::{cell::RefCell, collections::BTreeMap, path::Path, rc::Rc, time::Instant};
+
+use tch::Device;
+use tracing::warn;
+
+use super::{
+    Error, Step,
+    supernet::{Failure, Supernet},
+};
+use crate::{
+    images::{Batches, DataSet, Images, Preprocess},
+    latency,
+    metrics::{self, Phase},
+    optim::cosine,
+    tasks::{
+        self, Batch, Draw, Task, Variable,
+        test_split::{self, Metrics, TestSplit},
+    },
+    torch::{Precision, Snapshot, attempt},
+};
+
+/// Costs of an architecture by name, at the size at which it is searched.
+pub type Costs = BTreeMap<&'static str, f64>;
+
+/// A study's supernet, and the images that make its minibatches.
+pub(super) struct Search {
+    task: Box<dyn Task>,
+    variables: Vec<Variable>,
+    data: Rc<DataSet>,
+    supernet: Supernet,
+    train: Part,
+    rank: Part,
+    preprocess: Preprocess,
+    device: Device,
+    /// Latencies in milliseconds by architecture; none where they are not measured.
+    latencies: Option<RefCell<BTreeMap<Vec<i64>, f64>>>,
+}
+
+/// The results of a step.
+pub(super) struct Measured {
+    pub(super) losses: Vec<f64>,
+    /// Empty where architectures are no networks.
+    pub(super) costs: Vec<Costs>,
+    pub(super) metrics: BTreeMap<&'static str, f64>,
+    pub(super) images: u64,
+}
+
+/// The half of the training images that trains the weights, or that ranks architectures, on the device.
+struct Part {
+    images: Images,
+    /// None for a task that needs no images.
+    batches: Option<Batches>,
+    seed: u64,
+}
+
+impl Part {
+    /// Every other training image from the `first` on, so that each class is in both halves.
+    fn new(
+        data: &DataSet,
+        first: i64,
+        batch_size: i64,
+        seed: u64,
+        device: Device,
+    ) -> Result<Part, Error> {
+        let images = data.train.every_other(first).to_device(device);
+        let batches = match data.train.is_empty() {
+            true => None,
+            false => Some(Batches::new(seed, images.len() as usize, batch_size as usize)?),
+        };
+        Ok(Part { images, batches, seed })
+    }
+
+    /// The minibatch `number`, counted from 0 over all epochs.
+    fn batch(&mut self, task: &dyn Task, preprocess: &Preprocess, number: u64) -> Batch {
+        let indices = self.batches.as_mut().map_or(&[][..], |batches| batches.get(number));
+        let images = self.images.select(indices);
+        task.batch(&images, preprocess, Draw::Augmented { seed: self.seed, number })
+    }
+}
+
+impl Search {
+    pub(super) fn new(
+        task: Box<dyn Task>,
+        data: Rc<DataSet>,
+        device: Device,
+        precision: Precision,
+        measure_latency: bool,
+    ) -> Result<Search, Error> {
+        task.accepts(&data.info).map_err(Error::OtherImages)?;
+        let training = task.training();
+        // Each half has an order of its own.
+        let seed = training.seed.wrapping_mul(2);
+        let part = |first: i64| {
+            let seed = seed.wrapping_add(first as u64);
+            Part::new(&data, first, training.batch_size, seed, device)
+        };
+        Ok(Search {
+            variables: task.variables(),
+            supernet: Supernet::new(&*task, &data.info, device, precision),
+            train: part(0)?,
+            rank: part(1)?,
+            preprocess: test_split::preprocess(&*task, &data.info, device),
+            latencies: measure_latency.then(RefCell::default),
+            task,
+            data,
+            device,
+        })
+    }
+
+    pub(super) fn step(&mut self, step: &Step) -> Result<Measured, Error> {
+        let started = Instant::now();
+        for values in step.train.iter().chain(&step.rank) {
+            tasks::check(&self.variables, values)?;
+        }
+        let task = &*self.task;
+        let train_batch = self.train.batch(task, &self.preprocess, step.batch);
+        let rank_batch = self.rank.batch(task, &self.preprocess, step.batch);
+        let loading = started.elapsed();
+        metrics::phase(Phase::Data, loading);
+        let training = task.training();
+        let learning_rate = cosine(training.learning_rate, step.progress);
+        let (train, rank) = ((&train_batch, &*step.train), (&rank_batch, &*step.rank));
+        let outcome = self.supernet.step(task, train, rank, learning_rate)?;
+        for Failure { place, reason } in &outcome.failures {
+            let values = step.train.iter().chain(&step.rank).nth(*place);
+            warn!(?values, reason, "architecture cannot be computed, and counts as diverged");
+        }
+        let mut metrics = BTreeMap::from([
+            ("train_loss", outcome.train_loss),
+            ("gradient_norm", outcome.gradient_norm),
+            ("learning_rate", learning_rate),
+            ("loading_seconds", loading.as_secs_f64()),
+        ]);
+        metrics.extend(task.step_metrics(&outcome.train_metrics, &outcome.rank_metrics));
+        let architectures = (step.train.len() + step.rank.len()) as u64;
+        let images = match self.data.train.is_empty() {
+            true => 0,
+            false => architectures * training.batch_size as u64,
+        };
+        let costs = step.rank.iter().filter_map(|values| self.costs(values, &rank_batch));
+        Ok(Measured { costs: costs.collect(), losses: outcome.losses, metrics, images })
+    }
+
+    /// The costs of an architecture; none where architectures are no networks.
+    fn costs(&self, values: &[i64], batch: &Batch) -> Option<Costs> {
+        let costs = self.task.costs(&self.data.info, values)?;
+        let mut costs =
+            Costs::from([("parameters", costs.parameters as f64), ("macs", costs.macs as f64)]);
+        if let Some(latencies) = &self.latencies {
+            let mut latencies = latencies.borrow_mut();
+            let latency = latencies.entry(values.to_vec()).or_insert_with(|| {
+                let image = batch.input.narrow(0, 0, 1);
+                let forward = || attempt(|| self.supernet.forward(&image, values)).map(drop);
+                // An architecture that cannot be computed has no latency, and a limit on it is exceeded.
+                latency::measure(forward, self.device).unwrap_or(f64::INFINITY)
+            });
+            costs.insert("latency_ms", *latency);
+        }
+        Some(costs)
+    }
+
+    /// Metrics of an architecture on the first `count` test images, or all; and their number.
+    pub(super) fn evaluate(
+        &self,
+        values: &[i64],
+        count: Option<i64>,
+    ) -> Result<(u64, Metrics), Error> {
+        tasks::check(&self.variables, values)?;
+        let test = TestSplit::new(&*self.task, &self.data, count, self.device)
+            .map_err(Error::TestImages)?;
+        let forward = |batch: &Batch| self.supernet.forward(&batch.input, values);
+        let metrics = test.evaluate(&*self.task, forward, |_, _, _| {});
+        Ok((test.len() as u64, metrics))
+    }
+
+    /// Weights and optimiser as they are now.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.supernet.snapshot()
+    }
+
+    /// Reads a checkpoint; nothing changes unless all of it fits.
+    pub(super) fn load(&mut self, file: &Path) -> Result<(), Error> {
+        Ok(self.supernet.load(file)?)
+    }
+}

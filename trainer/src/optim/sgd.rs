@@ -1,0 +1,36 @@
+//! Stochastic gradient descent with momentum and weight decay.
+
+use tch::Tensor;
+
+use super::zeros;
+use crate::torch::Tensors;
+
+#[derive(Debug)]
+pub(super) struct Sgd {
+    decay: f64,
+    weight_decay: f64,
+    /// The last direction of each parameter.
+    pub(super) momentum: Tensors,
+}
+
+impl Sgd {
+    pub(super) fn new(decay: f64, weight_decay: f64, parameters: &Tensors) -> Sgd {
+        Sgd { decay, weight_decay, momentum: zeros(parameters) }
+    }
+
+    pub(super) fn step<'a>(
+        &mut self,
+        parameters: &mut Tensors,
+        gradients: impl Iterator<Item = (&'a str, Tensor)>,
+        learning_rate: f64,
+    ) {
+        for (name, gradient) in gradients {
+            // Indexing: gradients and momentum have the names of the parameters that they were made for.
+            let (parameter, momentum) =
+                (parameters.get_mut(name).unwrap(), self.momentum.get_mut(name).unwrap());
+            let direction = gradient + &*parameter * self.weight_decay;
+            let _ = momentum.g_mul_scalar_(self.decay).g_add_(&direction);
+            let _ = parameter.g_sub_(&(&*momentum * learning_rate));
+        }
+    }
+}

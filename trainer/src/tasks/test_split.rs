@@ -1,0 +1,118 @@
+//! Test images on the device, and means of a task's metrics over all of them.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Batch, Draw, Task};
+use crate::{
+    images::{DataSet, Images, Info, Preprocess},
+    torch::read,
+};
+
+/// Pixels in one forward pass, and the smallest and the largest number of images that they make. A supernet normalises with the
+/// statistics of these images: 250 of CIFAR-10's.
+const PIXELS: i64 = 256_000;
+const IMAGES: [i64; 2] = [32, 250];
+
+/// Metrics by name, in the order of [`Task::test_metrics`].
+pub type Metrics = Vec<(&'static str, f64)>;
+
+/// Images on the device that no training has seen; none for a task that needs none.
+pub struct TestSplit {
+    images: Images,
+    preprocess: Preprocess,
+    batch: i64,
+}
+
+impl TestSplit {
+    /// Takes the first `count` test images, or all of them. Errors with a sentence if there are not so many.
+    pub fn new(
+        task: &dyn Task,
+        data: &DataSet,
+        count: Option<i64>,
+        device: Device,
+    ) -> Result<TestSplit, String> {
+        let all = data.test.len();
+        let count = count.unwrap_or(all);
+        if all > 0 && !(1..=all).contains(&count) {
+            return Err(format!("there are {all} test images; {count} of them cannot be used"));
+        }
+        let [_, height, width] = data.info.shape;
+        Ok(TestSplit {
+            images: data.test.narrow(0, count).to_device(device),
+            preprocess: preprocess(task, &data.info, device),
+            batch: (PIXELS / (height * width).max(1)).clamp(IMAGES[0], IMAGES[1]),
+        })
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> i64 {
+        self.images.len()
+    }
+
+    /// The number of forward passes over all of them.
+    pub fn batches(&self) -> u64 {
+        (self.len() as u64).div_ceil(self.batch as u64).max(1)
+    }
+
+    /// A batch for each of [`TestSplit::batches`], all of nearly the same size, since statistics are taken over them.
+    fn batch(&self, task: &dyn Task, number: i64) -> (Images, Batch) {
+        let (count, len) = (self.batches() as i64, self.len());
+        let start = number * len / count;
+        let images = self.images.narrow(start, (number + 1) * len / count - start);
+        let batch = task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 });
+        (images, batch)
+    }
+
+    /// Takes `count` images, all if there are fewer, from the first to the last at equal distances, since neighbours are often of
+    /// one scene.
+    pub fn sample(&self, task: &dyn Task, count: i64) -> Batch {
+        let count = count.min(self.len());
+        let one = |i| {
+            let start = i * self.len() / count;
+            let images = self.images.narrow(start, 1);
+            task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 })
+        };
+        let batches: Vec<Batch> = (0..count).map(one).collect();
+        let together = |part: fn(&Batch) -> &Tensor| {
+            Tensor::cat(&batches.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        Batch { input: together(|batch| &batch.input), target: together(|batch| &batch.target) }
+    }
+
+    /// The metrics of what one gets without a network, if that makes sense.
+    pub fn baseline(&self, task: &dyn Task) -> Option<Metrics> {
+        let (_, batch) = self.batch(task, 0);
+        let _ = task.baseline(&batch)?;
+        let forward = |batch: &Batch| task.baseline(batch).expect("it depends on the task alone");
+        Some(self.evaluate(task, forward, |_, _, _| {}))
+    }
+
+    /// Means over all images of what `forward` makes of them; `seen` is shown each batch with its images and its output.
+    pub fn evaluate(
+        &self,
+        task: &dyn Task,
+        forward: impl Fn(&Batch) -> Tensor,
+        mut seen: impl FnMut(&Images, &Batch, &Tensor),
+    ) -> Metrics {
+        let names = task.test_metrics();
+        let _guard = tch::no_grad_guard();
+        let mut means = vec![0.0; names.len()];
+        for number in 0..self.batches() as i64 {
+            let (images, batch) = self.batch(task, number);
+            let output = forward(&batch);
+            let metrics = read(&task.test(&output, &batch));
+            let part = images.len().max(1) as f64 / self.len().max(1) as f64;
+            means.iter_mut().zip(metrics).for_each(|(mean, metric)| *mean += part * metric);
+            seen(&images, &batch, &output);
+        }
+        names.iter().copied().zip(means).collect()
+    }
+}
+
+/// Prepares the pixels of a data set as a task wants them.
+pub fn preprocess(task: &dyn Task, info: &Info, device: Device) -> Preprocess {
+    match task.normalised() {
+        true => Preprocess::new(info, device, Kind::Float, true),
+        false => Preprocess::unit(device, Kind::Float, true),
+    }
+}

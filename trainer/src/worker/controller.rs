@@ -1,0 +1,203 @@
+//! A trainer's calls of the controller's SearchService. Every failed call is counted. Calls are repeated until the controller answers, except
+//! those that may as well fail: extending a lease, and giving a step back.
+
+use std::time::Duration;
+
+use asng_client::{Connection, explain, insist};
+use asng_proto::v1::{
+    self, describe_space_request::Answer, lease_step_response::Next,
+    search_service_client::SearchServiceClient,
+};
+use tokio::time::timeout;
+use tonic::{Response, Status};
+use tracing::{info, warn};
+
+use crate::{engine, metrics};
+
+/// Time limit for giving back a step, and for the last report of a trainer that ends.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The controller, as one trainer calls it.
+pub(super) struct Controller {
+    pub(super) connection: Connection,
+    search: SearchServiceClient<Connection>,
+    trainer_id: String,
+    spaces: Vec<String>,
+    unserved: Vec<v1::UnservedSpace>,
+    data_sets: Vec<String>,
+    /// Random number that makes the request ids of this process unique.
+    process: u64,
+    requests: u64,
+}
+
+/// A step that the controller expects from this trainer.
+pub(super) enum InFlight {
+    /// The step is leased and not reported.
+    Computing(v1::Step),
+    /// The report is sent and not acknowledged. Its reply may bring, or may already have brought, the next step.
+    Reporting(v1::ReportStepRequest),
+}
+
+impl Controller {
+    /// Makes the client of a trainer that serves `spaces` and not `unserved`, on the images of `data_sets`.
+    pub(super) fn new(
+        connection: Connection,
+        trainer_id: String,
+        spaces: Vec<String>,
+        unserved: Vec<v1::UnservedSpace>,
+        data_sets: Vec<String>,
+    ) -> Controller {
+        let (search, process) = (SearchServiceClient::new(connection.clone()), rand::random());
+        Controller {
+            connection,
+            search,
+            trainer_id,
+            spaces,
+            unserved,
+            data_sets,
+            process,
+            requests: 0,
+        }
+    }
+
+    /// Asks for a step of `study`, or of any study when that is empty.
+    pub(super) async fn lease(
+        &mut self,
+        study: String,
+        set_aside: Vec<v1::SetAsideStudy>,
+    ) -> Result<Option<Next>, Status> {
+        self.requests += 1;
+        let request = v1::LeaseStepRequest {
+            study,
+            trainer_id: self.trainer_id.clone(),
+            spaces: self.spaces.clone(),
+            request_id: format!("{:016x}-{}", self.process, self.requests),
+            fresh_start: self.requests == 1,
+            set_aside,
+            unserved: self.unserved.clone(),
+            data_sets: self.data_sets.clone(),
+        };
+        let answer = insist(&request, |request| {
+            let mut search = self.search.clone();
+            async move { counted(search.lease_step(request).await) }
+        });
+        Ok(answer.await?.next)
+    }
+
+    /// Makes the report of a computed step; `lease_next` asks for another step in the reply.
+    pub(super) fn report_of(
+        &self,
+        step: v1::Step,
+        outcome: engine::Outcome,
+        lease_next: bool,
+    ) -> v1::ReportStepRequest {
+        v1::ReportStepRequest {
+            study: step.study,
+            step_id: step.step_id,
+            lease_id: step.lease_id,
+            trainer_id: self.trainer_id.clone(),
+            spaces: self.spaces.clone(),
+            data_sets: self.data_sets.clone(),
+            losses: outcome.losses,
+            costs: outcome.costs.into_iter().map(costs).collect(),
+            metrics: outcome.metrics,
+            lease_next,
+        }
+    }
+
+    /// Sends a report.
+    pub(super) async fn report(
+        &self,
+        request: &v1::ReportStepRequest,
+    ) -> Result<v1::ReportStepResponse, Status> {
+        let report = insist(request, |request| {
+            let mut search = self.search.clone();
+            async move { counted(search.report_step(request).await) }
+        });
+        report.await
+    }
+
+    /// Extends the lease of a step, within `limit`. A failure is only logged: the report still counts if it is the first.
+    pub(super) async fn extend(&self, step: &v1::Step, limit: Duration) {
+        let request = v1::ExtendLeaseRequest {
+            study: step.study.clone(),
+            step_id: step.step_id,
+            lease_id: step.lease_id.clone(),
+        };
+        let extended = timeout(limit, self.search.clone().extend_lease(request)).await;
+        if let Ok(Err(status)) = extended.map(counted) {
+            warn!(reason = status.message(), "lease cannot be extended");
+        }
+    }
+
+    /// Describes or rejects a study.
+    pub(super) async fn describe(&self, study: &str, answer: Answer) -> Result<(), Status> {
+        let request = v1::DescribeSpaceRequest {
+            study: study.into(),
+            trainer_id: self.trainer_id.clone(),
+            answer: Some(answer),
+        };
+        let reply = insist(&request, |request| {
+            let mut search = self.search.clone();
+            async move { counted(search.describe_space(request).await) }
+        });
+        let described = reply.await?.study.unwrap_or_default();
+        // This trainer rejects the study, or the controller does because its cost rules do not fit the description.
+        if described.state() == v1::StudyState::Failed {
+            let reasons =
+                described.failure.iter().map(|v| format!("{}: {}", v.field, v.description));
+            let reason = reasons.collect::<Vec<_>>().join("; ");
+            warn!(study, reason, "study rejected");
+        } else {
+            info!(study, "study described");
+        }
+        Ok(())
+    }
+
+    /// Gives a step back, if the controller answers within [`FAREWELL`].
+    pub(super) async fn give_back(&self, step: InFlight, reason: &str) {
+        let mut search = self.search.clone();
+        let given_back = async {
+            let step = match step {
+                InFlight::Computing(step) => step,
+                // A report that is sent twice counts once, and brings the same next step.
+                InFlight::Reporting(request) => {
+                    let answer = search.report_step(request).await?.into_inner();
+                    match answer.next.and_then(|next| next.next) {
+                        Some(Next::Step(step)) => step,
+                        _ => return Ok(()),
+                    }
+                }
+            };
+            let request = v1::ReleaseStepRequest {
+                study: step.study,
+                step_id: step.step_id,
+                lease_id: step.lease_id,
+                reason: reason.chars().take(1000).collect(),
+            };
+            search.release_step(request).await?;
+            info!(step = step.step_id, "step given back");
+            Ok::<(), Status>(())
+        };
+        match timeout(FAREWELL, given_back).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => warn!(reason = status.message(), "step not given back"),
+            Err(_) => warn!("step not given back: the controller does not answer"),
+        }
+    }
+
+    /// Returns the text of an error of the controller, with what to do about it.
+    pub(super) fn explain(&self, status: &Status) -> String {
+        explain(status, &self.connection.url())
+    }
+}
+
+fn costs(costs: engine::Costs) -> v1::Costs {
+    let figures = costs.into_iter().map(|(name, cost)| (name.to_owned(), cost));
+    v1::Costs { figures: figures.collect() }
+}
+
+/// Counts a call if it has failed.
+fn counted<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+    answer.inspect_err(|status| metrics::controller_failed(status.code()))
+}
