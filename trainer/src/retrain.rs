@@ -495,7 +495,7 @@ mod tests {
             &[][..],
             &["--preset", "paper", "--epochs", "600", "--learning-rate", "0.0250", "--seed=0"],
             &["--channels", "9", "--drop-path", "0.3", "--study", "a", "--checkpoint-every=1s"],
-            &["--images", "8", "--test-images", "4"],
+            &["--train-images", "8", "--test-images", "4"],
         ] {
             assert_eq!(check(typed, &classifier), Ok(()));
         }
@@ -512,7 +512,7 @@ mod tests {
             ("--channels 10", "9"),
             ("--max-parameters 10", "4000000"),
             ("--learning-rate 0.1", "0.025"),
-            ("--images 3", "8"),
+            ("--train-images 3", "8"),
             ("--test-images 3", "4"),
         ] {
             let typed: Vec<_> = flag.split(' ').collect();

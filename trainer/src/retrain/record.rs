@@ -308,7 +308,7 @@ pub(crate) mod tests {
             values: values.to_vec(),
             source: Source { architecture: "mode".into(), study: Some("a".into()), study_id: None },
             preset,
-            images: data.train.len(),
+            train_images: data.train.len(),
             test_images: data.test.len(),
             data: data.info,
         }

@@ -647,8 +647,8 @@ mod tests {
         }
         assert_eq!(
             task.accepts(&info([3, 30, 34], 2)).unwrap_err(),
-            "networks of the space enas-micro halve images 2 times, so that height and width must be divisible by 4; those of data set \
-             flowers are 30 x 34: set image_size, such as image_size=36"
+            "networks of the space enas-micro need images whose height and width are divisible by 4; those of data set flowers are 30 \
+             x 34: set image_size, such as image_size=32"
         );
     }
 
