@@ -14,13 +14,16 @@ use serde_json::{Value, json};
 
 use crate::{
     files,
+    images::Info,
+    study,
     tasks::{
-        self, Domain, Variable,
+        self, Domain, Space, Variable,
         classification::{
             cells::Ends,
             check::{Report, Spread},
             definition::{BUILT_IN, Definition, MAX_BYTES},
         },
+        settings::{Given, PRESET, Preset, sentence},
     },
 };
 
@@ -80,7 +83,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::List(List { json }) => list(json),
         Command::Check(check) => self::check(&check),
         Command::Draw(Draw { file, architecture, out }) => {
-            let Definition { family, .. } = read(&file)?;
+            let (_, Definition { family, .. }) = read(&file)?;
             let variables = family.variables();
             let values = self::architecture(&architecture, &variables)?;
             let dot = family.dot(&values);
@@ -94,7 +97,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// Reads a space file. The name of a space that ships is that space, unless there is such a file.
-fn read(file: &Path) -> anyhow::Result<Definition> {
+fn read(file: &Path) -> anyhow::Result<(String, Definition)> {
     let built_in = file.to_str().and_then(Definition::built_in);
     let text = match built_in.filter(|_| !file.exists()) {
         Some(text) => text.to_owned(),
@@ -110,7 +113,28 @@ fn read(file: &Path) -> anyhow::Result<Definition> {
             text
         }
     };
-    Definition::parse(&text).with_context(|| format!("{} is no valid space", file.display()))
+    let definition = Definition::parse(&text)
+        .with_context(|| format!("{} is no valid space", file.display()))?;
+    Ok((text, definition))
+}
+
+/// Errors if a study or a retraining cannot have the settings of one of the presets.
+fn check_presets(text: &str, definition: &Definition, ends: &Ends) -> anyhow::Result<()> {
+    let classes = (0..ends.classes).map(|class| class.to_string()).collect();
+    let info = Info { shape: ends.image, classes, ..Info::default() };
+    let values = vec![0; definition.family.variables().len()];
+    for preset in [Preset::Paper, Preset::Quick] {
+        let space = Space {
+            name: definition.family.name().into(),
+            definition: text.into(),
+            settings: [(PRESET.into(), preset.name().into())].into(),
+        };
+        let task = study::task(&space)?;
+        if let Err(violations) = task.retraining(&info, &values, preset, &Given::new()) {
+            bail!("retraining.{}: {}", preset.name(), sentence(&violations));
+        }
+    }
+    Ok(())
 }
 
 fn architecture(text: &str, variables: &[Variable]) -> anyhow::Result<Vec<i64>> {
@@ -159,7 +183,7 @@ fn list(json: bool) -> anyhow::Result<()> {
 
 fn check(arguments: &Check) -> anyhow::Result<()> {
     let &Check { ref file, image_size, classes, json } = arguments;
-    let definition = read(file)?;
+    let (text, definition) = read(file)?;
     let side = i64::from(image_size);
     let divisor = definition.family.divisor();
     if side % divisor != 0 {
@@ -169,6 +193,8 @@ fn check(arguments: &Check) -> anyhow::Result<()> {
         );
     }
     let ends = Ends { image: [3, side, side], classes: classes.into() };
+    check_presets(&text, &definition, &ends)
+        .with_context(|| format!("{} is no valid space", file.display()))?;
     let report = Report::new(&definition.family, &ends);
     if json {
         println!("{}", serde_json::to_string_pretty(&as_json(&definition, &ends, &report))?);
@@ -270,8 +296,19 @@ mod tests {
     #[test]
     fn every_space_that_ships_is_read_by_its_name_and_reported() {
         for (name, _) in BUILT_IN {
-            let definition = read(Path::new(name)).unwrap();
+            let (text, definition) = read(Path::new(name)).unwrap();
             let ends = Ends { image: [3, 32, 32], classes: 10 };
+            check_presets(&text, &definition, &ends).unwrap();
+            for (good, bad, error) in [
+                ("[presets.quick]", "[presets.quick]\ndepth = 3", "presets.quick.depth is unknown"),
+                ("[presets.paper]", "[presets.paper]\nseed = -1", "presets.paper.seed must be a"),
+                ("[retraining.paper]", "[retraining.paper]\nseed = 'x'", "retraining.paper: seed"),
+            ] {
+                let text = text.replace(good, bad);
+                let definition = Definition::parse(&text).unwrap();
+                let found = check_presets(&text, &definition, &ends).unwrap_err().to_string();
+                assert!(found.contains(error), "{found}");
+            }
             let report = Report::new(&definition.family, &ends);
             let text = as_text(&definition, &ends, &report);
             for part in [name, "preset quick", "free parameters", "architectures", "supernet"] {
@@ -303,7 +340,7 @@ mod tests {
 
     #[test]
     fn an_architecture_is_random_or_a_list_or_a_file() {
-        let family = read(Path::new("nasbench201")).unwrap().family;
+        let family = read(Path::new("nasbench201")).unwrap().1.family;
         let variables = family.variables();
         let find =
             |text: &str| architecture(text, &variables).map_err(|error| format!("{error:#}"));

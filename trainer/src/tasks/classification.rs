@@ -192,11 +192,15 @@ impl Classification {
         let preset = settings::preset(given).map_err(|violation| vec![violation])?;
         let mut settings = Settings::new(&definition.family);
         let table = table(&definition.family, false);
-        let (owner, empty) = (format!("the space {}", definition.name), Given::new());
-        let preset = definition.presets.get(preset.name()).unwrap_or(&empty);
-        let mut violations = settings::apply(&owner, &mut settings, &table, preset);
-        for violation in &mut violations {
-            violation.field = format!("space_definition.presets.{}", violation.field);
+        let owner = format!("the space {}", definition.name);
+        let mut violations = Vec::new();
+        if let Some(given) = definition.presets.get(preset.name()) {
+            for violation in settings::apply(&owner, &mut settings, &table, given) {
+                let Violation { field, description } = violation;
+                let setting = field.trim_start_matches("settings.");
+                let description = format!("presets.{}.{setting} {description}", preset.name());
+                violations.push(Violation { field: "space_definition".into(), description });
+            }
         }
         violations.extend(settings::apply(&owner, &mut settings, &table, given));
         let family = definition.family.clone();
@@ -527,7 +531,7 @@ mod tests {
         ]);
         assert_eq!(
             settings::sentence(&violations.unwrap_err()),
-            "cells must be a whole number from 3 to 100, not \"2\"; \
+            "cells must be a whole number from 3 to 50, not \"2\"; \
              chanels is unknown; the settings of the space enas-micro are preset, cells, channels, nodes, dataset, image_size, flip, \
              cutout, batch_size, learning_rate, momentum, weight_decay, grad_clip, seed; \
              epochs is unknown; the settings of the space enas-micro are preset, cells, channels, nodes, dataset, image_size, flip, \
@@ -548,7 +552,7 @@ mod tests {
         assert_eq!(field(""), ["space"]);
         let text = Definition::built_in("enas-micro").unwrap();
         let text = text.replacen("batch_size = 64", "batch_size = 1", 1);
-        assert_eq!(field(&text), ["space_definition.presets.settings.batch_size"]);
+        assert_eq!(field(&text), ["space_definition"]);
     }
 
     #[test]
