@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use asng_proto::v1;
 use asng_tests::{Controller, Trainer, asngctl, example, study_when, terminate, trainer_program};
 use flate2::read::GzDecoder;
 use image::{GrayImage, Rgb, RgbImage};
@@ -170,6 +171,42 @@ fn a_space_file_and_a_folder_of_images_become_a_network() {
         !output.status.success() && log.contains("the images of data set colours have changed"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn the_latency_of_networks_is_a_cost_where_a_trainer_measures_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = directory.path().join("images");
+    write_images(&images, 20, 1);
+    fs::write(directory.path().join("stairs.toml"), CHAIN).unwrap();
+    let user = User {
+        controller: Controller::start(&directory.path().join("state")),
+        images: format!("colours={}", images.display()),
+        directory: directory.path().into(),
+    };
+    let create = "--space-file stairs.toml --preset quick --set dataset=colours --max-steps 4 --limit latency_ms=1000";
+    user.asngctl(&format!("study create quick {create}"));
+    let mut command = user.command();
+    command.args(["serve", "--study", "quick", "--measure-latency"]);
+    assert!(command.status().unwrap().success());
+    let request = v1::ListReportsRequest { study: "quick".into(), ..Default::default() };
+    let reports =
+        user.controller.studies().list_reports(request).await.unwrap().into_inner().reports;
+    let costs: Vec<_> = reports.iter().flat_map(|report| &report.costs).collect();
+    assert_eq!(costs.len(), 2 * 4);
+    for cost in costs {
+        let latency = cost.figures["latency_ms"];
+        assert!(
+            latency > 0.0 && latency.is_finite() && cost.figures["parameters"] > 0.0,
+            "{cost:?}"
+        );
+    }
+
+    user.asngctl(&format!("study create unmeasured {create}"));
+    let failed = user.command().args(["serve", "--study", "unmeasured"]).output().unwrap();
+    let shown = user.asngctl("study show unmeasured");
+    let log = String::from_utf8_lossy(&failed.stderr);
+    assert!(shown.contains("FAILED") && shown.contains("latency_ms"), "{shown}\n{log}");
 }
 
 const FASHION_MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/fashion-mnist");
