@@ -210,10 +210,13 @@ async fn an_evaluation_says_what_the_command_says_of_the_checkpoint() {
     assert_eq!(evaluated["loss"], expected["loss"]);
     assert_eq!(evaluated["figures"]["accuracy"], expected["accuracy"]);
 
-    let too_many = evaluation("", study.mode.clone().unwrap().values, 300);
+    let too_many = evaluation("", study.mode.clone().unwrap().values, 10_001);
     let refused = served.client().evaluate_architecture(too_many).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert_eq!(refused.message(), "images: must be a multiple of 250");
+    assert_eq!(
+        refused.message(),
+        "images: there are 10000 test images; 10001 of them cannot be used"
+    );
     let metrics = scrape(served.http);
     assert!(metrics[r#"asng_trainer_step_seconds_count{phase="data"}"#] >= 2.0);
     assert_eq!(metrics["asng_trainer_images_total"], (4 * 8 * applied(&study)) as f64);

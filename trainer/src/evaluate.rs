@@ -29,6 +29,7 @@ use crate::{
         classification::report::Report,
         inpainting::sheet,
         network::Mode,
+        settings::Given,
         test_split::{Metrics, TestSplit},
     },
     torch::{self, Precision},
@@ -131,6 +132,8 @@ struct Results {
     images: i64,
     /// The data set that they are from.
     dataset: String,
+    /// The settings of the task.
+    settings: Given,
     architecture: Vec<i64>,
     #[serde(flatten)]
     metrics: BTreeMap<&'static str, f64>,
@@ -374,6 +377,7 @@ fn evaluate(
     Ok(Results {
         images: test.count(),
         dataset: data.info.name.clone(),
+        settings: task.settings(),
         metrics: metrics.into_iter().collect(),
         baseline: baseline.map(|baseline| baseline.into_iter().collect()),
         report,

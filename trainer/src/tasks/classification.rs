@@ -128,8 +128,12 @@ impl Settings {
 fn table(family: &Family, alone: bool) -> Vec<Row<Settings>> {
     let mut rows: Vec<Row<Settings>> = match family {
         Family::Cells(_) => vec![
-            ("cells", Setting::Whole(3, 100, |s| &mut s.cells)),
-            ("channels", Setting::Whole(if alone { 0 } else { 4 }, 1024, |s| &mut s.channels)),
+            ("cells", Setting::Whole(3, if alone { 100 } else { 50 }, |s| &mut s.cells)),
+            match alone {
+                // 0: as many as `max_parameters` allows.
+                true => ("channels", Setting::Whole(0, 1024, |s| &mut s.channels)),
+                false => ("channels", Setting::Whole(4, 256, |s| &mut s.channels)),
+            },
         ],
         Family::Chain(_) => vec![("width", Setting::Real(0.1, 4.0, |s| &mut s.width))],
     };
