@@ -2,13 +2,16 @@
 //! `space check` to an exported network that classifies as `evaluate` said.
 
 use std::{
-    fs,
+    env, fs,
+    io::Read,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Instant,
 };
 
-use asng_tests::{Controller, Trainer, asngctl, example, trainer_program};
-use image::{Rgb, RgbImage};
+use asng_tests::{Controller, Trainer, asngctl, example, study_when, terminate, trainer_program};
+use flate2::read::GzDecoder;
+use image::{GrayImage, Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -73,11 +76,16 @@ struct User {
 }
 
 impl User {
-    fn trainer(&self, line: &str) -> Output {
+    fn command(&self) -> Command {
         let mut command = Command::new(trainer_program());
         command.args(["--device", "cpu", "--threads", "1", "--controller", &self.controller.url()]);
         command.args(["--images", &self.images, "--work-dir", "work"]);
-        command.args(line.split_whitespace()).current_dir(&self.directory).output().unwrap()
+        command.current_dir(&self.directory);
+        command
+    }
+
+    fn trainer(&self, line: &str) -> Output {
+        self.command().args(line.split_whitespace()).output().unwrap()
     }
 
     fn asngctl(&self, line: &str) -> String {
@@ -87,21 +95,19 @@ impl User {
     }
 
     fn search(&self, study: &str) {
-        let mut command = Command::new(trainer_program());
-        command.args(["--device", "cpu", "--threads", "1", "--controller", &self.controller.url()]);
-        command.args(["--images", &self.images, "--work-dir", "work", "serve", "--study", study]);
-        let mut trainer = Trainer(command.current_dir(&self.directory).spawn().unwrap());
-        assert!(trainer.0.wait().unwrap().success());
+        assert!(self.command().args(["serve", "--study", study]).status().unwrap().success());
     }
 
-    /// Retrains, evaluates and exports, and has another program classify the test images with the result.
-    fn network(&self, study: &str, retrain: &str, test: &Path) -> f64 {
+    /// Retrains, evaluates and exports, and has another program classify the test images with the result. Returns the accuracy.
+    fn network(&self, study: &str, retrain: &str, test: &Path, images: usize) -> f64 {
         text(
             self.trainer(&format!(
                 "retrain --study {study} --preset quick --out {study} {retrain}"
             )),
         );
-        let line = format!("evaluate --retrained {study} --html {study}.html --json");
+        let line = format!(
+            "evaluate --retrained {study} --test-images {images} --html {study}.html --json"
+        );
         let evaluated: Value = serde_json::from_str(&text(self.trainer(&line))).unwrap();
         let report = &evaluated["report"];
         assert_eq!(report["top1"], evaluated["accuracy"]);
@@ -155,7 +161,7 @@ fn a_space_file_and_a_folder_of_images_become_a_network() {
     let shared = text(user.trainer("evaluate --study mine --random 2 --json"));
     let shared: Value = serde_json::from_str(&shared).unwrap();
     assert_eq!((&shared["dataset"], &shared["images"]), (&"colours".into(), &40.into()));
-    let accuracy = user.network("mine", "", &images.join("test"));
+    let accuracy = user.network("mine", "", &images.join("test"), 40);
     assert!(accuracy > 0.8, "{accuracy}");
 
     // The weights belong to these images.
@@ -166,4 +172,98 @@ fn a_space_file_and_a_folder_of_images_become_a_network() {
         !output.status.success() && log.contains("the images of data set colours have changed"),
         "{log}"
     );
+}
+
+const FASHION_MNIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/fashion-mnist");
+
+/// Reads the first `count` entries of `size` bytes of a packed IDX file.
+fn idx(name: &str, header: usize, size: usize, count: usize) -> Vec<Vec<u8>> {
+    let file = fs::File::open(Path::new(FASHION_MNIST).join(name)).unwrap();
+    let mut bytes = vec![0; header + size * count];
+    GzDecoder::new(file).read_exact(&mut bytes).unwrap();
+    bytes[header..].chunks(size).map(<[u8]>::to_vec).collect()
+}
+
+#[test]
+fn fashion_mnist_is_searched_in_the_space_of_nas_bench_201() {
+    const TEST: usize = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let user = User {
+        controller: Controller::start(&directory.path().join("state")),
+        images: format!("fashion-mnist={FASHION_MNIST}"),
+        directory: directory.path().into(),
+    };
+    user.asngctl(
+        "study create clothes --space nasbench201 --preset quick --set channels=4 --set batch_size=16 --set dataset=fashion-mnist \
+         --set flip=false --max-steps 20",
+    );
+    user.search("clothes");
+    let classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot";
+    let classes: Vec<&str> = classes.split(',').collect();
+    let test = directory.path().join("test");
+    classes.iter().for_each(|class| fs::create_dir_all(test.join(class)).unwrap());
+    let images = idx("t10k-images-idx3-ubyte.gz", 16, 28 * 28, TEST);
+    let labels = idx("t10k-labels-idx1-ubyte.gz", 8, 1, TEST);
+    for (i, (image, label)) in images.into_iter().zip(labels).enumerate() {
+        let image = GrayImage::from_raw(28, 28, image).unwrap();
+        image.save(test.join(classes[usize::from(label[0])]).join(format!("{i}.png"))).unwrap();
+    }
+    let retrain =
+        format!("--cells 5 --channels 4 --train-images 3000 --test-images {TEST} --epochs 3");
+    let accuracy = user.network("clothes", &retrain, &test, TEST);
+    assert!(accuracy > 0.4, "{accuracy}");
+}
+
+/// Images of the large data set: `cargo xtask test --full` makes a cache of 2 GB of them.
+fn large_images() -> u32 {
+    env::var("ASNG_LARGE_IMAGES").map_or(400, |count| count.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_data_set_larger_than_memory_should_hold_is_mapped() {
+    const SIDE: u32 = 256;
+    let directory = tempfile::tempdir().unwrap();
+    let images = directory.path().join("images");
+    for class in ["a", "b"] {
+        fs::create_dir_all(images.join(class)).unwrap();
+        let noise =
+            |x: u32, y: u32| Rgb([(x * y % 251) as u8, (x + y) as u8, u8::from(class == "a")]);
+        let first = images.join(class).join("0.jpg");
+        RgbImage::from_fn(SIDE, SIDE, noise).save(&first).unwrap();
+        for i in 1..large_images() / 2 {
+            fs::hard_link(&first, images.join(class).join(format!("{i}.jpg"))).unwrap();
+        }
+    }
+    fs::write(directory.path().join("stairs.toml"), CHAIN).unwrap();
+    let user = User {
+        controller: Controller::start(&directory.path().join("state")),
+        images: format!("large={}", images.display()),
+        directory: directory.path().into(),
+    };
+    user.asngctl(
+        "study create large --space-file stairs.toml --preset quick --set dataset=large --set image_size=256 --max-steps 100000",
+    );
+    let mut applied = 0;
+    for start in ["first", "second"] {
+        let started = Instant::now();
+        let mut command = user.command();
+        let mut trainer = Trainer(command.args(["serve", "--study", "large"]).spawn().unwrap());
+        let more = applied + 3;
+        let study =
+            study_when(&user.controller, "large", |study| asng_tests::applied(study) >= more).await;
+        applied = asng_tests::applied(&study);
+        let seconds = started.elapsed().as_secs_f64();
+        let status = fs::read_to_string(format!("/proc/{}/status", trainer.0.id())).unwrap();
+        let anonymous = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+        let anonymous: u64 = anonymous.split_whitespace().nth(1).unwrap().parse().unwrap();
+        println!(
+            "{start} start: {seconds:.1} s to three steps, {} MB of anonymous memory",
+            anonymous / 1000
+        );
+        assert!(anonymous < 900_000, "{anonymous} kB");
+        if large_images() > 1000 && start == "second" {
+            assert!(seconds < 5.0, "{seconds} s");
+        }
+        terminate(&mut trainer.0);
+    }
 }

@@ -21,6 +21,9 @@ mod postgresql;
 /// Where CIFAR-10 lies, under the workspace's directory.
 pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
 
+/// Where Fashion-MNIST's files lie, under the workspace's directory.
+const FASHION_MNIST: &str = "data/fashion-mnist";
+
 /// Where the tables of NAS-Bench-201 lie, under the workspace's directory.
 const NASBENCH201: &str = "data/nasbench201";
 
@@ -36,6 +39,8 @@ pub(crate) enum Part {
     Cifar10,
     /// What 15,625 networks reach, to measure how good searches are; where it is named here, and for tests and benchmarks
     Nasbench201,
+    /// Grey images of clothes; where they are named here, and for tests
+    FashionMnist,
     /// The database server that the tests of several controllers start; only where it is named here
     Postgresql,
     /// The browser that the tests of the page drive; only where it is named here
@@ -82,6 +87,11 @@ pub(crate) fn command(root: &Path, parts: &[Part], cuda: bool) -> Result<()> {
 }
 
 /// Makes sure of each part and returns a line about each.
+/// Makes sure that the data of tests is there; quiet if it is.
+pub(crate) fn test_data(root: &Path) -> Result<()> {
+    ensure(root, &[Part::Nasbench201, Part::FashionMnist]).map(|_| ())
+}
+
 fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
     let _lock = lock(root)?;
     let ensure = |part: &Part| match part {
@@ -94,6 +104,10 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
         }
         Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
         Part::Chromium => chromium::ensure().context("no Chromium"),
+        Part::FashionMnist => {
+            let fetched = DataSet::FashionMnist.ensure(&root.join(FASHION_MNIST), false);
+            fetched.map_err(name_full_disk).context("no Fashion-MNIST")
+        }
         Part::Cifar10 => {
             let fetched = DataSet::Cifar10.ensure(&root.join(CIFAR10), false);
             fetched.map_err(name_full_disk).context("no CIFAR-10")

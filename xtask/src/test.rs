@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 }
 
 /// How much of what is random, or takes its time: the variable that a test reads, without and with `--full`.
-const COUNTS: [(&str, &str, &str); 8] = [
+const COUNTS: [(&str, &str, &str); 9] = [
     ("ASNG_LISTS", "500", "10000"),
     ("ASNG_KILLS", "20", "200"),
     ("ASNG_HOSTILE_REQUESTS", "30000", "1000000"),
@@ -31,12 +31,13 @@ const COUNTS: [(&str, &str, &str); 8] = [
     ("ASNG_LIMITED_SEARCHES", "10", "100"),
     ("ASNG_CUT_SECONDS", "10", "120"),
     ("ASNG_CHAOS_SECONDS", "60", "600"),
+    ("ASNG_LARGE_IMAGES", "400", "11000"),
 ];
 
 /// Sets up first when needed.
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     setup::setup(root)?;
-    setup::nasbench201(root)?;
+    setup::test_data(root)?;
     run(&mut cargo(
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],

@@ -1,32 +1,39 @@
-//! What the step alone holds in memory: the network, its optimiser and one batch of images, in a process of their own.
+//! The memory of the step alone: the network, its optimiser and one batch of images, in a process of their own.
 
 use std::fs;
 
 use anyhow::Context;
-use asng_trainer::{data::cifar10::CLASSES, supernet::Supernet};
+use asng_trainer::{
+    engine::supernet::Supernet,
+    tasks::{Batch, draw, network::channels_last},
+    torch::Precision,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::Device;
 
-use super::{SEED, THREADS, architectures, batch, channels_last, settings};
+use super::{LAMBDA, SEED, THREADS, batch, cifar10, task};
 
 const STEPS: usize = 4;
 
-/// Peak of a process that does nothing but steps.
+/// Returns the peak of a process that does nothing but steps, in megabytes.
 pub(crate) fn of_steps() -> anyhow::Result<f64> {
     tch::set_num_threads(THREADS.into());
-    let settings = settings();
-    let mut supernet = Supernet::new(&settings, 3, CLASSES, Device::Cpu)?;
-    let batch = channels_last(&batch(settings.batch_size));
+    let (task, info) = (task("enas-micro"), cifar10());
+    let (variables, learning_rate) = (task.variables(), task.training().learning_rate);
+    let mut supernet = Supernet::new(&*task, &info, Device::Cpu, Precision::F32);
+    let batch = batch(&*task, &info);
+    let batch = Batch { input: channels_last(&batch.input), ..batch };
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     for _ in 0..STEPS {
-        let (train, rank) = (architectures(&mut random)?, architectures(&mut random)?);
-        supernet.search_step(&batch, &train, &batch, &rank, settings.learning_rate)?;
+        let [train, rank] =
+            [(); 2].map(|()| Vec::from_iter((0..LAMBDA).map(|_| draw(&variables, &mut random))));
+        supernet.step(&*task, (&batch, &train), (&batch, &rank), learning_rate)?;
     }
     peak_rss_mb()
 }
 
-/// The most memory that this process has had resident at any time.
+/// Returns the most memory that this process has had resident at any time, in megabytes.
 pub(crate) fn peak_rss_mb() -> anyhow::Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

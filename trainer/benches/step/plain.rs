@@ -1,71 +1,58 @@
-//! What the trainer's search step is compared with: the same networks and the same step on libtorch's own operations alone.
-//! Gradients and optimiser are the trainer's, so that the network alone makes the difference.
+//! The reference for the trainer's search step: the same networks and the same step on libtorch's own operations alone.
+//! Losses, gradients and optimiser are the trainer's, so that the network alone makes the difference.
 
-mod autoencoder;
-mod cells;
+pub(crate) mod autoencoder;
+pub(crate) mod cells;
 
-use std::collections::BTreeMap;
-
-use asng_trainer::supernet::{
-    Error,
-    gradients::Gradients,
-    sgd::{Rates, Sgd},
+use asng_trainer::{
+    images::Info,
+    optim::{Gradients, Optimizer},
+    tasks::{Batch, Task, network::Output},
+    torch::{Tensors, read},
 };
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-/// A network, whose weights are somewhere else.
-pub(crate) trait Forward {
-    type Batch;
-    type Architecture;
-
-    fn loss(
-        &self,
-        weights: &BTreeMap<String, Tensor>,
-        batch: &Self::Batch,
-        architecture: &Self::Architecture,
-    ) -> Result<Tensor, Error>;
-}
+/// Computes the output of the architecture with these values from weights by name.
+pub(crate) type Forward = fn(&Tensors, &Tensor, &[i64]) -> Tensor;
 
 /// A supernet with its weights by name, and their optimiser.
-pub(crate) struct Plain<N> {
-    network: N,
-    weights: BTreeMap<String, Tensor>,
-    sgd: Sgd,
-    learning_rate: f64,
+pub(crate) struct Plain<'a> {
+    task: &'a dyn Task,
+    forward: Forward,
+    weights: Tensors,
+    optimizer: Optimizer,
 }
 
-impl<N: Forward> Plain<N> {
-    fn new(
-        network: N,
-        weights: &BTreeMap<String, Tensor>,
-        rates: Rates,
-        learning_rate: f64,
-    ) -> Result<Plain<N>, Error> {
-        let named = weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        let weights = named.collect();
-        let sgd = Sgd::new(&weights, rates)?;
-        Ok(Plain { network, weights, sgd, learning_rate })
+impl<'a> Plain<'a> {
+    /// Starts with the weights that the trainer's supernet starts with.
+    pub(crate) fn new(task: &'a dyn Task, info: &Info, forward: Forward) -> Plain<'a> {
+        let weights = task.network(info, None, Device::Cpu, Kind::Float).parameters;
+        let training = task.training();
+        let optimizer = Optimizer::new(training.method, training.grad_clip, &weights);
+        Plain { task, forward, weights, optimizer }
     }
 
     /// Returns the losses of `rank` with the moved weights.
-    pub(crate) fn search_step(
+    pub(crate) fn step(
         &mut self,
-        train_batch: &N::Batch,
-        train: &[N::Architecture],
-        rank_batch: &N::Batch,
-        rank: &[N::Architecture],
-    ) -> Result<Vec<f64>, Error> {
+        (train_batch, train): (&Batch, &[Vec<i64>]),
+        (rank_batch, rank): (&Batch, &[Vec<i64>]),
+    ) -> Vec<f64> {
         let mut gradients = Gradients::default();
-        for architecture in train {
-            let loss = self.network.loss(&self.weights, train_batch, architecture)?;
-            let loss = loss / train.len() as f64;
-            gradients = gradients.plus(Gradients::of(&loss, &self.weights)?)?;
+        for values in train {
+            let loss = self.loss(train_batch, values) / train.len() as f64;
+            gradients = gradients.plus(Gradients::of(&loss, &self.weights));
         }
-        let _norm = self.sgd.step(&mut self.weights, &gradients, self.learning_rate)?;
+        let learning_rate = self.task.training().learning_rate;
+        let _norm = self.optimizer.step(&mut self.weights, &gradients, learning_rate);
         let _guard = tch::no_grad_guard();
-        let loss = |architecture| {
-            Ok(f64::try_from(self.network.loss(&self.weights, rank_batch, architecture)?)?)
-        };
-        rank.iter().map(loss).collect()
+        let losses: Vec<Tensor> = rank.iter().map(|values| self.loss(rank_batch, values)).collect();
+        read(&losses)
+    }
+
+    fn loss(&self, batch: &Batch, values: &[i64]) -> Tensor {
+        let main = (self.forward)(&self.weights, &batch.input, values);
+        let [loss, _metric] = self.task.loss(&Output { main, auxiliary: None }, batch);
+        loss
     }
 }

@@ -1,106 +1,75 @@
 //! Convolutional cells on libtorch's own operations alone, each where the paper has it, in whatever layout the images come.
 
-use std::collections::BTreeMap;
+use asng_trainer::torch::Tensors;
+use tch::{Kind, Tensor};
 
-use asng_trainer::{
-    space::enas_micro::{Architecture, CELL_INPUTS, CellSize, Op, Settings, Size},
-    supernet::{Batch, Error, enas_micro::Network, loss::cross_entropy, sgd::Rates},
-};
-use tch::{Device, Kind, Tensor};
+/// The paper's.
+const CELLS: usize = 8;
+const CHANNELS: i64 = 16;
+const REDUCTIONS: [usize; 2] = [2, 5];
+/// Values of a node: two inputs and an operation on each.
+const NODE: usize = 4;
 
-use super::{Forward, Plain};
-
-/// The network without its weights.
-pub(crate) struct Cells {
-    size: Size,
-}
-
-impl Plain<Cells> {
-    /// Starts with the weights that a supernet of these settings starts with.
-    pub(crate) fn cells(settings: &Settings, classes: i64) -> Result<Plain<Cells>, Error> {
-        let size = settings.size(3, classes);
-        let network = Network::supernet(&size, settings.seed as u64, Device::Cpu, Kind::Float)?;
-        let &Settings { momentum, weight_decay, grad_clip, learning_rate, .. } = settings;
-        let rates = Rates { momentum, weight_decay, grad_clip };
-        Plain::new(Cells { size }, network.parameters(), rates, learning_rate)
+/// Computes the logits of an architecture of `enas-micro`.
+pub(crate) fn logits(weights: &Tensors, images: &Tensor, values: &[i64]) -> Tensor {
+    let pass = Pass(weights);
+    let x = conv(images, pass.weight("stem.conv"), 1, 1);
+    let bias = &weights["stem.norm.bias"];
+    let x = norm(&x, Some((pass.weight("stem.norm"), bias)));
+    let (normal, reduction) = values.split_at(values.len() / 2);
+    let mut last_two = [x.shallow_clone(), x];
+    for cell in 0..CELLS {
+        let values = if REDUCTIONS.contains(&cell) { reduction } else { normal };
+        let output = pass.cell(cell, &last_two, values);
+        let [_, previous] = last_two;
+        last_two = [previous, output];
     }
-}
-
-impl Forward for Cells {
-    type Batch = Batch;
-    type Architecture = Architecture;
-
-    fn loss(
-        &self,
-        weights: &BTreeMap<String, Tensor>,
-        batch: &Batch,
-        architecture: &Architecture,
-    ) -> Result<Tensor, Error> {
-        let logits = Pass { size: &self.size, weights }.logits(batch, architecture);
-        cross_entropy(&logits, &batch.labels)
-    }
+    let pooled = last_two[1].mean_dim([2, 3].as_slice(), false, None::<Kind>);
+    pooled.linear(pass.weight("classifier"), Some(&weights["classifier.bias"]))
 }
 
 /// One forward pass.
-struct Pass<'a> {
-    size: &'a Size,
-    weights: &'a BTreeMap<String, Tensor>,
-}
+struct Pass<'a>(&'a Tensors);
 
 impl Pass<'_> {
-    fn logits(&self, batch: &Batch, architecture: &Architecture) -> Tensor {
-        let x = conv(&batch.images, self.weight("stem.conv"), 1, 1);
-        let bias = &self.weights["stem.norm.bias"];
-        let x = norm(&x, Some((self.weight("stem.norm"), bias)));
-        let mut last_two = [x.shallow_clone(), x];
-        for (index, cell) in self.size.cells().iter().enumerate() {
-            let output = self.cell(&format!("cell{index}"), cell, &last_two, architecture);
-            let [_, previous] = last_two;
-            last_two = [previous, output];
-        }
-        let pooled = last_two[1].mean_dim([2, 3].as_slice(), false, None::<Kind>);
-        let bias = &self.weights["classifier.bias"];
-        pooled.linear(self.weight("classifier"), Some(bias))
-    }
-
-    fn cell(
-        &self,
-        name: &str,
-        cell: &CellSize,
-        inputs: &[Tensor; CELL_INPUTS],
-        architecture: &Architecture,
-    ) -> Tensor {
-        let graph = architecture.graph(cell);
-        let first = format!("{name}.input1");
-        let first = if cell.after_reduction {
-            self.reduce(&first, &inputs[0])
-        } else {
-            self.relu_conv_norm(&first, &inputs[0])
+    fn cell(&self, cell: usize, inputs: &[Tensor; 2], values: &[i64]) -> Tensor {
+        let reduction = REDUCTIONS.contains(&cell);
+        let first = format!("cell{cell}.input1");
+        let first = match cell > 0 && REDUCTIONS.contains(&(cell - 1)) {
+            true => self.reduce(&first, &inputs[0]),
+            false => self.relu_conv_norm(&first, &inputs[0]),
         };
-        let mut values = vec![first, self.relu_conv_norm(&format!("{name}.input2"), &inputs[1])];
-        for (index, node) in graph.nodes.iter().enumerate() {
-            let [one, other] = node.sides().map(|(input, op)| {
-                let name = format!("{name}.node{index}.from{input}.{}", op.name());
-                self.operation(&name, op, cell.stride(input), &values[input])
-            });
-            values.push(one + other);
+        let mut states =
+            vec![first, self.relu_conv_norm(&format!("cell{cell}.input2"), &inputs[1])];
+        let mut unused = Vec::new();
+        for (node, values) in values.chunks_exact(NODE).enumerate() {
+            let term = |side: usize| {
+                let (input, op) = (values[side] as usize, values[2 + side]);
+                let stride = if reduction && input < inputs.len() { 2 } else { 1 };
+                let name = format!("cell{cell}.node{node}.from{input}");
+                self.operation(&name, op, stride, &states[input])
+            };
+            states.push(term(0) + term(1));
+            unused.push(node);
+            unused.retain(|node| !values[..2].contains(&((inputs.len() + node) as i64)));
         }
-        let unused = graph.unused_nodes();
-        let nodes: Vec<&Tensor> = unused.iter().map(|node| &values[CELL_INPUTS + node]).collect();
-        let weight = self.weight(&format!("{name}.output.conv"));
-        let block = |node: &usize| weight.narrow(1, *node as i64 * cell.channels, cell.channels);
+        let nodes: Vec<&Tensor> = unused.iter().map(|node| &states[inputs.len() + node]).collect();
+        let weight = self.weight(&format!("cell{cell}.output.conv"));
+        let reductions = REDUCTIONS.iter().filter(|reduction| **reduction <= cell).count();
+        let channels = CHANNELS << reductions;
+        let block = |node: &usize| weight.narrow(1, *node as i64 * channels, channels);
         let blocks: Vec<Tensor> = unused.iter().map(block).collect();
         norm(&conv(&Tensor::cat(&nodes, 1).relu(), &Tensor::cat(&blocks, 1), 1, 0), None)
     }
 
-    fn operation(&self, name: &str, op: Op, stride: i64, x: &Tensor) -> Tensor {
+    fn operation(&self, from: &str, op: i64, stride: i64, x: &Tensor) -> Tensor {
         match op {
-            Op::Identity if stride == 1 => x.shallow_clone(),
-            Op::Identity => self.reduce(name, x),
-            Op::AvgPool3x3 => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, true, None::<i64>),
-            Op::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
-            Op::SepConv3x3 => self.sep_conv(name, 3, stride, x),
-            Op::SepConv5x5 => self.sep_conv(name, 5, stride, x),
+            0 if stride == 1 => x.shallow_clone(),
+            0 => self.reduce(&format!("{from}.identity"), x),
+            1 => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, true, None::<i64>),
+            2 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
+            3 => self.sep_conv(&format!("{from}.sep_conv_3x3"), 3, stride, x),
+            _ => self.sep_conv(&format!("{from}.sep_conv_5x5"), 5, stride, x),
         }
     }
 
@@ -128,7 +97,7 @@ impl Pass<'_> {
     }
 
     fn weight(&self, layer: &str) -> &Tensor {
-        &self.weights[&format!("{layer}.weight")]
+        &self.0[&format!("{layer}.weight")]
     }
 }
 
