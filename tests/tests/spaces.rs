@@ -56,10 +56,8 @@ fn write_images(directory: &Path, count: u32, seed: u64) {
                     0 => pixel[2] += 100,
                     1 => pixel[1] += 100,
                     2 => pixel[0] += 100,
-                    _ => {
-                        pixel = pixel
-                            .map(|value| value + if (x + shift) / 4 % 2 == 0 { 100 } else { 0 })
-                    }
+                    _ if (x + shift) / 4 % 2 == 0 => pixel = pixel.map(|value| value + 100),
+                    _ => {}
                 }
                 Rgb(pixel)
             });
