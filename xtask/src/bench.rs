@@ -75,8 +75,10 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
 }
 
 fn program(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> {
-    let programs = ["-p", "asng-controller", "-p", "asng-trainer", "-p", "asng-tests"];
-    run(cargo(root, ["build", "--locked", "--release"]).args(programs))?;
+    // One by one, as the program asks for them: built together they would have other features, and be built twice.
+    for package in ["asng-controller", "asng-trainer", "asng-tests"] {
+        run(&mut cargo(root, ["build", "--locked", "--release", "-p", package]))?;
+    }
     let mut command = cargo(root, ["run", "--quiet", "--locked", "--release"]);
     run(command.args(["-p", "asng-tests", "--bin", name, "--"]).args(arguments))
 }
