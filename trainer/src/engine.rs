@@ -334,7 +334,10 @@ impl EngineState {
         let newest = checkpoints::newest(&directory)?;
         let data = self.data(task.images())?;
         if !data.train.is_empty() {
-            remember(&directory, &data.info, newest.is_some())?;
+            if newest.is_some() {
+                check_images(&directory, &data.info)?;
+            }
+            remember_images(&directory, &data.info);
         }
         let Config { device, precision, measure_latency, .. } = self.config;
         let mut search = Search::new(task, data, device, precision, measure_latency)?;
@@ -357,11 +360,8 @@ impl EngineState {
         // Before the next is read, so that two are never in memory.
         self.data = None;
         let data = Rc::new(self.config.catalogue.open(&request)?);
-        for refused in &data.refused {
-            warn!(file = refused.file, reason = refused.reason, "image is left out");
-        }
         let (train, test) = (data.train.len(), data.test.len());
-        info!(name = request.name, train, test, shape = ?data.info.shape, "images loaded");
+        info!(name = request.name, train, test, left_out = data.refused.len(), shape = ?data.info.shape, "images loaded");
         self.data = Some((request, data.clone()));
         Ok(data)
     }
@@ -393,27 +393,30 @@ impl EngineState {
     }
 }
 
-/// Remembers the images that a study's weights are trained on. Errors if there are weights that were trained on others.
-fn remember(directory: &Path, info: &Info, trained: bool) -> Result<(), Error> {
-    let file = directory.join(IMAGES);
-    let known = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Info>(&text).ok());
-    if let Some(known) = known.filter(|known| trained && known.digest != info.digest) {
-        return Err(Error::OtherImages(format!(
+/// Errors if the weights in a study's directory were trained on other images than these.
+pub fn check_images(directory: &Path, info: &Info) -> Result<(), Error> {
+    let known = fs::read(directory.join(IMAGES)).ok();
+    let known = known.and_then(|text| serde_json::from_slice::<Info>(&text).ok());
+    match known.filter(|known| known.digest != info.digest) {
+        None => Ok(()),
+        Some(known) => Err(Error::OtherImages(format!(
             "the images of data set {} have changed since the weights in {} were trained: restore the images, or move that \
              directory away to start with new weights",
             known.name,
             directory.display()
-        )));
+        ))),
     }
+}
+
+/// Remembers the images that a study's weights are trained on. A disk that is full does not keep a study from being searched.
+fn remember_images(directory: &Path, info: &Info) {
     let text = serde_json::json!(info).to_string();
-    // A disk that is full must not keep a study from being searched.
     if let Err(error) = fs::create_dir_all(directory)
         .map_err(files::Error::cannot("make", directory))
-        .and_then(|()| files::write(&file, text))
+        .and_then(|()| files::write(&directory.join(IMAGES), text))
     {
         warn!("{error}");
     }
-    Ok(())
 }
 
 /// The name of a device, as [`device`] takes it.

@@ -18,7 +18,7 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use crate::{
-    engine::{checkpoints, supernet::Supernet},
+    engine::{check_images, checkpoints, supernet::Supernet},
     files,
     images::{Catalogue, DataSet, Images},
     progress::Progress,
@@ -265,6 +265,7 @@ fn shared(
     tasks::check(&variables, values)?;
     let none = "the architectures of the space toy are no networks; the loss of the study's incumbent is its metric";
     let data = catalogue.open(&task.images().context(none)?)?;
+    check_images(weights.parent().unwrap_or(Path::new(".")), &data.info)?;
     let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
     supernet.load(&weights)?;
     let test =

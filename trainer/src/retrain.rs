@@ -22,7 +22,7 @@ use clap::Args;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tch::Device;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::{
     record::{BEST, LAST, RECORD, Record},
@@ -368,9 +368,6 @@ pub(crate) fn retrain(
             )?
         }
     };
-    for refused in &data.refused {
-        warn!(file = refused.file, reason = refused.reason, "image is left out");
-    }
     let architecture = record.architecture();
     match new {
         false => info!("resuming the retraining in {shown} on {on}; architecture {architecture}"),
@@ -527,7 +524,7 @@ mod tests {
         assert_eq!(check(&["--mask", "half"], &autoencoder), another("--mask half", "center"));
         let refused = check(&["--epochs", "5"], &autoencoder).unwrap_err();
         assert!(
-            refused.contains(": epochs is unknown; the settings of a retraining are "),
+            refused.starts_with("--epochs is unknown; the settings of a retraining of the space "),
             "{refused}"
         );
     }

@@ -86,12 +86,12 @@ pub(crate) fn command(root: &Path, parts: &[Part], cuda: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure of each part and returns a line about each.
 /// Makes sure that the data of tests is there; quiet if it is.
 pub(crate) fn test_data(root: &Path) -> Result<()> {
     ensure(root, &[Part::Nasbench201, Part::FashionMnist]).map(|_| ())
 }
 
+/// Makes sure of each part and returns a line about each.
 fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
     let _lock = lock(root)?;
     let ensure = |part: &Part| match part {

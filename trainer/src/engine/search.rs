@@ -67,6 +67,13 @@ impl Part {
         let images = data.train.every_other(first).to_device(device);
         let batches = match data.train.is_empty() {
             true => None,
+            false if batch_size > images.len() => {
+                let (name, count) = (&data.info.name, images.len());
+                return Err(Error::OtherImages(format!(
+                    "batch_size is {batch_size}, and half of the training images of data set {name}, which a minibatch is taken from, \
+                     are {count}: set a smaller batch_size"
+                )));
+            }
             false => Some(Batches::new(seed, images.len() as usize, batch_size as usize)?),
         };
         Ok(Part { images, batches, seed })

@@ -75,6 +75,11 @@ impl Record {
             (1..=all).contains(&train_images),
             "--train-images: there are {all} training images, not {train_images}"
         );
+        let batch_size = retraining.training().batch_size;
+        ensure!(
+            batch_size <= train_images,
+            "--batch-size {batch_size}: there are {train_images} training images"
+        );
         let record = Record {
             space,
             values,
@@ -173,9 +178,10 @@ impl Record {
         let (per_epoch, size) = (self.per_epoch(training.batch_size), training.batch_size);
         Ok(match training.length {
             Length::Epochs(epochs) => {
-                format!("{epochs} epochs of {per_epoch} batches of {size} images")
+                let epochs = plural(epochs, "epoch");
+                format!("{epochs} of {} of {size} images", plural(per_epoch, "batch"))
             }
-            Length::Batches { total, .. } => format!("{total} batches of {size} images"),
+            Length::Batches { total, .. } => format!("{} of {size} images", plural(total, "batch")),
         })
     }
 
@@ -237,19 +243,28 @@ impl Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, per_unit) = match self.per_epoch {
-            Some(per_epoch) => ("epochs", per_epoch.max(1)),
-            None => ("batches", 1),
+            Some(per_epoch) => ("epoch", per_epoch.max(1)),
+            None => ("batch", 1),
         };
-        let total = self.total / per_unit;
+        let total = plural(self.total / per_unit, unit);
         if self.finished() {
-            return write!(f, "finished: {total} {unit}");
+            return write!(f, "finished: {total}");
         }
         let tenths = self.iterations * 10 / per_unit;
         write!(f, "not finished: {}", tenths / 10)?;
         if !tenths.is_multiple_of(10) {
             write!(f, ".{}", tenths % 10)?;
         }
-        write!(f, " of {total} {unit}")
+        write!(f, " of {total}")
+    }
+}
+
+/// Returns a number of epochs or batches as text.
+fn plural(count: u64, unit: &str) -> String {
+    match (count, unit) {
+        (1, _) => format!("1 {unit}"),
+        (_, "batch") => format!("{count} batches"),
+        _ => format!("{count} {unit}s"),
     }
 }
 

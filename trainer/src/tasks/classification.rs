@@ -243,6 +243,12 @@ impl Classification {
             );
             return Some(Violation::new("", description));
         }
+        let (side, divisor) = (self.settings.image_size, self.family.divisor());
+        if side % divisor != 0 {
+            let description =
+                format!("must be divisible by {divisor} for networks of this space, not {side}");
+            return Some(Violation::new("image_size", description));
+        }
         let Settings { batch_size, cells, nodes, channels, .. } = self.settings;
         let activations = batch_size * cells * nodes * channels;
         (activations > MAX_ACTIVATIONS).then(|| {
