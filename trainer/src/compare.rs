@@ -21,7 +21,7 @@ use crate::{
     engine,
     retrain::{self, Begin, How, record::Record},
     study::{self, Choice, Found, Source, Subject},
-    tasks::{Space, settings},
+    tasks::{settings, space::Space},
     worker::{self, serving::Listeners},
 };
 

@@ -5,12 +5,13 @@
 //! after the other. The handle may be dropped at any time; the thread then ends after the step it is in.
 
 pub mod checkpoints;
+mod error;
 mod search;
 pub mod supernet;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     rc::Rc,
@@ -29,59 +30,20 @@ use self::{
 };
 use crate::{
     files,
-    images::{self, Catalogue, DataSet, Info, Request},
-    tasks::{self, Task, test_split::Metrics},
+    images::{Catalogue, DataSet, Info, Request},
+    tasks::{Task, space, test_split::Metrics},
     torch::{self, Precision},
 };
 
-pub use self::search::Costs;
+pub use self::{
+    error::Error,
+    search::{Costs, Step},
+};
 
 /// Studies whose weights may wait in memory to be written; with as many, no other study is opened.
 const MAX_UNWRITTEN: usize = 4;
 /// The file that says on which images a study's weights were trained.
 const IMAGES: &str = "images.json";
-
-/// The reason why the engine cannot do what it is asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The images cannot be read or prepared.
-    #[error(transparent)]
-    Images(#[from] images::Error),
-    /// The network cannot be computed, saved or loaded.
-    #[error(transparent)]
-    Torch(#[from] torch::Error),
-    /// The values are no architecture of the study's space.
-    #[error(transparent)]
-    Architecture(#[from] tasks::NoArchitecture),
-    /// The task's networks cannot read the images, or they are not those that the weights were trained on.
-    #[error("{0}")]
-    OtherImages(String),
-    /// The study's checkpoints cannot be written or read.
-    #[error(transparent)]
-    Checkpoints(#[from] checkpoints::Error),
-    /// The operating system gives no thread.
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    /// A step came before its study was opened, or another study is open now than the caller has seen.
-    #[error("no study is open")]
-    NotOpen,
-    /// There are no such test images.
-    #[error("{0}")]
-    TestImages(String),
-    /// The computation panicked: a fault of this program.
-    #[error("a fault of this program ended the computation; its message is on standard error")]
-    Panicked,
-    /// The thread has ended, by a fault of this program.
-    #[error("the engine's thread has died; its last message is on standard error")]
-    Died,
-}
-
-impl Error {
-    /// Returns whether nothing more can be computed in this process, whatever the study.
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Error::Died | Error::Torch(torch::Error::Device(_)))
-    }
-}
 
 /// The images and the device.
 #[derive(Clone)]
@@ -96,20 +58,6 @@ pub struct Config {
     pub precision: Precision,
     /// Whether latencies are measured and reported as a cost.
     pub measure_latency: bool,
-}
-
-/// A step of the search, in the wire's values.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// Number of the minibatches to use, from 0: the step's own number, so that a step that is done again sees the same
-    /// images and two trainers see different ones.
-    pub batch: u64,
-    /// Architectures for the weights.
-    pub train: Vec<Vec<i64>>,
-    /// Architectures to be ranked.
-    pub rank: Vec<Vec<i64>>,
-    /// Position in the learning-rate schedule, 0 to 1.
-    pub progress: f64,
 }
 
 /// The results of a step.
@@ -156,7 +104,7 @@ impl Engine {
     pub fn start(config: Config) -> Result<Engine, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(1);
         let checkpoints = Writer::start().map_err(Error::Thread)?;
-        let mut spaces = tasks::names();
+        let mut spaces = space::names();
         let mut unserved = Vec::new();
         let data_sets = config.catalogue.available();
         if data_sets.is_empty() {

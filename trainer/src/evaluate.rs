@@ -25,11 +25,12 @@ use crate::{
     retrain::record::{self, Record},
     study::{self, Source, Subject},
     tasks::{
-        self, Batch, Space, Task,
+        self, Batch, Task,
         classification::report::Report,
         inpainting::sheet,
         network::Mode,
         settings::Given,
+        space::Space,
         test_split::{Metrics, TestSplit},
     },
     torch::{self, Precision},

@@ -95,12 +95,6 @@ impl Optimizer {
     }
 }
 
-/// A tensor of zeros for each parameter.
-fn zeros(parameters: &Tensors) -> Tensors {
-    let _guard = tch::no_grad_guard();
-    parameters.iter().map(|(name, parameter)| (name.clone(), parameter.zeros_like())).collect()
-}
-
 /// The cosine schedule from `start` to 0 (Loshchilov and Hutter, 2017), at `progress` from 0 to 1.
 pub fn cosine(start: f64, progress: f64) -> f64 {
     0.5 * start * (1.0 + (PI * progress.clamp(0.0, 1.0)).cos())

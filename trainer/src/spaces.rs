@@ -17,13 +17,14 @@ use crate::{
     images::Info,
     study,
     tasks::{
-        self, Domain, Space, Variable,
+        self, Domain, Variable,
         classification::{
             cells::Ends,
             check::{Report, Spread},
             definition::{BUILT_IN, Definition, MAX_BYTES},
         },
         settings::{Given, PRESET, Preset, sentence},
+        space::Space,
     },
 };
 

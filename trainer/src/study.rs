@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tonic::{Response, Status};
 
-use crate::tasks::{self, Space, Task, settings};
+use crate::tasks::{self, Task, settings, space::Space};
 
 /// Time that a command waits for a controller that does not answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -60,7 +60,7 @@ use crate::{
     engine::{self, Engine},
     metrics::{self, Phase},
     study,
-    tasks::{self, Space},
+    tasks::space::{self, Space},
 };
 
 /// The number of processes that the first step of a study may kill in a row before the next process sets the study aside when it starts.
@@ -459,7 +459,7 @@ impl Worker {
         let v1::Describe { study, space: name, space_definition: definition, settings, study_id } =
             describe;
         let space = Space { name, definition, settings };
-        if !tasks::names().contains(&&*space.name) {
+        if !space::names().contains(&&*space.name) {
             let reason = format!("this trainer does not know the space {:?}", space.name);
             self.set_aside(&study, &study_id, &reason);
             return Ok(());

@@ -8,9 +8,10 @@ use asng_trainer::{
     images::Info,
     optim::{Gradients, Method, Optimizer},
     tasks::{
-        Batch, Space, Task,
+        Batch, Task,
         network::{Mode, Network},
         settings::{Given, Preset},
+        space::Space,
     },
 };
 use tch::{Device, Kind, Tensor};

@@ -8,7 +8,7 @@ use asng_trainer::{
     evaluate, export,
     images::Catalogue,
     retrain,
-    tasks::{Domain, Space, Task, Variable},
+    tasks::{Domain, Task, Variable, space::Space},
     torch::Precision,
 };
 use clap::{Args, FromArgMatches};

@@ -16,7 +16,7 @@ use anyhow::ensure;
 use asng_trainer::{
     engine::supernet::Supernet,
     images::Info,
-    tasks::{Batch, Space, Task, draw, network::channels_last},
+    tasks::{Batch, Task, draw, network::channels_last, space::Space},
     torch::Precision,
 };
 use clap::{Parser, Subcommand};

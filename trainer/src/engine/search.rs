@@ -6,7 +6,7 @@ use tch::Device;
 use tracing::warn;
 
 use super::{
-    Error, Step,
+    error::Error,
     supernet::{Failure, Supernet},
 };
 use crate::{
@@ -23,6 +23,20 @@ use crate::{
 
 /// Costs of an architecture by name, at the size at which it is searched.
 pub type Costs = BTreeMap<&'static str, f64>;
+
+/// A step of the search, in the wire's values.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Number of the minibatches to use, from 0: the step's own number, so that a step that is done again sees the same
+    /// images and two trainers see different ones.
+    pub batch: u64,
+    /// Architectures for the weights.
+    pub train: Vec<Vec<i64>>,
+    /// Architectures to be ranked.
+    pub rank: Vec<Vec<i64>>,
+    /// Position in the learning-rate schedule, 0 to 1.
+    pub progress: f64,
+}
 
 /// A study's supernet, and the images that make its minibatches.
 pub(super) struct Search {

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::{
         optim::Method,
-        tasks::{Space, network::Output},
+        tasks::{network::Output, space::Space},
         torch::Tensors,
     };
 

@@ -3,7 +3,7 @@
 
 use rand::RngExt;
 
-use super::generator;
+use super::batches::generator;
 
 /// What training images go through, in this order: crop, flip, normalisation, cutout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,10 @@
 //! of 64 make 390 batches, and each epoch leaves out another 40. (The authors keep the short batch
 //! and count 391.) All batches so have the same shape, and batch statistics the same footing.
 
-use rand::seq::SliceRandom;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 
-use super::{Error, generator};
+use super::error::Error;
 
 /// The endless sequence of batches over a set of examples, decided by a seed.
 #[derive(Clone, Debug)]
@@ -45,6 +46,16 @@ impl Batches {
         }
         &self.order[place as usize * self.batch_size..][..self.batch_size]
     }
+}
+
+/// Starts the generator for number `index` of one purpose. The ChaCha key is the seed, the name of the purpose and the index side
+/// by side, so no two generators share a stream.
+pub(crate) fn generator(seed: u64, purpose: &[u8; 8], index: u64) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(purpose);
+    key[16..24].copy_from_slice(&index.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
 }
 
 #[cfg(test)]

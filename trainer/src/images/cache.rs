@@ -19,8 +19,9 @@ use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
 use super::{
-    DataSet, Error, Images, Info, Refused, Statistics, content,
+    data_set::{DataSet, Images, Info, Statistics},
     decode::decode,
+    error::{Error, Refused, content, first},
     folders::{Listed, Listing},
 };
 use crate::{files, progress::Progress};
@@ -204,7 +205,7 @@ fn build(
         let reason = format!(
             "class {:?} has no usable image for training; {}",
             classes[class],
-            super::first(&refused)
+            first(&refused)
         );
         return Err(content(directory, reason));
     }

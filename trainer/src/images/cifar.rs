@@ -7,7 +7,10 @@ use std::{fs, path::Path};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{DataSet, Error, Images, content, unreadable};
+use super::{
+    data_set::{DataSet, Images},
+    error::{Error, content, unreadable},
+};
 
 /// Mean of each channel of CIFAR-10, the range of a byte being 0 to 1; from the ASNG authors'
 /// `classification/classification/utils.py`.

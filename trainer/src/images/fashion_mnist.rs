@@ -14,7 +14,10 @@ use std::{
 use flate2::read::GzDecoder;
 use tch::{Kind, Tensor};
 
-use super::{DataSet, Error, Images, content};
+use super::{
+    data_set::{DataSet, Images},
+    error::{Error, content},
+};
 
 const SIDE: i64 = 28;
 const CLASSES: [&str; 10] = [

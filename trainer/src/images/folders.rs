@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use super::{Error, Refused, content, unreadable};
+use super::error::{Error, Refused, content, unreadable};
 
 const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
 /// One image, or folder, in so many is held out for tests.

@@ -3,8 +3,10 @@
 
 use tch::{Device, IndexOp, Kind, Tensor};
 
-use super::augment::{Augment, Draw};
-use super::{Info, to_device};
+use super::{
+    augment::{Augment, Draw},
+    data_set::{Info, to_device},
+};
 
 /// Turns batches of pixels into batches of input: type, memory layout and normalisation.
 #[derive(Debug)]

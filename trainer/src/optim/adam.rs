@@ -2,8 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::zeros;
-use crate::torch::Tensors;
+use crate::torch::{Tensors, zeros_like};
 
 /// PyTorch's defaults.
 const BETA1: f64 = 0.9;
@@ -25,7 +24,7 @@ impl Adam {
     pub(super) fn new(parameters: &Tensors) -> Adam {
         let steps = Tensor::zeros([1], (Kind::Int64, Device::Cpu));
         let steps = [(STEPS.to_owned(), steps)].into();
-        Adam { first: zeros(parameters), second: zeros(parameters), steps }
+        Adam { first: zeros_like(parameters), second: zeros_like(parameters), steps }
     }
 
     pub(super) fn step<'a>(

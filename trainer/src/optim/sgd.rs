@@ -2,8 +2,7 @@
 
 use tch::Tensor;
 
-use super::zeros;
-use crate::torch::Tensors;
+use crate::torch::{Tensors, zeros_like};
 
 #[derive(Debug)]
 pub(super) struct Sgd {
@@ -15,7 +14,7 @@ pub(super) struct Sgd {
 
 impl Sgd {
     pub(super) fn new(decay: f64, weight_decay: f64, parameters: &Tensors) -> Sgd {
-        Sgd { decay, weight_decay, momentum: zeros(parameters) }
+        Sgd { decay, weight_decay, momentum: zeros_like(parameters) }
     }
 
     pub(super) fn step<'a>(

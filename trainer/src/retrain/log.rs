@@ -8,10 +8,11 @@ use std::{
 
 use anyhow::Context;
 
-use super::training::Named;
-
 /// The file's name.
 pub(crate) const LOG: &str = "log.csv";
+
+/// Metrics with the names that the log has for them.
+pub(super) type Named = Vec<(String, f64)>;
 
 /// What is said at one time.
 pub(super) struct Row {

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
-use super::training;
 use crate::{
     images::{Catalogue, DataSet, Info},
     study::{self, Found, Source},
     tasks::{
-        self, Length, Space, Task,
+        self, Length, Task,
         network::Network,
         settings::{Given, Preset},
+        space::Space,
     },
     torch,
 };
@@ -26,6 +26,9 @@ pub(crate) const RECORD: &str = "retraining.json";
 pub(crate) const LAST: &str = "last.safetensors";
 /// The file of the weights with the best metric on the test images.
 pub(crate) const BEST: &str = "best.safetensors";
+
+/// The name of the number of minibatches done in [`LAST`].
+pub(super) const ITERATIONS: &str = "iterations";
 
 /// Everything that decides a retraining.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,7 +191,13 @@ impl Record {
     /// Returns how far the retraining in `directory` has come.
     pub(crate) fn progress(&self, directory: &Path) -> anyhow::Result<Progress> {
         let last = directory.join(LAST);
-        let iterations = if last.exists() { training::iterations(&last)? } else { 0 };
+        let iterations = match last.exists() {
+            true => *torch::numbers(&last)?
+                .get(ITERATIONS)
+                .with_context(|| format!("{} is no checkpoint of a retraining", last.display()))?
+                as u64,
+            false => 0,
+        };
         let training = self.task()?.training();
         let per_epoch = self.per_epoch(training.batch_size);
         Ok(match training.length {

@@ -19,8 +19,8 @@ use tracing::info;
 
 use super::{
     events::Events,
-    log::{Log, Row},
-    record::{BEST, LAST, Record},
+    log::{Log, Named, Row},
+    record::{BEST, ITERATIONS, LAST, Record},
 };
 use crate::{
     images::{Batches, DataSet, Images, Preprocess, generator},
@@ -36,9 +36,6 @@ use crate::{
 
 /// From this time on, a training is announced with advice.
 const LONG: Duration = Duration::from_secs(3600);
-
-/// Metrics with the names that the log has for them.
-pub(super) type Named = Vec<(String, f64)>;
 
 /// A network with the images that it learns from.
 pub(super) struct Training {
@@ -66,9 +63,6 @@ struct Progress {
     sums: Vec<f64>,
 }
 
-/// The name of the minibatches done in a checkpoint.
-const ITERATIONS: &str = "iterations";
-
 impl Progress {
     fn numbers(&self) -> Numbers {
         let sums = self.sums.iter().enumerate().map(|(i, sum)| (format!("sum{i}"), *sum));
@@ -87,11 +81,6 @@ impl Progress {
         let (iterations, seconds) = (number(ITERATIONS)? as u64, number("seconds")?);
         Ok(Progress { iterations, seconds, best: number("best")?, sums })
     }
-}
-
-/// Returns the number of minibatches that are in a checkpoint.
-pub(super) fn iterations(file: &Path) -> anyhow::Result<u64> {
-    Ok(Progress::of(&torch::numbers(file)?, file)?.iterations)
 }
 
 impl Training {
@@ -376,7 +365,7 @@ mod tests {
             let stopped = training().run(parts, Duration::ZERO, "", &AtomicBool::new(true));
             let error = stopped.unwrap_err().to_string();
             assert!(error.starts_with("stopped after 3 of "), "{error}");
-            assert_eq!(iterations(&last).unwrap(), 3);
+            assert_eq!(torch::numbers(&last).unwrap()[ITERATIONS], 3.0);
 
             let mut other = training();
             assert_eq!(run(&mut other, parts).unwrap(), metrics);
@@ -411,7 +400,7 @@ mod tests {
         let last = directory.path().join(LAST);
         let small = training("enas-micro", &CELLS, Precision::F32);
         small.network.snapshot().write(&last).unwrap();
-        let error = iterations(&last).unwrap_err().to_string();
+        let error = Progress::of(&torch::numbers(&last).unwrap(), &last).err().unwrap().to_string();
         assert!(error.ends_with("is no checkpoint of a retraining"), "{error}");
         let mut wider = training(
             "enas-micro",

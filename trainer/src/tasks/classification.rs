@@ -8,6 +8,7 @@ pub mod chain;
 pub mod check;
 pub mod definition;
 mod family;
+mod fault;
 mod mbconv;
 pub mod operation;
 pub mod report;
@@ -182,8 +183,7 @@ impl Classification {
             |field: &str, description: String| vec![Violation { field: field.into(), description }];
         let text = match definition {
             "" => Definition::built_in(name).ok_or_else(|| {
-                let known: Vec<_> = super::names();
-                violation("space", format!("{name:?} is unknown; known are {}", known.join(", ")))
+                violation("space_definition", "is needed for a space that does not ship".into())
             })?,
             text => text,
         };
@@ -555,7 +555,7 @@ mod tests {
             violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
         };
         assert_eq!(field("name = 1"), ["space_definition"]);
-        assert_eq!(field(""), ["space"]);
+        assert_eq!(field(""), ["space_definition"]);
         let text = Definition::built_in("enas-micro").unwrap();
         let text = text.replacen("batch_size = 64", "batch_size = 1", 1);
         assert_eq!(field(&text), ["space_definition"]);

@@ -4,11 +4,17 @@ use std::{collections::BTreeMap, fs::File, io, path::Path};
 
 use tch::{Device, TchError, Tensor};
 
-use super::Error;
+use super::error::Error;
 use crate::files;
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Returns a tensor of zeros for each of these.
+pub fn zeros_like(tensors: &Tensors) -> Tensors {
+    let _guard = tch::no_grad_guard();
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.zeros_like())).collect()
+}
 
 /// Numbers by name that a file keeps beside the tensors: the progress of a training.
 pub type Numbers = BTreeMap<String, f64>;

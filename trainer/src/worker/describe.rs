@@ -2,7 +2,7 @@
 
 use asng_proto::v1::{self, describe_space_request::Answer};
 
-use crate::tasks::{Domain, Space, Task, Variable, settings::Violation};
+use crate::tasks::{Domain, Task, Variable, settings::Violation, space::Space};
 
 /// The costs that are reported of architectures that are networks.
 const COSTS: [&str; 2] = ["parameters", "macs"];

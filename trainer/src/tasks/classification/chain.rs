@@ -24,7 +24,7 @@ use self::row::{MAX_CHANNELS, MAX_KERNEL, Row};
 pub use super::mbconv::Activation;
 use super::{
     cells::Ends,
-    definition::{Fault, within},
+    fault::{Fault, within},
     mbconv::{Block, BlockSize, Layer, Operation, divisible},
 };
 use crate::tasks::{

@@ -2,7 +2,7 @@
 //!
 //! This file reads the text and names the line of every mistake; what a table of a family means is the family's own.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
@@ -10,6 +10,7 @@ use toml::{Spanned, Value};
 use super::{
     cells::{Cells, CellsTable},
     chain::{Chain, ChainTable},
+    fault::Fault,
 };
 use crate::tasks::settings::{Given, Preset};
 
@@ -60,33 +61,6 @@ pub struct Error {
     pub key: String,
     /// What is wrong, what was given and what is allowed.
     pub problem: String,
-}
-
-/// A mistake in a table of a family.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The place of the value in the text, in bytes.
-    pub span: Range<usize>,
-    /// Its key, such as `cells.normal.operations`.
-    pub key: String,
-    /// What is wrong, what was given and what is allowed.
-    pub problem: String,
-}
-
-impl Fault {
-    /// A mistake in this value.
-    pub fn new<T>(value: &Spanned<T>, key: &str, problem: String) -> Fault {
-        Fault { span: value.span(), key: key.to_owned(), problem }
-    }
-}
-
-/// Errors unless the number is within the range.
-pub fn within(value: &Spanned<i64>, range: (i64, i64), key: &str) -> Result<i64, Fault> {
-    let ((low, high), given) = (range, *value.get_ref());
-    if (low..=high).contains(&given) {
-        return Ok(given);
-    }
-    Err(Fault::new(value, key, format!("must be a whole number from {low} to {high}, not {given}")))
 }
 
 #[derive(Deserialize)]

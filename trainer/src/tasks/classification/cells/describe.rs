@@ -5,8 +5,8 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::{
-    Cells,
     graph::{CellType, Graph},
+    skeleton::Cells,
 };
 
 impl Cells {

@@ -13,8 +13,8 @@ use super::{
     super::operation::{
         ConvNorm, FactorizedReduce, Layer, Operation, Place, Pooling, ResBlock, Value,
     },
-    Cells, Ends,
     graph::{CellType, Graph, OutputKind},
+    skeleton::{Cells, Ends},
 };
 use crate::tasks::network::{
     BatchNorm, Builder, Conv, ConvSize, Linear, Mode, NormKind, Output, channels_last, global_pool,
