@@ -66,7 +66,7 @@ impl Optimizer {
         let factor = gradients::clip_factor(&norm, self.grad_clip);
         let gradients = gradients
             .iter()
-            .map(|(name, gradient)| (name, gradient.nan_to_num(0.0, 0.0, 0.0) * &factor));
+            .map(|(name, gradient)| (name, gradient.nan_to_num(0.0, 0.0, 0.0).g_mul_(&factor)));
         match &mut self.state {
             State::Sgd(sgd) => sgd.step(parameters, gradients, learning_rate),
             State::Adam(adam) => adam.step(parameters, gradients, learning_rate),

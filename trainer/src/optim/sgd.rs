@@ -23,11 +23,13 @@ impl Sgd {
         gradients: impl Iterator<Item = (&'a str, Tensor)>,
         learning_rate: f64,
     ) {
-        for (name, gradient) in gradients {
+        for (name, mut direction) in gradients {
             // Indexing: gradients and momentum have the names of the parameters that they were made for.
             let (parameter, momentum) =
                 (parameters.get_mut(name).unwrap(), self.momentum.get_mut(name).unwrap());
-            let direction = gradient + &*parameter * self.weight_decay;
+            if self.weight_decay != 0.0 {
+                let _ = direction.g_add_(&(&*parameter * self.weight_decay));
+            }
             let _ = momentum.g_mul_scalar_(self.decay).g_add_(&direction);
             let _ = parameter.g_sub_(&(&*momentum * learning_rate));
         }

@@ -516,8 +516,8 @@ mod tests {
         let refused = retraining(Preset::Paper, &given(&[("nodes", "3")]));
         assert_eq!(
             settings::sentence(&refused.err().unwrap()),
-            "nodes is unknown; the settings of a retraining of the space inpaint-int are preset, image_size, mask, batch_norm, batch_size, learning_rate, \
-             seed, iterations, evaluate_every"
+            "nodes is unknown; the settings of a retraining of the space inpaint-int are preset, image_size, mask, batch_norm, \
+             batch_size, learning_rate, seed, iterations, evaluate_every"
         );
     }
 

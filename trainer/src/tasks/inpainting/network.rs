@@ -29,7 +29,9 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use super::architecture::{Architecture, Layer, Module};
-use crate::tasks::network::{BatchNorm, Builder, Conv, ConvSize, Mode, channels_last, every_other};
+use crate::tasks::network::{
+    BatchNorm, Builder, Conv, ConvSize, Mode, channels_last, every_other, first_channels,
+};
 
 /// Height and width of the last convolution's kernel.
 const OUTPUT_KERNEL: i64 = 3;
@@ -114,7 +116,7 @@ impl Node {
 
     /// Computes the node of the encoder.
     fn encode(&self, x: &Tensor, layer: &Layer, mode: Mode) -> Tensor {
-        let weight = cut(&self.conv.weight, [layer.channels, layer.inputs]);
+        let weight = first_channels(&self.conv.weight, &[layer.channels, layer.inputs]);
         let x = match (layer.module.kernel, layer.module.stride()) {
             (1, 2) => self.conv.forward_with(&every_other(x, 0), &weight),
             _ => self.conv.forward_with(x, &weight),
@@ -153,7 +155,7 @@ impl Transposed {
 
     /// Computes it with the first `channels` (in, out) of the weight, and with `added` rows and columns at the end.
     fn forward(&self, x: &Tensor, channels: [i64; 2], stride: i64, added: [i64; 2]) -> Tensor {
-        let weight = cut(&self.weight, channels);
+        let weight = first_channels(&self.weight, &channels);
         let bias = None::<Tensor>;
         if (self.kernel, stride) == (1, 2) {
             // For the reason of `every_other`.
@@ -163,11 +165,6 @@ impl Transposed {
         let padding = [self.kernel / 2; 2];
         x.conv_transpose2d(&weight, bias, [stride; 2], padding, added, 1, [1, 1])
     }
-}
-
-/// Returns the weight of the first channels along the first two dimensions.
-fn cut(weight: &Tensor, channels: [i64; 2]) -> Tensor {
-    weight.narrow(0, 0, channels[0]).narrow(1, 0, channels[1])
 }
 
 /// Puts a row and a column of zeros between all rows and columns, and `added` ones after the last.
