@@ -30,7 +30,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Time that it waits for a controller that does not answer: longer than other commands, as hours of work may be behind it.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
-/// What to compare.
+/// The options of `compare`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "It needs a controller, and computes all else itself: searches, and then trainings. After an interruption the same \
@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 pub struct Arguments {
     #[command(flatten)]
     space: study::SpaceArguments,
-    /// What is compared
+    /// Origins to compare
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Origin::ALL, value_name = "ORIGIN,...")]
     origins: Vec<Origin>,
     /// Steps of each search [default: the preset's]
@@ -52,7 +52,7 @@ pub struct Arguments {
     /// Seeds: everything is done so often
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// What the names of the studies begin with
+    /// Prefix of the names of the studies
     #[arg(long, default_value = "compare")]
     name: String,
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Where an architecture comes from.
+/// The origin of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Origin {
@@ -102,7 +102,7 @@ impl Origin {
         }
     }
 
-    /// How the study searches, if there is one.
+    /// Returns the algorithm of the study, if there is one.
     fn algorithm(self) -> Option<Algorithm> {
         match self {
             Origin::Asng => Some(Algorithm::Asng),
@@ -113,7 +113,7 @@ impl Origin {
     }
 }
 
-/// What came out of one origin.
+/// The results of one origin.
 #[derive(Debug, Serialize)]
 struct Row {
     origin: Origin,
@@ -123,9 +123,9 @@ struct Row {
     metrics: BTreeMap<String, Vec<f64>>,
 }
 
-/// Where data and weights are, and what computes.
+/// The controller, the data and the device.
 pub struct Place {
-    /// How the controller is reached.
+    /// The options of the connection to the controller.
     pub controller: Options,
     /// Directory of the searches' weights.
     pub work_dir: PathBuf,

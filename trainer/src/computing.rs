@@ -1,4 +1,4 @@
-//! How training computes: options that trade digits or start-up time for speed.
+//! Options of computing that trade digits or start-up time for speed.
 
 use anyhow::ensure;
 use clap::Args;
@@ -6,10 +6,10 @@ use tch::{Cuda, Device};
 
 use crate::torch::Precision;
 
-/// What can be set of it.
+/// The options.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct Options {
-    /// What convolutions and matrix products compute with; the weights keep 32 bits
+    /// Number format of convolutions and matrix products; the weights keep 32 bits
     #[arg(long, env = "ASNG_PRECISION", value_enum, default_value_t)]
     pub precision: Precision,
     /// Have cuDNN try its algorithms on each new shape and keep the fastest; each architecture of a search has new shapes

@@ -15,7 +15,7 @@ use crate::images::{self, DataSet, Layout, Request};
 /// The number of unusable files, and of pairs of duplicates, that are named.
 const NAMED: usize = 20;
 
-/// What can be done with data sets.
+/// The subcommands of `data`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fetch a data set; what is there already stays, and nothing is left half done
@@ -27,7 +27,7 @@ pub enum Command {
 /// The arguments of `data fetch`.
 #[derive(Debug, Args)]
 pub struct Fetch {
-    /// Which data set
+    /// The data set
     #[arg(value_name = "SET")]
     set: Fetched,
     /// Directory to fetch it to [default: where the trainer looks for it, below ./data]
@@ -83,10 +83,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a directory holds.
+/// The content of a directory.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// How the images are stored, in words.
+    /// The way in which the images are stored, in words.
     pub kind: String,
     /// The number of training images.
     pub train: i64,
@@ -106,7 +106,7 @@ pub struct Report {
     pub digest: String,
     /// The number of images that equal an earlier one in every pixel.
     pub duplicates: usize,
-    /// How many of these are images for tests that equal a training image.
+    /// The number of these that are images for tests and equal a training image.
     pub duplicates_across: usize,
     /// The first duplicates.
     pub duplicate_pairs: Vec<Duplicate>,

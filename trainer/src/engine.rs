@@ -42,7 +42,7 @@ pub use self::{
 
 /// Studies whose weights may wait in memory to be written; with as many, no other study is opened.
 const MAX_UNWRITTEN: usize = 4;
-/// The file that says on which images a study's weights were trained.
+/// The file with the images that a study's weights were trained on.
 const IMAGES: &str = "images.json";
 
 /// The images and the device.
@@ -50,7 +50,7 @@ const IMAGES: &str = "images.json";
 pub struct Config {
     /// The data sets of this trainer.
     pub catalogue: Arc<Catalogue>,
-    /// What computes.
+    /// The device.
     pub device: Device,
     /// Threads of one operation on a CPU; libtorch's own choice when absent.
     pub threads: Option<u16>,
@@ -203,7 +203,7 @@ impl Engine {
         self.checkpoints.problems()
     }
 
-    /// Whether the thread has ended, which it does by a fault of this program alone.
+    /// Returns whether the thread has ended, which only a fault of this program causes.
     pub fn has_died(&self) -> bool {
         self.jobs.is_closed()
     }

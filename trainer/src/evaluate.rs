@@ -52,7 +52,7 @@ pub struct Arguments {
         conflicts_with_all = ["study", "architecture", "random"]
     )]
     retrained: Option<PathBuf>,
-    /// Which weights of a retrained network
+    /// Weights of a retrained network to use
     #[arg(long, value_enum, default_value = "last", requires = "retrained")]
     weights: Weights,
     /// Evaluate this many architectures drawn uniformly as well, to compare with
@@ -83,7 +83,7 @@ pub struct Arguments {
 pub(crate) enum Weights {
     /// The newest, in the end those that the retraining is about
     Last,
-    /// Those that were best on the test images, which flatters them
+    /// The weights that were best on the test images, which overestimates them
     Best,
 }
 

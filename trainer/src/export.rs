@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `network.pt` | TorchScript: reads images from 0 to 1, normalises them itself, on any number of them |
 //! | `weights.safetensors` | weights and running statistics by name, without what only training needs |
-//! | `network.json` | what the network is, what it reads and says |
+//! | `network.json` | the network, its inputs and its outputs |
 //! | `architecture.dot` | its graph, for Graphviz |
 
 use std::{
@@ -30,14 +30,14 @@ use crate::{
 /// The largest difference between the outputs of the loaded TorchScript and of the network, relative to the largest output.
 const TOLERANCE: f64 = 1e-4;
 
-/// What to export.
+/// The options of `export`.
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Arguments {
     /// The directory of the network, which `retrain` made
     #[arg(long, value_name = "DIR")]
     retrained: PathBuf,
-    /// Which of its weights
+    /// Its weights to export
     #[arg(long, value_enum, default_value = "last")]
     weights: Weights,
     /// Directory for the files, made if it is not there. The same network may be exported there again, as it trains further
@@ -51,7 +51,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What was written.
+/// The results of an export.
 #[derive(Debug, Serialize)]
 struct Written {
     #[serde(flatten)]
@@ -69,7 +69,7 @@ struct Files {
     graph: PathBuf,
 }
 
-/// Writes all files and says where they are.
+/// Writes all files and prints their paths.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let Arguments { retrained, weights, out, overwrite, json } = arguments;
     let exported = Exported::load(retrained, *weights)?;
@@ -103,7 +103,7 @@ struct Exported {
     progress: Progress,
 }
 
-/// The key of `network.json` that says which retraining the network is of.
+/// The key of `network.json` with the digest of the retraining.
 const DIGEST: &str = "retraining";
 
 impl Files {
@@ -178,7 +178,7 @@ impl Exported {
         })
     }
 
-    /// Writes all files, first the one that says what they are of.
+    /// Writes all files, first the one that identifies the network.
     fn write(&self, files: &Files, directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;

@@ -50,7 +50,7 @@ struct Common {
     /// photos=DIR [default: data/photos]
     #[arg(long, global = true, env = "ASNG_PHOTOS", value_name = "DIR")]
     photos: Option<PathBuf>,
-    /// What computes: auto (a GPU if there is one), cpu, or cuda:N
+    /// Device: auto (a GPU if there is one), cpu, or cuda:N
     #[arg(long, global = true, env = "ASNG_DEVICE", default_value = "auto", value_parser = engine::device)]
     device: Device,
     /// Threads of one operation on a CPU [default: one for each core]
@@ -64,13 +64,13 @@ struct Common {
 enum Command {
     /// Work for a controller: train shared weights, report losses
     Serve(Serve),
-    /// How good an architecture is on the test images, with a study's shared weights or its own
+    /// Evaluate an architecture on the test images, with a study's shared weights or its own
     Evaluate(evaluate::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
-    /// What the search buys: ASNG, SNG and random search with the same steps and seeds, each result retrained
+    /// Compare ASNG, SNG and random search with the same steps and seeds, each result retrained
     Compare(compare::Arguments),
-    /// A retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
+    /// Export a retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
     Export(export::Arguments),
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! How weights move: gradients as values, the optimisers with a state that can be saved, and learning-rate schedules.
+//! Training of weights: gradients as values, optimisers with a state that can be saved, learning-rate schedules.
 
 mod adam;
 mod gradients;

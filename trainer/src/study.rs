@@ -78,7 +78,7 @@ pub fn task(space: &Space) -> anyhow::Result<Box<dyn Task>> {
     })
 }
 
-/// Where a trainer keeps a study's files within its own directory. A study that was deleted and made again under the same
+/// Returns the directory of a study's files within a trainer's own. A study that was deleted and made again under the same
 /// name has another one.
 pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
     work_dir.join("studies").join(format!("{}-{}", study.name, study.study_id))
@@ -128,7 +128,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Which architecture is meant.
+/// The architecture that a command is about.
 #[derive(Clone, Debug, Args)]
 pub struct Subject {
     /// The study whose architecture, space and settings are meant
@@ -148,7 +148,7 @@ pub struct Found {
     pub space: Space,
     /// One value for each variable of the space.
     pub values: Vec<i64>,
-    /// Where it comes from.
+    /// Its origin.
     pub source: Source,
 }
 

@@ -1,4 +1,4 @@
-//! What can be learnt. Each task is one folder with all that is its own: its spaces, networks, losses, retraining, export.
+//! Tasks: one folder for each, with all that is its own: its spaces, networks, losses, retraining, export.
 //!
 //! [`Task`] is the seam between them and the rest of the trainer.
 
@@ -49,10 +49,10 @@ pub trait Task: Send {
     /// Errors with a sentence if networks cannot read images of this kind.
     fn accepts(&self, info: &Info) -> Result<(), String>;
 
-    /// How weights are trained.
+    /// The settings of the training of weights.
     fn training(&self) -> Training;
 
-    /// What an architecture costs at the size that the settings name; none where architectures are no networks.
+    /// The costs of an architecture at the size that the settings name; none where architectures are no networks.
     fn costs(&self, info: &Info, values: &[i64]) -> Option<Costs>;
 
     /// A network with new weights, decided by the seed of [`Task::training`]: the supernet, or one architecture alone.
@@ -73,12 +73,12 @@ pub trait Task: Send {
     /// The metrics of [`Task::test_metrics`], without dimensions, as means over a batch; `main` is a network's output.
     fn test(&self, main: &Tensor, batch: &Batch) -> Vec<Tensor>;
 
-    /// What one gets without a network, as its output; none where that makes no sense.
+    /// The output of doing nothing, to compare a network with; none where that makes no sense.
     fn baseline(&self, _batch: &Batch) -> Option<Tensor> {
         None
     }
 
-    /// How this architecture is trained alone: the task with the settings of `preset`, and those given.
+    /// The task of training this architecture alone, with the settings of `preset` and those given.
     fn retraining(
         &self,
         info: &Info,
@@ -87,7 +87,7 @@ pub trait Task: Send {
         given: &Given,
     ) -> Result<Box<dyn Task>, Vec<Violation>>;
 
-    /// What other programs need to know to use a network, for `network.json`.
+    /// The inputs and outputs of a network for other programs, for `network.json`.
     fn interface(&self, info: &Info) -> serde_json::Map<String, serde_json::Value>;
 
     /// The function that is exported, of images from 0 to 1 `[batch, channels, height, width]`.
@@ -100,9 +100,9 @@ pub type Exported = Box<dyn Fn(&Tensor) -> Tensor>;
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]
 pub struct Batch {
-    /// What the network reads.
+    /// The input of the network.
     pub input: Tensor,
-    /// What its output is compared with.
+    /// The target of its output.
     pub target: Tensor,
 }
 
@@ -123,7 +123,7 @@ pub enum Draw {
     },
 }
 
-/// How weights are trained.
+/// The settings of the training of weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Training {
     /// Images in a minibatch.

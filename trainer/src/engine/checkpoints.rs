@@ -25,7 +25,7 @@ use crate::{
     torch::{self, Snapshot},
 };
 
-/// How many checkpoints are kept.
+/// The number of checkpoints that are kept.
 const KEPT: usize = 2;
 /// Name of the list of checkpoints, newest first.
 const LIST: &str = "checkpoints.json";
@@ -33,7 +33,7 @@ const LIST: &str = "checkpoints.json";
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Why a checkpoint cannot be written or found.
+/// The reason why a checkpoint cannot be written or found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
@@ -44,7 +44,7 @@ pub enum Error {
     List {
         /// The list.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: serde_json::Error,
     },
     /// Every checkpoint is damaged or missing.
@@ -53,9 +53,9 @@ pub enum Error {
         .directory.display()
     )]
     AllDamaged {
-        /// Where they are.
+        /// Their directory.
         directory: PathBuf,
-        /// How many there should be.
+        /// The number of checkpoints in the list.
         count: usize,
     },
     /// Tensors cannot be written.

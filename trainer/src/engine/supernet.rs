@@ -38,7 +38,7 @@ pub struct StepOutcome {
     pub train_metrics: Vec<f64>,
     /// Norm of the mean gradient before it was clipped. If it is not finite, the weights moved by their momentum alone.
     pub gradient_norm: f64,
-    /// What could not be computed; it counts as diverged.
+    /// Architectures that could not be computed; they count as diverged.
     pub failures: Vec<Failure>,
 }
 

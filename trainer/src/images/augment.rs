@@ -5,7 +5,7 @@ use rand::RngExt;
 
 use super::batches::generator;
 
-/// What training images go through, in this order: crop, flip, normalisation, cutout.
+/// The augmentation of training images, in this order: crop, flip, normalisation, cutout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Augment {
     /// Black pixels added to each side of an image before its own size is cropped from anywhere.
@@ -49,7 +49,7 @@ impl Augment {
     }
 }
 
-/// What was drawn for one image.
+/// The draws for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Draw {
     /// First row of the crop in the padded image.

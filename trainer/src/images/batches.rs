@@ -1,4 +1,4 @@
-//! Which examples each batch holds: a new permutation of all examples in each epoch, cut in batches.
+//! The examples of each batch: a new permutation of all examples in each epoch, cut in batches.
 //! Pure; knows no tensors.
 //!
 //! A batch is addressed by one number, counted from 0 over all epochs, so that number is the whole

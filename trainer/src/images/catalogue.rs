@@ -18,7 +18,7 @@ use super::{
 /// Height and width of the images of folders where the request names none.
 const FOLDERS_IMAGE_SIZE: i64 = 64;
 
-/// Which data set a task wants, and how.
+/// A data set as a task wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The name of the data set.
@@ -30,7 +30,7 @@ pub struct Request {
     pub labels: bool,
 }
 
-/// How the images of a directory are stored.
+/// The way in which the images of a directory are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     Cifar10,

@@ -10,7 +10,7 @@ use super::error::Refused;
 /// The number of images that are copied or hashed together, which bounds the memory for it.
 const TOGETHER: i64 = 1024;
 
-/// What is known of a data set without its images; kept with weights, exported with networks.
+/// Facts about a data set without its images; kept with weights, exported with networks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// The name that studies know the data set by.
@@ -108,7 +108,7 @@ impl Images {
 /// A data set, on the CPU until it is moved.
 #[derive(Debug)]
 pub struct DataSet {
-    /// What is known of it without its images.
+    /// Facts about it without its images.
     pub info: Info,
     /// The images for searches and for retraining.
     pub train: Images,

@@ -57,7 +57,7 @@ fn square(content: &[u8], side: u32) -> ImageResult<RgbImage> {
     let mut decoder = decoder.into_decoder()?;
     limits.reserve(decoder.total_bytes())?;
     decoder.set_limits(limits)?;
-    // What is damaged in the metadata says nothing of the pixels.
+    // Damaged metadata does not make the pixels unusable.
     let orientation = decoder.orientation().ok();
     let mut image = DynamicImage::from_decoder(decoder)?;
     if let Some(orientation) = orientation {

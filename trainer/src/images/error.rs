@@ -22,7 +22,7 @@ pub enum Error {
     Missing {
         /// The name asked for.
         name: String,
-        /// What is there instead, and what to do.
+        /// The data sets that are there instead, and what to do.
         reason: String,
     },
     /// A name or directory of `--images` is refused.
@@ -32,7 +32,7 @@ pub enum Error {
         name: String,
         /// The directory given.
         directory: PathBuf,
-        /// What is wrong, and what is allowed.
+        /// The mistake, and what is allowed.
         reason: String,
     },
     /// A file or directory holds something else than it should.
@@ -40,7 +40,7 @@ pub enum Error {
     Content {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong, and what to do.
+        /// The mistake, and what to do.
         reason: String,
     },
     /// Too many image files are broken.
@@ -91,6 +91,6 @@ pub(super) fn first(refused: &[Refused]) -> String {
 pub struct Refused {
     /// The file, relative to the directory of the data set.
     pub file: String,
-    /// What is wrong with it.
+    /// The reason why it is left out.
     pub reason: String,
 }

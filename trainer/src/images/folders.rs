@@ -112,7 +112,7 @@ pub(super) fn without_classes(directory: &Path) -> Result<Listing, Error> {
     Ok(Listing { classes: Vec::new(), files, beside: Vec::new() })
 }
 
-/// Where the images for training and for tests lie.
+/// The places of the images for training and for tests.
 struct Split {
     train: PathBuf,
     test: Option<PathBuf>,

@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::log::Row;
 
-/// How names of event files begin.
+/// The prefix of the names of event files.
 const PREFIX: &str = "events.out.tfevents.";
 
 /// Bytes of a record before and after its content: length and its checksum, checksum of the content.
@@ -74,7 +74,7 @@ impl Events {
         open().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Adds what a row says; the step is its iteration.
+    /// Adds the metrics of a row; the step is its iteration.
     pub(super) fn write(&mut self, row: &Row) -> anyhow::Result<()> {
         let rest = [("epoch", row.epoch), ("learning_rate", row.learning_rate)];
         let scalar =
@@ -107,7 +107,7 @@ fn path(directory: &Path) -> io::Result<PathBuf> {
     Ok(directory.join(format!("{PREFIX}{:.0}.asng-trainer", now().floor())))
 }
 
-/// How many bytes from the start are whole records up to that iteration.
+/// Returns the number of bytes from the start that are whole records up to that iteration.
 fn kept(bytes: &[u8], iterations: u64) -> u64 {
     let mut kept = 0;
     while let Some((event, length)) = record(&bytes[kept..])

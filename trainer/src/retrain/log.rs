@@ -1,4 +1,4 @@
-//! What a retraining says of its way: a row of `log.csv` for each evaluation.
+//! The log of a retraining: a row of `log.csv` for each evaluation.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,13 +14,13 @@ pub(crate) const LOG: &str = "log.csv";
 /// Metrics with the names that the log has for them.
 pub(super) type Named = Vec<(String, f64)>;
 
-/// What is said at one time.
+/// A row of the log.
 pub(super) struct Row {
     /// Minibatches done.
     pub(super) iteration: u64,
     /// Passes over the training images.
     pub(super) epoch: f64,
-    /// That of the last minibatch.
+    /// The learning rate of the last minibatch.
     pub(super) learning_rate: f64,
     /// Means over the minibatches since the last row, then what the test images say.
     pub(super) metrics: Named,
@@ -37,7 +37,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens the log in `directory`, and takes back what it has beyond `iterations`: an interruption came between that
-    /// and the checkpoint, and it will be said again.
+    /// and the checkpoint, and it will be logged again.
     pub(super) fn open(directory: &Path, iterations: u64) -> anyhow::Result<Log> {
         let file = directory.join(LOG);
         let open = || -> io::Result<Log> {

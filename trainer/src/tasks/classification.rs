@@ -97,7 +97,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// Those of a definition without presets.
+    /// Returns the settings of a definition without presets.
     fn new(family: &Family) -> Settings {
         let (nodes, cells, channels, width) = match family {
             Family::Cells(cells) => (cells.nodes, cells.cells, cells.channels, 1.0),

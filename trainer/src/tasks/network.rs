@@ -34,7 +34,7 @@ pub enum Mode {
 /// The result of a forward pass.
 #[derive(Debug)]
 pub struct Output {
-    /// What the network is for: logits `[batch, classes]`, or images.
+    /// The logits `[batch, classes]` of a classifier, or the images of an autoencoder.
     pub main: Tensor,
     /// Logits `[batch, classes]` of the auxiliary head: in training only, and never of a supernet.
     pub auxiliary: Option<Tensor>,
@@ -108,7 +108,7 @@ fn initialise(parameters: &mut Tensors, seed: u64) {
     }
 }
 
-/// What an architecture costs.
+/// The costs of an architecture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Costs {
     /// Weights that are trained.
@@ -117,7 +117,7 @@ pub struct Costs {
     pub macs: i64,
 }
 
-/// What the batch normalisations of a network have.
+/// The kind of a network's batch normalisations.
 #[derive(Clone, Copy, Debug)]
 pub struct NormKind {
     /// A trainable weight and bias for each channel.

@@ -13,7 +13,7 @@ pub type Given = BTreeMap<String, String>;
 pub struct Violation {
     /// The setting, such as `settings.cells`; `settings` alone when only a combination is at fault.
     pub field: String,
-    /// What is allowed, as a sentence for the person who typed the setting.
+    /// The allowed values, as a sentence for the person who typed the setting.
     pub description: String,
 }
 

@@ -97,10 +97,10 @@ struct Stem {
     stride: i64,
 }
 
-/// What the values of an architecture mean for one row.
+/// The choices of an architecture for one row.
 struct Stage {
     channels: i64,
-    /// Which operation each block uses; none if it is skipped.
+    /// The index of each block's operation; none if the block is skipped.
     blocks: Vec<Option<usize>>,
 }
 

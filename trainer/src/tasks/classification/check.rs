@@ -17,7 +17,7 @@ const STEPS: usize = 5_000;
 pub struct Report {
     /// The number of variables.
     pub variables: usize,
-    /// What the search learns: the sum of each variable's choices less one.
+    /// The free parameters of the distribution: the sum of each variable's choices less one.
     pub free_parameters: i64,
     /// The decimal logarithm of the number of architectures.
     pub architectures_log10: f64,

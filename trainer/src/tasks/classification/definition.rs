@@ -59,7 +59,7 @@ pub struct Error {
     pub line: usize,
     /// The key at fault, such as `cells.normal.operations`; empty when the text is no TOML.
     pub key: String,
-    /// What is wrong, what was given and what is allowed.
+    /// The mistake, the given value and the allowed ones.
     pub problem: String,
 }
 
@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// What is said of enas-micro's definition with a part replaced.
+    /// Returns the error of enas-micro's definition with a part replaced.
     fn error(part: &str, replacement: &str) -> String {
         let text = Definition::built_in("enas-micro").unwrap();
         assert!(text.contains(part), "{part}");

@@ -1,4 +1,4 @@
-//! What spaces of both families have in common.
+//! The interface that both families share.
 
 use serde_json::Value;
 use tch::{Device, Kind};

@@ -11,7 +11,7 @@ pub struct Fault {
     pub span: Range<usize>,
     /// Its key, such as `cells.normal.operations`.
     pub key: String,
-    /// What is wrong, what was given and what is allowed.
+    /// The mistake, the given value and the allowed ones.
     pub problem: String,
 }
 

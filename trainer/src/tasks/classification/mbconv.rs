@@ -143,7 +143,7 @@ impl Layer {
     }
 }
 
-/// What a block is besides its operation.
+/// The shape of a block, whatever its operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockSize {
     /// Channels of the input.

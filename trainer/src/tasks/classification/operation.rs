@@ -61,7 +61,7 @@ enum Pool {
     Max,
 }
 
-/// What spaces do differently about pooling.
+/// The options of pooling in which spaces differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pooling {
     /// Average pooling counts the zeros around the image as pixels (ENAS).
@@ -81,7 +81,7 @@ pub struct Place {
     pub stride: i64,
     /// Height times width of what it puts out.
     pub pixels: i64,
-    /// How pooling is done.
+    /// The options of pooling.
     pub pooling: Pooling,
 }
 
@@ -111,7 +111,7 @@ impl Operation {
         self.kind == Kind::Zero
     }
 
-    /// The name to draw it by: with stride 2 it says so.
+    /// Returns the label in drawings, which includes a stride of 2.
     pub fn label(self, stride: i64) -> String {
         match self.kind {
             _ if stride == 1 => self.name.to_owned(),
@@ -150,7 +150,7 @@ impl Operation {
     }
 }
 
-/// What operations read: as it is, or behind a ReLU, which is computed once for all that want it.
+/// An input of operations, as it is or behind a ReLU, which is computed once for all operations that read it.
 #[derive(Debug)]
 pub struct Value {
     /// As it is.

@@ -24,7 +24,7 @@ use crate::tasks::{Domain, Variable};
 /// The three choices of channels are the smallest number times these.
 const WIDTHS: [i64; 3] = [1, 2, 4];
 
-/// How the choices of a node become variables: the difference between the two spaces.
+/// The coding of a node's choices as variables, which is the difference between the two spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// `inpaint-cat`: all of them categorical.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::super::operation::Operation;
 use crate::tasks::Variable;
 
-/// How the nodes of a cell are connected.
+/// The connections between the nodes of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Wiring {
@@ -15,7 +15,7 @@ pub(super) enum Wiring {
     All,
 }
 
-/// What a cell puts out.
+/// The output of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OutputKind {
@@ -27,7 +27,7 @@ pub(super) enum OutputKind {
     Last,
 }
 
-/// What the searched cells of one kind have in common.
+/// A kind of searched cells, such as the normal ones.
 #[derive(Clone, Debug)]
 pub(super) struct CellType {
     /// `normal` or `reduction`.
@@ -47,7 +47,7 @@ pub(super) type Term = (usize, Operation);
 /// The inside of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Graph {
-    /// What each node adds.
+    /// The terms of each node's sum.
     pub(super) nodes: Vec<Vec<Term>>,
     /// The nodes that the cell puts out.
     pub(super) output: Vec<usize>,

@@ -144,7 +144,7 @@ fn normalise(norm: &BatchNorm, x: &Tensor, mode: Mode, rectify: bool) -> Value {
 /// The place of a cell in the network.
 #[derive(Clone, Copy, Debug)]
 struct CellPlace {
-    /// It halves height and width.
+    /// Whether the cell halves height and width.
     reduction: bool,
     /// The previous cell does, so the output of the cell before that is twice as high and wide.
     after_reduction: bool,
@@ -171,14 +171,14 @@ enum Cell {
     Residual(ResBlock),
 }
 
-/// How an input is brought to the cell's shape.
+/// The layer that brings an input to the cell's shape.
 #[derive(Debug)]
 enum InputConv {
     Same(ConvNorm),
     Halved(FactorizedReduce),
 }
 
-/// How nodes become the cell's output.
+/// The layer that makes the cell's output of its nodes.
 #[derive(Debug)]
 enum CellOutput {
     /// Concatenated; one node as it is.

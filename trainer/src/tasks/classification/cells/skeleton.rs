@@ -1,4 +1,4 @@
-//! What a space file decides about stacked cells, and the graphs that an architecture makes of it.
+//! The part of stacked cells that a space file decides, and the graphs of an architecture.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +43,7 @@ struct CellTable {
     operations: Spanned<Vec<Spanned<String>>>,
 }
 
-/// What decides a network's first and last layers.
+/// The sizes of a network's input and output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// Channels, height and width of an image.

@@ -36,7 +36,7 @@ const ACTIVATIONS: [(&str, Activation); 4] = [
 ];
 
 impl Row {
-    /// The error quotes the token that is wrong and says what is allowed.
+    /// The error quotes the wrong token and names what is allowed.
     pub(super) fn parse(text: &str) -> Result<Row, String> {
         let mut tokens = text.split('_');
         let name = tokens.next().unwrap_or_default();
@@ -132,7 +132,7 @@ impl Row {
     }
 }
 
-/// What the tokens of a row have set.
+/// The values of a row's tokens.
 #[derive(Default)]
 struct Fields {
     blocks: Option<(i64, i64)>,
