@@ -144,7 +144,7 @@ pub fn check(directory: &Path, image_size: Option<i64>) -> Result<Report, images
     let request = Request { name: "check".into(), image_size, labels: layout != Layout::Flat };
     let scratch = tempfile::tempdir()
         .map_err(crate::files::Error::cannot("make a directory in", &std::env::temp_dir()))?;
-    let (DataSet { info, train, test, refused }, files) =
+    let (DataSet { info, train, test, refused, .. }, files) =
         images::read(directory, &request, scratch.path())?;
 
     let mut classes: Vec<Class> =

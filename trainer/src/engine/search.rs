@@ -10,7 +10,7 @@ use super::{
     supernet::{Failure, Supernet},
 };
 use crate::{
-    images::{Batches, DataSet, Images, Preprocess},
+    images::{Batches, DataSet, Images, Info, Preprocess},
     latency,
     metrics::{self, Phase},
     optim::cosine,
@@ -70,25 +70,25 @@ struct Part {
 }
 
 impl Part {
-    /// Every other training image from the `first` on, so that each class is in both halves.
     fn new(
-        data: &DataSet,
-        first: i64,
+        images: &Images,
+        info: &Info,
         batch_size: i64,
         seed: u64,
         device: Device,
     ) -> Result<Part, Error> {
-        let images = data.train.every_other(first).to_device(device);
-        let batches = match data.train.is_empty() {
-            true => None,
-            false if batch_size > images.len() => {
-                let (name, count) = (&data.info.name, images.len());
+        let images = images.to_device(device);
+        let count = images.len();
+        let batches = match count {
+            0 => None,
+            _ if batch_size > count => {
                 return Err(Error::OtherImages(format!(
-                    "batch_size is {batch_size}, and half of the training images of data set {name}, which a minibatch is taken from, \
-                     are {count}: set a smaller batch_size"
+                    "batch_size is {batch_size}, and half of the training images of data set {}, which a minibatch is taken from, are \
+                     {count}: set a smaller batch_size",
+                    info.name
                 )));
             }
-            false => Some(Batches::new(seed, images.len() as usize, batch_size as usize)?),
+            _ => Some(Batches::new(seed, count as usize, batch_size as usize)?),
         };
         Ok(Part { images, batches, seed })
     }
@@ -113,15 +113,15 @@ impl Search {
         let training = task.training();
         // Each half has an order of its own.
         let seed = training.seed.wrapping_mul(2);
-        let part = |first: i64| {
-            let seed = seed.wrapping_add(first as u64);
-            Part::new(&data, first, training.batch_size, seed, device)
+        let part = |images: &Images, seed| {
+            Part::new(images, &data.info, training.batch_size, seed, device)
         };
+        let [train, rank] = data.search_halves();
         Ok(Search {
             variables: task.variables(),
             supernet: Supernet::new(&*task, &data.info, device, precision),
-            train: part(0)?,
-            rank: part(1)?,
+            train: part(&train, seed)?,
+            rank: part(&rank, seed.wrapping_add(1))?,
             preprocess: test_split::preprocess(&*task, &data.info, device),
             latencies: measure_latency.then(RefCell::default),
             task,

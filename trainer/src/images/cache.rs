@@ -112,6 +112,7 @@ pub(super) fn open(
         train: images.narrow(0, train),
         test: images.narrow(train, count - train),
         refused: found.refused,
+        sorted: true,
     };
     Ok((data_set, found.files))
 }

@@ -60,7 +60,7 @@ impl Images {
 
     /// Returns every second image from `first` (0 or 1) on, without copying: one half of each class where images lie in the order
     /// of classes.
-    pub fn every_other(&self, first: i64) -> Images {
+    fn every_other(&self, first: i64) -> Images {
         self.map(|tensor| tensor.slice(0, first, None::<i64>, 2))
     }
 
@@ -116,16 +116,30 @@ pub struct DataSet {
     pub test: Images,
     /// The image files that are left out.
     pub refused: Vec<Refused>,
+    /// Whether images lie in the order of their files, and so of their classes, rather than in a random one.
+    pub sorted: bool,
 }
 
 impl DataSet {
+    /// Returns the half of the training images that trains the weights of a search, and the half that ranks architectures. Of
+    /// images in a random order they are the first and the last half, as the authors' (`n_valid_data = 25000`); of sorted ones
+    /// every other image, so that each class is in both halves.
+    pub fn search_halves(&self) -> [Images; 2] {
+        let half = self.train.len() / 2;
+        match self.sorted {
+            true => [0, 1].map(|first| self.train.every_other(first)),
+            false => [0, half].map(|start| self.train.narrow(start, half)),
+        }
+    }
+
     /// Returns a data set without images, for a task that needs none.
     pub fn empty() -> DataSet {
         let none = || {
             let of = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
             Images { pixels: of(&[0, 0, 0, 0], Kind::Uint8), labels: of(&[0], Kind::Int64) }
         };
-        DataSet { info: Info::default(), train: none(), test: none(), refused: Vec::new() }
+        let (info, refused, sorted) = (Info::default(), Vec::new(), false);
+        DataSet { info, train: none(), test: none(), refused, sorted }
     }
 
     /// Puts together a data set whose images are all in memory. `mean` and `std` are taken from the training images where
@@ -145,7 +159,7 @@ impl DataSet {
         if let Some((mean, std)) = normalisation {
             (info.mean, info.std) = (mean.to_vec(), std.to_vec());
         }
-        DataSet { info, train, test, refused: Vec::new() }
+        DataSet { info, train, test, refused: Vec::new(), sorted: false }
     }
 }
 

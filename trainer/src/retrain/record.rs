@@ -304,7 +304,7 @@ pub(crate) mod tests {
             std: vec![0.25; 3],
             digest: "0".into(),
         };
-        DataSet { info, test: train.narrow(0, 4), train, refused: Vec::new() }
+        DataSet { info, test: train.narrow(0, 4), train, refused: Vec::new(), sorted: false }
     }
 
     /// Begins a retraining on [`data`] in a space of cells or of autoencoders.
