@@ -92,10 +92,10 @@ pub fn chosen(study: &v1::Study) -> Option<v1::Architecture> {
 /// A space that belongs to no study.
 #[derive(Clone, Debug, Args)]
 pub struct SpaceArguments {
-    /// The space of a random architecture that is of no study
+    /// Space by its name, such as enas-micro, where there is no study
     #[arg(long)]
     space: Option<String>,
-    /// The space file, in place of --space
+    /// Space file, in place of --space
     #[arg(long, conflicts_with = "space", value_name = "FILE")]
     space_file: Option<PathBuf>,
     /// A setting of that space, as of a study; may be repeated
