@@ -222,7 +222,7 @@ impl Report {
             println!("{:>8} {:>8}  class", "training", "tests");
         }
         for Class { name, train, test } in &self.classes {
-            println!("{train:8} {test:8}  {name}");
+            println!("{train:8} {test:8}  {}", name.escape_debug());
         }
         let round = |values: &[f64]| {
             values.iter().map(|value| format!("{value:.5}")).collect::<Vec<_>>().join(" ")

@@ -14,7 +14,6 @@ use std::{
     fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    rc::Rc,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -120,7 +119,7 @@ impl Engine {
             }
             let (device, threads) = (config.device, tch::get_num_threads());
             info!(?device, threads, "engine starts");
-            let mut state = EngineState { config, data: None, checkpoints: writer, open: None };
+            let mut state = EngineState { config, checkpoints: writer, open: None };
             while let Some(job) = queue.blocking_recv() {
                 job(&mut state);
             }
@@ -245,8 +244,6 @@ impl Engine {
 /// The state of the thread.
 struct EngineState {
     config: Config,
-    /// The data set that a study wanted last.
-    data: Option<(Request, Rc<DataSet>)>,
     checkpoints: Writer,
     open: Option<Open>,
 }
@@ -297,20 +294,12 @@ impl EngineState {
         Ok(newest.is_some())
     }
 
-    /// The data set that a task wants; an empty one if it wants none.
-    fn data(&mut self, request: Option<Request>) -> Result<Rc<DataSet>, Error> {
-        let Some(request) = request else { return Ok(Rc::new(DataSet::empty())) };
-        if let Some((of, data)) = &self.data
-            && *of == request
-        {
-            return Ok(data.clone());
-        }
-        // Before the next is read, so that two are never in memory.
-        self.data = None;
-        let data = Rc::new(self.config.catalogue.open(&request)?);
+    /// Reads the data set that a task wants, as it is now; an empty one if the task wants none.
+    fn data(&self, request: Option<Request>) -> Result<DataSet, Error> {
+        let Some(request) = request else { return Ok(DataSet::empty()) };
+        let data = self.config.catalogue.open(&request)?;
         let (train, test) = (data.train.len(), data.test.len());
         info!(name = request.name, train, test, left_out = data.refused.len(), shape = ?data.info.shape, "images loaded");
-        self.data = Some((request, data.clone()));
         Ok(data)
     }
 

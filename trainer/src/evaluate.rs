@@ -352,6 +352,14 @@ fn evaluate(
         arguments.html.is_none() || classifies,
         "--html is for classifiers, not for autoencoders"
     );
+    for file in arguments.html.iter().chain(&arguments.sheet) {
+        let parent = file.parent().filter(|parent| *parent != Path::new(""));
+        ensure!(
+            parent.is_none_or(Path::is_dir),
+            "cannot write {}: there is no such directory",
+            file.display()
+        );
+    }
     let mut report = classifies.then(|| Report::new(&data.info.classes));
     let metrics: Metrics = test.evaluate(task, &forward, |images, _, output| {
         counted(shown);

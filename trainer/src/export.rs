@@ -30,6 +30,9 @@ use crate::{
 /// The largest difference between the outputs of the loaded TorchScript and of the network, relative to the largest output.
 const TOLERANCE: f64 = 1e-4;
 
+/// The most bytes that TorchScript adds to the weights, for the code of the network.
+const TORCHSCRIPT_CODE: usize = 4 << 20;
+
 /// The options of `export`.
 #[derive(Debug, Args)]
 #[group(skip)]
@@ -184,7 +187,12 @@ impl Exported {
             .with_context(|| format!("cannot make {}", directory.display()))?;
         files::write(&files.description, serde_json::to_string_pretty(&self.description)?)?;
         whole(&files.weights, |part| Ok(Tensor::write_safetensors(&self.tensors, part)?))?;
-        whole(&files.torchscript, |part| self.write_torchscript(part))?;
+        let size = fs::metadata(&files.weights).map_or(0, |metadata| metadata.len());
+        whole(&files.torchscript, |part| {
+            // libtorch ends the process when a disk is full, so the space is taken beforehand: the weights again, and the code.
+            fs::write(part, vec![0; size as usize + TORCHSCRIPT_CODE])?;
+            self.write_torchscript(part)
+        })?;
         Ok(files::write(&files.graph, &self.dot)?)
     }
 

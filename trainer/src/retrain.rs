@@ -248,8 +248,18 @@ impl Arguments {
             bail!("{}", differs(flag, given, out, recorded))
         };
         let space = self.space.space()?;
-        if let Some(space) = space.as_ref().filter(|space| space.name != record.space.name) {
-            return other("--space", &space.name, &record.space.name);
+        if let Some(space) = &space
+            && (&space.name, &space.definition) != (&record.space.name, &record.space.definition)
+        {
+            let recorded = if record.space.definition.is_empty() {
+                &record.space.name
+            } else {
+                "another space file"
+            };
+            return match &self.space.space_file {
+                Some(file) => other("--space-file", &file.display().to_string(), recorded),
+                None => other("--space", &space.name, recorded),
+            };
         }
         let source = &record.source;
         if let Some(study) = &self.subject.study
@@ -372,8 +382,9 @@ pub(crate) fn retrain(
     match new {
         false => info!("resuming the retraining in {shown} on {on}; architecture {architecture}"),
         true => info!(
-            "retraining into {shown} on {on}, preset {}; architecture {architecture}",
-            record.preset.name()
+            "retraining into {shown} on {on}, preset {}, data set {}; architecture {architecture}",
+            record.preset.name(),
+            record.data.name
         ),
     }
     let parameters = record.parameters()?;

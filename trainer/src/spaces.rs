@@ -37,6 +37,12 @@ pub enum Command {
     Check(Check),
     /// Draw an architecture as a Graphviz digraph
     Draw(Draw),
+    /// Print the file of a space that ships, to make one's own of it
+    Show {
+        /// The name of the space
+        #[arg(value_name = "NAME")]
+        name: PathBuf,
+    },
 }
 
 /// The arguments of `space list`.
@@ -83,6 +89,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List(List { json }) => list(json),
         Command::Check(check) => self::check(&check),
+        Command::Show { name } => {
+            print!("{}", read(&name)?.0);
+            Ok(())
+        }
         Command::Draw(Draw { file, architecture, out }) => {
             let (_, Definition { family, .. }) = read(&file)?;
             let variables = family.variables();

@@ -97,7 +97,7 @@ pub struct SpaceArguments {
     space: Option<String>,
     /// Space file, in place of --space
     #[arg(long, conflicts_with = "space", value_name = "FILE")]
-    space_file: Option<PathBuf>,
+    pub(crate) space_file: Option<PathBuf>,
     /// A setting of that space, as of a study; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -206,6 +206,13 @@ impl Subject {
             let study = study.context(
                 "name the --study whose architecture is meant, or give --architecture a file",
             )?;
+            if study.state() == v1::StudyState::Failed {
+                bail!(
+                    "study {:?} has FAILED; `asngctl study show {}` has the reason",
+                    study.name,
+                    study.name
+                );
+            }
             let v1::Architecture { values } = values.with_context(|| {
                 format!(
                     "study {:?} has no such architecture yet, or none within its limits",

@@ -1,6 +1,6 @@
 //! The search of one study: its task, its images and its supernet.
 
-use std::{cell::RefCell, collections::BTreeMap, path::Path, rc::Rc, time::Instant};
+use std::{cell::RefCell, collections::BTreeMap, path::Path, time::Instant};
 
 use tch::Device;
 use tracing::warn;
@@ -42,7 +42,7 @@ pub struct Step {
 pub(super) struct Search {
     task: Box<dyn Task>,
     variables: Vec<Variable>,
-    data: Rc<DataSet>,
+    data: DataSet,
     supernet: Supernet,
     train: Part,
     rank: Part,
@@ -104,7 +104,7 @@ impl Part {
 impl Search {
     pub(super) fn new(
         task: Box<dyn Task>,
-        data: Rc<DataSet>,
+        data: DataSet,
         device: Device,
         precision: Precision,
         measure_latency: bool,

@@ -188,6 +188,13 @@ impl Catalogue {
         if let Some(directory) = self.directories.get(name).filter(|directory| directory.is_dir()) {
             return Ok(directory);
         }
+        if let Some(directory) = self.directories.get(name)
+            && built_in().iter().all(|(.., built_in, _)| built_in != directory)
+        {
+            let reason =
+                format!("its directory {} has disappeared; bring it back", directory.display());
+            return Err(Error::Missing { name: name.into(), reason });
+        }
         let mut reason = match &self.available()[..] {
             [] => "this trainer has none".to_owned(),
             names => format!("this trainer has {}", names.join(", ")),
@@ -246,7 +253,10 @@ mod tests {
             error.to_string(),
             "no data set \"flowers\" here: this trainer has cats, fashion-mnist; name a directory with --images flowers=DIR"
         );
-        catalogue.directories.insert("fashion-mnist".into(), directory.path().join("nowhere"));
+        catalogue.directories.insert("birds".into(), directory.path().join("nowhere"));
+        let error = open(&catalogue, "birds", None).to_string();
+        assert!(error.ends_with("nowhere has disappeared; bring it back"), "{error}");
+        catalogue.directories.remove("fashion-mnist");
         let error = open(&catalogue, "fashion-mnist", None).to_string();
         assert!(
             error.contains(

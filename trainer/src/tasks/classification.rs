@@ -189,6 +189,10 @@ impl Classification {
         };
         let definition = Definition::parse(text)
             .map_err(|error| violation("space_definition", error.to_string()))?;
+        if definition.family.variables().is_empty() {
+            let description = "leaves nothing to search: every choice has one value; put several into brackets or lists";
+            return Err(violation("space_definition", description.into()));
+        }
         let preset = settings::preset(given).map_err(|violation| vec![violation])?;
         let mut settings = Settings::new(&definition.family);
         let table = table(&definition.family, false);

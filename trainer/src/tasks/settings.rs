@@ -27,8 +27,9 @@ impl Violation {
 
 /// Returns all violations as one sentence.
 pub fn sentence(violations: &[Violation]) -> String {
-    let all = violations.iter().map(|Violation { field, description }| {
-        format!("{} {description}", field.strip_prefix("settings.").unwrap_or(field))
+    let all = violations.iter().map(|Violation { field, description }| match &**field {
+        "space_definition" => description.clone(),
+        field => format!("{} {description}", field.strip_prefix("settings.").unwrap_or(field)),
     });
     all.collect::<Vec<_>>().join("; ")
 }

@@ -206,6 +206,14 @@ impl CloneArgs {
 impl SpecArgs {
     fn change(self, spec: &mut StudySpec) -> anyhow::Result<()> {
         insert(&mut spec.settings, self.settings, "--set")?;
+        if let Some(name) = spec.settings.get("dataset") {
+            let allowed =
+                |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c);
+            ensure!(
+                (1..=64).contains(&name.len()) && name.bytes().all(allowed),
+                "--set dataset={name}: the name of a data set has 1 to 64 of the characters a-z, 0-9, dot, underscore and hyphen"
+            );
+        }
         insert(&mut spec.fixed, self.fixed, "--fix")?;
         insert(&mut spec.labels, self.labels, "--label")?;
         for (cost, limit) in self.limits {

@@ -116,8 +116,10 @@ impl Definition {
         let family = match (&table.cells, &table.chain) {
             (Some(cells), None) => Family::Cells(Cells::new(name, cells)?),
             (None, Some(chain)) => Family::Chain(Chain::new(name, chain)?),
-            _ => {
-                let problem = "a space has one of the tables [cells] and [chain]".to_owned();
+            (cells, _) => {
+                let number = if cells.is_some() { "not both" } else { "and this one has neither" };
+                let problem =
+                    format!("a space has one of the tables [cells] and [chain], {number}");
                 return Err(Fault::new(&table.name, "", problem));
             }
         };
