@@ -10,7 +10,7 @@ use std::{
 };
 
 use asng_proto::v1::{DeleteStudyRequest, ListStudiesRequest};
-use asng_tests::{Controller, Process, Trainer, terminate, tiny_search, trainer_program};
+use asng_tests::{Controller, Disk, Process, Trainer, terminate, tiny_search, trainer_program};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
@@ -359,6 +359,23 @@ fn an_unfinished_network_says_so_and_another_one_does_not_replace_it() {
     command.arg("--overwrite");
     assert!(text(command).contains(" of 1000 batches"));
     assert!(fs::read(out.join("weights.safetensors")).unwrap() != before, "they are the other's");
+}
+
+#[test]
+fn a_full_disk_ends_an_export_with_an_error() {
+    let Some(disk) = Disk::mount(1) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let photos = write_photos(directory.path());
+    json(autoencoder(&photos, &directory.path().join("network"), "4").output().unwrap());
+    let mut command = trainer();
+    command.args(["export", "--retrained"]).arg(directory.path().join("network"));
+    let output = command.arg("--out").arg(disk.path().join("out")).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("network.pt: no space left on device"), "{log}");
+    let left = fs::read_dir(disk.path().join("out")).unwrap();
+    let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(left.into_iter().all(|name| name != "network.pt" && !name.ends_with(".tmp")));
 }
 
 #[test]

@@ -163,6 +163,18 @@ fn a_space_file_and_a_folder_of_images_become_a_network() {
     let accuracy = user.network("mine", "", &images.join("test"), 40);
     assert!(accuracy > 0.8, "{accuracy}");
 
+    // Another space file is another retraining.
+    fs::write(directory.path().join("other.toml"), CHAIN.replace("c[16,24]", "c[16,32]")).unwrap();
+    let random =
+        "--architecture random:1 --preset quick --epochs 1 --set dataset=colours --out resumed";
+    text(user.trainer(&format!("retrain --space-file stairs.toml {random}")));
+    let output = user.trainer(&format!("retrain --space-file other.toml {random}"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        log.contains("--space-file other.toml: the retraining in resumed has another"),
+        "{log}"
+    );
+
     // The weights belong to these images.
     write_images(&images.join("train"), 40, 3);
     let output = user.trainer("evaluate --retrained mine");

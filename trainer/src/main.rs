@@ -125,6 +125,10 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     let Common { controller, work_dir, images, data, photos, device, threads, .. } = common;
+    if !matches!(command, Command::Serve(_) | Command::Compare(_)) {
+        // A reader that has seen enough, such as `head`, ends the command without a panic.
+        sigpipe::reset();
+    }
     let mut given = images;
     for (name, option, variable, directory) in
         [("cifar10", "--data", "ASNG_DATA", data), ("photos", "--photos", "ASNG_PHOTOS", photos)]

@@ -563,6 +563,10 @@ mod tests {
         let text = Definition::built_in("enas-micro").unwrap();
         let text = text.replacen("batch_size = 64", "batch_size = 1", 1);
         assert_eq!(field(&text), ["space_definition"]);
+        let fixed = "name = 'fixed'\ndescription = ''\n[chain]\nstem = { channels = 8, kernel = 3, stride = 1 }\n\
+                     activation = 'relu'\nrows = ['ds_r1_k3_s1_c8']";
+        let violations = Classification::new("chain", fixed, &Given::new()).unwrap_err();
+        assert!(settings::sentence(&violations).starts_with("leaves nothing to search"));
     }
 
     #[test]
