@@ -2,7 +2,7 @@
 //! read in [`show`] alone.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io::{self, IsTerminal, Write},
     time::{Duration, Instant, SystemTime},
 };
@@ -278,9 +278,12 @@ impl Screen {
     }
 }
 
-/// Returns true if the notes differ from those before; the time until a trainer tries again does not count.
+/// Returns true if the notes differ from those before; their order, which follows the trainers' last requests, and the time until
+/// a trainer tries again do not count.
 fn are_news(before: &[Note], notes: &[Note]) -> bool {
-    !before.iter().map(|note| &note.text).eq(notes.iter().map(|note| &note.text))
+    let texts =
+        |notes: &[Note]| notes.iter().map(|note| note.text.clone()).collect::<BTreeSet<_>>();
+    texts(before) != texts(notes)
 }
 
 /// Another state, other notes and an outage are told at once, mere progress not too often.
@@ -347,6 +350,15 @@ mod tests {
         rate.record(start, 100);
         rate.record(start + seconds(1), 3);
         assert_eq!(rate.per_second(), None);
+    }
+
+    #[test]
+    fn notes_in_another_order_or_with_less_time_left_are_no_news() {
+        let note = |text: &str, left| Note { text: text.into(), retry_after: Some(seconds(left)) };
+        let before = [note("a waits", 9), note("b waits", 80)];
+        assert!(!are_news(&before, &[note("b waits", 79), note("a waits", 8)]));
+        assert!(are_news(&before, &[note("a waits", 9)]));
+        assert!(are_news(&before, &[note("a waits", 9), note("b has failed", 80)]));
     }
 
     #[test]
