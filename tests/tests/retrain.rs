@@ -284,7 +284,7 @@ fn the_first_lines_say_what_is_trained_and_how_long_it_takes() {
     let Output { stdout, stderr, .. } = classifier(&directory.path().join("a")).output().unwrap();
     let log = String::from_utf8(stderr).unwrap();
     let place = |text: &str| log.find(text).unwrap_or_else(|| panic!("no {text:?} in {log}"));
-    let first = place("on cpu, preset paper; architecture random:1: ");
+    let first = place("on cpu, preset paper, data set cifar10; architecture random:1: ");
     let length = place("3 epochs of 30 batches of 8 images, ");
     assert!(first < length && length < place("it takes about "), "{log}");
     assert!(!log.contains("--preset quick"), "{log}");

@@ -151,7 +151,7 @@ async fn an_architecture_is_retrained_evaluated_and_exported() {
         // What cannot be trained leaves nothing behind.
         let too_few = format!("{typed} --train-images 7");
         let error = retrain::run(parse(&too_few), &nobody, &catalogue, device).await.unwrap_err();
-        assert!(error.to_string().starts_with("batch size 8 is not in 1..=7"), "{error}");
+        assert_eq!(error.to_string(), "--batch-size 8: there are 7 training images");
         assert!(!out.exists());
         retrain::run(parse(&typed), &nobody, &catalogue, device).await.unwrap();
         let log = fs::read_to_string(out.join("log.csv")).unwrap();

@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_space_file_brings_its_family_its_text_and_the_steps_of_presets() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let text = "family = \"chain\"\n";
+        let text = "[chain]\n";
         std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
         let path = file.path().to_str().unwrap();
         let command = parse(&["create", "a", "--space-file", path, "--preset=paper"]).unwrap();
