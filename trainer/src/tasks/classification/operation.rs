@@ -207,9 +207,10 @@ impl Layer {
         let y = match &self.0 {
             Parts::Identity => return x.plain.shallow_clone(),
             Parts::Zero { outputs, stride } => {
-                let size = x.plain.size();
-                let shape = [size[0], *outputs, size[2] / stride, size[3] / stride];
-                channels_last(&Tensor::zeros(shape, (x.plain.kind(), x.plain.device())))
+                // Made of the input and not of numbers, which a trace would keep.
+                let channel = x.plain.narrow(1, 0, 1).slice(2, 0, None::<i64>, *stride);
+                let zeros = channel.slice(3, 0, None::<i64>, *stride).zeros_like();
+                channels_last(&zeros.expand([-1, *outputs, -1, -1], false))
             }
             Parts::Conv(layer) => layer.forward(x.relu(), mode),
             Parts::Reduce(layer) => layer.forward(x.relu(), mode),
@@ -414,7 +415,7 @@ impl ResBlock {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind as Numbers, nn};
+    use tch::{CModule, Device, Kind as Numbers, nn};
 
     use super::*;
 
@@ -483,6 +484,34 @@ mod tests {
             }
         }
         assert_eq!(OPERATIONS.len(), 12, "another operation needs its line above");
+    }
+
+    /// Export traces the network with one batch size, and the exported network is run with others.
+    #[test]
+    fn a_traced_operation_keeps_no_batch_size() {
+        for (name, stride) in OPERATIONS.iter().flat_map(|&(name, _)| [(name, 1), (name, 2)]) {
+            let x = images(4);
+            let mut layer = {
+                let mut store = nn::VarStore::new(Device::Cpu);
+                store.set_kind(Numbers::Double);
+                let builder = Builder::new(&store, NormKind::ALONE).at("operation");
+                let layer = Operation::parse(name).unwrap().build(&builder, &place(4, 4, stride));
+                store.freeze();
+                move |x: &[Tensor]| {
+                    vec![layer.forward(&Value::new(x[0].shallow_clone()), Mode::Evaluate)]
+                }
+            };
+            let traced = {
+                let _guard = tch::no_grad_guard();
+                CModule::create_by_tracing("m", "forward", &[x.shallow_clone()], &mut layer)
+                    .unwrap()
+            };
+            let three = Tensor::cat(&[&x, &x.narrow(0, 0, 1)], 0);
+            let y = traced.forward_ts(&[three]).unwrap();
+            assert_eq!(y.size(), [3, 4, 8 / stride, 8 / stride], "{name} at stride {stride}");
+            let expected = &layer(&[x])[0];
+            assert!(y.narrow(0, 0, 2).allclose(expected, 1e-9, 1e-9, false), "{name}");
+        }
     }
 
     #[test]
