@@ -152,6 +152,8 @@ pub struct Closed {
     pub outcome: Option<Outcome>,
     /// Generation it was sampled from.
     pub generation: u64,
+    /// Reports that had been applied when it was sampled.
+    pub applied: u64,
 }
 
 /// Why a study refuses what it is asked. Nothing has changed.
@@ -304,12 +306,13 @@ impl Study {
         if selection.is_some_and(|selection| !selection.fits(&record.spec.costs, shapes)) {
             return Err("what it remembers of costs does not fit it".into());
         }
-        let (train, rank) = (record.spec.lambda_x(), record.spec.lambda_theta());
+        let (train, rank) =
+            (record.spec.lambda_x(), |step: &Step| record.spec.rank_count(step.applied));
         let sound = |step: &Step| {
             (1..=record.progress.sampled).contains(&step.id.0)
                 && step.generation <= record.progress.generation
                 && (1..u32::MAX / 2).contains(&step.attempt)
-                && (step.train.len(), step.rank.len()) == (train, rank)
+                && (step.train.len(), step.rank.len()) == (train, rank(step))
         };
         let mut ids: Vec<_> = open.iter().map(|step| step.id).collect();
         ids.sort();
@@ -336,8 +339,10 @@ impl Study {
         if !record.incumbent.as_ref().is_none_or(sound_incumbent) {
             return Err("its incumbent has diverged or is over a limit".into());
         }
-        let costs_fit = |pending: &Pending| {
-            costs::report_violations(&record.spec.costs, &pending.costs, rank).is_empty()
+        let losses_fit = |pending: &Pending| {
+            let rank = rank(&pending.step);
+            pending.losses.len() == rank
+                && costs::report_violations(&record.spec.costs, &pending.costs, rank).is_empty()
                 && pending.costs.iter().all(are_costs)
         };
         if (search.is_none() || record.state.has_ended()) && !open.is_empty() {
@@ -345,7 +350,7 @@ impl Study {
         }
         if !open.iter().all(|step| sound(step))
             || ids.len() < open.len()
-            || !record.pending.iter().all(|p| p.losses.len() == rank && costs_fit(p))
+            || !record.pending.iter().all(losses_fit)
         {
             return Err("its open steps do not fit it".into());
         }
@@ -475,7 +480,7 @@ impl Study {
             generation: self.progress.generation,
             applied: self.progress.applied,
             train: search.asng.ask(self.spec.lambda_x(), &mut rng).into(),
-            rank: search.asng.ask(self.spec.lambda_theta(), &mut rng).into(),
+            rank: search.asng.ask(self.spec.rank_count(self.progress.applied), &mut rng).into(),
             attempt: 1,
             lease: Some(lease),
         };
@@ -568,7 +573,12 @@ impl Study {
         if !(1..=self.progress.sampled).contains(&id.0) {
             return Err(Error::UnknownStep(id));
         }
-        let (count, expected) = (report.losses.len(), self.spec.lambda_theta());
+        let open = self.live.get(&id).or(self.pending.get(&id).map(|pending| &pending.step));
+        let closed_step = || self.just_closed(id).or(closed).map(|closed| closed.applied);
+        let applied = open.map(|step| step.applied).or_else(closed_step);
+        let count = report.losses.len();
+        // A step that the history no longer keeps can only be repeated, whatever the report says.
+        let expected = applied.map_or(count, |applied| self.spec.rank_count(applied));
         if count != expected {
             let description = format!("{count} losses; the step has {expected} rank architectures");
             return Err(Error::Invalid(vec![Violation::new("losses", description)]));
@@ -618,6 +628,7 @@ impl Study {
         } else if target {
             self.end(State::Finished(StopRule::Target), now);
         } else if outcome == Outcome::Applied
+            && self.progress.applied > self.spec.warmup_steps()
             && self.spec.convergence.is_some_and(|enough| self.convergence() >= enough)
         {
             self.end(State::Finished(StopRule::Convergence), now);
@@ -633,14 +644,7 @@ impl Study {
         report: PastReport,
         now: Now,
     ) -> Receipt {
-        // A step that was closed while this report was on its way: by the end of the study's time.
-        let just_closed = self.events.iter().find_map(|event| match event {
-            Event::Passed(past) if past.step.id == id && past.report.is_none() => {
-                Some(Closed { outcome: None, generation: past.step.generation })
-            }
-            _ => None,
-        });
-        let Some(closed) = just_closed.or(closed) else {
+        let Some(closed) = self.just_closed(id).or(closed) else {
             return self.repeated(&report.trainer, None, 0, now);
         };
         let staleness = self.progress.generation.saturating_sub(closed.generation);
@@ -651,6 +655,17 @@ impl Study {
         let report = PastReport { staleness, ..report };
         self.events.push(Event::ReportedLate(id, Box::new(report)));
         Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness }
+    }
+
+    /// Returns a step that was closed unreported while a report of it was on its way: by the end of the study's time.
+    fn just_closed(&self, id: StepId) -> Option<Closed> {
+        self.events.iter().find_map(|event| match event {
+            Event::Passed(past) if past.step.id == id && past.report.is_none() => {
+                let Step { generation, applied, .. } = past.step;
+                Some(Closed { outcome: None, generation, applied })
+            }
+            _ => None,
+        })
     }
 
     /// Answers a report of a step whose first one was another; `outcome` is that one's.

@@ -101,6 +101,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         steps_per_update: settings.steps_per_update,
         max_staleness: settings.max_staleness,
         seed: settings.seed,
+        warmup_steps: settings.warmup_steps,
         max_steps: stop.max_steps,
         max_duration,
         convergence: stop.convergence,
@@ -537,6 +538,7 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
             steps_per_update: spec.steps_per_update,
             max_staleness: spec.max_staleness,
             seed: spec.seed,
+            warmup_steps: spec.warmup_steps,
         }),
         stop: Some(v1::StopRules {
             max_steps: spec.max_steps,

@@ -125,7 +125,12 @@ impl Journal {
         let PastRow { step, report, .. } =
             self.parts().find_map(|gathered| gathered.past.get(&key))?;
         let made = report.as_ref().and_then(|report| report.generation_made);
-        Some(rows::closed(step.generation, report.is_some() || self.is_late(key), made))
+        Some(rows::closed(
+            step.generation,
+            step.applied,
+            report.is_some() || self.is_late(key),
+            made,
+        ))
     }
 
     /// Whether a step that was closed unreported was reported after all.
@@ -177,7 +182,9 @@ impl Gathered {
         self.states.extend(states.into_iter().map(|row| (row.study, row)));
         for mut row in past {
             let key = row.step.key();
-            if row.step.rank.is_empty()
+            // A step of the warm-up ranks nothing, but every step has architectures.
+            if row.step.train.is_empty()
+                && row.step.rank.is_empty()
                 && let Some(open) = self.open.remove(&key)
             {
                 (row.step.train, row.step.rank) = (open.step.train, open.step.rank);

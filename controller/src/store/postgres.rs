@@ -214,16 +214,18 @@ impl Postgres {
     pub(super) fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
         self.run(async move |connection| {
             let row = sqlx::query(
-                "SELECT generation, trainer IS NOT NULL, generation_made FROM history
+                "SELECT generation, applied, trainer IS NOT NULL, generation_made FROM history
                  WHERE study = $1 AND step = $2",
             )
             .bind(study.0.cast_signed())
             .bind(step.0.cast_signed())
             .fetch_optional(connection)
             .await?;
-            let closed = row
-                .map(|row| Ok(rows::closed(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
-                .transpose();
+            let closed = row.map(|row| {
+                let [generation, applied] = [row.try_get(0)?, row.try_get(1)?];
+                Ok(rows::closed(generation, applied, row.try_get(2)?, row.try_get(3)?))
+            });
+            let closed = closed.transpose();
             closed.map_err(Error::Postgres)
         })
     }

@@ -210,7 +210,7 @@ impl PastRow {
     /// What became of it.
     pub(super) fn closed(&self) -> Closed {
         let made = self.report.as_ref().and_then(|report| report.generation_made);
-        closed(self.step.generation, self.report.is_some(), made)
+        closed(self.step.generation, self.step.applied, self.report.is_some(), made)
     }
 
     pub(super) fn past(&self) -> Result<Past, Error> {
@@ -270,9 +270,18 @@ pub(super) fn thinned(study: i64, points: &[String]) -> Result<Vec<PointRow>, Er
 }
 
 /// What became of a step, as its row in the history says.
-pub(super) fn closed(generation: i64, reported: bool, generation_made: Option<i64>) -> Closed {
+pub(super) fn closed(
+    generation: i64,
+    applied: i64,
+    reported: bool,
+    generation_made: Option<i64>,
+) -> Closed {
     let outcome = if generation_made.is_some() { Outcome::Applied } else { Outcome::Stale };
-    Closed { outcome: reported.then_some(outcome), generation: generation.cast_unsigned() }
+    Closed {
+        outcome: reported.then_some(outcome),
+        generation: generation.cast_unsigned(),
+        applied: applied.cast_unsigned(),
+    }
 }
 
 /// Puts a study together. Its leases run their full time from `now`.

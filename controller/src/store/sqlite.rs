@@ -225,12 +225,12 @@ impl Sqlite {
             return Ok(Some(closed));
         }
         let mut statement = self.connection.prepare_cached(
-            "SELECT generation, trainer IS NOT NULL, generation_made FROM history
+            "SELECT generation, applied, trainer IS NOT NULL, generation_made FROM history
              WHERE study = ?1 AND step = ?2",
         )?;
         let late = self.journal.is_late(key);
         let row = statement.query_row([key.0, key.1], |row| {
-            Ok(rows::closed(row.get(0)?, late || row.get(1)?, row.get(2)?))
+            Ok(rows::closed(row.get(0)?, row.get(1)?, late || row.get(2)?, row.get(3)?))
         });
         Ok(row.optional()?)
     }

@@ -96,8 +96,9 @@ fn specs() -> impl Strategy<Value = Spec> {
     let every = prop_oneof![3 => Just(None), 1 => (1..4_u64).prop_map(Some)];
     let limit = prop_oneof![1 => Just(None), 2 => (2..8_u32).prop_map(Some)];
     let max_seconds = prop_oneof![2 => Just(None), 1 => (1..300_u64).prop_map(Some)];
-    (numbers, every, limit, max_seconds).prop_map(
-        |((steps_per_update, max_staleness, max_steps), every, limit, max_seconds)| {
+    let warmup = prop_oneof![1 => Just(None), 1 => (0..8_u64).prop_map(Some)];
+    (numbers, every, limit, max_seconds, warmup).prop_map(
+        |((steps_per_update, max_staleness, max_steps), every, limit, max_seconds, warmup)| {
             let choices = ["a", "b", "c"].map(String::from).to_vec();
             let rule = |limit| CostRule {
                 cost: "size".into(),
@@ -115,6 +116,7 @@ fn specs() -> impl Strategy<Value = Spec> {
                 steps_per_update: Some(steps_per_update),
                 max_staleness: Some(max_staleness),
                 max_steps,
+                warmup_steps: warmup.map(|steps| steps.min(max_steps)),
                 max_duration: max_seconds.map(Duration::from_secs),
                 settings: [("dataset".to_owned(), "wanted".to_owned())].into(),
                 ..Spec::default()
@@ -266,6 +268,8 @@ impl Simulation {
             let study = self.study();
             let step = study.step(id).unwrap();
             let lease = study.lease_id(step);
+            let in_warmup = step.applied < study.spec().warmup_steps();
+            assert_eq!(step.rank.is_empty(), in_warmup, "the warm-up ranks nothing");
             let sampled = (step.generation, step.rank.clone());
             self.leases.push(lease);
             let first = self.model.sampled.entry(id).or_insert_with(|| sampled.clone());
@@ -291,11 +295,12 @@ impl Simulation {
             }
             Report { trainer, held: number, losses, sizes, crash } => {
                 let Some(lease) = held(number) else { return };
+                let ranked = self.model.sampled[&lease.step].1.len();
                 let report = study::Report {
                     lease,
                     trainer: format!("t{trainer}"),
-                    losses: losses.to_vec(),
-                    costs: self.model.costs(sizes),
+                    losses: losses[..ranked].to_vec(),
+                    costs: self.model.costs(&sizes[..ranked]),
                     metrics: BTreeMap::new(),
                 };
                 let now = self.now;
@@ -495,7 +500,8 @@ impl Simulation {
             let outcome = self.model.acknowledged.get(&past.step.id);
             let stale = past.report.as_ref().map(|report| report.update.is_none());
             assert_eq!(stale, outcome.map(|outcome| *outcome == Outcome::Stale));
-            if let Some(update) = past.report.as_ref().and_then(|report| report.update) {
+            let update = past.report.as_ref().and_then(|report| report.update);
+            if let Some(update) = update.filter(|_| !past.step.rank.is_empty()) {
                 batches.entry(update).or_default().push(past);
             }
         }
@@ -521,9 +527,9 @@ impl Simulation {
 
 impl Model {
     /// What is sent of sizes: nothing where no rule wants it.
-    fn costs(&self, sizes: [f64; 2]) -> Vec<study::Costs> {
-        let costs = |size| [("size".to_owned(), size)].into();
-        if self.limit.is_none() { Vec::new() } else { sizes.map(costs).to_vec() }
+    fn costs(&self, sizes: &[f64]) -> Vec<study::Costs> {
+        let costs = |&size| [("size".to_owned(), size)].into();
+        if self.limit.is_none() { Vec::new() } else { sizes.iter().map(costs).collect() }
     }
 
     /// Losses as they rank: half of the size is added, and what is over the limit comes after all losses there are.
@@ -570,10 +576,13 @@ impl Model {
     }
 
     fn update(&mut self) {
-        let batch = std::mem::take(&mut self.pending);
+        let mut batch = std::mem::take(&mut self.pending);
         if batch.is_empty() {
             return;
         }
+        self.generation += 1;
+        self.applied += batch.len() as u64;
+        batch.retain(|step, _| !self.sampled[step].1.is_empty());
         let keys = batch.values().map(|(losses, sizes)| self.keys(*losses, *sizes));
         let keys: Vec<_> = keys.collect();
         let ranked: Vec<_> = batch
@@ -581,7 +590,9 @@ impl Model {
             .zip(&keys)
             .map(|(step, losses)| Ranked { architectures: &self.sampled[step].1, losses })
             .collect();
-        self.asng.tell(&ranked).unwrap();
+        if !ranked.is_empty() {
+            self.asng.tell(&ranked).unwrap();
+        }
         for (step, (losses, sizes)) in batch.iter().filter(|_| self.limit.is_some()) {
             let reported = losses.iter().zip(sizes).zip(self.sampled[step].1.iter());
             for ((&loss, &size), architecture) in reported.filter(|((l, _), _)| l.is_finite()) {
@@ -594,8 +605,6 @@ impl Model {
                 }
             }
         }
-        self.generation += 1;
-        self.applied += batch.len() as u64;
         let losses = batch.values().flat_map(|(losses, _)| losses);
         let diverged = losses.filter(|loss| !loss.is_finite()).count() as u64;
         self.trace.push((self.applied, diverged, figures(&self.asng)));

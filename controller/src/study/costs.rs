@@ -101,7 +101,7 @@ pub(super) fn report_violations(
         return vec![Violation::new("costs", description)];
     }
     let missing = |rule: &&CostRule| {
-        costs.is_empty() || costs.iter().any(|costs| !costs.contains_key(&rule.cost))
+        costs.len() < count || costs.iter().any(|costs| !costs.contains_key(&rule.cost))
     };
     let violation = |CostRule { cost, .. }: &CostRule| {
         let description =
@@ -192,12 +192,13 @@ pub fn learn(
 ) -> Result<(), asng::Error> {
     let keys: Vec<_> =
         batch.iter().map(|report| keys(rules, report.losses, report.costs)).collect();
-    let ranked: Vec<Ranked<'_>> = batch
-        .iter()
-        .zip(&keys)
+    let ranked = batch.iter().zip(&keys).filter(|(report, _)| !report.step.rank.is_empty());
+    let ranked: Vec<Ranked<'_>> = ranked
         .map(|(report, keys)| Ranked { architectures: &report.step.rank, losses: keys })
         .collect();
-    asng.tell(&ranked)?;
+    if !ranked.is_empty() {
+        asng.tell(&ranked)?;
+    }
     for report in batch.iter().filter(|report| !report.costs.is_empty()) {
         Arc::make_mut(selection).remember(asng, rules, report);
     }

@@ -28,6 +28,7 @@ pub fn differences(there: &Spec, here: &Spec) -> Vec<Violation> {
         steps_per_update,
         max_staleness,
         seed,
+        warmup_steps,
         max_steps,
         max_duration,
         convergence,
@@ -69,6 +70,7 @@ pub fn differences(there: &Spec, here: &Spec) -> Vec<Violation> {
         found.compare(field, text(*there), text(here));
     }
     found.compare("algorithm.seed", text(*seed), text(here.seed));
+    found.compare("algorithm.warmup_steps", text(*warmup_steps), text(here.warmup_steps));
     found.compare("stop.max_steps", text(Some(max_steps)), text(Some(here.max_steps)));
     let length = |length| format!("{length:?}");
     found.compare("stop.max_duration", max_duration.map(length), here.max_duration.map(length));

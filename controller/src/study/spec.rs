@@ -181,6 +181,9 @@ pub struct Spec {
     pub max_staleness: Option<u32>,
     /// Seed of everything the study draws.
     pub seed: Option<u64>,
+    /// Reports to be applied before architectures are ranked and theta moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
     /// Reports after which the study is finished.
     pub max_steps: u64,
     /// Time since the variables became known after which the study is finished.
@@ -240,6 +243,17 @@ impl Spec {
     /// evaluations than staleness costs.
     pub fn max_staleness(&self) -> u64 {
         self.max_staleness.unwrap_or(64).into()
+    }
+
+    /// Reports to be applied before architectures are ranked and theta moves; 0 by default, as in the paper.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps.unwrap_or(0)
+    }
+
+    /// Returns the number of architectures to be ranked in a step that is sampled when `applied` reports have been applied: none
+    /// in the warm-up.
+    pub fn rank_count(&self, applied: u64) -> usize {
+        if applied < self.warmup_steps() { 0 } else { self.lambda_theta() }
     }
 
     /// How long a lease runs.
@@ -326,6 +340,14 @@ impl Spec {
         }
         if self.max_staleness() > 1_000_000 {
             refuse("algorithm.max_staleness", "must be in 0..=1000000".into());
+        }
+        let warmup_steps = self.warmup_steps();
+        if warmup_steps > 0 && self.lambda_x() == 0 {
+            let description = "the warm-up trains weights, which lambda_x = 0 says there are none of; leave warmup_steps out";
+            refuse("algorithm.warmup_steps", description.into());
+        } else if warmup_steps > self.max_steps {
+            let description = format!("{warmup_steps} is above stop.max_steps, {}", self.max_steps);
+            refuse("algorithm.warmup_steps", description);
         }
         if let Err(error) = self.optimiser().check() {
             refuse(&format!("algorithm.{}", error.field), error.to_string());

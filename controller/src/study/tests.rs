@@ -1,6 +1,7 @@
 //! One test for each promise of ARCHITECTURE.md, "Rules of a step", under the rule's number.
 
 use super::*;
+use crate::asng::Ranked;
 
 struct Bench {
     study: Study,
@@ -91,7 +92,7 @@ fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
     assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Some(Outcome::Applied));
     let theta = bench.theta();
     assert!(bench.study.is_closed(step.id));
-    let known = Closed { outcome: Some(Outcome::Applied), generation: 0 };
+    let known = Closed { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
     let report = Report {
         lease: bench.study.lease_id(&step),
         trainer: "b".into(),
@@ -199,7 +200,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
     bench.advance(61);
     assert_ne!(bench.lease("t").id, slow.id);
     assert!(bench.study.is_closed(slow.id));
-    let closed = Closed { outcome: None, generation: 0 };
+    let closed = Closed { outcome: None, generation: 0, applied: 0 };
     let report = Report {
         lease: bench.study.lease_id(&slow),
         trainer: "slow".into(),
@@ -445,6 +446,67 @@ fn settings_that_do_not_go_with_a_description_fail_the_study_and_not_the_trainer
 }
 
 #[test]
+fn rule_12_the_warm_up_ranks_nothing_and_theta_stays() {
+    let mut bench = Bench::new(Spec { warmup_steps: Some(3), convergence: Some(0.1), ..spec() });
+    let theta = bench.theta();
+    for _ in 0..3 {
+        let step = bench.lease("t");
+        assert_eq!((step.train.len(), step.rank.len()), (2, 0));
+        let error = bench.report_as("t", &step, &[1.0, 2.0]).unwrap_err();
+        assert!(matches!(error, Error::Invalid(found) if found[0].field == "losses"));
+        assert_eq!(bench.report(&step, &[]).outcome, Some(Outcome::Applied));
+    }
+    assert_eq!((bench.theta(), bench.study.incumbent()), (theta.clone(), None));
+    assert_eq!((bench.study.progress.applied, bench.study.progress.generation), (3, 3));
+    assert_eq!(*bench.study.state(), State::Running, "theta that does not move has not converged");
+
+    let step = bench.lease("t");
+    assert_eq!(step.rank.len(), 2);
+    bench.study = Study::restore(bench.study.record()).unwrap();
+    bench.report(&step, &[1.0, 2.0]);
+    assert_ne!(bench.theta(), theta);
+}
+
+#[test]
+fn rule_12_a_report_of_a_closed_step_of_the_warm_up_has_no_losses() {
+    let mut bench = Bench::new(Spec { warmup_steps: Some(1), max_staleness: Some(0), ..spec() });
+    let step = bench.lease("t");
+    bench.study.stop(bench.now);
+    bench.study.take_events();
+    let report = |losses: &[f64]| Report {
+        lease: bench.study.lease_id(&step),
+        trainer: "t".into(),
+        losses: losses.to_vec(),
+        costs: Vec::new(),
+        metrics: BTreeMap::new(),
+    };
+    let closed = Some(Closed { outcome: None, generation: 0, applied: 0 });
+    for (losses, outcome) in [(&[1.0, 2.0][..], None), (&[], Some(Outcome::Stale))] {
+        let receipt = bench.study.clone().report(report(losses), closed, bench.now);
+        assert_eq!(receipt.ok().map(|receipt| receipt.outcome), outcome.map(Some));
+    }
+}
+
+#[test]
+fn rule_12_a_batch_in_which_the_warm_up_ends_moves_theta_by_what_it_ranks() {
+    let losses = [1.0, 2.0];
+    let spec = |steps| Spec { steps_per_update: Some(steps), warmup_steps: Some(1), ..spec() };
+    let mut bench = Bench::new(spec(2));
+    let warm = [bench.lease("a"), bench.lease("b"), bench.lease("late")];
+    let ranked = [0, 1].map(|i| bench.report(&warm[i], &[]).outcome);
+    assert_eq!(ranked, [Outcome::Pending, Outcome::Applied].map(Some));
+    let last = bench.lease("a");
+    assert_eq!((last.id, last.rank.len()), (StepId(4), 2));
+    bench.report(&warm[2], &[]);
+    bench.report(&last, &losses);
+
+    let study = Bench::new(spec(2)).study;
+    let mut asng = study.asng().unwrap().clone();
+    asng.tell(&[Ranked { architectures: &last.rank, losses: &losses }]).unwrap();
+    assert_eq!(bench.theta(), asng.state().theta);
+}
+
+#[test]
 fn a_record_that_makes_no_sense_is_refused() {
     let mut bench = Bench::new(Spec { steps_per_update: Some(3), ..spec() });
     for trainer in ["a", "b"] {
@@ -454,7 +516,8 @@ fn a_record_that_makes_no_sense_is_refused() {
     bench.lease("c");
     let record = bench.study.record();
     assert!(Study::restore(record.clone()).is_ok());
-    let spoil: [fn(&mut Record); 9] = [
+    let spoil: [fn(&mut Record); 10] = [
+        |record| record.spec.warmup_steps = Some(1),
         |record| record.progress.generation = u64::MAX,
         |record| record.progress.sampled = 1,
         |record| record.progress.expired = u64::MAX,
@@ -599,7 +662,7 @@ fn a_study_that_came_with_its_variables_can_be_rejected_until_a_report_counts() 
         costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
-    let closed = Closed { outcome: None, generation: 0 };
+    let closed = Closed { outcome: None, generation: 0, applied: 0 };
     let late = bench.study.report(report, Some(closed), bench.now).unwrap();
     assert_eq!((late.outcome, late.duplicate), (Some(Outcome::Stale), false));
     assert!(bench.study.reject(reasons.clone(), bench.now).is_err());
@@ -770,7 +833,7 @@ fn a_study_knows_its_trainers_by_what_they_did() {
         let step = bench.lease("d");
         bench.report_as("d", &step, &[1.0, 2.0]).unwrap();
     }
-    let closed = Closed { outcome: Some(Outcome::Applied), generation: 0 };
+    let closed = Closed { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
     let report = Report {
         lease: LeaseId { study: StudyId(7), step: StepId(4), attempt: 1 },
         trainer: "d".into(),

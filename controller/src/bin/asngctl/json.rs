@@ -121,6 +121,7 @@ fn spec(spec: &StudySpec) -> Value {
             "lambda_theta": algorithm.lambda_theta.or(defaults.lambda_theta),
             "steps_per_update": algorithm.steps_per_update.or(defaults.steps_per_update),
             "max_staleness": algorithm.max_staleness.or(defaults.max_staleness),
+            "warmup_steps": algorithm.warmup_steps.or(defaults.warmup_steps),
             "seed": algorithm.seed,
         },
         "stop": stop(&spec.stop.clone().unwrap_or_default()),

@@ -20,6 +20,7 @@ pub(crate) fn defaults() -> AlgorithmSettings {
         steps_per_update: Some(spec.steps_per_update() as u32),
         max_staleness: Some(spec.max_staleness() as u32),
         seed: None,
+        warmup_steps: Some(spec.warmup_steps()),
     }
 }
 

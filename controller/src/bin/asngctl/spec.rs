@@ -140,6 +140,9 @@ struct SpecArgs {
     /// Generations a report may be late and still count, 0 to 1000000; 0 is sequential [default: 64].
     #[arg(long, value_name = "N")]
     max_staleness: Option<u32>,
+    /// Steps that train the weights alone, before the distribution moves: 0 to the number of steps [default: 0].
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u64>,
     /// Seed of everything the study draws, 0 to 2^64 - 1 [default: drawn by the controller].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -232,6 +235,7 @@ impl SpecArgs {
         algorithm.lambda_theta = self.lambda_theta.or(algorithm.lambda_theta);
         algorithm.steps_per_update = self.steps_per_update.or(algorithm.steps_per_update);
         algorithm.max_staleness = self.max_staleness.or(algorithm.max_staleness);
+        algorithm.warmup_steps = self.warmup_steps.or(algorithm.warmup_steps);
         // A clone with the seed of its source would repeat it.
         algorithm.seed = self.seed;
 

@@ -216,6 +216,7 @@ pub(crate) fn spec(study: &Study) -> Vec<Row> {
         row("lambda_theta", or_default(a.lambda_theta, defaults.lambda_theta)),
         row("steps_per_update", or_default(a.steps_per_update, defaults.steps_per_update)),
         row("max_staleness", or_default(a.max_staleness, defaults.max_staleness)),
+        row("warmup_steps", or_default(a.warmup_steps, defaults.warmup_steps)),
         row("seed", format!("{}{drawn}", study.seed)),
         row("lease", or_default(spec.lease, Some(names::default_lease()))),
         row("history", history(&spec)),
