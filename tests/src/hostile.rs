@@ -508,6 +508,7 @@ fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {
             steps_per_update,
             max_staleness,
             seed: Some(number(random)),
+            warmup_steps: random.random_bool(0.3).then(|| random.random_range(0..60)),
         }),
         stop: Some(v1::StopRules {
             max_steps: if random.random_bool(0.8) { 50 } else { number(random) },
