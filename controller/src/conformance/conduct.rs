@@ -141,8 +141,8 @@ impl Conduct {
 
     /// The first step with no architectures to be ranked that is neither reported nor released.
     pub(super) fn unranked(&self) -> Option<Step> {
-        let out = self.steps.values().filter(|handed| !handed.back).map(|handed| &handed.step);
-        out.filter(|step| step.rank.is_empty()).next().cloned()
+        let mut out = self.steps.values().filter(|handed| !handed.back).map(|handed| &handed.step);
+        out.find(|step| step.rank.is_empty()).cloned()
     }
 
     /// How many architectures of a step were to be ranked, if it was handed out.
