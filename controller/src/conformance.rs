@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, service::Routes};
 
 use self::{
     door::Door,
-    scenes::{FINISHED, SCENES, Scene},
+    scenes::{FINISHED, SCENES, Scene, WARM_UP},
     stage::{ENDED, Over, Stage},
 };
 use crate::{
@@ -127,9 +127,13 @@ pub async fn run(
     let (studies, ended) = Studies::start(location.clone(), studies::Limits::default()).await?;
     let (_open, closing) = watch::channel(false);
     let api = Api { studies, reader: Reader::new(&location)?, closing };
-    api.create_study(by_anybody(config.offer))
-        .await
-        .map_err(|status| Error::Offer(status.into()))?;
+    let wanted = |rule: &str| config.scenes.is_empty() || config.scenes.iter().any(|s| s == rule);
+    let mut offer = config.offer;
+    if wanted(WARM_UP) {
+        let spec = offer.spec.get_or_insert_default();
+        spec.algorithm.get_or_insert_default().warmup_steps = Some(1);
+    }
+    api.create_study(by_anybody(offer)).await.map_err(|status| Error::Offer(status.into()))?;
     let (calls, script) = mpsc::channel(64);
     let inner = TcpListener::bind("127.0.0.1:0").await?;
     let door = Door::open(listener, inner.local_addr()?)?;
@@ -137,7 +141,6 @@ pub async fn run(
     let mut stage = Stage::new(api, script, door, config.timeout);
 
     let mut over = None;
-    let wanted = |rule: &str| config.scenes.is_empty() || config.scenes.iter().any(|s| s == rule);
     for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([&FINISHED]) {
         let (verdict, seen) = match &over {
             Some(Over::Silent) => (Verdict::NotSeen, "the trainer had gone".into()),

@@ -143,13 +143,14 @@ pub struct Nothing(&'static str);
 
 /// Draws one picture as an SVG file with its style inside.
 pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
+    let no_trace = if words::warm_up(&sight.study).is_some() { WARM_UP } else { NO_TRACE };
     let (what, panels, nothing) = match picture {
         Picture::Theta => {
             let nothing = "the study's variables are not known yet: there is no distribution";
             ("distribution", theta::panels(sight), nothing)
         }
         Picture::Convergence => ("convergence", course::convergence(sight), NO_TRACE),
-        Picture::Loss => ("losses", course::losses(sight), NO_TRACE),
+        Picture::Loss => ("losses", course::losses(sight), no_trace),
         Picture::Architecture => {
             let nothing = "no graph can be drawn: no variable is called NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
                            stage0.block0, as docs/external-trainers.md says";
@@ -165,5 +166,6 @@ pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
     Ok(panel::file(&format!("{}: {what}", sight.study.name), STYLE, &panels))
 }
 
+const WARM_UP: &str = "no architecture has been ranked yet: the study is in its warm-up, whose steps train the weights alone";
 const NO_TRACE: &str = "the controller tells nothing of how the search went: no report has been applied yet, or the controller \
                         is older than this program";

@@ -294,7 +294,7 @@ fn a_clone_starts_where_its_source_is_and_is_found_by_its_labels() {
         let line = format!("{line} --output json");
         json(command(&controller.url(), &line).current_dir(&directory).output().unwrap())
     };
-    let flags = "--max-steps 9 --fix op=b --label team=x --owner lab --target loss<=0.5 --keep-last 4 --seed 3";
+    let flags = "--max-steps 9 --fix op=b --label team=x --owner lab --target loss<=0.5 --keep-last 4 --seed 3 --warmup-steps 7";
     run(&format!("study create s --variables {} {flags}", variables.display()));
     let copy = run("study clone s copy --max-steps 8 --start-from s --label team=y");
     let spec = &copy["spec"];
@@ -305,6 +305,8 @@ fn a_clone_starts_where_its_source_is_and_is_found_by_its_labels() {
     assert_eq!((&spec["start"]["study"], &spec["fixed"]["op"]), (&"s".into(), &"b".into()));
     assert_eq!((&spec["algorithm"]["seed"], &spec["retention"]["last"]), (&Value::Null, &4.into()));
     assert_eq!(copy["owner"], "lab");
+    // Its weights are new, whatever its distribution has learnt.
+    assert_eq!(spec["algorithm"]["warmup_steps"], 7);
     let listed = |flags: &str| {
         let studies = run(&format!("study list {flags}"));
         let names = studies.as_array().unwrap().iter().map(|study| study["name"].clone());
@@ -316,7 +318,11 @@ fn a_clone_starts_where_its_source_is_and_is_found_by_its_labels() {
 
     let distribution = run("study distribution s").to_string();
     std::fs::write(directory.path().join("d.json"), distribution).unwrap();
-    run("study clone s third --start-distribution d.json");
+    let third = run("study clone s third --start-distribution d.json --warmup-steps 0");
+    assert_eq!(third["spec"]["algorithm"]["warmup_steps"], 0);
+    let short = command(&controller.url(), "study clone s short --max-steps 6").output().unwrap();
+    let error = String::from_utf8_lossy(&short.stderr);
+    assert!(error.contains("algorithm.warmup_steps: 7 is above stop.max_steps, 6"), "{error}");
     assert_eq!(run("study distribution third"), run("study distribution s"));
 }
 

@@ -81,6 +81,7 @@ fn the_real_trainer_keeps_every_rule() {
 enum Flaw {
     None,
     FewerLosses,
+    RanksInTheWarmUp,
     NewRequestIds,
     Hammers,
     OtherLosses,
@@ -102,8 +103,9 @@ async fn a_flaw_is_found_and_nothing_else() {
         r#"[{"name": "a", "choices": ["x", "y"]}, {"name": "b", "low": 1, "high": 9}]"#,
     )
     .unwrap();
-    let cases: [(Flaw, &[&str], &[&str]); 11] = [
-        (Flaw::None, &["lost-lease", "restart", "overtaken", "extension"], &[]),
+    let cases: [(Flaw, &[&str], &[&str]); 12] = [
+        (Flaw::None, &["lost-lease", "warm-up", "restart", "overtaken", "extension"], &[]),
+        (Flaw::RanksInTheWarmUp, &["warm-up", "stale"], &["warm-up", "losses"]),
         (Flaw::FewerLosses, &["stale"], &["losses"]),
         (Flaw::NewRequestIds, &["lost-lease"], &["lost-lease"]),
         (
@@ -186,7 +188,7 @@ async fn train(url: String, flaw: Flaw) {
             }
         };
         // The offered study has two variables.
-        if flaw == Flaw::ServesAny && step.rank[0].values.len() != 2 {
+        if flaw == Flaw::ServesAny && step.train[0].values.len() != 2 {
             let v1::Step { study, step_id, lease_id, .. } = step;
             let request =
                 v1::ReleaseStepRequest { study, step_id, lease_id, reason: "not mine".into() };
@@ -199,6 +201,9 @@ async fn train(url: String, flaw: Flaw) {
             let mut request = report(&step, "t");
             if flaw == Flaw::FewerLosses && steps == 1 {
                 request.losses.pop();
+            }
+            if flaw == Flaw::RanksInTheWarmUp && step.rank.is_empty() {
+                request.losses = vec![0.5; 2];
             }
             if flaw == Flaw::OtherLosses {
                 request.losses[0] += f64::from(tries);

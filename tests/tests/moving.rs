@@ -89,10 +89,11 @@ async fn lease(controller: &Controller, study: &str, trainer: &str) -> v1::Step 
 }
 
 /// A study with pending reports and open steps, half of it done, that does not go on by itself.
-async fn half_done(controller: &Controller) -> v1::Study {
+async fn half_done(controller: &Controller, warmup_steps: Option<u64>) -> v1::Study {
     let mut request = create_request("moved", STEPS);
     let algorithm = request.spec.as_mut().unwrap().algorithm.as_mut().unwrap();
     algorithm.steps_per_update = Some(4);
+    algorithm.warmup_steps = warmup_steps;
     request.spec.as_mut().unwrap().costs = vec![limit(320.0)];
     controller.studies().create_study(request).await.unwrap();
     for step in 1..=STEPS / 2 {
@@ -129,7 +130,7 @@ async fn finish(controller: &Controller, name: &str) -> (v1::Study, Vec<u64>) {
 async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (here, there) = (Controller::start(here.path()), Controller::start(there.path()));
-    let before = half_done(&here).await;
+    let before = half_done(&here, None).await;
     let progress = before.progress.unwrap();
     assert_eq!((progress.pending, progress.outstanding), (2, 1), "what is open moves as well");
     assert!(before.chosen.is_some() && before.fronts.len() == 2, "and what is known of costs");
@@ -176,6 +177,43 @@ async fn a_moved_study_keeps_its_id_and_ends_bit_for_bit_as_it_would_have() {
     assert_eq!(trace(&finished).len() as u64, STEPS / 4);
     assert_eq!(history(&exported_again), history(&finished));
     assert_eq!(history(&finished).len() as u64, STEPS);
+}
+
+#[tokio::test]
+async fn a_study_moves_in_the_middle_of_its_warm_up_to_another_kind_of_store() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let here = Controller::start(here.path());
+    let postgres = Postgres::start();
+    let store = postgres.as_ref().map(|postgres| postgres.url("warm"));
+    let arguments: Vec<&str> = store.iter().flat_map(|store| ["--store", store]).collect();
+    let mut there = Controller::start_with(there.path(), &arguments);
+    let before = half_done(&here, Some(40)).await;
+    let progress = before.progress.unwrap();
+    assert_eq!((progress.applied, progress.pending, progress.outstanding), (28, 2, 1));
+    assert_eq!((&before.incumbent, before.fronts.len()), (&None, 0), "nothing was evaluated");
+    let parts = export(&here, "moved", false).await.unwrap();
+    let after = import(&there, "", parts).await.unwrap();
+    assert_eq!(
+        v1::Study { state_time: None, ..after },
+        v1::Study { state_time: None, ..before.clone() }
+    );
+    there.kill();
+    there.restart();
+
+    let (finished_here, theta_here) = finish(&here, "moved").await;
+    let (finished_there, theta_there) = finish(&there, "moved").await;
+    assert_eq!(theta_there, theta_here);
+    assert_eq!(finished_there.incumbent, finished_here.incumbent);
+    assert!(finished_there.incumbent.is_some());
+    let mut request = v1::ListReportsRequest { study: "moved".into(), ..Default::default() };
+    request.page_size = 1000;
+    let reports = there.studies().list_reports(request).await.unwrap().into_inner().reports;
+    assert_eq!(reports.len() as u64, STEPS);
+    for report in reports {
+        let ranked = if report.applied < 40 { 0 } else { 2 };
+        assert_eq!((report.rank.len(), report.losses.len()), (ranked, ranked), "{report:?}");
+        assert_eq!(report.train.len(), 2);
+    }
 }
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -243,7 +281,7 @@ async fn the_time_of_a_study_moves_with_it_and_survives_a_crash() {
 async fn a_study_that_goes_on_is_exported_only_as_a_fork() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(directory.path());
-    let original = half_done(&controller).await;
+    let original = half_done(&controller, None).await;
     let request = v1::ResumeStudyRequest { name: "moved".into() };
     controller.studies().resume_study(request).await.unwrap();
     let refused = export(&controller, "moved", false).await.unwrap_err();
@@ -270,7 +308,7 @@ async fn of_a_study_that_is_cut_short_or_spoilt_nothing_is_kept_in_postgresql() 
 }
 
 async fn keeps_nothing_spoilt(controller: Controller) {
-    half_done(&controller).await;
+    half_done(&controller, None).await;
     let parts = export(&controller, "moved", false).await.unwrap();
     let last = parts.len() - 1;
     let archive = |change: fn(&mut v1::StudyArchive)| {

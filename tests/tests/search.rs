@@ -90,12 +90,19 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert!(fs::metadata(out.join("last.safetensors")).unwrap().len() > 1000);
 }
 
+/// Gives a study a warm-up of this many steps.
+fn with_warm_up(mut request: v1::CreateStudyRequest, steps: u64) -> v1::CreateStudyRequest {
+    let algorithm = request.spec.as_mut().unwrap().algorithm.as_mut().unwrap();
+    algorithm.warmup_steps = Some(steps);
+    request
+}
+
 #[tokio::test]
 async fn a_killed_trainer_starts_again_and_the_study_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));
     let work_dir = directory.path().join("work");
-    controller.studies().create_study(tiny_search("s", 8)).await.unwrap();
+    controller.studies().create_study(with_warm_up(tiny_search("s", 8), 5)).await.unwrap();
     let mut trainer = Trainer::start(&controller, "s", &work_dir);
     study_when(&controller, "s", |study| applied(study) >= 2).await;
     trainer.0.kill().unwrap();
@@ -106,13 +113,20 @@ async fn a_killed_trainer_starts_again_and_the_study_goes_on() {
     assert_eq!((study.state(), applied(&study)), (StudyState::Finished, 8));
     let progress = study.progress.unwrap();
     assert_eq!((progress.stale, progress.expired), (0, 0), "nobody waited for the lost lease");
+    let request = v1::ListReportsRequest { study: "s".into(), ..Default::default() };
+    let reports = controller.studies().list_reports(request).await.unwrap().into_inner().reports;
+    for (report, ranked) in reports.iter().zip([0, 0, 0, 0, 0, 2, 2, 2]) {
+        assert_eq!((report.rank.len(), report.losses.len()), (ranked, ranked));
+        assert_eq!(report.metrics.contains_key("rank_accuracy"), ranked > 0);
+        assert!(report.metrics.values().all(|metric| metric.is_finite()), "{:?}", report.metrics);
+    }
 }
 
 #[tokio::test]
 async fn a_trainer_goes_on_when_the_controller_was_killed() {
     let directory = tempfile::tempdir().unwrap();
     let mut controller = Controller::start(&directory.path().join("state"));
-    controller.studies().create_study(tiny_search("s", 8)).await.unwrap();
+    controller.studies().create_study(with_warm_up(tiny_search("s", 8), 3)).await.unwrap();
     let mut trainer = Trainer::start(&controller, "s", &directory.path().join("work"));
     for reports in [2, 4] {
         study_when(&controller, "s", |study| applied(study) >= reports).await;
@@ -151,7 +165,7 @@ async fn a_search_that_was_stopped_ends_bit_for_bit_like_one_that_was_not() {
         let directory = directory.path().join(format!("{stops}"));
         let (state, work_dir) = (directory.join("state"), directory.join("work"));
         let controller = Controller::start(&state);
-        controller.studies().create_study(tiny_search("s", 12)).await.unwrap();
+        controller.studies().create_study(with_warm_up(tiny_search("s", 12), 5)).await.unwrap();
         for stop in 1..=stops {
             let mut trainer = Trainer::start(&controller, "s", &work_dir);
             study_when(&controller, "s", |study| applied(study) >= 2 * stop).await;

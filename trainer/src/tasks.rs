@@ -65,6 +65,7 @@ pub trait Task: Send {
     fn loss(&self, output: &Output, batch: &Batch) -> [Tensor; 2];
 
     /// The metric of [`Task::loss`] over the train and the rank architectures of a step, by name; that of the former comes first.
+    /// Nothing is told of no architectures, as in the warm-up, which ranks none.
     fn step_metrics(&self, train: &[f64], rank: &[f64]) -> Vec<(&'static str, f64)>;
 
     /// The names of the metrics on test images. The first decides which weights are best: the higher, the better.
@@ -175,6 +176,12 @@ impl Training {
 /// The mean; NaN of nothing.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The mean of each list by name, without those that are empty.
+fn means<const N: usize>(lists: [(&'static str, &[f64]); N]) -> Vec<(&'static str, f64)> {
+    let lists = lists.into_iter().filter(|(_, values)| !values.is_empty());
+    lists.map(|(name, values)| (name, mean(values))).collect()
 }
 
 /// One decision of a space.

@@ -32,14 +32,14 @@ def work(step: asng.Step | asng.aio.Step) -> list[float]:
 
 def plain(address: str) -> None:
     with asng.connect(address) as controller:
-        for step in controller.create_study("mine", SPACE, max_steps=STEPS).steps():
+        for step in controller.create_study("mine", SPACE, max_steps=STEPS, warmup_steps=1).steps():
             step.report(work(step))
 
 
 def with_asyncio(address: str) -> None:
     async def loop() -> None:
         async with asng.aio.connect(address) as controller:
-            study = await controller.create_study("mine", SPACE, max_steps=STEPS)
+            study = await controller.create_study("mine", SPACE, max_steps=STEPS, warmup_steps=1)
             async for step in study.steps():
                 await step.report(await asyncio.to_thread(work, step))
 

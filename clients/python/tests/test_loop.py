@@ -331,6 +331,33 @@ def test_asyncio_gives_steps_back(between: Between) -> None:
     assert reasons[1].startswith("NotReported: step 2")
 
 
+def test_the_warm_up_ranks_nothing(daemon: Daemon) -> None:
+    def check(step: asng.Step | asng.aio.Step) -> list[float]:
+        assert len(step.train) == 2 and len(step.rank) == (0 if step.id <= 2 else 2)
+        return [loss(arch) for arch in step.rank]
+
+    async def with_asyncio() -> list[dict[str, Any]]:
+        async with asng.aio.connect(daemon.address) as controller:
+            study = await controller.create_study("aio-warm", SPACE, max_steps=4, warmup_steps=2)
+            async for step in study.steps():
+                assert await step.report(check(step)) is asng.Outcome.APPLIED
+            return await study.history()
+
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("warm", SPACE, max_steps=4, warmup_steps=2)
+        with pytest.raises(asng.InvalidArgument) as caught:
+            for step in study.steps():
+                step.report([1, 2])
+        assert [violation.field for violation in caught.value.violations] == ["losses"]
+        assert study.best().choice == "mode"
+        for step in study.steps():
+            assert step.report(check(step), {"train_loss": 0.5}) is asng.Outcome.APPLIED
+        history = study.history()
+    for records in [history, asyncio.run(with_asyncio())]:
+        assert [record["step"] for record in records] == [3, 3, 4, 4]
+    assert daemon.study("warm").progress.applied == 4
+
+
 def test_histories_are_read_page_by_page(daemon: Daemon) -> None:
     with asng.connect(daemon.address) as controller:
         study = controller.create_study("long", SPACE, max_steps=1100, lambda_x=0, lambda_theta=2)

@@ -51,7 +51,7 @@ pub(super) struct Conduct {
 
 /// A step that was handed out.
 struct Handed {
-    ranked: usize,
+    step: Step,
     /// Whether it was reported or released.
     back: bool,
 }
@@ -78,7 +78,7 @@ impl Conduct {
                 let id = request.step_id;
                 let Some(step) = self.steps.get_mut(&(request.study.clone(), id)) else { return };
                 step.back = true;
-                let (losses, ranked) = (request.losses.len(), step.ranked);
+                let (losses, ranked) = (request.losses.len(), step.step.rank.len());
                 if losses != ranked {
                     let how = format!("step {id} came with {losses} for {ranked} architectures");
                     self.fault(LOSSES, how);
@@ -120,9 +120,9 @@ impl Conduct {
     /// Notes what the trainer is told to do next.
     pub(super) fn told(&mut self, next: &Next) {
         match next {
-            Next::Step(Step { study, step_id, rank, .. }) => {
-                let handed = Handed { ranked: rank.len(), back: false };
-                self.steps.entry((study.clone(), *step_id)).or_insert(handed);
+            Next::Step(step) => {
+                let handed = Handed { step: step.clone(), back: false };
+                self.steps.entry((step.study.clone(), step.step_id)).or_insert(handed);
             }
             Next::Finished(_) => self.ended = true,
             Next::NoWork(_) | Next::Describe(_) => {}
@@ -139,9 +139,15 @@ impl Conduct {
         !self.steps.is_empty()
     }
 
+    /// The first step with no architectures to be ranked that is neither reported nor released.
+    pub(super) fn unranked(&self) -> Option<Step> {
+        let mut out = self.steps.values().filter(|handed| !handed.back).map(|handed| &handed.step);
+        out.find(|step| step.rank.is_empty()).cloned()
+    }
+
     /// How many architectures of a step were to be ranked, if it was handed out.
     pub(super) fn ranked(&self, study: &str, step: u64) -> Option<usize> {
-        self.steps.get(&(study.into(), step)).map(|step| step.ranked)
+        self.steps.get(&(study.into(), step)).map(|handed| handed.step.rank.len())
     }
 
     /// What is to be said of it, when all is over.

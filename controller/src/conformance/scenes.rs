@@ -36,8 +36,11 @@ pub(super) struct Scene {
     pub(super) play: for<'a> fn(&'a mut Stage) -> Playing<'a>,
 }
 
+/// The rule of the scene for which the offered study has a warm-up of one step.
+pub(super) const WARM_UP: &str = "warm-up";
+
 /// In the order in which they are played.
-pub(super) const SCENES: [Scene; 13] = [
+pub(super) const SCENES: [Scene; 14] = [
     Scene {
         rule: "unserved",
         expected: "a step of a study that the trainer cannot serve is given back, or the study rejected, and the trainer asks for other work",
@@ -52,6 +55,11 @@ pub(super) const SCENES: [Scene; 13] = [
         rule: "description",
         expected: "the variables are described when that is asked for, and in the same way when the reply was lost",
         play: |stage| Box::pin(description(stage)),
+    },
+    Scene {
+        rule: WARM_UP,
+        expected: "a step of the warm-up, which has no `rank` architectures, is reported with no losses, and the trainer goes on",
+        play: |stage| Box::pin(warm_up(stage)),
     },
     Scene {
         rule: "lost-report",
@@ -140,6 +148,7 @@ async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
             Call::Lease(_) => {
                 // The next scene begins with the same request, sent again.
                 drop(call);
+                stage.told = Told::Nothing;
                 return Ok(match let_go {
                     Some(how) => stage.verdict(true, format!("{how}, and other work asked for")),
                     None => stage.verdict(false, "its step was kept, and other work asked for"),
@@ -175,12 +184,12 @@ async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
 
 async fn description(stage: &mut Stage) -> Result<Played, Over> {
     let first = loop {
+        if stage.told == Told::Step {
+            return Ok((Verdict::NotSeen, "the study came with its variables".into()));
+        }
         match stage.next().await? {
             Call::Describe(asked) => break asked.request,
             other => drop(stage.answer(other).await),
-        }
-        if stage.told == Told::Step {
-            return Ok((Verdict::NotSeen, "the study came with its variables".into()));
         }
     };
     drop(stage.really_describe(first.clone()).await);
@@ -196,6 +205,49 @@ async fn description(stage: &mut Stage) -> Result<Played, Over> {
     };
     stage.answer(call).await;
     Ok(played)
+}
+
+async fn warm_up(stage: &mut Stage) -> Result<Played, Over> {
+    let step = loop {
+        match (stage.unranked(), stage.told) {
+            (Some(step), _) => break step,
+            (None, Told::Step) => {
+                return Ok((Verdict::NotSeen, "the study has no warm-up, or it is over".into()));
+            }
+            (None, _) => {
+                let call = stage.next().await?;
+                stage.answer(call).await;
+            }
+        }
+    };
+    let id = step.step_id;
+    stage.fault(format!("step {id} had no `rank` architectures"));
+    let wrong = loop {
+        let call = stage.next().await?;
+        let what = match &call {
+            Call::Describe(_) | Call::Extend(_) => None,
+            Call::Report(asked) if asked.request.step_id == id => {
+                let request = asked.request.clone();
+                if request.losses.is_empty() {
+                    stage.answer(call).await;
+                    return goes_on(stage, &request).await;
+                }
+                Some(format!("it was reported with {} losses", request.losses.len()))
+            }
+            other => Some(format!("{} came, and no report of it", name(other))),
+        };
+        stage.answer(call).await;
+        if let Some(what) = what {
+            break what;
+        }
+    };
+    // The other scenes need steps that are ranked.
+    let v1::Step { study, step_id, lease_id, .. } = step;
+    let trainer_id = "another".into();
+    let end_warm_up =
+        v1::ReportStepRequest { study, step_id, lease_id, trainer_id, ..Default::default() };
+    stage.taken_from_another(end_warm_up).await;
+    Ok(stage.verdict(false, wrong))
 }
 
 async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {

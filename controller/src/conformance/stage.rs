@@ -322,6 +322,11 @@ impl Stage {
         None
     }
 
+    /// A step in the trainer's hands that has no architectures to be ranked.
+    pub(super) fn unranked(&self) -> Option<v1::Step> {
+        self.conduct.unranked()
+    }
+
     /// Whether a report is of a step that was handed out, and has as many losses as it must.
     fn fits(&self, report: &v1::ReportStepRequest) -> bool {
         self.conduct.ranked(&report.study, report.step_id) == Some(report.losses.len())

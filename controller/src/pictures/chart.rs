@@ -73,6 +73,8 @@ pub(super) enum Shape {
     Level { y: f64, label: String },
     /// A vertical line, named at its top.
     Upright { x: f64, label: String },
+    /// A light area between two places, from the bottom to the top, named there.
+    Span { x: [f64; 2], label: String },
     /// Short lines at the bottom.
     Rug(Vec<f64>),
 }
@@ -86,7 +88,9 @@ impl Shape {
                 band.iter().flat_map(|&(x, low, high)| [(x, low), (x, high)]).collect()
             }
             Shape::Ring { at, .. } => vec![*at],
-            Shape::Level { .. } | Shape::Upright { .. } | Shape::Rug(_) => Vec::new(),
+            Shape::Level { .. } | Shape::Upright { .. } | Shape::Span { .. } | Shape::Rug(_) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -110,6 +114,7 @@ impl Chart {
         });
         let strokes = self.layers.iter().flat_map(|layer| match &layer.shape {
             Shape::Upright { x, .. } => std::slice::from_ref(x),
+            Shape::Span { x, .. } => x,
             Shape::Rug(xs) => xs,
             _ => &[],
         });
@@ -237,6 +242,12 @@ impl Chart {
                     let x = place(*x, ys.end).0;
                     above.push((x, 27.0, *ink, label));
                 }
+                Shape::Span { x: [from, to], label } if fits(*from) && fits(*to) => {
+                    let corners = [(*from, ys.start), (*to, ys.end)];
+                    chart.draw_series([Rectangle::new(corners, colour.mix(0.5).filled())])?;
+                    above.push((place(*from, ys.end).0, 27.0, Ink::Faint, label));
+                    essence.push(format!("{label} until {}", plain(*to, 0)));
+                }
                 Shape::Rug(xs) => {
                     let height = 0.04 * (ys.end - ys.start);
                     let line = |&x: &f64| {
@@ -245,7 +256,10 @@ impl Chart {
                     };
                     chart.draw_series(xs.iter().filter(|&&x| fits(x)).map(line))?;
                 }
-                Shape::Ring { .. } | Shape::Level { .. } | Shape::Upright { .. } => {}
+                Shape::Ring { .. }
+                | Shape::Level { .. }
+                | Shape::Upright { .. }
+                | Shape::Span { .. } => {}
             }
         }
         area.present()?;

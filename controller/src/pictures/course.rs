@@ -9,6 +9,7 @@ use super::{
     chart::{Chart, Layer, Scale, Shape},
     ink::Ink,
     panel::Panel,
+    words,
 };
 
 /// The threshold of the signal-to-noise ratio where a spec leaves it out.
@@ -38,7 +39,7 @@ pub(super) fn convergence(sight: &Sight) -> Vec<Panel> {
         ("Signal-to-noise ratio of the updates", Scale::Fit, signal),
     ];
     let panels = charts.into_iter().filter_map(|(title, scale, layers)| {
-        (!sight.trace.is_empty()).then(|| chart(title.into(), scale, layers).draw()).flatten()
+        (!sight.trace.is_empty()).then(|| chart(sight, title.into(), scale, layers)).flatten()
     });
     panels.collect()
 }
@@ -65,7 +66,7 @@ pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
         Layer { ink: Ink::Blue, shape: Shape::Line { points: median, label: "median".into() } },
         Layer { ink: Ink::Orange, shape: Shape::Rug(diverged) },
     ];
-    chart(title, Scale::Fit, layers).draw().into_iter().collect()
+    chart(sight, title, Scale::Fit, layers).into_iter().collect()
 }
 
 /// A chart for each metric of the trainers.
@@ -75,11 +76,19 @@ pub(super) fn metrics(sight: &Sight) -> Vec<Panel> {
         let trace = sight.trace.iter();
         let points = trace.filter_map(|p| Some((p.applied as f64, *p.metrics.get(name)?)));
         let shape = Shape::Line { points: points.collect(), label: String::new() };
-        chart(name.clone(), Scale::Fit, vec![Layer { ink: Ink::Blue, shape }]).draw()
+        chart(sight, name.clone(), Scale::Fit, vec![Layer { ink: Ink::Blue, shape }])
     };
     names.into_iter().filter_map(panel).collect()
 }
 
-fn chart(title: String, scale: Scale, layers: Vec<Layer>) -> Chart {
-    Chart { title, x: "steps".into(), scale, layers }
+/// A chart over the steps, with the warm-up behind what is drawn.
+fn chart(sight: &Sight, title: String, scale: Scale, layers: Vec<Layer>) -> Option<Panel> {
+    let applied = sight.study.progress.unwrap_or_default().applied;
+    let warmed_up = words::warmup_steps(&sight.study).min(applied);
+    let span = || {
+        let shape = Shape::Span { x: [0.0, warmed_up as f64], label: "warm-up".into() };
+        Layer { ink: Ink::Grid, shape }
+    };
+    let layers = (warmed_up > 0).then(span).into_iter().chain(layers).collect();
+    Chart { title, x: "steps".into(), scale, layers }.draw()
 }

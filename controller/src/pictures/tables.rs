@@ -27,6 +27,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
         ("steps", format!("{} of {} ({share:.1} %)", p.applied, p.max_steps)),
         ("convergence", format!("{:.3}", p.convergence)),
     ];
+    facts.extend(words::warm_up(study).map(|steps| ("warm-up", steps)));
     facts.extend(study.incumbent.as_ref().map(|best| {
         ("best loss", format!("{} (step {})", words::number(best.loss), best.step_id))
     }));

@@ -1,10 +1,10 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use asng_proto::v1::{
-    Architecture, Candidate, Categorical, CategoricalMarginal, CostRule, Costs, Front, FrontPoint,
-    GetDistributionResponse, Incumbent, Integer, IntegerMarginal, LossBand, Marginal, Progress,
-    Report, ReportOutcome, Study, StudySpec, StudyState, TracePoint, Trainer, Variable, marginal,
-    variable::Kind,
+    AlgorithmSettings, Architecture, Candidate, Categorical, CategoricalMarginal, CostRule, Costs,
+    Front, FrontPoint, GetDistributionResponse, Incumbent, Integer, IntegerMarginal, LossBand,
+    Marginal, Progress, Report, ReportOutcome, Study, StudySpec, StudyState, TracePoint, Trainer,
+    Variable, marginal, variable::Kind,
 };
 use prost_types::Timestamp;
 use roxmltree::{Document, Node};
@@ -383,6 +383,54 @@ fn curves_hold_every_point_also_a_single_or_constant_one() {
     assert!(drawn(Picture::Convergence, &sight).contains("<circle"));
     sight.trace = vec![sight.trace[0].clone(); 5];
     drawn(Picture::Convergence, &sight);
+}
+
+/// Gives a study a warm-up of this many steps, which rank nothing.
+fn warm_up(sight: &mut Sight, warmup_steps: u64) {
+    let algorithm = AlgorithmSettings { warmup_steps: Some(warmup_steps), ..Default::default() };
+    sight.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
+    for point in sight.trace.iter_mut().filter(|point| point.applied <= warmup_steps) {
+        point.losses = None;
+    }
+}
+
+#[test]
+fn the_warm_up_is_an_area_behind_every_chart_over_steps() {
+    let mut sight = sight(enas_micro());
+    let shaded = |sight: &Sight, of_picture: Picture| {
+        let text = drawn(of_picture, sight);
+        let document = Document::parse(&text).unwrap();
+        let colour = maud::Render::render(&Ink::Grid).into_string();
+        let is_area = |n: &Node<'_, '_>| {
+            n.has_tag_name("rect")
+                && n.attribute("fill") == Some(&*colour)
+                && n.attribute("opacity") == Some("0.5")
+        };
+        let width = |n: Node<'_, '_>| n.attribute("width").unwrap().parse::<f64>().unwrap();
+        let widths: Vec<f64> = document.descendants().filter(is_area).map(width).collect();
+        assert_eq!(widths.len(), text.matches(">warm-up</text>").count());
+        widths
+    };
+    assert!(shaded(&sight, Picture::Convergence).is_empty());
+    warm_up(&mut sight, 5_000);
+    let quarter = shaded(&sight, Picture::Convergence);
+    assert_eq!(quarter.len(), 3);
+    let losses = shaded(&sight, Picture::Loss);
+    assert_eq!(losses.len(), 1, "from the first step, though losses begin later");
+    assert!(drawn(Picture::Loss, &sight).contains("warm-up until 5000, median "));
+    assert_eq!(page(&sight).matches(">warm-up</text>").count(), 3 + 1 + 2, "metrics as well");
+    assert!(shaded(&sight, Picture::Front).is_empty());
+
+    // While it lasts, the area ends where the search has come to.
+    warm_up(&mut sight, 30_000);
+    let whole = shaded(&sight, Picture::Convergence);
+    assert!((whole[0] / quarter[0] - 4.0).abs() < 0.01, "{whole:?} {quarter:?}");
+    let text = page(&sight);
+    assert!(text.contains("<dt>warm-up</dt><dd>20000 of 30000 steps</dd>"), "{text}");
+    assert!(!text.contains("Losses of ranked architectures") && text.contains(">train_loss<"));
+    let error = svg(Picture::Loss, &sight).unwrap_err().to_string();
+    assert!(error.contains("in its warm-up"), "{error}");
+    drawn(Picture::Theta, &sight);
 }
 
 #[test]

@@ -2,14 +2,30 @@
 
 use std::time::{Duration, SystemTime};
 
-use asng_proto::v1::{Report, SetAsideStudy, Study, UnservedSpace, Variable, variable::Kind};
+use asng_proto::v1::{
+    Report, SetAsideStudy, Study, StudyState, UnservedSpace, Variable, variable::Kind,
+};
 use prost_types::Timestamp;
 
 use super::notes::Note;
+use crate::study::Spec;
 
 /// The state as it is written in the contract, without its prefix.
 pub fn state(study: &Study) -> &'static str {
     study.state().as_str_name().trim_start_matches("STUDY_STATE_")
+}
+
+/// Steps of the warm-up, in which the weights are trained and nothing is ranked.
+pub fn warmup_steps(study: &Study) -> u64 {
+    let algorithm = study.spec.as_ref().and_then(|spec| spec.algorithm).unwrap_or_default();
+    algorithm.warmup_steps.unwrap_or_else(|| Spec::default().warmup_steps())
+}
+
+/// How far the warm-up has come, such as "300 of 800 steps"; none before a study has begun and when the warm-up is over.
+pub fn warm_up(study: &Study) -> Option<String> {
+    let (steps, applied) = (warmup_steps(study), study.progress.unwrap_or_default().applied);
+    let begun = !matches!(study.state(), StudyState::Waiting | StudyState::Failed);
+    (begun && applied < steps).then(|| format!("{applied} of {steps} steps"))
 }
 
 /// The outcome as it is written in the contract, without its prefix.
@@ -83,7 +99,7 @@ pub(super) fn short(text: &str, letters: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use asng_proto::v1::{Categorical, StudyState};
+    use asng_proto::v1::{AlgorithmSettings, Categorical, Progress, StudySpec};
 
     use super::*;
 
@@ -118,6 +134,26 @@ mod tests {
         assert_eq!(brief(Duration::from_millis(900)), "0s");
         assert_eq!(short("größer", 6), "größer");
         assert_eq!(short("größere", 6), "größe…");
+    }
+
+    #[test]
+    fn a_warm_up_is_told_of_while_it_lasts() {
+        let told = |state: StudyState, applied, warmup_steps| {
+            let algorithm = Some(AlgorithmSettings { warmup_steps, ..Default::default() });
+            warm_up(&Study {
+                state: state.into(),
+                spec: Some(StudySpec { algorithm, ..Default::default() }),
+                progress: Some(Progress { applied, ..Default::default() }),
+                ..Study::default()
+            })
+        };
+        for state in [StudyState::Running, StudyState::Paused, StudyState::Stopped] {
+            assert_eq!(told(state, 300, Some(800)).as_deref(), Some("300 of 800 steps"));
+            assert_eq!(told(state, 800, Some(800)), None);
+            assert_eq!(told(state, 0, None), None);
+        }
+        assert_eq!(told(StudyState::Waiting, 0, Some(800)), None);
+        assert_eq!(warm_up(&Study::default()), None);
     }
 
     #[test]

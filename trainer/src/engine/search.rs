@@ -32,7 +32,7 @@ pub struct Step {
     pub batch: u64,
     /// Architectures for the weights.
     pub train: Vec<Vec<i64>>,
-    /// Architectures to be ranked.
+    /// Architectures to be ranked; none in the warm-up.
     pub rank: Vec<Vec<i64>>,
     /// Position in the learning-rate schedule, 0 to 1.
     pub progress: f64,
@@ -137,12 +137,15 @@ impl Search {
         }
         let task = &*self.task;
         let train_batch = self.train.batch(task, &self.preprocess, step.batch);
-        let rank_batch = self.rank.batch(task, &self.preprocess, step.batch);
+        // The warm-up ranks nothing: nothing is computed on a batch to rank on, and none is loaded.
+        let rank_batch =
+            (!step.rank.is_empty()).then(|| self.rank.batch(task, &self.preprocess, step.batch));
+        let rank_batch = rank_batch.as_ref().unwrap_or(&train_batch);
         let loading = started.elapsed();
         metrics::phase(Phase::Data, loading);
         let training = task.training();
         let learning_rate = cosine(training.learning_rate, step.progress);
-        let (train, rank) = ((&train_batch, &*step.train), (&rank_batch, &*step.rank));
+        let (train, rank) = ((&train_batch, &*step.train), (rank_batch, &*step.rank));
         let outcome = self.supernet.step(task, train, rank, learning_rate)?;
         for Failure { place, reason } in &outcome.failures {
             let values = step.train.iter().chain(&step.rank).nth(*place);
@@ -160,7 +163,7 @@ impl Search {
             true => 0,
             false => architectures * training.batch_size as u64,
         };
-        let costs = step.rank.iter().filter_map(|values| self.costs(values, &rank_batch));
+        let costs = step.rank.iter().filter_map(|values| self.costs(values, rank_batch));
         Ok(Measured { costs: costs.collect(), losses: outcome.losses, metrics, images })
     }
 
@@ -204,5 +207,51 @@ impl Search {
     /// Reads a checkpoint; nothing changes unless all of it fits.
     pub(super) fn load(&mut self, file: &Path) -> Result<(), Error> {
         Ok(self.supernet.load(file)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::tasks::space::Space;
+
+    /// A search of small cells on images by formula.
+    fn search() -> Search {
+        tch::set_num_threads(1);
+        let settings = [("nodes", "2"), ("cells", "3"), ("channels", "4"), ("batch_size", "4")];
+        let settings = settings.map(|(name, text)| (name.into(), text.into())).into();
+        let space = Space { name: "enas-micro".into(), settings, ..Space::default() };
+        let classes = (0..10).map(|class| class.to_string()).collect();
+        let (mean, std) = (vec![0.5; 3], vec![0.25; 3]);
+        let info = Info { shape: [3, 8, 8], classes, mean, std, ..Info::default() };
+        let pixel = |i: i64| (127.0 + 100.0 * (0.3 * (i * i) as f64).sin()) as u8;
+        let pixels: Vec<u8> = (0..16 * 3 * 8 * 8).map(pixel).collect();
+        let pixels = Tensor::from_slice(&pixels).view([16, 3, 8, 8]);
+        let labels = Tensor::arange(16, (Kind::Int64, Device::Cpu)).remainder(10);
+        let data = DataSet { info, train: Images { pixels, labels }, ..DataSet::empty() };
+        Search::new(space.task().unwrap(), data, Device::Cpu, Precision::F32, false).unwrap()
+    }
+
+    #[test]
+    fn a_step_of_the_warm_up_trains_the_same_weights_and_tells_of_no_ranking() {
+        let all = vec![vec![0, 1, 3, 0, 2, 0, 4, 1, 1, 1, 2, 2, 0, 1, 0, 3]; 2];
+        let step = |batch, rank: &[Vec<i64>]| {
+            let (train, rank) = (all.clone(), rank.to_vec());
+            Step { batch, train, rank, progress: 0.0 }
+        };
+        let (mut warm, mut ranking) = (search(), search());
+        let first = warm.step(&step(0, &[])).unwrap();
+        assert!(first.losses.is_empty() && first.costs.is_empty());
+        assert!(first.metrics.values().all(|metric| metric.is_finite()), "{:?}", first.metrics);
+        assert!(!first.metrics.contains_key("rank_accuracy"));
+        assert_eq!(first.images, 2 * 4);
+        let ranked = ranking.step(&step(0, &all)).unwrap();
+        assert_eq!(ranked.metrics["train_loss"], first.metrics["train_loss"]);
+        // Neither the weights nor the images of later steps depend on what was ranked.
+        let [after, expected] = [&mut warm, &mut ranking].map(|s| s.step(&step(1, &all)).unwrap());
+        assert_eq!(after.losses, expected.losses);
+        assert_ne!(after.losses, ranked.losses);
     }
 }

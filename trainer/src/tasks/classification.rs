@@ -22,7 +22,7 @@ use self::{
     definition::{BUILT_IN, Definition, Family},
 };
 use super::{
-    Batch, Draw, Exported, Length, Task, Training, Variable, mean,
+    Batch, Draw, Exported, Length, Task, Training, Variable, means,
     network::{Costs, Mode, Network, Output},
     settings::{self, Given, Kind as Setting, Preset, Row, Violation},
 };
@@ -360,7 +360,7 @@ impl Task for Classification {
     }
 
     fn step_metrics(&self, train: &[f64], rank: &[f64]) -> Vec<(&'static str, f64)> {
-        vec![("train_accuracy", mean(train)), ("rank_accuracy", mean(rank))]
+        means([("train_accuracy", train), ("rank_accuracy", rank)])
     }
 
     fn test_metrics(&self) -> &'static [&'static str] {
@@ -717,7 +717,7 @@ mod tests {
         let tested = read(&task.test(&main(), &batch));
         assert_eq!(tested[..2], [0.5, 1.0]);
         assert_eq!(task.test_metrics(), ["accuracy", "top5_accuracy", "loss"]);
-        assert_eq!(task.step_metrics(&[0.5, 1.0], &[]).remove(0), ("train_accuracy", 0.75));
+        assert_eq!(task.step_metrics(&[0.5, 1.0], &[]), [("train_accuracy", 0.75)]);
     }
 
     #[test]

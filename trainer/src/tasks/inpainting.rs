@@ -15,7 +15,7 @@ use tch::{Device, Kind, Reduction, Tensor, nn};
 
 use self::{mask::Mask, network::Autoencoder, space::Space};
 use super::{
-    Batch, Draw, Exported, Length, Task, Training, Variable,
+    Batch, Draw, Exported, Length, Task, Training, Variable, means,
     network::{Builder, Costs, Mode, Network, NormKind, Output},
     settings::{self, Given, Kind as Setting, Preset, Row, Violation},
 };
@@ -292,12 +292,8 @@ impl Task for Inpainting {
         [squared_error(&output.main, batch), psnr]
     }
 
-    /// The means; those of no architecture are left out.
     fn step_metrics(&self, train: &[f64], rank: &[f64]) -> Vec<(&'static str, f64)> {
-        let mut metrics = vec![("train_psnr", train), ("rank_psnr", rank)];
-        metrics.retain(|(_, values)| !values.is_empty());
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        metrics.into_iter().map(|(name, values)| (name, mean(values))).collect()
+        means([("train_psnr", train), ("rank_psnr", rank)])
     }
 
     fn test_metrics(&self) -> &'static [&'static str] {

@@ -197,7 +197,8 @@ class Study:
 
     def history(self) -> list[dict[str, Any]]:
         """A record for each architecture that was ranked, in the order of the steps: the step's figures, `loss`, each
-        variable by its name, "metrics.NAME" and "costs.NAME". `pandas.DataFrame(study.history())` is a table of them."""
+        variable by its name, "metrics.NAME" and "costs.NAME". `pandas.DataFrame(study.history())` is a table of them. The
+        warm-up ranks none and has no records."""
         records: list[dict[str, Any]] = []
         request = v1.ListReportsRequest(study=self.name, page_size=1000)
         while True:
@@ -225,8 +226,9 @@ class Step(protocol.Step):
         metrics: Mapping[str, SupportsFloat] | None = None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
-        """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. `metrics`
-        are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
+        """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. In the
+        warm-up `rank` is empty, and so is what is reported. `metrics` are further figures for people. `costs` are those of
+        each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
         Waits for as long as the controller is away; when this returns the report is stored."""
         request = self._walk.report(self, losses, metrics, costs)
         try:

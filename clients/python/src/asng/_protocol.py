@@ -68,6 +68,9 @@ class Settings(TypedDict, total=False):
     """Steps gathered into one update of the distribution; 1."""
     max_staleness: int
     """How many updates may have come before a report that still counts; 64."""
+    warmup_steps: int
+    """Steps at the start that train the weights alone, up to `max_steps`: their `rank` is empty, and the distribution does not
+    move; 0. Needs `lambda_x` above 0."""
     seed: int
     """Of everything the study draws; drawn by the controller."""
     lease: float
@@ -174,7 +177,7 @@ class Step:
         self.train = [Architecture(space._decode(a.values)) for a in message.train]
         """Architectures to train the weights on."""
         self.rank = [Architecture(space._decode(a.values)) for a in message.rank]
-        """Architectures whose losses are to be reported, in this order."""
+        """Architectures whose losses are to be reported, in this order; none in the warm-up: `report([])`."""
 
     def __repr__(self) -> str:
         return f"Step(id={self.id}, train={self.train}, rank={self.rank})"

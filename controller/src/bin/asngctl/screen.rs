@@ -185,6 +185,7 @@ fn gauge(view: &View) -> Gauge<'_> {
     let Progress { applied, max_steps, .. } = view.progress();
     let ratio = (applied as f64 / max_steps.max(1) as f64).min(1.0);
     let mut label = format!("{applied}/{max_steps} steps, {:.1} %", 100.0 * ratio);
+    label.extend(text::warm_up(&view.sight.study).map(|steps| format!("  warm-up: {steps}")));
     label.extend(view.sight.rate.map(|rate| format!("  {rate:.2} steps/s")));
     label.extend(view.eta().map(|eta| format!("  ETA {}", text::brief(eta))));
     Gauge::default().ratio(ratio).label(label).gauge_style(ACCENT).use_unicode(true)
@@ -359,7 +360,8 @@ mod tests {
 
     use asng_controller::pictures::Sight;
     use asng_proto::v1::{
-        CategoricalMarginal, GetDistributionResponse, IntegerMarginal, LossBand, TracePoint,
+        AlgorithmSettings, CategoricalMarginal, GetDistributionResponse, IntegerMarginal, LossBand,
+        TracePoint,
     };
     use prost_types::Timestamp;
     use ratatui::{Terminal, backend::TestBackend};
@@ -430,6 +432,18 @@ mod tests {
         has("gpu-box                  7s ago           step 51");
         has("gpu-box has set this study aside");
         assert!(!text.contains("does not answer"));
+    }
+
+    #[test]
+    fn a_warm_up_is_told_and_has_no_losses_to_draw() {
+        let mut view = view(1);
+        let algorithm = AlgorithmSettings { warmup_steps: Some(60), ..Default::default() };
+        view.sight.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
+        view.sight.study.incumbent = None;
+        view.sight.trace.iter_mut().for_each(|point| point.losses = None);
+        let text = lines(&view, (100, 24), 0).0.join("\n");
+        assert!(text.contains("50/200 steps, 25.0 %  warm-up: 50 of 60 steps  2.00 st"), "{text}");
+        assert!(!text.contains(" now, from "), "{text}");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::{
 };
 
 use asng_controller::pictures::notes::Note;
-pub(crate) use asng_controller::pictures::words::{age, brief, number, set_aside, unserved};
+pub(crate) use asng_controller::pictures::words::{
+    age, brief, number, set_aside, unserved, warm_up,
+};
 use asng_proto::v1::{
     Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
     StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
@@ -26,6 +28,9 @@ pub(crate) fn sentence(study: &Study, notes: &[Note]) -> String {
         if let Some(data_set) = spec.settings.get("dataset") {
             text += &format!(" and has data set `{data_set}`");
         }
+    }
+    if let Some(steps) = warm_up(study) {
+        text += &format!("; warm-up: {steps}");
     }
     notes.iter().fold(text, |text, note| format!("{text}\n  {note}"))
 }
@@ -289,8 +294,10 @@ fn progress(study: &Study) -> Vec<Row> {
     let p = study.progress.unwrap_or_default();
     let percent = 100.0 * p.applied as f64 / p.max_steps.max(1) as f64;
     let best = study.incumbent.as_ref();
-    vec![
-        row("applied", format!("{} of {} ({percent:.1} %)", p.applied, p.max_steps)),
+    let mut rows =
+        vec![row("applied", format!("{} of {} ({percent:.1} %)", p.applied, p.max_steps))];
+    rows.extend(warm_up(study).map(|steps| row("warm-up", steps)));
+    rows.extend([
         row("generation", p.generation),
         row("convergence", format!("{:.3}", p.convergence)),
         row("best loss", or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id)))),
@@ -301,7 +308,8 @@ fn progress(study: &Study) -> Vec<Row> {
         row("diverged", p.diverged),
         row("over a limit", p.over_limit),
         row("expired", p.expired),
-    ]
+    ]);
+    rows
 }
 
 /// The final architecture, mode and incumbent.
@@ -417,8 +425,8 @@ fn render(mut table: Table) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use asng_proto::v1::{
-        Architecture, Candidate, CategoricalMarginal, FrontPoint, Incumbent, IntegerMarginal,
-        Marginal, SetAsideStudy, Target, UnservedSpace,
+        AlgorithmSettings, Architecture, Candidate, CategoricalMarginal, FrontPoint, Incumbent,
+        IntegerMarginal, Marginal, SetAsideStudy, Target, UnservedSpace,
     };
 
     use super::*;
@@ -533,6 +541,22 @@ pub(crate) mod tests {
         for line in [["1", "1.0000", "2"], ["39", "0.0256", "78"]] {
             assert!(has_line(&text, &line), "{text}");
         }
+    }
+
+    #[test]
+    fn a_warm_up_is_told_of_until_it_is_over() {
+        let mut study = a_study();
+        let told = |study: &Study| {
+            (sentence(study, &[]), show(study, &[], SystemTime::UNIX_EPOCH).contains("warm-up"))
+        };
+        assert_eq!(told(&study), ("study `a` is RUNNING".into(), false));
+        let algorithm = AlgorithmSettings { warmup_steps: Some(60), ..Default::default() };
+        study.spec.as_mut().unwrap().algorithm = Some(algorithm);
+        assert_eq!(told(&study), ("study `a` is RUNNING; warm-up: 50 of 60 steps".into(), true));
+        let text = show(&study, &[], SystemTime::UNIX_EPOCH);
+        assert!(has_line(&text, &["warm-up", "50", "of", "60", "steps"]), "{text}");
+        study.progress.as_mut().unwrap().applied = 60;
+        assert_eq!(told(&study), ("study `a` is RUNNING".into(), false));
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl View {
             format!("{}/{}", progress.applied, progress.max_steps),
             names::state(&self.sight.study).to_owned(),
         ];
+        parts.extend(words::warm_up(&self.sight.study).map(|steps| format!("warm-up: {steps}")));
         if self.outage {
             parts.insert(0, "the controller does not answer, retrying; last seen:".to_owned());
         }
@@ -324,6 +325,8 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use asng_proto::v1::{AlgorithmSettings, StudySpec};
+
     use super::*;
 
     fn seconds(seconds: u64) -> Duration {
@@ -359,6 +362,19 @@ mod tests {
         assert!(!are_news(&before, &[note("b waits", 79), note("a waits", 8)]));
         assert!(are_news(&before, &[note("a waits", 9)]));
         assert!(are_news(&before, &[note("a waits", 9), note("b has failed", 80)]));
+    }
+
+    #[test]
+    fn a_line_tells_of_the_warm_up() {
+        let algorithm = AlgorithmSettings { warmup_steps: Some(800), ..Default::default() };
+        let view = View::new(Study {
+            state: StudyState::Running.into(),
+            spec: Some(StudySpec { algorithm: Some(algorithm), ..Default::default() }),
+            progress: Some(Progress { applied: 300, max_steps: 2000, ..Default::default() }),
+            ..Study::default()
+        });
+        let line = view.line();
+        assert!(line.starts_with("300/2000  RUNNING  warm-up: 300 of 800 steps  "), "{line}");
     }
 
     #[test]
