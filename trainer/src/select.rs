@@ -52,7 +52,7 @@ pub struct Arguments {
     /// Number of images to evaluate them on, of the half of the training images that ranks architectures in the search
     /// [default: 2000, or all if there are fewer]
     #[arg(long, value_name = "N")]
-    images: Option<i64>,
+    ranking_images: Option<i64>,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -304,8 +304,9 @@ fn compare(
     catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<(Shared, Vec<Candidate>)> {
-    let split =
-        |task: &dyn Task, data: &DataSet| TestSplit::ranking(task, data, arguments.images, device);
+    let split = |task: &dyn Task, data: &DataSet| {
+        TestSplit::ranking(task, data, arguments.ranking_images, device)
+    };
     let shared = Shared::load(&study::space(study), weights, split, catalogue, device)?;
     let Shared { task, data, supernet, images } = &shared;
     let variables = task.variables();
