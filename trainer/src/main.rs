@@ -66,7 +66,7 @@ enum Command {
     Serve(Serve),
     /// Evaluate an architecture on the test images, with a study's shared weights or its own
     Evaluate(evaluate::Arguments),
-    /// Choose the architecture to retrain: compare the mode and draws of a study with its shared weights
+    /// Choose an architecture of a study to retrain: compare the most likely one and others with the shared weights
     Select(select::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),

@@ -374,7 +374,8 @@ fn print(results: &Results, top: usize) {
         }
         let metric = metrics.get(metric).copied().unwrap_or(f64::NAN);
         let (place, costs, notes) = (i + 1, costs.collect::<String>(), notes.join(", "));
-        println!("{place:>5} {loss:>10.4} {metric:>10.4}{costs}  {notes}");
+        let line = format!("{place:>5} {loss:>10.4} {metric:>10.4}{costs}  {notes}");
+        println!("{}", line.trim_end());
     }
     let Some(file) = &results.selected else { return };
     let mode = candidates.iter().position(|candidate| candidate.mode).unwrap_or_default();
