@@ -236,7 +236,7 @@ pub async fn run(
     let candidates = draw(&marginals, mode.values, wanted, &mut random);
     if candidates.len() < wanted {
         info!(
-            "the distribution has hardly more than {} different architectures: there are not {wanted} in {} draws",
+            "the distribution has hardly more than {} distinct architectures: {} draws found no others, and {wanted} were wanted",
             candidates.len(),
             DRAWS * wanted
         );
