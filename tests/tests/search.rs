@@ -1,6 +1,6 @@
 //! The real trainer and the real controller on real images: small searches, with the trainer or the controller killed.
 
-use std::{env, fs, path::Path, process::Output, time::Duration};
+use std::{collections::BTreeSet, env, fs, path::Path, process::Output, time::Duration};
 
 use asng_proto::v1::{self, StudyState};
 use asng_tests::{
@@ -88,6 +88,55 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
     assert_eq!(architecture["values"], serde_json::to_value(&mode).unwrap());
     assert!(fs::read_to_string(out.join("architecture.dot")).unwrap().starts_with("digraph"));
     assert!(fs::metadata(out.join("last.safetensors")).unwrap().len() > 1000);
+
+    // The mode and others are compared, and the best is retrained.
+    let run = |line: &str, work_dir: &Path| {
+        let mut command = trainer_command(&controller, work_dir);
+        command.args(line.split_whitespace()).current_dir(directory.path());
+        command.output().unwrap()
+    };
+    let complaint = |output: Output| {
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let retrain = "retrain --study tiny --architecture selected --preset quick --cells 3 --channels 4 --train-images 80 --test-images 40 \
+                   --json --out selected";
+    let log = complaint(run(retrain, &work_dir));
+    assert!(log.contains("run `asng-trainer select --study tiny` first"), "{log}");
+    let log = complaint(run("select --study tiny", &directory.path().join("other")));
+    assert!(log.contains("`asng-trainer select --study tiny --work-dir DIR`"), "{log}");
+    let select = "select --study tiny --candidates 5 --ranking-images 300 --json";
+    let selected = json(run(select, &work_dir));
+    assert_eq!((&selected["images"], &selected["step"]), (&300.into(), &5.into()));
+    let candidates = selected["candidates"].as_array().unwrap();
+    let architectures: BTreeSet<_> =
+        candidates.iter().map(|candidate| candidate["values"].to_string()).collect();
+    assert_eq!((candidates.len(), architectures.len()), (5, 5));
+    let losses = candidates.iter().map(|candidate| candidate["loss"].as_f64().unwrap());
+    assert!(losses.is_sorted(), "{selected}");
+    let modes: Vec<_> = candidates.iter().filter(|candidate| candidate["mode"] == true).collect();
+    assert_eq!(modes.len(), 1);
+    assert_eq!(modes[0]["values"], serde_json::to_value(&mode).unwrap());
+    assert!((0.0..=1.0).contains(&modes[0]["metrics"]["accuracy"].as_f64().unwrap()));
+    assert!(modes[0]["costs"]["parameters"].as_f64().unwrap() > 1000.0);
+    let first = &candidates[0];
+    let choice = fs::read_to_string(selected["selected"].as_str().unwrap()).unwrap();
+    let choice: Value = serde_json::from_str(&choice).unwrap();
+    assert_eq!((&choice["values"], &choice["loss"]), (&first["values"], &first["loss"]));
+
+    json(run(retrain, &work_dir));
+    let record = fs::read_to_string(directory.path().join("selected/retraining.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["values"], first["values"]);
+    assert_eq!(record["source"]["architecture"], "selected");
+    assert_eq!(record["source"]["study_id"], selected["study_id"]);
+    // The seed decides.
+    let output = run("select --study tiny --candidates 5 --ranking-images 300 --top 2", &work_dir);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("candidates    5, seed 0"), "{table}");
+    let loss = format!("    1 {:>10.4}", first["loss"].as_f64().unwrap());
+    assert!(table.contains(&loss) && !table.contains("\n    3 "), "{table}");
+    assert!(table.contains("retrain --study tiny --architecture selected"), "{table}");
 }
 
 /// Gives a study a warm-up of this many steps.
@@ -261,6 +310,13 @@ async fn autoencoders_are_searched_on_a_directory_of_photos() {
         let psnr = |part: &Value| part["psnr"].as_f64().unwrap();
         assert!(psnr(&evaluation) > 0.0 && psnr(&evaluation["baseline"]) > 0.0, "{evaluation}");
         assert_eq!(evaluation["random"]["metric"], "psnr");
+
+        let mut command = trainer_command(&controller, &directory.path().join(space));
+        command.arg("--photos").arg(&photos).args(["select", "--json", "--candidates", "3"]);
+        let selected = json(command.args(["--study", space]).output().unwrap());
+        assert_eq!(selected["images"], 10, "half of the other photos");
+        let best = &selected["candidates"][0];
+        assert!(psnr(&best["metrics"]) > 0.0 && best["loss"].as_f64().unwrap() > 0.0, "{best}");
 
         // The study's space and settings are those of the retraining.
         let mut command = trainer_command(&controller, directory.path());

@@ -162,7 +162,13 @@ fn a_space_file_and_a_folder_of_images_become_a_network() {
     let shared = text(user.trainer("evaluate --study mine --random 2 --json"));
     let shared: Value = serde_json::from_str(&shared).unwrap();
     assert_eq!((&shared["dataset"], &shared["images"]), (&"colours".into(), &40.into()));
-    let accuracy = user.network("mine", "", &images.join("test"), 40);
+    let selected = text(user.trainer("select --study mine --candidates 8 --json"));
+    let selected: Value = serde_json::from_str(&selected).unwrap();
+    assert_eq!(selected["images"], 80, "half of the training images");
+    let over = |candidate: &Value| candidate["costs"]["parameters"].as_f64().unwrap() > 40000.0;
+    assert!(!over(&selected["candidates"][0]), "{selected}");
+    assert!(selected["candidates"].as_array().unwrap().is_sorted_by_key(over), "{selected}");
+    let accuracy = user.network("mine", "--architecture selected", &images.join("test"), 40);
     assert!(accuracy > 0.8, "{accuracy}");
 
     // Another space file is another retraining.

@@ -282,7 +282,7 @@ async fn search(
     ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
     let choice = if algorithm == Algorithm::Random { Choice::Incumbent } else { Choice::Chosen };
     let subject = Subject { study: Some(name), architecture: Some(choice) };
-    subject.find(Some(&study), None)
+    subject.find(Some((&study, &place.work_dir)), None)
 }
 
 fn print(rows: &[Row]) {

@@ -34,6 +34,7 @@ use crate::{
     torch::{self, Precision},
 };
 
+pub(crate) use self::search::{LATENCY, counted_costs};
 pub use self::{
     error::Error,
     search::{Costs, Step},

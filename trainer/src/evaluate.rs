@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use asng_client::Options;
+use asng_proto::v1;
 use clap::{Args, ValueEnum};
 use indicatif::HumanDuration;
 use rand::SeedableRng;
@@ -112,7 +113,7 @@ struct Results {
     study: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     study_id: Option<String>,
-    /// "chosen", "mode", "incumbent", "random:SEED" or a file.
+    /// "chosen", "mode", "incumbent", "selected", "random:SEED" or a file.
     which: String,
     /// Directory of the trainer whose shared weights were used.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,16 +178,8 @@ pub async fn run(
         (None, Some(name)) => {
             let connection = controller.connect()?;
             let study = study::get_within(study::PATIENCE, &connection, name).await?;
-            let found = arguments.subject.find(Some(&study), None)?;
-            let directory = study::directory(work_dir, &study);
-            let weights = checkpoints::newest(&directory)?.with_context(|| {
-                format!(
-                    "there are no weights of study {name:?} in {}: give the --work-dir of a trainer that has worked on it, \
-                     `asng-trainer evaluate --study {name} --work-dir DIR`; one that works on it now writes them every \
-                     --checkpoint-every, when it ends, and on `asngctl trainer checkpoint`",
-                    directory.display()
-                )
-            })?;
+            let found = arguments.subject.find(Some((&study, work_dir)), None)?;
+            let weights = newest_weights("evaluate", &study, work_dir)?;
             let step = checkpoints::step(&weights);
             info!(
                 "evaluating architecture {}: {} with {}",
@@ -213,8 +206,25 @@ pub async fn run(
     Ok(())
 }
 
+/// Returns the file of the newest shared weights of a study. Errors with what to do, of which `command` is a part, if there are none.
+pub(crate) fn newest_weights(
+    command: &str,
+    study: &v1::Study,
+    work_dir: &Path,
+) -> anyhow::Result<PathBuf> {
+    let (name, directory) = (&study.name, study::directory(work_dir, study));
+    checkpoints::newest(&directory)?.with_context(|| {
+        format!(
+            "there are no weights of study {name:?} in {}: give the --work-dir of a trainer that has worked on it, \
+             `asng-trainer {command} --study {name} --work-dir DIR`; one that works on it now writes them every \
+             --checkpoint-every, when it ends, and on `asngctl trainer checkpoint`",
+            directory.display()
+        )
+    })
+}
+
 /// Returns whose shared weights are meant.
-fn shared_weights(step: Option<u64>, study: &str, work_dir: &Path) -> String {
+pub(crate) fn shared_weights(step: Option<u64>, study: &str, work_dir: &Path) -> String {
     let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
     format!("the shared weights of study {study}{step}, of the trainer in {}", work_dir.display())
 }
@@ -252,6 +262,41 @@ fn print(results: &Results) {
     }
 }
 
+/// The shared weights of a study, and the images that its architectures are evaluated on.
+pub(crate) struct Shared {
+    pub(crate) task: Box<dyn Task>,
+    pub(crate) data: DataSet,
+    pub(crate) supernet: Supernet,
+    pub(crate) images: TestSplit,
+}
+
+impl Shared {
+    /// Loads the weights in a file and takes the images that `split` returns. Errors if the space is none of networks, or the
+    /// weights were trained on other images.
+    pub(crate) fn load(
+        space: &Space,
+        weights: &Path,
+        split: impl FnOnce(&dyn Task, &DataSet) -> Result<TestSplit, String>,
+        catalogue: &Catalogue,
+        device: Device,
+    ) -> anyhow::Result<Shared> {
+        let task = study::task(space)?;
+        let none = "the architectures of the space toy are no networks; the loss of the study's incumbent is its metric";
+        let data = catalogue.open(&task.images().context(none)?)?;
+        check_images(weights.parent().unwrap_or(Path::new(".")), &data.info)?;
+        let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
+        supernet.load(weights)?;
+        let images = split(&*task, &data).map_err(anyhow::Error::msg)?;
+        Ok(Shared { task, data, supernet, images })
+    }
+
+    /// Returns the metrics of an architecture, and counts its batches.
+    pub(crate) fn evaluate(&self, values: &[i64], shown: &Progress) -> Metrics {
+        let forward = |batch: &Batch| self.supernet.forward(&batch.input, values);
+        self.images.evaluate(&*self.task, forward, |_, _, _| counted(shown))
+    }
+}
+
 /// Evaluates an architecture of a study, and random ones, with the shared weights in a file.
 fn shared(
     arguments: &Arguments,
@@ -261,27 +306,21 @@ fn shared(
     catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<Results> {
-    let task = study::task(space)?;
+    let split =
+        |task: &dyn Task, data: &DataSet| TestSplit::new(task, data, arguments.test_images, device);
+    let shared = Shared::load(space, &weights, split, catalogue, device)?;
+    let Shared { task, data, supernet, images: test } = &shared;
     let variables = task.variables();
     tasks::check(&variables, values)?;
-    let none = "the architectures of the space toy are no networks; the loss of the study's incumbent is its metric";
-    let data = catalogue.open(&task.images().context(none)?)?;
-    check_images(weights.parent().unwrap_or(Path::new(".")), &data.info)?;
-    let mut supernet = Supernet::new(&*task, &data.info, device, Precision::F32);
-    supernet.load(&weights)?;
-    let test =
-        TestSplit::new(&*task, &data, arguments.test_images, device).map_err(anyhow::Error::msg)?;
     let shown = Progress::new(0, test.batches() * (1 + arguments.random as u64))?;
     let forward = |batch: &Batch| supernet.forward(&batch.input, values);
     let title = format!("{} with shared weights", space.name);
-    let results = evaluate(arguments, &*task, &data, &test, &shown, &title, forward)?;
+    let results = evaluate(arguments, &**task, data, test, &shown, &title, forward)?;
     let mut generator = ChaCha8Rng::seed_from_u64(arguments.seed);
     let mut first = Vec::new();
     for _ in 0..arguments.random {
         let values = tasks::draw(&variables, &mut generator);
-        let forward = |batch: &Batch| supernet.forward(&batch.input, &values);
-        let metrics = test.evaluate(&*task, forward, |_, _, _| counted(&shown));
-        first.push(metrics[0].1);
+        first.push(shared.evaluate(&values, &shown)[0].1);
     }
     shown.finish();
     let random = (!first.is_empty()).then(|| Random {

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | [`worker`] | `asng-trainer serve`: the loop that leases, computes and reports; TrainerService, probes, work directory |
 //! | [`engine`] | the one thread that owns tensors: searches, supernets, checkpoints |
-//! | [`retrain`], [`evaluate`], [`export`], [`compare`] | an architecture after, or beside, the search; generic over a task |
+//! | [`select`], [`retrain`], [`evaluate`], [`export`], [`compare`] | an architecture after, or beside, the search; generic over a task |
 //! | [`tasks`] | one folder for each task with all that is its own: classification, inpainting, toy |
 //! | [`images`] | data sets: readers, cache, batches, augmentation |
 //! | [`optim`] | gradients, optimisers, learning rates |
@@ -30,6 +30,7 @@ mod metrics;
 pub mod optim;
 mod progress;
 pub mod retrain;
+pub mod select;
 pub mod spaces;
 pub mod study;
 pub mod tasks;

@@ -7,7 +7,7 @@ use asng_client::{Options, environment, telemetry};
 use asng_trainer::{
     compare, computing, datasets, engine, evaluate, export,
     images::Catalogue,
-    retrain, spaces,
+    retrain, select, spaces,
     torch::Precision,
     worker::{self, serving},
 };
@@ -66,6 +66,8 @@ enum Command {
     Serve(Serve),
     /// Evaluate an architecture on the test images, with a study's shared weights or its own
     Evaluate(evaluate::Arguments),
+    /// Choose an architecture of a study to retrain: compare the most likely one and others with the shared weights
+    Select(select::Arguments),
     /// Train one architecture alone, from scratch; after an interruption the same command goes on
     Retrain(retrain::Arguments),
     /// Compare ASNG, SNG and random search with the same steps and seeds, each result retrained
@@ -166,13 +168,16 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
         Command::Evaluate(arguments) => {
             evaluate::run(arguments, &controller, &work_dir, &catalogue, device).await
         }
+        Command::Select(arguments) => {
+            select::run(arguments, &controller, &work_dir, &catalogue, device).await
+        }
         Command::Compare(arguments) => {
             let engine = engine(Precision::default(), false);
             compare::run(arguments, compare::Place { controller, work_dir, engine }).await
         }
         Command::Export(arguments) => export::run(&arguments),
         Command::Retrain(arguments) => {
-            retrain::run(arguments, &controller, &catalogue, device).await
+            retrain::run(arguments, &controller, &work_dir, &catalogue, device).await
         }
         Command::Data(command) => datasets::run(command),
         Command::Space(command) => spaces::run(command),

@@ -223,7 +223,7 @@ pub(crate) struct Results {
 
 impl Arguments {
     /// Finds the architecture that is meant.
-    async fn find(&self, controller: &Options) -> anyhow::Result<Found> {
+    async fn find(&self, controller: &Options, work_dir: &Path) -> anyhow::Result<Found> {
         let space = self.space.space()?;
         let study = match &self.subject.study {
             Some(name) => {
@@ -236,7 +236,7 @@ impl Arguments {
             }
             None => None,
         };
-        self.subject.find(study.as_ref(), space)
+        self.subject.find(study.as_ref().map(|study| (study, work_dir)), space)
     }
 
     /// Errors if the command line names another retraining than the one in `out`, as far as that can be told without a
@@ -304,6 +304,7 @@ pub(crate) enum Begin {
 pub async fn run(
     arguments: Arguments,
     controller: &Options,
+    work_dir: &Path,
     catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<()> {
@@ -312,7 +313,7 @@ pub async fn run(
             arguments.check(&record)?;
             Begin::Resume(record)
         }
-        None => Begin::New(arguments.find(controller).await?),
+        None => Begin::New(arguments.find(controller, work_dir).await?),
     };
     let stop = stop_on_signals()?;
     let Arguments { how, seed, out, .. } = &arguments;

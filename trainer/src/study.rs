@@ -3,12 +3,13 @@
 use std::{
     fmt, fs,
     future::Future,
+    io,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use asng_client::{Connection, explain, insist, insist_for};
 use asng_proto::v1::{self, study_service_client::StudyServiceClient};
 use clap::Args;
@@ -17,7 +18,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tonic::{Response, Status};
 
-use crate::tasks::{self, Task, settings, space::Space};
+use crate::{
+    files,
+    tasks::{self, Task, settings, space::Space},
+};
 
 /// Time that a command waits for a controller that does not answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,8 +139,8 @@ pub struct Subject {
     #[arg(long)]
     pub study: Option<String>,
     /// The architecture: "chosen" (the study's final one as things stand: the most likely one, within the limits on costs),
-    /// "mode" (the most likely one), "incumbent" (the one with the smallest loss reported), "random:SEED" (drawn uniformly),
-    /// or a JSON file [default: chosen]
+    /// "mode" (the most likely one), "incumbent" (the one with the smallest loss reported), "selected" (the one that
+    /// `asng-trainer select` chose, in --work-dir), "random:SEED" (drawn uniformly), or a JSON file [default: chosen]
     #[arg(long, value_name = "WHICH")]
     pub(crate) architecture: Option<Choice>,
 }
@@ -155,7 +159,7 @@ pub struct Found {
 /// The origin of an architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// "chosen", "mode", "incumbent", "random:SEED" or the path of a file.
+    /// "chosen", "mode", "incumbent", "selected", "random:SEED" or the path of a file.
     pub architecture: String,
     /// The name of its study, if it is of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,13 +196,79 @@ pub(crate) fn list(values: &[i64]) -> String {
     values.join(",")
 }
 
+/// Errors if the study has FAILED.
+pub(crate) fn check_alive(study: &v1::Study) -> anyhow::Result<()> {
+    let name = &study.name;
+    if study.state() == v1::StudyState::Failed {
+        bail!("study {name:?} has FAILED; `asngctl study show {name}` has the reason");
+    }
+    Ok(())
+}
+
+/// The name of the file of a [`Selection`] in the directory of its study.
+const SELECTED: &str = "selected.json";
+
+/// The architecture of a study that `select` chose, and what the choice is based on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Selection {
+    /// The name of the study.
+    pub(crate) study: String,
+    /// Its id.
+    pub(crate) study_id: String,
+    /// The last step of the search that is in the shared weights.
+    pub(crate) step: Option<u64>,
+    /// The number of architectures that were compared.
+    pub(crate) candidates: usize,
+    /// The number of images that they were evaluated on.
+    pub(crate) images: i64,
+    /// The seed that drew them.
+    pub(crate) seed: u64,
+    /// The loss of the chosen one.
+    pub(crate) loss: f64,
+    /// The chosen one: one value for each variable.
+    pub(crate) values: Vec<i64>,
+}
+
+impl Selection {
+    /// Writes it to the directory of its study and returns the file.
+    pub(crate) fn write(&self, directory: &Path) -> anyhow::Result<PathBuf> {
+        let file = directory.join(SELECTED);
+        files::write(&file, serde_json::to_string_pretty(self)?)?;
+        Ok(file)
+    }
+
+    /// Reads the one of `study`. Errors with what to do if there is none, or it is of another study.
+    fn read(work_dir: &Path, study: &v1::Study) -> anyhow::Result<Selection> {
+        let file = directory(work_dir, study).join(SELECTED);
+        let run = format!("run `asng-trainer select --study {}` first", study.name);
+        let text = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+                "no architecture of study {:?} has been selected with the --work-dir {}: {run}",
+                study.name,
+                work_dir.display()
+            ),
+            text => text.with_context(|| format!("cannot read {}", file.display()))?,
+        };
+        let read = || -> anyhow::Result<Selection> {
+            let selection: Selection = serde_json::from_str(&text)?;
+            let (theirs, ours) = (&selection.study_id, &study.study_id);
+            ensure!(theirs == ours, "it is of a study with the id {theirs}, not {ours}");
+            tasks::check(&task(&space(study))?.variables(), &selection.values)?;
+            Ok(selection)
+        };
+        read().with_context(|| format!("{} cannot be used; {run}", file.display()))
+    }
+}
+
 impl Subject {
-    /// Finds the architecture, of that study if it is of one; without a study, `space_alone` is the one of a random architecture.
+    /// Finds the architecture, of that study if it is of one, and in that trainer's directory if it was selected; without a study,
+    /// `space_alone` is the one of a random architecture.
     pub fn find(
         &self,
-        study: Option<&v1::Study>,
+        of: Option<(&v1::Study, &Path)>,
         space_alone: Option<Space>,
     ) -> anyhow::Result<Found> {
+        let study = of.map(|(study, _)| study);
         let given = study.map(space).or(space_alone);
         let choice = self.architecture.as_ref().unwrap_or(&Choice::Chosen);
         let source = Source::new(choice, study);
@@ -206,13 +276,7 @@ impl Subject {
             let study = study.context(
                 "name the --study whose architecture is meant, or give --architecture a file",
             )?;
-            if study.state() == v1::StudyState::Failed {
-                bail!(
-                    "study {:?} has FAILED; `asngctl study show {}` has the reason",
-                    study.name,
-                    study.name
-                );
-            }
+            check_alive(study)?;
             let v1::Architecture { values } = values.with_context(|| {
                 format!(
                     "study {:?} has no such architecture yet, or none within its limits",
@@ -227,6 +291,11 @@ impl Subject {
             Choice::Incumbent => {
                 let incumbent = study.and_then(|study| study.incumbent.clone());
                 of_study(incumbent.and_then(|incumbent| incumbent.architecture))
+            }
+            Choice::Selected => {
+                let read = |(study, work_dir)| Selection::read(work_dir, study);
+                let values = of.map(read).transpose()?.map(|selection| selection.values);
+                of_study(values.map(|values| v1::Architecture { values }))
             }
             Choice::Random(seed) => {
                 let space = given.context(
@@ -260,6 +329,8 @@ pub enum Choice {
     Mode,
     /// The one of the study with the smallest loss reported.
     Incumbent,
+    /// The one of the study that `select` chose.
+    Selected,
     /// The one that this seed draws.
     Random(u64),
     /// The one in a JSON file that `retrain` or a person wrote.
@@ -272,6 +343,7 @@ impl fmt::Display for Choice {
             Choice::Chosen => f.write_str("chosen"),
             Choice::Mode => f.write_str("mode"),
             Choice::Incumbent => f.write_str("incumbent"),
+            Choice::Selected => f.write_str("selected"),
             Choice::Random(seed) => write!(f, "random:{seed}"),
             Choice::File(path) => path.display().fmt(f),
         }
@@ -286,6 +358,7 @@ impl FromStr for Choice {
             ("chosen", _) => Choice::Chosen,
             ("mode", _) => Choice::Mode,
             ("incumbent", _) => Choice::Incumbent,
+            ("selected", _) => Choice::Selected,
             (_, Some(seed)) => Choice::Random(seed.parse().map_err(|_| "say random:0 or so")?),
             (path, None) => Choice::File(path.into()),
         })
@@ -349,11 +422,17 @@ mod tests {
 
     #[test]
     fn a_study_s_final_architecture_is_meant_unless_another_is_named() {
+        let directory = tempfile::tempdir().unwrap();
         let architecture = |value| v1::Architecture { values: vec![value] };
         let chosen = v1::Candidate { architecture: Some(architecture(2)), ..Default::default() };
         let study = v1::Study {
             name: "s".into(),
-            spec: Some(v1::StudySpec { space: "toy".into(), ..Default::default() }),
+            study_id: "id".into(),
+            spec: Some(v1::StudySpec {
+                space: "toy".into(),
+                settings: [("variables".to_owned(), "10".to_owned())].into(),
+                ..Default::default()
+            }),
             mode: Some(architecture(1)),
             chosen: Some(chosen),
             ..Default::default()
@@ -366,10 +445,42 @@ mod tests {
             }
             let line = [&["program"], arguments].concat();
             let Line { subject } = clap::Parser::parse_from(line);
-            subject.find(Some(study), None).map(|found| found.values)
+            subject.find(Some((study, directory.path())), None).map(|found| found.values)
         };
         assert_eq!(find(&study, &[]).unwrap(), [2]);
         assert_eq!(find(&study, &["--architecture", "mode"]).unwrap(), [1]);
+        let selected = |study| find(study, &["--architecture", "selected"]);
+        let error = selected(&study).unwrap_err().to_string();
+        assert!(error.ends_with("run `asng-trainer select --study s` first"), "{error}");
+        let of_study = super::directory(directory.path(), &study);
+        fs::create_dir_all(&of_study).unwrap();
+        for (study_id, variables, message) in [
+            (&*study.study_id, 10, ""),
+            ("other", 10, "it is of a study with the id other, not id"),
+            (&*study.study_id, 9, "an architecture of this space has 10 values, not 9"),
+        ] {
+            let selection = Selection {
+                study: "s".into(),
+                study_id: study_id.into(),
+                step: Some(7),
+                candidates: 3,
+                images: 100,
+                seed: 0,
+                loss: 0.5,
+                values: vec![3; variables],
+            };
+            selection.write(&of_study).unwrap();
+            match selected(&study) {
+                Ok(values) => assert_eq!((values, message), (selection.values, "")),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    assert!(
+                        error.ends_with(message) && error.contains("study s` first"),
+                        "{error}"
+                    );
+                }
+            }
+        }
         let error = find(&v1::Study { chosen: None, ..study }, &[]).unwrap_err().to_string();
         assert!(error.ends_with("or none within its limits"), "{error}");
     }

@@ -140,7 +140,7 @@ fn parse<A: Args + FromArgMatches>(line: &str) -> A {
 async fn an_architecture_is_retrained_evaluated_and_exported() {
     tch::set_num_threads(1);
     let directory = tempfile::tempdir().unwrap();
-    let catalogue = catalogue(directory.path());
+    let (work_dir, catalogue) = (directory.path(), catalogue(directory.path()));
     let (device, nobody) = (Device::Cpu, asng_client::Options::default());
     for (space, settings, flags) in [AUTOENCODERS, CLASSIFIERS] {
         let out = directory.path().join(space);
@@ -150,10 +150,11 @@ async fn an_architecture_is_retrained_evaluated_and_exported() {
         let typed = format!("--space {space} {set} --architecture random:2 {flags} --out {shown}");
         // What cannot be trained leaves nothing behind.
         let too_few = format!("{typed} --train-images 7");
-        let error = retrain::run(parse(&too_few), &nobody, &catalogue, device).await.unwrap_err();
+        let error =
+            retrain::run(parse(&too_few), &nobody, work_dir, &catalogue, device).await.unwrap_err();
         assert_eq!(error.to_string(), "--batch-size 8: there are 7 training images");
         assert!(!out.exists());
-        retrain::run(parse(&typed), &nobody, &catalogue, device).await.unwrap();
+        retrain::run(parse(&typed), &nobody, work_dir, &catalogue, device).await.unwrap();
         let log = fs::read_to_string(out.join("log.csv")).unwrap();
         let column = log.lines().next().unwrap().split(',').position(|name| name == "test_loss");
         let losses = log.lines().skip(1);
@@ -164,11 +165,10 @@ async fn an_architecture_is_retrained_evaluated_and_exported() {
 
         // Finished, it is evaluated again.
         let again = format!("--out {shown}");
-        retrain::run(parse(&again), &nobody, &catalogue, device).await.unwrap();
+        retrain::run(parse(&again), &nobody, work_dir, &catalogue, device).await.unwrap();
         assert_eq!(fs::read_to_string(out.join("log.csv")).unwrap(), log);
 
         let evaluated = parse(&format!("--retrained {shown} --json"));
-        let work_dir = directory.path();
         evaluate::run(evaluated, &nobody, work_dir, &catalogue, device).await.unwrap();
         export::run(&parse(&format!("--retrained {shown} --out {}", exported.display()))).unwrap();
         let text = fs::read_to_string(exported.join("network.json")).unwrap();
@@ -179,6 +179,7 @@ async fn an_architecture_is_retrained_evaluated_and_exported() {
     }
     fs::remove_file(directory.path().join("photos/dark/000000.jpg")).unwrap();
     let again = format!("--out {}", directory.path().join(CLASSIFIERS.0).display());
-    let error = retrain::run(parse(&again), &nobody, &catalogue, device).await.unwrap_err();
+    let error =
+        retrain::run(parse(&again), &nobody, work_dir, &catalogue, device).await.unwrap_err();
     assert!(error.to_string().contains("the images of data set photos have changed"), "{error}");
 }

@@ -11,18 +11,26 @@ use super::{
 };
 use crate::{
     images::{Batches, DataSet, Images, Info, Preprocess},
-    latency,
     metrics::{self, Phase},
     optim::cosine,
     tasks::{
         self, Batch, Draw, Task, Variable,
         test_split::{self, Metrics, TestSplit},
     },
-    torch::{Precision, Snapshot, attempt},
+    torch::{Precision, Snapshot},
 };
 
 /// Costs of an architecture by name, at the size at which it is searched.
 pub type Costs = BTreeMap<&'static str, f64>;
+
+/// The cost that is measured, where it is: the latency of one image, in milliseconds.
+pub(crate) const LATENCY: &str = "latency_ms";
+
+/// Returns the costs of an architecture that are counted; none where architectures are no networks.
+pub(crate) fn counted_costs(task: &dyn Task, info: &Info, values: &[i64]) -> Option<Costs> {
+    let costs = task.costs(info, values)?;
+    Some(Costs::from([("parameters", costs.parameters as f64), ("macs", costs.macs as f64)]))
+}
 
 /// A step of the search, in the wire's values.
 #[derive(Clone, Debug)]
@@ -169,18 +177,13 @@ impl Search {
 
     /// The costs of an architecture; none where architectures are no networks.
     fn costs(&self, values: &[i64], batch: &Batch) -> Option<Costs> {
-        let costs = self.task.costs(&self.data.info, values)?;
-        let mut costs =
-            Costs::from([("parameters", costs.parameters as f64), ("macs", costs.macs as f64)]);
+        let mut costs = counted_costs(&*self.task, &self.data.info, values)?;
         if let Some(latencies) = &self.latencies {
             let mut latencies = latencies.borrow_mut();
-            let latency = latencies.entry(values.to_vec()).or_insert_with(|| {
-                let image = batch.input.narrow(0, 0, 1);
-                let forward = || attempt(|| self.supernet.forward(&image, values)).map(drop);
-                // An architecture that cannot be computed has no latency, and a limit on it is exceeded.
-                latency::measure(forward, self.device).unwrap_or(f64::INFINITY)
-            });
-            costs.insert("latency_ms", *latency);
+            let latency = latencies
+                .entry(values.to_vec())
+                .or_insert_with(|| self.supernet.latency(&batch.input.narrow(0, 0, 1), values));
+            costs.insert(LATENCY, *latency);
         }
         Some(costs)
     }

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     images::Info,
+    latency,
     metrics::{self, Phase},
     optim::{Gradients, Optimizer},
     tasks::{
@@ -136,6 +137,13 @@ impl Supernet {
         self.network.forward(input, values, Mode::Evaluate).main
     }
 
+    /// The latency in milliseconds of an image `[1, channels, height, width]` through an architecture; infinite if it cannot be
+    /// computed, so that a limit on it is exceeded.
+    pub fn latency(&self, image: &Tensor, values: &[i64]) -> f64 {
+        let forward = || attempt(|| self.forward(image, values)).map(drop);
+        latency::measure(forward, self.network.device()).unwrap_or(f64::INFINITY)
+    }
+
     /// Weights and optimiser as they are now.
     pub fn snapshot(&self) -> Snapshot {
         let mut parts = self.optimizer.parts();
@@ -165,7 +173,7 @@ fn measure(
 
 /// Computes one architecture. Returns none, and adds the failure, if the fault is the architecture's: libtorch cannot compute it, or
 /// memory does not suffice even after all that is unused has been freed. Any other error concerns more than this architecture.
-fn contain<T>(
+pub(crate) fn contain<T>(
     device: Device,
     compute: impl Fn() -> T,
     place: usize,

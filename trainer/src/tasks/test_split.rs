@@ -1,10 +1,10 @@
-//! Test images on the device, and means of a task's metrics over all of them.
+//! Test images, or some of those that rank architectures, on the device, and means of a task's metrics over all of them.
 
 use tch::{Device, Kind, Tensor};
 
 use super::{Batch, Draw, Task};
 use crate::{
-    images::{DataSet, Images, Info, Preprocess},
+    images::{Batches, DataSet, Images, Info, Preprocess},
     torch::read,
 };
 
@@ -12,11 +12,13 @@ use crate::{
 /// statistics of these images: 250 of CIFAR-10's.
 const PIXELS: i64 = 256_000;
 const IMAGES: [i64; 2] = [32, 250];
+/// The default of [`TestSplit::ranking`].
+const RANKING: i64 = 2_000;
 
 /// Metrics by name, in the order of [`Task::test_metrics`].
 pub type Metrics = Vec<(&'static str, f64)>;
 
-/// Images on the device that no training has seen; none for a task that needs none.
+/// Images on the device that have trained no weights; none for a task that needs none.
 pub struct TestSplit {
     images: Images,
     preprocess: Preprocess,
@@ -36,12 +38,39 @@ impl TestSplit {
         if all > 0 && !(1..=all).contains(&count) {
             return Err(format!("there are {all} test images; {count} of them cannot be used"));
         }
-        let [_, height, width] = data.info.shape;
-        Ok(TestSplit {
-            images: data.test.narrow(0, count).to_device(device),
-            preprocess: preprocess(task, &data.info, device),
+        Ok(TestSplit::of(task, &data.info, &data.test.narrow(0, count), device))
+    }
+
+    /// Takes `count` of the images that rank architectures in a search, by default 2,000, or all if there are fewer. They are the
+    /// first ones in a random order, always the same: a minibatch of images sorted by class would have the statistics of one class.
+    /// Errors with a sentence if there are not so many.
+    pub fn ranking(
+        task: &dyn Task,
+        data: &DataSet,
+        count: Option<i64>,
+        device: Device,
+    ) -> Result<TestSplit, String> {
+        let [_, ranking] = data.search_halves();
+        let all = ranking.len();
+        let count = count.unwrap_or(RANKING.min(all));
+        if !(1..=all).contains(&count) {
+            return Err(format!(
+                "{all} images of data set {} rank architectures; {count} of them cannot be used",
+                data.info.name
+            ));
+        }
+        let order = Batches::new(0, all as usize, count as usize);
+        let images = ranking.select(order.map_err(|error| error.to_string())?.get(0));
+        Ok(TestSplit::of(task, &data.info, &images, device))
+    }
+
+    fn of(task: &dyn Task, info: &Info, images: &Images, device: Device) -> TestSplit {
+        let [_, height, width] = info.shape;
+        TestSplit {
+            images: images.to_device(device),
+            preprocess: preprocess(task, info, device),
             batch: (PIXELS / (height * width).max(1)).clamp(IMAGES[0], IMAGES[1]),
-        })
+        }
     }
 
     /// The number of images.
@@ -114,5 +143,41 @@ pub fn preprocess(task: &dyn Task, info: &Info, device: Device) -> Preprocess {
     match task.normalised() {
         true => Preprocess::new(info, device, Kind::Float, true),
         false => Preprocess::unit(device, Kind::Float, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::space::Space;
+
+    #[test]
+    fn ranking_images_are_always_the_same_and_in_no_order_of_classes() {
+        let labels = Tensor::arange(100, (Kind::Int64, Device::Cpu));
+        let images = || Images {
+            pixels: labels.view([-1, 1, 1, 1]).to_kind(Kind::Uint8),
+            labels: labels.shallow_clone(),
+        };
+        let task = Space { name: "toy".into(), ..Space::default() }.task().unwrap();
+        let mut data = DataSet { train: images(), test: images(), ..DataSet::empty() };
+        for (sorted, ranking) in
+            [(true, (1..100).step_by(2).collect::<Vec<_>>()), (false, (50..100).collect())]
+        {
+            data.sorted = sorted;
+            let taken = |count| {
+                let split = TestSplit::ranking(&*task, &data, count, Device::Cpu)?;
+                Ok::<_, String>(Vec::<i64>::try_from(&split.images.labels).unwrap())
+            };
+            let mut all = taken(None).unwrap();
+            assert_eq!(all, taken(Some(50)).unwrap());
+            assert_eq!(taken(Some(7)).unwrap(), all[..7]);
+            assert!(!all.is_sorted());
+            all.sort_unstable();
+            assert_eq!(all, ranking);
+            for count in [0, 51] {
+                let error = taken(Some(count)).unwrap_err();
+                assert!(error.contains(&format!("; {count} of them cannot be used")), "{error}");
+            }
+        }
     }
 }

@@ -2,12 +2,13 @@
 
 use asng_proto::v1::{self, describe_space_request::Answer};
 
-use crate::tasks::{Domain, Task, Variable, settings::Violation, space::Space};
+use crate::{
+    engine::LATENCY,
+    tasks::{Domain, Task, Variable, settings::Violation, space::Space},
+};
 
 /// The costs that are reported of architectures that are networks.
 const COSTS: [&str; 2] = ["parameters", "macs"];
-/// The cost that is reported beside them where it is measured.
-const LATENCY: &str = "latency_ms";
 
 /// Describes a space under a study's settings, or rejects these.
 pub(super) fn describe(space: &Space, measure_latency: bool) -> Answer {
