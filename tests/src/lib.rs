@@ -5,7 +5,10 @@ mod browser;
 mod buildah;
 mod disk;
 mod distance;
+pub mod document;
+pub mod draw;
 pub mod hostile;
+pub mod oneshot;
 mod postgres;
 mod proxy;
 pub mod quality;
@@ -14,6 +17,7 @@ pub mod toy;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock},
@@ -77,6 +81,8 @@ pub struct Controller {
     child: Child,
     state_dir: PathBuf,
     arguments: Vec<String>,
+    /// Whether it is in a process group of its own.
+    apart: bool,
     log: Arc<Mutex<String>>,
     /// Where it listens, the same after a restart.
     pub address: SocketAddr,
@@ -92,11 +98,20 @@ impl Controller {
 
     /// Starts one with further arguments.
     pub fn start_with(state_dir: &Path, arguments: &[&str]) -> Controller {
+        Controller::begin(state_dir, arguments, false)
+    }
+
+    /// Starts one in a process group of its own: Ctrl-C in a terminal reaches whoever started it, who can let others finish first.
+    pub fn start_apart(state_dir: &Path) -> Controller {
+        Controller::begin(state_dir, &[], true)
+    }
+
+    fn begin(state_dir: &Path, arguments: &[&str], apart: bool) -> Controller {
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let log = Arc::default();
         let (child, address, http) =
-            spawn(state_dir, "127.0.0.1:0".parse().unwrap(), &arguments, &log);
-        Controller { child, state_dir: state_dir.into(), arguments, log, address, http }
+            spawn(state_dir, "127.0.0.1:0".parse().unwrap(), &arguments, apart, &log);
+        Controller { child, state_dir: state_dir.into(), arguments, apart, log, address, http }
     }
 
     /// Waits until its log holds `text`, and returns the log.
@@ -121,7 +136,7 @@ impl Controller {
     /// Starts it again on the same state directory and port, after [`kill`](Controller::kill).
     pub fn restart(&mut self) {
         (self.child, _, self.http) =
-            spawn(&self.state_dir, self.address, &self.arguments, &self.log);
+            spawn(&self.state_dir, self.address, &self.arguments, self.apart, &self.log);
     }
 
     /// Asks it to end with SIGTERM and waits until it has.
@@ -188,9 +203,13 @@ fn spawn(
     state_dir: &Path,
     listen: SocketAddr,
     arguments: &[String],
+    apart: bool,
     log: &Arc<Mutex<String>>,
 ) -> (Child, SocketAddr, SocketAddr) {
     let mut command = controller_command(state_dir, listen);
+    if apart {
+        command.process_group(0);
+    }
     let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().expect("controller");
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let log = log.clone();
@@ -369,7 +388,12 @@ pub fn terminate(child: &mut Child) -> ExitStatus {
 }
 
 fn send(signal: &str, child: &Child) {
-    let process = child.id().to_string();
+    signal_process(signal, child.id());
+}
+
+/// Sends a process a signal, given by its name such as "HUP".
+pub fn signal_process(signal: &str, process: u32) {
+    let process = process.to_string();
     let status = Command::new("kill").args(["-s", signal, &process]).status().unwrap();
     assert!(status.success());
 }

@@ -45,10 +45,13 @@ async fn a_search_ends_and_its_architecture_is_evaluated_and_retrained() {
         ["evaluate", "--study", "tiny", "--test-images", "250", "--random", "2", "--json"];
     let output = trainer_command(&controller, &work_dir).args(arguments).output().unwrap();
     let evaluation = json(output);
-    assert_eq!(evaluation["random"]["count"], 2);
+    let drawn = evaluation["random"]["architectures"].as_array().unwrap();
+    assert_eq!((&evaluation["random"]["count"], drawn.len()), (&2.into(), 2));
+    assert!(drawn.iter().all(|one| one["loss"].as_f64().unwrap() > 0.0), "{drawn:?}");
     assert!((0.0..=1.0).contains(&evaluation["accuracy"].as_f64().unwrap()));
     let mode = study.mode.unwrap().values;
     assert_eq!(evaluation["architecture"], serde_json::to_value(&mode).unwrap());
+    assert_eq!(drawn[0]["architecture"].as_array().unwrap().len(), mode.len());
     assert_eq!((&evaluation["which"], &evaluation["study"]), (&"chosen".into(), &"tiny".into()));
     assert_eq!((&evaluation["step"], &evaluation["study_id"]), (&5.into(), &study.study_id.into()));
     assert_eq!(evaluation["work_dir"], work_dir.to_str().unwrap());

@@ -153,7 +153,7 @@ struct Results {
     sheet: Option<PathBuf>,
 }
 
-/// The first metric of the random architectures.
+/// The random architectures: their first metric, and all that was measured.
 #[derive(Debug, Serialize)]
 struct Random {
     metric: &'static str,
@@ -161,6 +161,15 @@ struct Random {
     mean: f64,
     min: f64,
     max: f64,
+    architectures: Vec<Drawn>,
+}
+
+/// A random architecture.
+#[derive(Debug, Serialize)]
+struct Drawn {
+    architecture: Vec<i64>,
+    #[serde(flatten)]
+    metrics: BTreeMap<&'static str, f64>,
 }
 
 /// Evaluates and prints.
@@ -250,7 +259,7 @@ fn print(results: &Results) {
         let metrics = baseline.iter().map(|(name, metric)| format!("{name} {metric:.4}"));
         println!("no network    {}", metrics.collect::<Vec<_>>().join(", "));
     }
-    if let Some(Random { metric, count, mean, min, max }) = &results.random {
+    if let Some(Random { metric, count, mean, min, max, .. }) = &results.random {
         println!(
             "random        {metric} of {count} architectures: mean {mean:.4}, from {min:.4} to {max:.4}"
         );
@@ -317,10 +326,12 @@ fn shared(
     let title = format!("{} with shared weights", space.name);
     let results = evaluate(arguments, &**task, data, test, &shown, &title, forward)?;
     let mut generator = ChaCha8Rng::seed_from_u64(arguments.seed);
-    let mut first = Vec::new();
+    let (mut first, mut architectures) = (Vec::new(), Vec::new());
     for _ in 0..arguments.random {
-        let values = tasks::draw(&variables, &mut generator);
-        first.push(shared.evaluate(&values, &shown)[0].1);
+        let architecture = tasks::draw(&variables, &mut generator);
+        let metrics = shared.evaluate(&architecture, &shown);
+        first.push(metrics[0].1);
+        architectures.push(Drawn { architecture, metrics: metrics.into_iter().collect() });
     }
     shown.finish();
     let random = (!first.is_empty()).then(|| Random {
@@ -329,6 +340,7 @@ fn shared(
         mean: tasks::mean(&first),
         min: first.iter().copied().fold(f64::INFINITY, f64::min),
         max: first.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        architectures,
     });
     Ok(Results { weights, architecture: values.to_vec(), random, ..results })
 }

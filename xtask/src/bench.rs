@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: figures of a release build, compared within one run on one machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
@@ -22,6 +22,27 @@ pub(crate) enum Bench {
         /// A smoke test: short phases, a tenth of the reports
         #[arg(long, conflicts_with = "seconds")]
         quick: bool,
+    },
+    /// One-shot searches with shared weights on NAS-Bench-201: ASNG with and without a warm-up, SNG, uniform weights
+    ///
+    /// A seed takes up to 45 minutes on two cores, and lies in DIR when it is done: after an interruption the same command goes
+    /// on. Writes a table into docs/results.md and draws docs/oneshot.svg; the last line of the output is JSON.
+    Oneshot {
+        /// Seeds: how many, from 0, or a list such as 0,2,5
+        #[arg(long, default_value = "5")]
+        seeds: String,
+        /// Steps of each search [default: those that take the 45 minutes]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(2..))]
+        steps: Option<u64>,
+        /// A smoke test: one seed, 30 steps, few images; writes no document
+        #[arg(long, conflicts_with_all = ["seeds", "steps"])]
+        quick: bool,
+        /// Searches at a time, each on one core [default: one for each core]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        jobs: Option<u64>,
+        /// Directory of the results: a JSON file for each search [default: target/oneshot; a temporary one with --quick]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
     },
     /// How good the searches are: NAS-Bench-201, and a noisy function with 1 to 64 trainers
     ///
@@ -59,6 +80,16 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
         }
         Bench::Controller { seconds, .. } => {
             program(root, "bench-controller", &[format!("--seconds={seconds}")])
+        }
+        Bench::Oneshot { seeds, steps, quick, jobs, out } => {
+            setup::setup(root)?;
+            setup::nasbench201(root)?;
+            let what = if *quick { "--quick".to_owned() } else { format!("--seeds={seeds}") };
+            let steps = steps.map(|steps| format!("--steps={steps}"));
+            let jobs = jobs.map(|jobs| format!("--jobs={jobs}"));
+            let out = out.as_ref().map(|out| format!("--out={}", out.display()));
+            let arguments: Vec<_> = [Some(what), steps, jobs, out].into_iter().flatten().collect();
+            program(root, "bench-oneshot", &arguments)
         }
         Bench::Quality { runs, scaling_runs } => {
             setup::nasbench201(root)?;

@@ -109,6 +109,12 @@ impl NasBench201 {
         mean(self.trained(architecture))
     }
 
+    /// Its place among all by that accuracy, from 1 for the best; those with the same accuracy share the first of their places.
+    pub fn rank(&self, architecture: &[i64]) -> usize {
+        let accuracy = self.accuracy(architecture);
+        1 + self.accuracies.iter().filter(|trained| mean(trained) > accuracy).count()
+    }
+
     /// Accuracy in percent of one of its trainings.
     pub fn of_one_training(&self, architecture: &[i64], random: &mut impl Rng) -> f64 {
         *self.trained(architecture).choose(random).expect("load has seen that there is one")

@@ -4,21 +4,18 @@
 //! The tables of docs/quality.md are written anew between their marks, the curves beside it. The last line on standard
 //! output is JSON.
 
-mod draw;
+use std::{path::PathBuf, sync::Arc};
 
-use std::{fs, path::PathBuf, sync::Arc};
-
-use anyhow::Context;
 use asng_proto::v1;
 use asng_tests::{
     Controller,
+    document::{Document, Table},
+    draw::{Axes, Curve, draw},
     quality::{Algorithm, DataSet, Mode, NasBench201, Point, Problem, Search, scale},
 };
 use clap::Parser;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
-
-use self::draw::{Axes, Curve, draw};
 
 /// What is compared.
 const ALGORITHMS: [(&str, Algorithm); 4] = [
@@ -100,7 +97,7 @@ async fn main() -> anyhow::Result<()> {
         panels.push((data_set.title().to_owned(), curves));
     }
     document.replace("nasbench201", &table.text)?;
-    let axes = Axes { x: "evaluations", base: 10.0, y: "accuracy, %", bottom: None };
+    let axes = Axes { x: "evaluations", base: Some(10.0), y: "accuracy, %", bottom: None };
     draw(&document.beside("quality-nasbench201.svg"), &axes, &panels)?;
 
     let cifar10 = Arc::new(NasBench201::load(DataSet::Cifar10)?);
@@ -148,7 +145,7 @@ async fn main() -> anyhow::Result<()> {
         panels.push((title.to_owned(), curves));
     }
     document.replace("scaling", &table.text)?;
-    let axes = Axes { x: "trainers", base: 2.0, y: "evaluations", bottom: Some(0.0) };
+    let axes = Axes { x: "trainers", base: Some(2.0), y: "evaluations", bottom: Some(0.0) };
     draw(&document.beside("quality-scaling.svg"), &axes, &panels)?;
     println!("{}", serde_json::Value::Object(figures));
     Ok(())
@@ -201,55 +198,4 @@ fn summaries(runs: &[Vec<Point>], figure: impl Fn(&Point) -> Option<f64>) -> Vec
         Some(Summary { at: AT[place], mean, deviation: (squares / (count - 1.0)).sqrt() })
     };
     (0..AT.len()).filter_map(at).collect()
-}
-
-/// A table in Markdown.
-struct Table {
-    text: String,
-}
-
-impl Table {
-    fn new<const N: usize>(names: [&str; 3], columns: [impl ToString; N]) -> Table {
-        let columns = columns.map(|column| column.to_string());
-        let mut table = Table { text: String::new() };
-        table.row(names, columns);
-        table.text += &format!("|{}\n", " --- |".repeat(names.len() + N));
-        table
-    }
-
-    fn row<const N: usize>(&mut self, names: [&str; 3], cells: [String; N]) {
-        self.text += &format!("| {} | {} |\n", names.join(" | "), cells.join(" | "));
-    }
-}
-
-/// A document with marks around what is written anew.
-struct Document {
-    path: PathBuf,
-    text: String,
-}
-
-impl Document {
-    fn open(path: PathBuf) -> anyhow::Result<Document> {
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Document { path, text })
-    }
-
-    /// Puts a text between the marks of that name.
-    fn replace(&mut self, name: &str, text: &str) -> anyhow::Result<()> {
-        let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
-        let marks = self
-            .text
-            .split_once(&begin)
-            .and_then(|(before, rest)| rest.split_once(&end).map(|(_, after)| (before, after)));
-        let (before, after) =
-            marks.with_context(|| format!("{} has no marks of {name}", self.path.display()))?;
-        self.text = format!("{before}{begin}\n{text}\n{end}{after}");
-        fs::write(&self.path, &self.text)?;
-        Ok(())
-    }
-
-    fn beside(&self, name: &str) -> PathBuf {
-        self.path.with_file_name(name)
-    }
 }
