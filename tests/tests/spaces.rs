@@ -297,7 +297,8 @@ async fn a_data_set_larger_than_memory_should_hold_is_mapped() {
         directory: directory.path().into(),
     };
     user.asngctl(
-        "study create large --space-file stairs.toml --preset quick --set dataset=large --set image_size=256 --max-steps 100000",
+        "study create large --space-file stairs.toml --preset quick --set dataset=large --set image_size=256 --max-steps 100000 \
+         --lease 1s",
     );
     let mut applied = 0;
     for start in ["first", "second"] {

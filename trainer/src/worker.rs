@@ -40,14 +40,14 @@ use asng_proto::v1::{self, lease_step_response::Next};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::{interval_at, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use self::{
-    controller::{Controller, FAREWELL, InFlight},
+    controller::{Controller, FAREWELL, InFlight, values},
     first_step::FirstSteps,
     open_study::OpenStudy,
     service::Api,
@@ -352,7 +352,10 @@ impl Worker {
     async fn step(&mut self, step: v1::Step) -> Result<Option<Next>, Fault> {
         self.in_flight = Some(InFlight::Computing(step.clone()));
         self.state.send_modify(|state| state.take(step.step_id));
-        if !self.open_study(&step).await? {
+        // Images may have to be decoded first, which takes minutes for a large data set.
+        let controller = self.controller.clone();
+        let limit = self.config.step_limit;
+        if !controller.keep_lease(&step, limit, self.open_study(&step)).await? {
             self.give_back("the study is rejected").await;
             return Ok(None);
         }
@@ -422,36 +425,15 @@ impl Worker {
         Ok(next)
     }
 
-    /// Has the engine compute a step, and extends its lease meanwhile.
+    /// Has the engine compute a step.
     async fn compute(&self, step: &v1::Step) -> Result<engine::Outcome, engine::Error> {
-        let values = |architectures: &[v1::Architecture]| {
-            architectures.iter().map(|architecture| architecture.values.clone()).collect()
-        };
         let work = self.engine.step(engine::Step {
             batch: step.step_id.saturating_sub(1),
             train: values(&step.train),
             rank: values(&step.rank),
             progress: step.applied as f64 / step.max_steps.max(1) as f64,
         });
-        let lease = step.lease.and_then(|lease| Duration::try_from(lease).ok());
-        let period = lease.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(3)) / 3;
-        let mut extend = interval_at(tokio::time::Instant::now() + period, period);
-        let limit = sleep(self.config.step_limit);
-        tokio::pin!(work, limit);
-        let mut stuck = false;
-        loop {
-            tokio::select! {
-                outcome = &mut work => return outcome,
-                () = &mut limit, if !stuck => {
-                    stuck = true;
-                    let architectures = (values(&step.train), values(&step.rank));
-                    error!(?architectures, limit = ?self.config.step_limit, "step is stuck: its lease runs out, for another trainer");
-                }
-                _ = extend.tick(), if !stuck => {
-                    self.controller.extend(step, period).await;
-                }
-            }
-        }
+        self.controller.keep_lease(step, self.config.step_limit, work).await
     }
 
     /// Describes a study to the controller, or rejects its settings.

@@ -58,10 +58,10 @@ impl Images {
         self.map(|tensor| tensor.narrow(0, start, length))
     }
 
-    /// Returns every second image from `first` (0 or 1) on, without copying: one half of each class where images lie in the order
-    /// of classes.
-    fn every_other(&self, first: i64) -> Images {
-        self.map(|tensor| tensor.slice(0, first, None::<i64>, 2))
+    /// Returns every `step`-th image from `first` (below `step`) on, without copying: an equal part of each class where images lie
+    /// in the order of classes.
+    pub fn every(&self, first: i64, step: i64) -> Images {
+        self.map(|tensor| tensor.slice(0, first, None::<i64>, step))
     }
 
     /// Copies the images at `indices`, in that order. Panics if an index is not below the number of images: a GPU would abort,
@@ -127,7 +127,7 @@ impl DataSet {
     pub fn search_halves(&self) -> [Images; 2] {
         let half = self.train.len() / 2;
         match self.sorted {
-            true => [0, 1].map(|first| self.train.every_other(first)),
+            true => [0, 1].map(|first| self.train.every(first, 2)),
             false => [0, half].map(|start| self.train.narrow(start, half)),
         }
     }
@@ -236,8 +236,8 @@ mod tests {
         let images = numbered(20);
         assert_eq!(labels(&images.to_device(Device::Cpu).select(&[17, 3, 3])), [17, 3, 3]);
         assert_eq!(labels(&images.narrow(4, 3)), [4, 5, 6]);
-        assert_eq!(labels(&images.narrow(0, 5).every_other(0)), [0, 2, 4]);
-        assert_eq!(labels(&images.narrow(0, 5).every_other(1)), [1, 3]);
+        assert_eq!(labels(&images.narrow(0, 5).every(0, 2)), [0, 2, 4]);
+        assert_eq!(labels(&images.narrow(0, 5).every(1, 2)), [1, 3]);
         assert!(images.narrow(0, 0).is_empty() && !images.is_empty());
     }
 

@@ -26,7 +26,8 @@ pub struct TestSplit {
 }
 
 impl TestSplit {
-    /// Takes the first `count` test images, or all of them. Errors with a sentence if there are not so many.
+    /// Takes the first `count` test images, or all of them; of sorted ones `count` at equal distances, so that each class is among
+    /// them. Errors with a sentence if there are not so many.
     pub fn new(
         task: &dyn Task,
         data: &DataSet,
@@ -38,7 +39,13 @@ impl TestSplit {
         if all > 0 && !(1..=all).contains(&count) {
             return Err(format!("there are {all} test images; {count} of them cannot be used"));
         }
-        Ok(TestSplit::of(task, &data.info, &data.test.narrow(0, count), device))
+        let images = if data.sorted && count < all {
+            let indices: Vec<_> = (0..count).map(|i| i * all / count).collect();
+            data.test.select(&indices)
+        } else {
+            data.test.narrow(0, count)
+        };
+        Ok(TestSplit::of(task, &data.info, &images, device))
     }
 
     /// Takes `count` of the images that rank architectures in a search, by default 2,000, or all if there are fewer. They are the
@@ -83,12 +90,11 @@ impl TestSplit {
         (self.count() as u64).div_ceil(self.batch as u64).max(1)
     }
 
-    /// A batch for each of [`TestSplit::batches`], all of nearly the same size, since statistics are taken over them.
-    fn batch(&self, task: &dyn Task, number: i64) -> (Images, Batch) {
-        let (count, len) = (self.batches() as i64, self.count());
-        let start = number * len / count;
-        let images = self.images.narrow(start, (number + 1) * len / count - start);
-        let batch = task.batch(&images, &self.preprocess, Draw::Plain { number: start as u64 });
+    /// A batch for each of [`TestSplit::batches`]. Since a supernet takes statistics over a batch, all are of nearly the same size,
+    /// and each has its share of images from everywhere: sorted by class they would be of one class.
+    fn batch(&self, task: &dyn Task, number: u64) -> (Images, Batch) {
+        let images = self.images.every(number as i64, self.batches() as i64);
+        let batch = task.batch(&images, &self.preprocess, Draw::Plain { number });
         (images, batch)
     }
 
@@ -126,7 +132,7 @@ impl TestSplit {
         let names = task.test_metrics();
         let _guard = tch::no_grad_guard();
         let mut means = vec![0.0; names.len()];
-        for number in 0..self.batches() as i64 {
+        for number in 0..self.batches() {
             let (images, batch) = self.batch(task, number);
             let output = forward(&batch);
             let metrics = read(&task.test(&output, &batch));
@@ -150,6 +156,29 @@ pub fn preprocess(task: &dyn Task, info: &Info, device: Device) -> Preprocess {
 mod tests {
     use super::*;
     use crate::tasks::space::Space;
+
+    #[test]
+    fn batches_of_sorted_test_images_have_all_classes() {
+        let images = || {
+            let labels =
+                Tensor::arange(1000, (Kind::Int64, Device::Cpu)).divide_scalar_mode(250, "floor");
+            Images { pixels: Tensor::zeros([1000, 1, 1, 1], (Kind::Uint8, Device::Cpu)), labels }
+        };
+        let data = DataSet { train: images(), test: images(), sorted: true, ..DataSet::empty() };
+        let task = Space { name: "toy".into(), ..Space::default() }.task().unwrap();
+        let classes = |count| -> Vec<Vec<i64>> {
+            let test = TestSplit::new(&*task, &data, count, Device::Cpu).unwrap();
+            let labels = |number| test.batch(&*task, number).0.labels;
+            (0..test.batches())
+                .map(|number| Vec::try_from(&labels(number).bincount::<Tensor>(None, 4)).unwrap())
+                .collect()
+        };
+        let batches = classes(None);
+        assert_eq!(batches.len(), 4);
+        assert!(batches.iter().flatten().all(|count| (62..=63).contains(count)), "{batches:?}");
+        assert_eq!(classes(Some(600)), [[50; 4]; 3]);
+        assert_eq!(classes(Some(1)), [[1, 0, 0, 0]]);
+    }
 
     #[test]
     fn ranking_images_are_always_the_same_and_in_no_order_of_classes() {

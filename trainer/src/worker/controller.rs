@@ -8,9 +8,9 @@ use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
     search_service_client::SearchServiceClient,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, interval_at, sleep, timeout};
 use tonic::{Response, Status};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{engine, metrics};
 
@@ -18,6 +18,7 @@ use crate::{engine, metrics};
 pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The controller, as one trainer calls it.
+#[derive(Clone)]
 pub(super) struct Controller {
     pub(super) connection: Connection,
     search: SearchServiceClient<Connection>,
@@ -36,6 +37,11 @@ pub(super) enum InFlight {
     Computing(v1::Step),
     /// The report is sent and not acknowledged. Its reply may bring, or may already have brought, the next step.
     Reporting(v1::ReportStepRequest),
+}
+
+/// Returns the values of architectures.
+pub(super) fn values(architectures: &[v1::Architecture]) -> Vec<Vec<i64>> {
+    architectures.iter().map(|architecture| architecture.values.clone()).collect()
 }
 
 impl Controller {
@@ -117,8 +123,34 @@ impl Controller {
         report.await
     }
 
+    /// Does `work` for a step, and extends the step's lease meanwhile, but for no longer than `limit`.
+    pub(super) async fn keep_lease<T>(
+        &self,
+        step: &v1::Step,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let lease = step.lease.and_then(|lease| Duration::try_from(lease).ok());
+        let period = lease.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(3)) / 3;
+        let mut extend = interval_at(Instant::now() + period, period);
+        let stuck_at = sleep(limit);
+        tokio::pin!(work, stuck_at);
+        let mut stuck = false;
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = &mut stuck_at, if !stuck => {
+                    stuck = true;
+                    let architectures = (values(&step.train), values(&step.rank));
+                    error!(?architectures, ?limit, "step is stuck: its lease runs out, for another trainer");
+                }
+                _ = extend.tick(), if !stuck => self.extend(step, period).await,
+            }
+        }
+    }
+
     /// Extends the lease of a step, within `limit`. A failure is only logged: the report still counts if it is the first.
-    pub(super) async fn extend(&self, step: &v1::Step, limit: Duration) {
+    async fn extend(&self, step: &v1::Step, limit: Duration) {
         let request = v1::ExtendLeaseRequest {
             study: step.study.clone(),
             step_id: step.step_id,
