@@ -231,13 +231,14 @@ fn request(
     algorithm: Algorithm,
     seed: u64,
 ) -> v1::CreateStudyRequest {
+    let max_steps = arguments.max_steps.unwrap_or(preset.max_steps);
     let algorithm = v1::AlgorithmSettings {
         algorithm: algorithm.into(),
         delta_init: arguments.delta_init.or(preset.delta_init),
+        warmup_steps: preset.warmup_steps(max_steps),
         seed: Some(seed),
         ..Default::default()
     };
-    let max_steps = arguments.max_steps.unwrap_or(preset.max_steps);
     let stop = v1::StopRules { max_steps, ..Default::default() };
     let Space { name: space, definition: space_definition, settings } = space;
     let spec = v1::StudySpec {

@@ -106,6 +106,7 @@ impl Inpainting {
         let preset = settings::preset(given).map_err(|violation| vec![violation])?;
         let (nodes, channels) = match preset {
             Preset::Paper => (20, 64),
+            Preset::Small => (8, 8),
             Preset::Quick => (6, 4),
         };
         let settings = Settings {
@@ -323,6 +324,7 @@ impl Task for Inpainting {
     ) -> Result<Box<dyn Task>, Vec<Violation>> {
         let (iterations, evaluate_every) = match preset {
             Preset::Paper => (500_000, 5_000),
+            Preset::Small => (5_000, 1_000),
             Preset::Quick => (1_000, 200),
         };
         let settings = Settings {

@@ -41,15 +41,21 @@ pub enum Preset {
     /// The settings of the paper that the space comes from: days on a GPU
     #[default]
     Paper,
-    /// A small network, or a short training: minutes on two cores
+    /// A small network, or a short training: about an hour on two cores
+    Small,
+    /// A tiny network, or one epoch: minutes on two cores
     Quick,
 }
 
 impl Preset {
+    /// All of them.
+    pub const ALL: [Preset; 3] = [Preset::Paper, Preset::Small, Preset::Quick];
+
     /// The name that a person types.
     pub fn name(self) -> &'static str {
         match self {
             Preset::Paper => "paper",
+            Preset::Small => "small",
             Preset::Quick => "quick",
         }
     }
@@ -126,13 +132,10 @@ impl<S> Kind<S> {
 
 /// Returns the preset that the settings of a study name.
 pub fn preset(given: &Given) -> Result<Preset, Violation> {
-    match given.get(PRESET).map(String::as_str) {
-        None | Some("paper") => Ok(Preset::Paper),
-        Some("quick") => Ok(Preset::Quick),
-        Some(other) => {
-            Err(Violation::new(PRESET, format!("must be paper or quick, not {other:?}")))
-        }
-    }
+    let Some(name) = given.get(PRESET) else { return Ok(Preset::default()) };
+    Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+        Violation::new(PRESET, format!("must be paper, small or quick, not {name:?}"))
+    })
 }
 
 /// Applies what was given to `settings`. Returns everything that is wrong with it; `owner` names the space or task in the message
@@ -224,6 +227,6 @@ mod tests {
         assert_eq!(preset(&given(&[])), Ok(Preset::Paper));
         assert_eq!(preset(&given(&[("preset", "quick")])), Ok(Preset::Quick));
         let violation = preset(&given(&[("preset", "Quick")])).unwrap_err();
-        assert_eq!(violation.description, "must be paper or quick, not \"Quick\"");
+        assert_eq!(violation.description, "must be paper, small or quick, not \"Quick\"");
     }
 }

@@ -50,6 +50,7 @@ impl Toy {
     pub fn new(given: &Given) -> Result<Toy, Vec<Violation>> {
         let variables = match settings::preset(given).map_err(|violation| vec![violation])? {
             Preset::Paper => 30,
+            Preset::Small => 20,
             Preset::Quick => 10,
         };
         let mut toy = Toy { variables, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0 };

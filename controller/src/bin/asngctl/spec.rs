@@ -41,9 +41,9 @@ pub(crate) struct CreateArgs {
     /// JSON array of variables, 1 to 4096, - for standard input; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
-    /// Settings to start from, as the project's trainer knows them: paper, or quick (minutes on two cores). The same as
-    /// --set preset=NAME, with the --max-steps and --delta-init that go with it.
-    #[arg(long, value_parser = ["paper", "quick"], conflicts_with = "variables")]
+    /// Settings to start from, as the project's trainer knows them: paper, small (about an hour on two cores) or quick
+    /// (minutes). The same as --set preset=NAME, with the --max-steps, --warmup-steps and --delta-init that go with it.
+    #[arg(long, value_parser = ["paper", "small", "quick"], conflicts_with = "variables")]
     preset: Option<String>,
     /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it [default: the preset's].
     #[arg(long, value_name = "N", required_unless_present = "preset")]
@@ -182,14 +182,18 @@ impl CreateArgs {
         }
         let preset = self.preset.as_deref().and_then(|name| preset(&spec.space, name));
         let max_steps = self.max_steps.or(preset.map(|preset| preset.max_steps));
-        spec.stop.get_or_insert_default().max_steps = max_steps.with_context(|| {
+        let max_steps = max_steps.with_context(|| {
             format!(
                 "how many steps a search in {:?} takes is for you to say: give --max-steps",
                 spec.space
             )
         })?;
-        spec.algorithm.get_or_insert_default().delta_init =
-            preset.and_then(|preset| preset.delta_init);
+        spec.stop.get_or_insert_default().max_steps = max_steps;
+        if let Some(preset) = preset {
+            let algorithm = spec.algorithm.get_or_insert_default();
+            algorithm.delta_init = preset.delta_init;
+            algorithm.warmup_steps = preset.warmup_steps(max_steps);
+        }
         spec.settings.extend(self.preset.map(|preset| ("preset".into(), preset)));
         self.spec.change(&mut spec)?;
         Ok(spec)
@@ -386,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_brings_its_steps_and_their_size() {
+    fn a_preset_brings_its_steps_their_size_and_a_warm_up() {
         let create = |flags: &[&str]| {
             let command = parse(&[&["create", "a"], flags].concat())?;
             let StudyCommand::Create(args) = command else { unreachable!("create was parsed") };
@@ -399,10 +403,17 @@ mod tests {
         let short = create(&["--space=toy", "--preset=quick", "--max-steps=9"]).unwrap();
         assert_eq!(short.stop.unwrap().max_steps, 9);
         assert!(create(&["--space=mine", "--preset=quick"]).is_err());
-        let size = |flags: &[&str]| create(flags).unwrap().algorithm.unwrap().delta_init;
-        assert_eq!(size(&["--space=inpaint-cat", "--preset=quick"]), Some(0.2));
-        assert_eq!(size(&["--space=inpaint-cat", "--preset=quick", "--delta-init=1"]), Some(1.0));
-        assert_eq!(size(&["--space=inpaint-cat", "--preset=paper"]), None);
+        let start = |flags: &[&str]| {
+            let algorithm = create(&[&["--space=darts"], flags].concat()).unwrap().algorithm;
+            algorithm.map(|algorithm| (algorithm.warmup_steps, algorithm.delta_init)).unwrap()
+        };
+        assert_eq!(start(&["--preset=paper"]), (None, None));
+        assert_eq!(start(&["--preset=small"]), (Some(5_000), None));
+        assert_eq!(start(&["--preset=quick"]), (Some(1_000), None));
+        assert_eq!(start(&["--preset=quick", "--max-steps=9"]), (Some(4), None));
+        let own = ["--preset=quick", "--warmup-steps=7", "--delta-init=0.5"];
+        assert_eq!(start(&own), (Some(7), Some(0.5)));
+        assert_eq!(start(&["--max-steps=9"]), (None, None));
     }
 
     #[test]

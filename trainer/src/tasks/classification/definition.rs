@@ -138,6 +138,10 @@ impl Definition {
                 &[("cells", "20"), ("max_parameters", "4000000")],
                 [("epochs", "600"), ("drop_path", "0.3"), ("cutout", "16")],
             ),
+            Preset::Small => (
+                &[("cells", "8"), ("max_parameters", "100000")],
+                [("epochs", "10"), ("drop_path", "0"), ("cutout", "0")],
+            ),
             Preset::Quick => (
                 &[("cells", "5"), ("max_parameters", "40000")],
                 [("epochs", "1"), ("drop_path", "0"), ("cutout", "0")],
@@ -162,8 +166,9 @@ fn read_presets(key: &str, tables: Presets) -> Result<BTreeMap<String, Given>, F
         let mut settings = Given::new();
         for (setting, value) in table {
             let key = format!("{key}.{preset}.{setting}");
-            if !["paper", "quick"].contains(&&*preset) {
-                return Err(Fault::new(&value, &key, "presets are paper and quick".to_owned()));
+            if !Preset::ALL.iter().any(|known| known.name() == preset) {
+                let problem = "presets are paper, small and quick".to_owned();
+                return Err(Fault::new(&value, &key, problem));
             }
             let text = match value.get_ref() {
                 Value::String(text) => text.clone(),
@@ -224,7 +229,7 @@ mod tests {
         for (name, text) in BUILT_IN {
             let definition = Definition::parse(text).unwrap();
             assert_eq!(definition.name, name);
-            assert!(definition.presets.keys().eq(["paper", "quick"]), "{name}");
+            assert!(definition.presets.keys().eq(["paper", "quick", "small"]), "{name}");
         }
         assert_eq!(Definition::built_in("enas"), None);
         let enas = Definition::parse(Definition::built_in("enas-micro").unwrap()).unwrap();
