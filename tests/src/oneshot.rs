@@ -66,13 +66,6 @@ impl Arm {
             Arm::Uniform => "uniform weights, best of the random cells",
         }
     }
-
-    fn algorithm(self) -> v1::Algorithm {
-        match self {
-            Arm::Sng => v1::Algorithm::Sng,
-            _ => v1::Algorithm::Asng,
-        }
-    }
 }
 
 /// What every search does; a record belongs to one plan.
@@ -80,12 +73,12 @@ impl Arm {
 pub struct Plan {
     /// Steps of each search.
     pub steps: u64,
-    /// The part of them that is warm-up, in the searches that have one.
-    pub warmup: f64,
-    /// The optimiser's settings of that name.
-    pub delta_init: f64,
-    /// The optimiser's settings of that name.
-    pub alpha: f64,
+    /// Those that are warm-up, in the searches that have one.
+    pub warmup_steps: u64,
+    /// ASNG's setting of that name; absent: the controller's default.
+    pub delta_init: Option<f64>,
+    /// SNG's fixed step, its `delta_init`.
+    pub fixed_step: f64,
     /// Settings of the supernet and its training.
     pub settings: BTreeMap<String, String>,
     /// Random cells whose shared weights are compared with the table, the same for all searches.
@@ -99,15 +92,18 @@ impl Plan {
         match arm {
             Arm::WithoutWarmup => 0,
             Arm::Uniform => self.steps,
-            Arm::Asng | Arm::Sng => (self.warmup * self.steps as f64).round() as u64,
+            Arm::Asng | Arm::Sng => self.warmup_steps,
         }
     }
 
     fn request(&self, name: &str, arm: Arm, seed: u64) -> v1::CreateStudyRequest {
+        let (algorithm, delta_init) = match arm {
+            Arm::Sng => (v1::Algorithm::Sng, Some(self.fixed_step)),
+            _ => (v1::Algorithm::Asng, self.delta_init),
+        };
         let algorithm = AlgorithmSettings {
-            algorithm: arm.algorithm().into(),
-            delta_init: Some(self.delta_init),
-            alpha: Some(self.alpha),
+            algorithm: algorithm.into(),
+            delta_init,
             seed: Some(seed),
             warmup_steps: Some(self.warmup_steps(arm)),
             ..Default::default()

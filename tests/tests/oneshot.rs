@@ -9,9 +9,9 @@ async fn a_search_is_judged_by_the_table() {
     let settings = [("cells", "5"), ("channels", "4"), ("batch_size", "8")];
     let plan = Plan {
         steps: 6,
-        warmup: 0.5,
-        delta_init: 0.2,
-        alpha: 1.5,
+        warmup_steps: 3,
+        delta_init: None,
+        fixed_step: 0.1,
         settings: settings.map(|(name, value)| (name.into(), value.into())).into(),
         random_cells: 4,
         test_images: 40,

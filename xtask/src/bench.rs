@@ -31,7 +31,7 @@ pub(crate) enum Bench {
         /// Seeds: how many, from 0, or a list such as 0,2,5
         #[arg(long, default_value = "5")]
         seeds: String,
-        /// Steps of each search [default: those that take the 45 minutes]
+        /// Steps of each search [default: the 15,000 of the preset small]
         #[arg(long, value_parser = clap::value_parser!(u64).range(2..))]
         steps: Option<u64>,
         /// A smoke test: one seed, 30 steps, few images; writes no document

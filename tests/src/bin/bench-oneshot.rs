@@ -14,17 +14,10 @@ use asng_tests::{
 use clap::Parser;
 use tokio::task::JoinSet;
 
-/// Steps of each search: what two cores do in 45 minutes for all arms of a seed.
-const STEPS: u64 = 7000;
-/// The part of the steps that is warm-up. From the first step, theta decides before the weights can tell.
-const WARMUP: f64 = 0.5;
-/// A small one, so that the first noisy losses decide little.
-const DELTA_INIT: f64 = 0.2;
-/// The paper's.
-const ALPHA: f64 = 1.5;
-/// Of the supernet and its training: one cell in each stage, a learning rate for all steps.
-const SETTINGS: [(&str, &str); 4] =
-    [("preset", "quick"), ("cells", "5"), ("channels", "8"), ("batch_size", "64")];
+/// The searches are those of this preset.
+const PRESET: &str = "small";
+/// SNG's step: the best one on the paper's artificial problem (`cargo xtask bench toy`).
+const FIXED_STEP: f64 = 0.1;
 /// Random cells on which shared weights are compared with the table, and from which `uniform` chooses.
 const RANDOM_CELLS: usize = 100;
 /// Test images for that.
@@ -36,9 +29,9 @@ struct Arguments {
     /// Seeds: how many, from 0, or a list such as 0,2,5
     #[arg(long, default_value = "5", value_parser = seeds)]
     seeds: Seeds,
-    /// Steps of each search
-    #[arg(long, default_value_t = STEPS)]
-    steps: u64,
+    /// Steps of each search [default: the preset's]
+    #[arg(long)]
+    steps: Option<u64>,
     /// A smoke test: one seed, 30 steps, few images; writes no document
     #[arg(long, conflicts_with_all = ["seeds", "steps"])]
     quick: bool,
@@ -70,18 +63,20 @@ fn seeds(text: &str) -> Result<Seeds, String> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    let preset = asng_client::preset("nasbench201", PRESET).context("the space has the preset")?;
+    let steps = if arguments.quick { 30 } else { arguments.steps.unwrap_or(preset.max_steps) };
     let plan = Plan {
-        steps: arguments.steps,
-        warmup: WARMUP,
-        delta_init: DELTA_INIT,
-        alpha: ALPHA,
-        settings: SETTINGS.map(|(name, value)| (name.into(), value.into())).into(),
+        steps,
+        warmup_steps: preset.warmup_steps(steps).unwrap_or_default(),
+        delta_init: preset.delta_init,
+        fixed_step: FIXED_STEP,
+        settings: [("preset".into(), PRESET.into())].into(),
         random_cells: RANDOM_CELLS,
         test_images: TEST_IMAGES,
     };
     let temporary = tempfile::tempdir()?;
     let (plan, Seeds(seeds), out) = if arguments.quick {
-        let plan = Plan { steps: 30, random_cells: 10, test_images: 100, ..plan };
+        let plan = Plan { random_cells: 10, test_images: 100, ..plan };
         (plan, Seeds(vec![0]), temporary.path().into())
     } else {
         (plan, arguments.seeds, "target/oneshot".into())
