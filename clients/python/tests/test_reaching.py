@@ -24,8 +24,9 @@ def urls(address: str | None, **options: str | bool) -> list[str]:
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert urls(None) == ["http://127.0.0.1:50051"]
-    assert urls("a:1, https://b,[::1]:2") == ["http://a:1", "https://b:443", "http://[::1]:2"]
+    assert urls("a:1, https://b,[::1]:2") == ["http://a:1", "https://b:50051", "http://[::1]:2"]
     assert urls("gpu-box,[::1], ::1") == ["http://gpu-box:50051", *["http://[::1]:50051"] * 2]
+    assert urls("http://a, HTTPS://B") == ["http://a:50051", "https://b:50051"]
     assert urls("a:1,b", tls_ca="ca.pem") == ["https://a:1", "https://b:50051"]
     monkeypatch.setenv("ASNG_CONTROLLER", "http://c:3")
     assert urls(None) == ["http://c:3"]

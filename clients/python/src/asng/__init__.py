@@ -8,8 +8,8 @@
             step.report([validate(model, arch) for arch in step.rank])
         print(study.best())
 
-Controllers that are away, replies that are lost and calls that were repeated are no concern of this loop. `asng.aio` is the
-same for asyncio. The log is that of `logging.getLogger("asng")`.
+The loop goes on through restarts of the controller and lost replies. `asng.aio` is the same for asyncio. The log is that of
+`logging.getLogger("asng")`.
 """
 
 from asng._client import Controller, Step, Study, connect
@@ -27,8 +27,9 @@ from asng._errors import (
     Unavailable,
     Violation,
 )
-from asng._protocol import Outcome, Settings
+from asng._protocol import Settings
 from asng._space import Architecture, Best, Categorical, Integer, Space
+from asng._study import Normal, Outcome, Progress, StudyState, StudySummary, Trainer
 
 __all__ = [
     "AlreadyExists",
@@ -40,16 +41,21 @@ __all__ = [
     "FailedPrecondition",
     "Integer",
     "InvalidArgument",
+    "Normal",
     "NotFound",
     "NotReported",
     "Outcome",
     "PermissionDenied",
+    "Progress",
     "ResourceExhausted",
     "Settings",
     "Space",
     "Step",
     "Study",
     "StudyFailed",
+    "StudyState",
+    "StudySummary",
+    "Trainer",
     "Unauthenticated",
     "Unavailable",
     "Violation",

@@ -1,4 +1,4 @@
-"""Which controller is asked, and when again. Decides only: who calls and who sleeps is elsewhere."""
+"""Decides which controller is asked, and when again after a failure. It neither calls nor sleeps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Attempts:
 
     def failed(self, place: Place, error: grpc.RpcError) -> float:
         """Returns in how many seconds to try again, or raises what the caller is to get."""
-        failure = Failure(error, place.url)
+        failure = Failure(error, place)
         if not failure.is_transient:
             raise failure.exception() from error
         if failure.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -1,28 +1,38 @@
-"""The client: calls that wait, and a thread that keeps the lease of the step in hand."""
+# Written by unasync.py from aio.py: make changes there.
+"""The client whose calls wait, with a thread that extends the lease of the step in hand."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from asng import _numbers as numbers
 from asng import _protocol as protocol
+from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
-from asng._errors import Error, brief
-from asng._options import CHANNEL_OPTIONS, Options, PathOrStr, Place, log
-from asng._protocol import Method, Outcome, Settings, Walk
+from asng._background import BackgroundThread
+from asng._errors import Error, ResourceExhausted, brief
+from asng._options import Options, PathOrStr, Place, log
+from asng._protocol import STEP_LIMIT, Method, Settings, TrainerSession
+from asng._sigterm import sigterm_ends_the_loop
 from asng._space import Best, Space
+from asng._study import Normal, Outcome, Progress, StudyState, StudySummary, Trainer
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+__all__ = ["Controller", "Step", "Study", "connect"]
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -38,16 +48,19 @@ def connect(
     tls_key: PathOrStr | None = None,
     insecure: bool | None = None,
 ) -> Controller:
-    """Names a controller, for a `with` statement; the connection is made when it is first used.
+    """Names a controller, for an `with` statement; the connection is made when it is first used.
 
     `address` is a host, host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
-    database. Without a scheme and a port it is https:// if TLS options are given, and port 50051. What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051,
-    ASNG_TOKEN, ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE. A variable
-    that is empty counts as unset.
+    database. Without a scheme it is https:// if TLS options are given, else http://; without a port it is port 50051.
+    What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051, ASNG_TOKEN,
+    ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE. A variable that is empty counts as unset.
 
     `tls_ca`, `tls_cert` and `tls_key` are PEM files: of the authorities that may have signed the controller's
     certificate, and of this client's certificate and key, for controllers that ask for one. The first line of `token_file` is
     read again for every call. `insecure` sends the token even where others can read it.
+
+    A controller on this machine is reached directly. Any other is reached through the proxy that the variable grpc_proxy,
+    https_proxy or http_proxy names, unless no_proxy lists its host.
     """
     options = Options(
         address,
@@ -62,16 +75,20 @@ def connect(
 
 
 class Connection:
-    """Channels to whichever controller answers."""
+    """Channels to the controllers of an address, and the calls over them."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._places = Places(options)
         self._channels: dict[Place, grpc.Channel] = {}
-        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The address that is asked now."""
+        return self._places.current.url
 
     def call(self, method: Method[Q, R], request: Q, *, for_ever: bool = False) -> R:
-        """Calls until there is an answer, or for a while."""
+        """Calls until there is an answer, or for half a minute."""
         attempts = Attempts(self._places, for_ever=for_ever)
         while True:
             place = self._places.current
@@ -84,10 +101,24 @@ class Connection:
         """Calls once. Raises what gRPC raises."""
         return self._send(self._places.current, method, request, timeout)
 
+    def pages(self, method: Method[Any, Any], request: Any) -> Iterator[Any]:
+        """Calls for page after page of a list, for smaller ones where a proxy on the way takes no messages so large."""
+        while True:
+            try:
+                page = self.call(method, request)
+            except ResourceExhausted:
+                if request.page_size == 1:
+                    raise
+                request.page_size = max(request.page_size // 4, 1)
+                continue
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def close(self) -> None:
-        with self._lock:
-            for channel in self._channels.values():
-                channel.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def _send(self, place: Place, method: Method[Q, R], request: Q, timeout: float) -> R:
         stub = self._channel(place).unary_unary(
@@ -99,44 +130,80 @@ class Connection:
         return answer
 
     def _channel(self, place: Place) -> grpc.Channel:
-        with self._lock:
-            if place not in self._channels:
-                self._channels[place] = (
-                    grpc.secure_channel(
-                        place.host_port, self._options.credentials(), CHANNEL_OPTIONS
-                    )
-                    if place.tls
-                    else grpc.insecure_channel(place.host_port, CHANNEL_OPTIONS)
-                )
-            return self._channels[place]
+        channel = self._channels.get(place)
+        if channel is None:
+            options = place.channel_options
+            channel = (
+                grpc.secure_channel(place.host_port, self._options.credentials(), options)
+                if place.tls
+                else grpc.insecure_channel(place.host_port, options)
+            )
+            # Of two threads that come first, one has its channel closed when it is collected.
+            channel = self._channels.setdefault(place, channel)
+        return channel
 
 
 class Controller:
-    """A controller, for a `with` statement. At its end steps that are still in hand are given back."""
+    """A controller, for an `with` statement. At its end, steps that are still in hand are given back."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._hands: set[Hand] = set()
+        self._in_flight: set[InFlight] = set()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.url!r})"
 
     def create_study(
         self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]
     ) -> Study:
-        """Creates a study of `max_steps` steps. The same again is the same study, which goes on where it is. `settings`
-        are those of `asng.Settings`. Raises AlreadyExists if a study of this name is another one."""
+        """Creates a study of `max_steps` steps, 1 to 10**12. The same again is the same study, which goes on where it is.
+
+        `settings` are those of `asng.Settings`. Raises AlreadyExists if a study of this name has another space or other
+        settings, and InvalidArgument for a setting that is wrong.
+        """
         request = protocol.create_study(name, space, max_steps, settings)
-        return self._study(self._connection.call(protocol.CREATE_STUDY, request).study)
+        return self._study((self._connection.call(protocol.CREATE_STUDY, request)).study)
 
     def study(self, name: str) -> Study:
-        """The study of this name, whoever has created it. Raises NotFound if there is none."""
+        """Returns the study of this name, whoever has created it. Raises NotFound if there is none."""
         return self._study(
-            self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name)).study
+            (self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study
         )
 
+    def list_studies(
+        self,
+        *,
+        owner: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        states: Iterable[StudyState] = (),
+        name: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> list[StudySummary]:
+        """Lists studies, by default all and the oldest first: those of an owner, with all of some labels, in one of some
+        states, whose name contains a text; the first `limit` of them. Their architectures are left out."""
+        request = protocol.list_studies(owner, labels, states, name, newest_first, limit)
+        studies: list[StudySummary] = []
+        for page in self._connection.pages(protocol.LIST_STUDIES, request):
+            studies += map(plain.summary_of, page.studies)
+            if limit is not None and len(studies) >= limit:
+                return studies[:limit]
+        return studies
+
+    def show(self, name: str) -> StudySummary:
+        """Returns the study of this name as it is now. Raises NotFound if there is none."""
+        return (self.study(name)).show()
+
+    def trainers(self) -> list[Trainer]:
+        """Lists the trainers that the controller has heard of since its start, up to 1000, the latest first."""
+        answer = self._connection.call(protocol.LIST_TRAINERS, v1.ListTrainersRequest())
+        return [plain.trainer_of(trainer) for trainer in answer.trainers]
+
     def _study(self, study: v1.Study) -> Study:
-        return Study(study.name, protocol.space_of(study), self._connection, self._hands)
+        return Study(study, self._connection, self._in_flight)
 
     def close(self) -> None:
-        """Gives back what is in hand, and closes the connection."""
+        """Gives back the steps in hand, and closes the connection."""
         self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
@@ -145,79 +212,194 @@ class Controller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        for hand in list(self._hands):
-            hand.give_back(protocol.reason(error))
+        for in_flight in list(self._in_flight):
+            in_flight.give_back(protocol.reason(error))
         self._connection.close()
 
 
 class Study:
-    """A study on a controller."""
+    """A study on a controller. Its `repr` is of the last answer about it; `show()` asks for a new one."""
 
-    def __init__(self, name: str, space: Space, connection: Connection, hands: set[Hand]) -> None:
-        self.name = name
-        self.space = space
+    def __init__(self, study: v1.Study, connection: Connection, in_flight: set[InFlight]) -> None:
+        self.name = study.name
         self._connection = connection
-        self._hands = hands
+        self._in_flight = in_flight
+        self._space = plain.space_of(study)
+        self._last = plain.summary_of(study, self._space)
 
-    def steps(self, trainer_id: str | None = None) -> Iterator[Step]:
-        """Leases step after step until the study ends, keeps each lease while the body of the loop works, and waits for the
-        controller when it is away. Every step is to be reported. An exception or `break` gives the step in hand back.
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self._last.state.name}, {self._last.progress})"
 
-        `trainer_id` says who this is: the same after a restart, so that a step left behind by a process that was killed
-        is taken up at once, and another for each trainer. By default one is drawn, and such a step waits until its lease
-        has run out. Raises StudyFailed, and NotFound when the study is deleted.
+    def _repr_html_(self) -> str:
+        return self._last._repr_html_()
+
+    @property
+    def space(self) -> Space:
+        """The variables. Raises FailedPrecondition while they are not known, in the state WAITING."""
+        if self._space is None:
+            raise plain.no_space(self.name)
+        return self._space
+
+    def show(self) -> StudySummary:
+        """Returns the study as it is now."""
+        answer = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
+        return self._heard(answer.study)
+
+    def state(self) -> StudyState:
+        """Returns the state as it is now."""
+        return (self.show()).state
+
+    def progress(self) -> Progress:
+        """Returns the counters as they are now."""
+        return (self.show()).progress
+
+    def wait(self, timeout: float | timedelta | None = None) -> StudySummary:
+        """Waits until the study has ended, through restarts of the controller, and returns it as it is then.
+
+        Raises StudyFailed if it FAILED, NotFound if it is deleted, and TimeoutError after `timeout`, in seconds or as a
+        timedelta.
         """
-        walk = Walk(self.name, trainer_id)
-        hand = Hand(walk, self._connection)
-        self._hands.add(hand)
-        try:
-            while True:
-                answer = walk.next() or self._connection.call(
-                    protocol.LEASE_STEP, walk.lease(), for_ever=True
-                )
-                match walk.take(answer):
-                    case None:
-                        return
-                    case float(pause):
-                        time.sleep(pause)
-                    case message:
-                        hand.keep()
-                        step = Step(message, self.space, walk, self._connection)
-                        yield step
-                        walk.must_be_reported(step)
-        finally:
-            hand.give_back(protocol.reason(sys.exc_info()[1]))
-            self._hands.discard(hand)
+        end = time.monotonic() + (
+            float("inf") if timeout is None else numbers.seconds("timeout", timeout)
+        )
+        pause = 0.05
+        while True:
+            answer = self._connection.call(
+                protocol.GET_STUDY, v1.GetStudyRequest(name=self.name), for_ever=timeout is None
+            )
+            summary = self._heard(answer.study)
+            summary.must_not_have_failed()
+            if summary.state.has_ended:
+                return summary
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"{summary}; it has not ended within the timeout, {timeout}")
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 2)
+
+    def pause(self) -> None:
+        """Stops handing out steps; reports of steps already handed out still count."""
+        request = v1.PauseStudyRequest(name=self.name)
+        self._heard((self._connection.call(protocol.PAUSE_STUDY, request)).study)
+
+    def resume(self) -> None:
+        """Hands out steps again."""
+        request = v1.ResumeStudyRequest(name=self.name)
+        self._heard((self._connection.call(protocol.RESUME_STUDY, request)).study)
+
+    def stop(self) -> None:
+        """Ends the study early and for good; its results stay."""
+        request = v1.StopStudyRequest(name=self.name)
+        self._heard((self._connection.call(protocol.STOP_STUDY, request)).study)
+
+    def delete(self) -> None:
+        """Removes the study and its history, whatever its state."""
+        self._connection.call(protocol.DELETE_STUDY, v1.DeleteStudyRequest(name=self.name))
+
+    def trainers(self) -> list[Trainer]:
+        """Lists the trainers that have worked on the study since its controller took it up, the latest first."""
+        request = v1.ListTrainersRequest(name=self.name)
+        answer = self._connection.call(protocol.LIST_TRAINERS, request)
+        return [plain.trainer_of(trainer) for trainer in answer.trainers]
+
+    def distribution(self) -> dict[str, dict[str, float] | Normal]:
+        """Returns the distribution that architectures are drawn from now, by variable: of a Categorical the probability of
+        each choice, of an Integer a Normal."""
+        request = v1.GetDistributionRequest(name=self.name)
+        answer = self._connection.call(protocol.GET_DISTRIBUTION, request)
+        return plain.distribution_of(answer.marginals, self._known_space())
+
+    def trace(self) -> list[dict[str, Any]]:
+        """Returns the search from its start until now in at most 256 records, oldest first: applied, generation, time,
+        convergence, entropy, delta, signal_to_noise, the quartiles loss_low, loss_median and loss_high, diverged, and means
+        of metrics as "metrics.NAME". `pandas.DataFrame(study.trace())` is a table of them."""
+        answer = self._connection.call(protocol.GET_TRACE, v1.GetTraceRequest(name=self.name))
+        return [plain.trace_record(point) for point in answer.points]
 
     def best(self) -> Best:
-        """The final architecture as things stand: the most likely one, or, if that is not known to be within the study's
-        limits, the most likely of those evaluated that were. Raises FailedPrecondition while there is none."""
-        study = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name)).study
-        return protocol.best_of(study, self.space)
+        """Returns the final architecture as things stand: the most likely one, or, if that is not known to be within the
+        study's limits, the most likely of those evaluated that were. Raises FailedPrecondition while there is none."""
+        answer = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
+        self._heard(answer.study)
+        return plain.best_of(answer.study, self.space)
 
     def history(self) -> list[dict[str, Any]]:
-        """A record for each architecture that was ranked, in the order of the steps: the step's figures, `loss`, each
-        variable by its name, "metrics.NAME" and "costs.NAME". `pandas.DataFrame(study.history())` is a table of them. The
-        warm-up ranks none and has no records."""
+        """Returns a record for each architecture that was ranked, in the order of the steps. `pandas.DataFrame` makes a
+        table of them. The warm-up ranks none and has no records.
+
+        The columns are step, generation, outcome, staleness, trainer, time and loss, then each variable by its name,
+        "metrics.NAME" and "costs.NAME". A variable whose name is one of these columns, or begins with "metrics.", "costs." or
+        "variables.", has the column "variables.NAME", so no two columns have the same name.
+        """
+        space = self._known_space()
         records: list[dict[str, Any]] = []
         request = v1.ListReportsRequest(study=self.name, page_size=1000)
-        while True:
-            page = self._connection.call(protocol.LIST_REPORTS, request)
+        for page in self._connection.pages(protocol.LIST_REPORTS, request):
             for report in page.reports:
-                records += protocol.records_of(report, self.space)
-            if not page.next_page_token:
-                return records
-            request.page_token = page.next_page_token
+                records += plain.history_records(report, space)
+        return records
+
+    def steps(
+        self,
+        trainer_id: str | None = None,
+        *,
+        step_limit: float | timedelta | None = STEP_LIMIT,
+    ) -> Iterator[Step]:
+        """Leases step after step until the study ends, extends each lease while the body of the loop works, and waits for
+        the controller when it is away. Every step is to be reported. An exception or `break` gives the step in hand back, and
+        so do Ctrl-C and, in the main thread of a program that does not handle it itself, SIGTERM, which raises SystemExit.
+
+        `trainer_id` names this trainer, in 1 to 200 characters: the same after a restart, so that it gets the step that a
+        killed process left behind at once, and different for each trainer. By default one is drawn, and such a step waits
+        until its lease has run out. After `step_limit`, in seconds or as a timedelta, the lease of a step is no longer
+        extended, so that another trainer gets the step of a loop that hangs; None is no limit. Raises StudyFailed, and
+        NotFound when the study is deleted.
+        """
+        session = TrainerSession(self.name, trainer_id, step_limit)
+        space = self._known_space()
+        in_flight = InFlight(session, self._connection)
+        self._in_flight.add(in_flight)
+        with sigterm_ends_the_loop():
+            try:
+                while True:
+                    answer = session.next() or self._connection.call(
+                        protocol.LEASE_STEP, session.lease(), for_ever=True
+                    )
+                    match session.take(answer, time.monotonic()):
+                        case v1.Study() as study:
+                            self._heard(study)
+                            return
+                        case float(pause):
+                            time.sleep(pause)
+                        case message:
+                            in_flight.keep()
+                            self._last = self._last.at(message)
+                            step = Step(message, space, session, self._connection)
+                            yield step
+                            session.must_be_reported(step)
+            finally:
+                in_flight.give_back(protocol.reason(sys.exc_info()[1]))
+                self._in_flight.discard(in_flight)
+
+    def _known_space(self) -> Space:
+        if self._space is None:
+            self.show()
+        return self.space
+
+    def _heard(self, study: v1.Study) -> StudySummary:
+        self._space = self._space or plain.space_of(study)
+        self._last = plain.summary_of(study, self._space)
+        return self._last
 
 
 class Step(protocol.Step):
     """A step in hand: train on `train`, then report the losses of `rank`."""
 
     def __init__(
-        self, message: search.Step, space: Space, walk: Walk, connection: Connection
+        self, message: search.Step, space: Space, session: TrainerSession, connection: Connection
     ) -> None:
         super().__init__(message, space)
-        self._walk = walk
+        self._session = session
         self._connection = connection
 
     def report(
@@ -227,58 +409,68 @@ class Step(protocol.Step):
         costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
         """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. In the
-        warm-up `rank` is empty, and so is what is reported. `metrics` are further figures for people. `costs` are those of
-        each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
-        Waits for as long as the controller is away; when this returns the report is stored."""
-        request = self._walk.report(self, losses, metrics, costs)
+        warm-up `rank` is empty, and so is what is reported.
+
+        Numbers may be of Python, NumPy or PyTorch, and `losses` a list, an iterator, an array or a tensor of them. `metrics`
+        are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
+        Waits for as long as the controller is away; when this returns the report is stored. Raises InvalidArgument for
+        anything else; then the step is still in hand.
+        """
+        request = self._session.report(self, losses, metrics, costs)
         try:
             answer = self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
         except Error:
-            self._walk.refused()
+            self._session.refused()
             raise
-        return self._walk.reported(answer)
+        return self._session.reported(answer, time.monotonic())
 
 
-class Hand:
-    """What a walk has in hand: a thread keeps its lease, and it can be given back."""
+class InFlight:
+    """The step in hand of a session: its lease is extended in the background until it is given back."""
 
-    def __init__(self, walk: Walk, connection: Connection) -> None:
-        self._walk = walk
+    def __init__(self, session: TrainerSession, connection: Connection) -> None:
+        self._session = session
         self._connection = connection
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = BackgroundThread()
+        self._process = os.getpid()
+        # Whoever comes second waits until the step is back.
+        self._giving = threading.RLock()
 
     def keep(self) -> None:
-        """Keeps the lease of whatever is in hand, from now until it is given back."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._extend, name="asng-lease", daemon=True)
-            self._thread.start()
+        """Extends the lease of whatever is in hand, from now until it is given back."""
+        self._background.start(self._extend)
 
     def give_back(self, reason: str) -> None:
-        self._ended.set()
-        try:
-            if request := self._walk.interrupted():
-                self._walk.reported(
-                    self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL)
+        """Gives back the step in hand, once a report of it that is on its way has arrived."""
+        if os.getpid() != self._process:
+            return  # The step is that of the process which has forked this one.
+        self._background.stop()
+        with self._giving:
+            try:
+                if request := self._session.interrupted():
+                    answer = self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL)
+                    self._session.reported(answer, time.monotonic())
+                if release := self._session.release(reason):
+                    self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
+            except grpc.RpcError as error:
+                log.warning(
+                    "a step was not given back, and waits until its lease runs out: %s",
+                    brief(error),
                 )
-            if release := self._walk.release(reason):
-                self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
-        except grpc.RpcError as error:
-            log.warning(
-                "a step was not given back, and waits until its lease runs out: %s", brief(error)
-            )
 
     def _extend(self) -> None:
-        while not self._ended.wait(self._walk.period):
-            request = self._walk.extend()
+        period = self._session.period
+        while not self._background.stopped_within(period):
+            period = self._session.period
+            request = self._session.extend(time.monotonic())
             if not request:
                 continue
             try:
-                self._connection.try_once(protocol.EXTEND_LEASE, request, self._walk.period)
+                self._connection.try_once(protocol.EXTEND_LEASE, request, period)
             except (grpc.RpcError, ValueError) as error:
-                if self._ended.is_set():
+                if self._background.stopped_within(0):
                     return  # ValueError: the channel is closed.
-                if self._walk.not_kept(request, error):
+                if self._session.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
                     )

@@ -1,32 +1,35 @@
-"""Errors in a person's words, by what is to be done about them."""
+"""The errors that the client raises, and the words for what gRPC reports."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from asng import _details_pb2 as details_pb2
 
+if TYPE_CHECKING:
+    from asng._options import Place
+
 M = TypeVar("M", bound=Message)
 
 
 class Error(Exception):
-    """Whatever goes wrong between this program and a controller. The message says what to do."""
+    """The base of all errors of this package. The message says what is wrong and what to do."""
 
 
 class Violation(NamedTuple):
-    """What is wrong with one field."""
+    """A value that is refused: the field or setting, and what is wrong with it."""
 
     field: str
     description: str
 
 
-class InvalidArgument(Error):
-    """The controller refuses a value. `violations` names each field, and what would be right."""
+class InvalidArgument(Error, ValueError):
+    """A value is refused, by this package or by the controller. `violations` names each field and what is allowed."""
 
     def __init__(self, message: str, violations: list[Violation]) -> None:
         super().__init__(message)
@@ -34,7 +37,7 @@ class InvalidArgument(Error):
 
 
 class NotFound(Error):
-    """There is no such study, or no more."""
+    """The study does not exist, or was deleted."""
 
 
 class AlreadyExists(Error):
@@ -42,15 +45,15 @@ class AlreadyExists(Error):
 
 
 class FailedPrecondition(Error):
-    """The study is in a state that does not allow it."""
+    """The state of the study does not allow this."""
 
 
 class Unauthenticated(Error):
-    """The controller wants to know who this is."""
+    """The controller asks for a token, or does not know the one that was sent."""
 
 
 class PermissionDenied(Error):
-    """The controller knows who this is, and does not allow it."""
+    """The token does not allow this."""
 
 
 class ResourceExhausted(Error):
@@ -62,11 +65,11 @@ class Unavailable(Error):
 
 
 class StudyFailed(Error):
-    """The study has FAILED: its settings were rejected."""
+    """The study has FAILED, because a trainer rejected its settings; the message has the reasons."""
 
 
 class NotReported(Error):
-    """The body of the loop went on to the next step without reporting this one."""
+    """The body of the loop ended without a report of its step."""
 
 
 _KINDS: dict[grpc.StatusCode, type[Error]] = {
@@ -108,19 +111,19 @@ def is_for_good(error: Exception) -> bool:
 
 
 class Failure:
-    """A call that a controller at `url`, or the way to it, has failed."""
+    """A call to the controller at `place` that failed, there or on the way."""
 
-    def __init__(self, error: grpc.RpcError, url: str) -> None:
+    def __init__(self, error: grpc.RpcError, place: Place) -> None:
         # What grpc raises is also a grpc.Call, or an grpc.aio.AioRpcError, with the same methods.
         answer: Any = error
         self.code: grpc.StatusCode = answer.code()
         self.message: str = answer.details() or self.code.name
-        self.url = url
+        self.place = place
         self._advice = _ADVICE.get(self.code)
         if http := _HTTP.search(self.message):
-            server = url.partition("://")[2]
+            server = place.host_port
             if (http[1] or "").startswith("5"):
-                self.message = f"{server} answers HTTP status {http[1]}, not gRPC: it may be a proxy that does not reach its server"
+                self.message = f"{server} answers HTTP status {http[1]}, not gRPC: it may be a reverse proxy that does not reach its server"
             else:
                 self.message = (
                     f"{server} answers HTTP, not gRPC: it may be the port of the page or of metrics. By default gRPC is on "
@@ -208,9 +211,15 @@ class Failure:
         if "CERTIFICATE_VERIFY_FAILED" in self.message:
             return "name the authority that signed the controller's certificate with tls_ca=FILE, and call it as the certificate does"
         if "WRONG_VERSION_NUMBER" in self.message:
-            return f"if {self.url} serves without TLS, write http://"
+            return f"if {self.place.url} serves without TLS, write http://"
+        if variable := self.place.proxy:
+            host = self.place.host
+            return (
+                f"the call went through the proxy that the environment variable {variable} names: to reach {host} "
+                f"directly, add it to no_proxy (no_proxy={host}) or unset {variable}; the proxy has to allow CONNECT"
+            )
         return (
-            f"no controller answers at {self.url}: start one with `asng-controller`, or name another to asng.connect or in "
+            f"no controller answers at {self.place.url}: start one with `asng-controller`, or name another to asng.connect or in "
             "ASNG_CONTROLLER; if it wants TLS, write https://, and give tls_cert=FILE and tls_key=FILE if it asks for a "
             "client's certificate"
         )

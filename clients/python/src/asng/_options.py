@@ -1,4 +1,4 @@
-"""How controllers are reached: what a person gives to connect or sets in the environment, and what it means."""
+"""How controllers are reached: the options of `connect`, the environment variables that stand in for them, and their checks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from asng._errors import Error
 log = logging.getLogger("asng")
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    # Studies may be larger than the 4 MiB that gRPC takes by default: the limit is the controller's, when one is created.
+    ("grpc.max_receive_message_length", -1),
     # Peers that do not answer a ping in this time are gone.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -33,19 +36,44 @@ PORT = 50051
 PathOrStr = str | os.PathLike[str]
 
 
-class Place(NamedTuple):
-    """Where a controller is."""
+# The variables that gRPC takes a proxy from, and those that list the hosts to be reached without it; the first that is set.
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
-    host_port: str
+
+class Place(NamedTuple):
+    """The address of a controller."""
+
+    host: str
+    port: int
     tls: bool
+
+    @property
+    def host_port(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host_port}"
 
+    @property
+    def proxy(self) -> str | None:
+        """The environment variable by which gRPC reaches this address through a proxy. Loopback is always reached directly."""
+        variable = next((name for name in PROXY_VARIABLES if name in os.environ), None)
+        if _is_loopback(self.host) or not variable or not os.environ[variable]:
+            return None
+        exceptions = next((os.environ[n] for n in NO_PROXY_VARIABLES if n in os.environ), "")
+        suffixes = [entry.strip().lower() for entry in exceptions.split(",")]
+        direct = any(suffix and self.host.lower().endswith(suffix) for suffix in suffixes)
+        return None if direct else variable
+
+    @property
+    def channel_options(self) -> list[tuple[str, int]]:
+        return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not _is_loopback(self.host)))]
+
 
 class Options:
-    """Checked options. Those that are not given are taken from the environment, as Rust programs take them."""
+    """The options of `connect`, checked. Those that are not given are taken from `environ`."""
 
     def __init__(
         self,
@@ -57,9 +85,10 @@ class Options:
         tls_cert: PathOrStr | None = None,
         tls_key: PathOrStr | None = None,
         insecure: bool | None = None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         def of(given: PathOrStr | None, variable: str) -> str | None:
-            return os.fspath(given) if given is not None else os.environ.get(variable) or None
+            return os.fspath(given) if given is not None else environ.get(variable) or None
 
         self._ca, self._cert, self._key = (
             of(tls_ca, "ASNG_TLS_CA"),
@@ -74,17 +103,16 @@ class Options:
         self._token_file = (
             None if token is not None and token_file is None else of(token_file, "ASNG_TOKEN_FILE")
         )
-        self._token = None if self._token_file else token or os.environ.get("ASNG_TOKEN") or None
-        self._insecure = _boolean("ASNG_INSECURE") if insecure is None else insecure
+        self._token = None if self._token_file else token or environ.get("ASNG_TOKEN") or None
+        self._insecure = _boolean(environ, "ASNG_INSECURE") if insecure is None else insecure
         self._header = self._read_token()
-        addresses = address or os.environ.get("ASNG_CONTROLLER") or "http://127.0.0.1:50051"
+        addresses = address or environ.get("ASNG_CONTROLLER") or f"http://127.0.0.1:{PORT}"
         self.places = [self.place(address.strip()) for address in addresses.split(",")]
 
     def place(self, address: str) -> Place:
-        """Checks an address, also one that a controller names: `[http://|https://]HOST[:PORT]`, as Rust programs take it.
+        """Checks an address, also one that a controller names: `[http://|https://]HOST[:PORT]`.
 
-        Without a scheme, it is https:// if TLS options are given, and the port is 50051 unless it is given. With a scheme, a
-        missing port is that of the scheme, 80 or 443.
+        Without a scheme it is https:// if TLS options are given, else http://. A missing port is 50051 with every scheme.
         """
         # The address may hold a password: it is not shown.
         if "@" in address:
@@ -113,8 +141,6 @@ class Options:
                 f"{address!r} is not an address such as localhost:{PORT}, gpu-box or https://controller.example.org:{PORT}"
             )
         tls = parts.scheme == "https"
-        if port is None:
-            port = PORT if not has_scheme else 443 if tls else 80
         if tls_options and not tls:
             raise Error(f"TLS options are given, but {url} is without TLS; write https://")
         if (self._token or self._token_file) and not (tls or self._insecure or _is_loopback(host)):
@@ -122,7 +148,7 @@ class Options:
                 f"a token would cross the network to {url} where others can read it; use https://, or give insecure=True "
                 "if nobody else is on the way"
             )
-        return Place(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls)
+        return Place(host, PORT if port is None else port, tls)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Those of a TLS connection. Reads the files."""
@@ -155,9 +181,9 @@ class Options:
         return (("authorization", f"Bearer {token}"),)
 
 
-def _boolean(variable: str) -> bool:
-    """The value of a variable that is on or off. Empty counts as unset, which is off."""
-    value = os.environ.get(variable, "")
+def _boolean(environ: Mapping[str, str], variable: str) -> bool:
+    """Returns the value of a variable that is on or off. An empty one counts as unset, which is off."""
+    value = environ.get(variable, "")
     if value.lower() in ("1", "true", "yes", "on"):
         return True
     if value.lower() in ("", "0", "false", "no", "off"):

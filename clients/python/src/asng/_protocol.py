@@ -1,4 +1,4 @@
-"""What is asked of a controller, and what its answers mean. No socket, thread or task: those are in _client.py and aio.py."""
+"""The requests to a controller, and the meaning of its answers. No socket, thread, task or clock: those are in aio.py and _client.py."""
 
 from __future__ import annotations
 
@@ -6,165 +6,186 @@ import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timezone
-from enum import Enum
+from datetime import timedelta
 from typing import Any, Generic, Literal, SupportsFloat, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
-from asng._errors import Error, FailedPrecondition, NotReported, StudyFailed, is_for_good
-from asng._space import Architecture, Best, Space
+from asng import _numbers as numbers
+from asng._errors import Error, NotReported, is_for_good
+from asng._numbers import MAX_UINT32, MAX_UINT64
+from asng._options import log
+from asng._space import Architecture, Space
+from asng._study import Outcome, StudyState, summary_of
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
+STEP_LIMIT = 1800.0
+"""Seconds for which the lease of a step is kept, by default: as `asng-trainer serve --step-limit`."""
+
 
 @dataclass(frozen=True)
 class Method(Generic[Q, R]):
     """A call of the contract."""
 
-    name: str
+    path: str
     request: type[Q]
     response: type[R]
 
-    @property
-    def path(self) -> str:
-        return f"/asng.v1.{self.name}"
+
+def _method(name: str, request: type[Q], response: type[R]) -> Method[Q, R]:
+    return Method(f"/asng.v1.{name}", request, response)
 
 
-CREATE_STUDY = Method("StudyService/CreateStudy", v1.CreateStudyRequest, v1.CreateStudyResponse)
-GET_STUDY = Method("StudyService/GetStudy", v1.GetStudyRequest, v1.GetStudyResponse)
-LIST_REPORTS = Method("StudyService/ListReports", v1.ListReportsRequest, v1.ListReportsResponse)
-LEASE_STEP = Method("SearchService/LeaseStep", search.LeaseStepRequest, search.LeaseStepResponse)
-REPORT_STEP = Method(
+CREATE_STUDY = _method("StudyService/CreateStudy", v1.CreateStudyRequest, v1.CreateStudyResponse)
+GET_STUDY = _method("StudyService/GetStudy", v1.GetStudyRequest, v1.GetStudyResponse)
+LIST_STUDIES = _method("StudyService/ListStudies", v1.ListStudiesRequest, v1.ListStudiesResponse)
+PAUSE_STUDY = _method("StudyService/PauseStudy", v1.PauseStudyRequest, v1.PauseStudyResponse)
+RESUME_STUDY = _method("StudyService/ResumeStudy", v1.ResumeStudyRequest, v1.ResumeStudyResponse)
+STOP_STUDY = _method("StudyService/StopStudy", v1.StopStudyRequest, v1.StopStudyResponse)
+DELETE_STUDY = _method("StudyService/DeleteStudy", v1.DeleteStudyRequest, v1.DeleteStudyResponse)
+GET_DISTRIBUTION = _method(
+    "StudyService/GetDistribution", v1.GetDistributionRequest, v1.GetDistributionResponse
+)
+LIST_REPORTS = _method("StudyService/ListReports", v1.ListReportsRequest, v1.ListReportsResponse)
+GET_TRACE = _method("StudyService/GetTrace", v1.GetTraceRequest, v1.GetTraceResponse)
+LIST_TRAINERS = _method(
+    "StudyService/ListTrainers", v1.ListTrainersRequest, v1.ListTrainersResponse
+)
+LEASE_STEP = _method("SearchService/LeaseStep", search.LeaseStepRequest, search.LeaseStepResponse)
+REPORT_STEP = _method(
     "SearchService/ReportStep", search.ReportStepRequest, search.ReportStepResponse
 )
-EXTEND_LEASE = Method(
+EXTEND_LEASE = _method(
     "SearchService/ExtendLease", search.ExtendLeaseRequest, search.ExtendLeaseResponse
 )
-RELEASE_STEP = Method(
+RELEASE_STEP = _method(
     "SearchService/ReleaseStep", search.ReleaseStepRequest, search.ReleaseStepResponse
 )
 
 
 class Settings(TypedDict, total=False):
-    """How a study is searched. What is not given is the controller's default."""
+    """The settings of a search. One that is left out, or None, has the controller's default, which stands below after the
+    semicolon."""
 
-    algorithm: Literal["asng", "sng", "random"]
-    """How the distribution moves: adaptively (the default), with a constant step, or not at all."""
-    alpha: float
+    algorithm: Literal["asng", "sng", "random"] | None
+    """How the distribution moves: with a step that adapts, with a constant step, or not at all; "asng"."""
+    alpha: float | None
     """Threshold of the signal-to-noise ratio of the updates, above 0; 1.5."""
-    delta_init: float
+    delta_init: float | None
     """Initial trust region, above 0; 1."""
-    delta_max: float
-    """Upper bound of the trust region's divisor; none."""
-    lambda_x: int
-    """Architectures of a step to train on: 2; 0 for a problem without weights."""
-    lambda_theta: int
-    """Architectures of a step to be ranked, 2 or more; 2."""
-    steps_per_update: int
-    """Steps gathered into one update of the distribution; 1."""
-    max_staleness: int
-    """How many updates may have come before a report that still counts; 64."""
-    warmup_steps: int
-    """Steps at the start that train the weights alone, up to `max_steps`: their `rank` is empty, and the distribution does not
-    move; 0. Needs `lambda_x` above 0."""
-    seed: int
-    """Of everything the study draws; drawn by the controller."""
-    lease: float
-    """Seconds until the step of a trainer that has died goes to another; 60."""
-    limits: Mapping[str, float]
-    """The most that an architecture may cost, by the cost's name, above 0: what costs more ranks last, and is never `best`.
-    Every report has to give these costs, and those of `penalties`."""
-    penalties: Mapping[str, float]
-    """What a unit of a cost adds to the loss, by the cost's name, above 0."""
+    delta_max: float | None
+    """Upper bound of the trust region's divisor, above 0; none."""
+    lambda_x: int | None
+    """Architectures of a step to train on, 0 to 1024; 2. Use 0 for a problem without weights."""
+    lambda_theta: int | None
+    """Architectures of a step to be ranked, 2 to 1024; 2."""
+    steps_per_update: int | None
+    """Steps gathered into one update of the distribution, 1 to 1024; 1."""
+    max_staleness: int | None
+    """Updates between a step and its report after which the report no longer counts, 0 to 1000000; 64."""
+    warmup_steps: int | None
+    """Steps at the start that train the weights alone, up to `max_steps`; 0. Their `rank` is empty and the distribution does
+    not move. Needs `lambda_x` above 0."""
+    seed: int | None
+    """The seed of everything that the study draws, 0 to 2**64 - 1; drawn by the controller."""
+    lease: float | timedelta | None
+    """Time, in seconds or as a timedelta, until the step of a trainer that has died goes to another, 1 s to 24 h; 60 s."""
+    limits: Mapping[str, float] | None
+    """The most that an architecture may cost, by the cost's name, above 0; none. What costs more ranks last, and is never
+    `best`. Every report has to give these costs, and those of `penalties`."""
+    penalties: Mapping[str, float] | None
+    """The loss that a unit of a cost adds, by the cost's name, above 0; none."""
+
+
+_ALGORITHMS = {
+    "asng": v1.ALGORITHM_ASNG,
+    "sng": v1.ALGORITHM_SNG,
+    "random": v1.ALGORITHM_RANDOM,
+}
+_REALS = ("alpha", "delta_init", "delta_max")
+_WHOLES = {
+    "lambda_x": MAX_UINT32,
+    "lambda_theta": MAX_UINT32,
+    "steps_per_update": MAX_UINT32,
+    "max_staleness": MAX_UINT32,
+    "warmup_steps": MAX_UINT64,
+    "seed": MAX_UINT64,
+}
 
 
 def create_study(
     name: str, space: Space, max_steps: int, settings: Settings
 ) -> v1.CreateStudyRequest:
-    algorithm: dict[str, Any] = dict(settings)
-    if unknown := algorithm.keys() - Settings.__annotations__.keys():
+    """Checks types and what the wire can hold; ranges are the controller's to check."""
+    if not isinstance(space, Space):
+        raise numbers.refuse("space", space, "an asng.Space")
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    for unknown in settings.keys() - Settings.__annotations__.keys():
         known = ", ".join(Settings.__annotations__)
-        raise TypeError(f"{', '.join(sorted(unknown))}: no such setting; there are {known}")
-    spec = v1.StudySpec(variables=space._messages(), stop=v1.StopRules(max_steps=max_steps))
-    lease = algorithm.pop("lease", None)
-    if lease is not None:
+        raise TypeError(f"{unknown}: no such setting; there are {known}")
+    spec = v1.StudySpec(variables=space._messages())
+    spec.stop.max_steps = numbers.whole("max_steps", max_steps, 0, MAX_UINT64)
+    if "lease" in given:
+        lease = numbers.seconds("lease", given["lease"])
+        if lease > 86_400:
+            raise numbers.refuse("lease", given["lease"], "a duration from 1 s to 24 h")
         spec.lease.FromNanoseconds(round(lease * 1e9))
-    limits, penalties = algorithm.pop("limits", {}), algorithm.pop("penalties", {})
+    limits = numbers.figures("limits", given.get("limits"))
+    penalties = numbers.figures("penalties", given.get("penalties"))
     # By name: the same study again has its rules in the same order.
     for cost in sorted({*limits, *penalties}):
         spec.costs.add(cost=cost, limit=limits.get(cost), weight=penalties.get(cost))
-    if "algorithm" in algorithm:
-        algorithm["algorithm"] = f"ALGORITHM_{algorithm['algorithm'].upper()}"
-    spec.algorithm.CopyFrom(v1.AlgorithmSettings(**algorithm))
-    return v1.CreateStudyRequest(name=name, spec=spec)
+    # Present even when empty, as it always was: the same study again has the same spec.
+    spec.algorithm.SetInParent()
+    if "algorithm" in given:
+        algorithm = _ALGORITHMS.get(_text("algorithm", given["algorithm"]))
+        if algorithm is None:
+            raise numbers.refuse("algorithm", given["algorithm"], "'asng', 'sng' or 'random'")
+        spec.algorithm.algorithm = algorithm
+    for setting in _REALS:
+        if setting in given:
+            setattr(spec.algorithm, setting, numbers.real(setting, given[setting]))
+    for setting, high in _WHOLES.items():
+        if setting in given:
+            setattr(spec.algorithm, setting, numbers.whole(setting, given[setting], 0, high))
+    return v1.CreateStudyRequest(name=_text("name", name), spec=spec)
 
 
-def space_of(study: v1.Study) -> Space:
-    if not study.variables:
-        raise FailedPrecondition(
-            f"study {study.name} has no variables: it waits for a trainer of space {study.spec.space!r} to describe them, or "
-            "its settings were rejected (`asngctl study show` says why); open it later, or create one with variables"
-        )
-    return Space._of(study.variables)
-
-
-def best_of(study: v1.Study, space: Space) -> Best:
-    if not study.HasField("chosen"):
-        limits = ", ".join(
-            f"{rule.cost} {rule.limit:g}" for rule in study.spec.costs if rule.HasField("limit")
-        )
-        raise FailedPrecondition(
-            f"study {study.name} has evaluated no architecture within its limits ({limits}) so far: let it go on, or create "
-            "another one with higher limits"
-        )
-    return Best(space._decode(study.chosen.architecture.values), study)
-
-
-def records_of(report: v1.Report, space: Space) -> list[dict[str, Any]]:
-    """A plain record for each ranked architecture of a step in the history."""
-    arrived = (
-        report.report_time.ToDatetime(timezone.utc) if report.HasField("report_time") else None
+def list_studies(
+    owner: str | None,
+    labels: Mapping[str, str] | None,
+    states: Iterable[StudyState],
+    name: str | None,
+    newest_first: bool,
+    limit: int | None,
+) -> v1.ListStudiesRequest:
+    page = 1000 if limit is None else min(numbers.whole("limit", limit, 1, MAX_UINT64), 1000)
+    wanted = [states] if isinstance(states, (StudyState, str)) else states
+    for state in wanted:
+        if not isinstance(state, StudyState):
+            raise numbers.refuse("states", state, "members of asng.StudyState")
+    return v1.ListStudiesRequest(
+        page_size=page,
+        owner=owner and _text("owner", owner),
+        labels=labels,
+        newest_first=newest_first,
+        states=[state.value for state in wanted],
+        name_contains=name and _text("name", name),
     )
-    outcome = v1.ReportOutcome.Name(report.outcome).removeprefix("REPORT_OUTCOME_")
-    records = []
-    for index, draw in enumerate(report.rank):
-        record: dict[str, Any] = {
-            "step": report.step_id,
-            "generation": report.generation,
-            "outcome": "UNREPORTED" if outcome == "UNSPECIFIED" else outcome,
-            "staleness": report.staleness,
-            "trainer": report.trainer_id,
-            "time": arrived,
-            "loss": report.losses[index] if report.losses else None,
-        }
-        record |= space._decode(draw.values)
-        record |= {f"metrics.{name}": value for name, value in report.metrics.items()}
-        if report.costs:
-            figures = report.costs[index].figures
-            record |= {f"costs.{name}": value for name, value in figures.items()}
-        records.append(record)
-    return records
 
 
-class Outcome(Enum):
-    """What became of a report. All of them are fine: the loop goes on."""
-
-    APPLIED = v1.REPORT_OUTCOME_APPLIED
-    """The distribution has learnt from it."""
-    PENDING = v1.REPORT_OUTCOME_PENDING
-    """It waits for the others of its update."""
-    DUPLICATE = v1.REPORT_OUTCOME_DUPLICATE
-    """The step had been reported before, most likely by this very call, whose first reply was lost."""
-    STALE = v1.REPORT_OUTCOME_STALE
-    """It came too late to count."""
+def _text(setting: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise numbers.refuse(setting, value, "a string")
+    return value
 
 
 class Step:
-    """A step in hand."""
+    """A leased step of work."""
 
     def __init__(self, message: search.Step, space: Space) -> None:
         self._message = message
@@ -173,7 +194,7 @@ class Step:
         self.generation: int = message.generation
         """Generation of the distribution that the architectures are drawn from."""
         self.progress: float = message.applied / max(message.max_steps, 1)
-        """How far the search has come, from 0 to 1: for schedules, such as of a learning rate."""
+        """The part of the search that is done, from 0 to 1: for schedules, such as of a learning rate."""
         self.train = [Architecture(space._decode(a.values)) for a in message.train]
         """Architectures to train the weights on."""
         self.rank = [Architecture(space._decode(a.values)) for a in message.rank]
@@ -184,35 +205,47 @@ class Step:
 
 
 def reason(error: BaseException | None) -> str:
-    """Why a step is given back."""
+    """Returns the reason why a step is given back, for people."""
+    if isinstance(error, SystemExit):
+        return f"the program ends with status {error.code}"
     if error is None or isinstance(error, GeneratorExit):
         return "the loop was left"
     return f"{type(error).__name__}: {error}"
 
 
-class Walk:
-    """A trainer's way through a study: what it asks, and what the answers mean."""
+class TrainerSession:
+    """The work of one loop on a study: the step in hand, the requests about it, and the meaning of the answers.
 
-    def __init__(self, study: str, trainer_id: str | None) -> None:
+    Times, `now`, are of a clock that only goes forward, in seconds.
+    """
+
+    def __init__(
+        self, study: str, trainer_id: str | None, step_limit: float | timedelta | None
+    ) -> None:
         self._study = study
         self._run = secrets.token_hex(8)
-        self._trainer_id = trainer_id or f"{socket.gethostname()}-{self._run}"
+        drawn = f"{socket.gethostname()}-{self._run}"
+        self._trainer_id = drawn if trainer_id is None else _text("trainer_id", trainer_id)
+        self._limit = (
+            float("inf") if step_limit is None else numbers.seconds("step_limit", step_limit)
+        )
         self._requests = 0
         self._next: search.LeaseStepResponse | None = None
         # The step that is here, to the controller's knowledge, and the report of it that is on its way.
         self._hand: search.Step | None = None
+        self._since = 0.0
         self._lost = False
         self._sent: search.ReportStepRequest | None = None
         self.period = 20.0
         """Seconds between two extensions of a lease, once there is one."""
 
     def next(self) -> search.LeaseStepResponse | None:
-        """What the last report's reply said about the next step."""
+        """Returns the part of the last report's reply that is about the next step, once."""
         answer, self._next = self._next, None
         return answer
 
     def lease(self) -> search.LeaseStepRequest:
-        """A new request for a step, to be sent again as it is whenever in doubt."""
+        """Returns a new request for a step, to be sent again as it is whenever in doubt."""
         self._requests += 1
         return search.LeaseStepRequest(
             study=self._study,
@@ -221,19 +254,16 @@ class Walk:
             fresh_start=self._requests == 1,
         )
 
-    def take(self, answer: search.LeaseStepResponse) -> search.Step | float | None:
-        """A step; or seconds after which to ask again; or None, when the study has ended."""
+    def take(self, answer: search.LeaseStepResponse, now: float) -> search.Step | float | v1.Study:
+        """Returns a step, or seconds after which to ask again, or the study, which has ended. Raises StudyFailed."""
         match answer.WhichOneof("next"):
             case "step":
                 step = answer.step
-                self._hold(step)
+                self._hold(step, now)
                 return step
             case "finished":
-                study = answer.finished.study
-                if study.state == v1.STUDY_STATE_FAILED:
-                    reasons = "".join(f"\n  {v.field}: {v.description}" for v in study.failure)
-                    raise StudyFailed(f"study {study.name} has failed{reasons}")
-                return None
+                summary_of(answer.finished.study).must_not_have_failed()
+                return answer.finished.study
             case "no_work":
                 return max(answer.no_work.retry_after.ToTimedelta().total_seconds(), 0.01)
             case other:
@@ -248,6 +278,7 @@ class Walk:
         metrics: Mapping[str, SupportsFloat] | None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None,
     ) -> search.ReportStepRequest:
+        """Returns the report of the step in hand. Raises InvalidArgument for what is not numbers; the step stays in hand."""
         message = step._message
         if self._hand is not message:
             raise Error(
@@ -258,56 +289,68 @@ class Walk:
             step_id=message.step_id,
             lease_id=message.lease_id,
             trainer_id=self._trainer_id,
-            losses=[float(loss) for loss in losses],
-            metrics=_floats(metrics or {}),
-            costs=[v1.Costs(figures=_floats(figures)) for figures in costs or ()],
+            losses=numbers.losses(losses),
+            metrics=numbers.figures("metrics", metrics),
+            costs=[v1.Costs(figures=figures) for figures in numbers.costs(costs)],
             lease_next=True,
         )
         return self._sent
 
-    def reported(self, answer: search.ReportStepResponse) -> Outcome:
+    def reported(self, answer: search.ReportStepResponse, now: float) -> Outcome:
+        """Takes the answer to a report: the step is no longer in hand, and the next one may be."""
         self._sent = self._hand = None
         # A controller that is about to end takes a report without saying what is next.
         if answer.next.WhichOneof("next"):
             self._next = answer.next
         if answer.next.HasField("step"):
-            self._hold(answer.next.step)
+            self._hold(answer.next.step, now)
         return Outcome(answer.outcome)
 
     def refused(self) -> None:
-        """The report was answered with an error, and the step is still in hand."""
+        """Notes that the report was answered with an error: the step is still in hand."""
         self._sent = None
 
     def interrupted(self) -> search.ReportStepRequest | None:
-        """The report whose answer was not waited for. Sent again it counts once, and brings the same next step."""
+        """Returns the report whose answer was not waited for. Sent again it counts once, and brings the same next step."""
         return self._sent
 
     def must_be_reported(self, step: Step) -> None:
+        """Raises NotReported if the step is still in hand."""
         if self._hand is step._message:
             raise NotReported(
                 f"step {step.id} was not reported: call step.report(losses) before the loop goes on"
             )
 
-    def extend(self) -> search.ExtendLeaseRequest | None:
-        """The request that keeps the step in hand, while its lease is there to be kept."""
+    def extend(self, now: float) -> search.ExtendLeaseRequest | None:
+        """Returns the request that extends the lease of the step in hand; None without a step, without its lease, and when
+        the body of the loop has had it for longer than the limit."""
         if self._lost or not (step := self._hand):
+            return None
+        if now - self._since > self._limit:
+            self._lost = True
+            log.error(
+                "step %d is stuck: the body of the loop has had it for more than %g s (step_limit), so its lease is left to "
+                "run out, and another trainer gets the step; a report still counts if it is the first",
+                step.step_id,
+                self._limit,
+            )
             return None
         return search.ExtendLeaseRequest(
             study=step.study, step_id=step.step_id, lease_id=step.lease_id
         )
 
     def not_kept(self, request: search.ExtendLeaseRequest, error: Exception) -> bool:
-        """The request was answered with an error: whether that is about the step that is still in hand.
+        """Notes that the request was answered with an error. Returns whether it is about the lease that is still in hand.
 
         A lease that is lost stays lost; the step's report counts all the same if it is the first.
         """
-        if request != self.extend():
+        if self._lost or not self._hand or self._hand.lease_id != request.lease_id:
             return False
         self._lost = is_for_good(error)
         return True
 
     def release(self, reason: str) -> search.ReleaseStepRequest | None:
-        """The request that gives back the step in hand, which it no longer is."""
+        """Returns the request that gives back the step in hand, which it no longer is."""
         step, self._hand = self._hand, None
         if not step:
             return None
@@ -315,11 +358,8 @@ class Walk:
             study=step.study, step_id=step.step_id, lease_id=step.lease_id, reason=reason[:1000]
         )
 
-    def _hold(self, step: search.Step) -> None:
+    def _hold(self, step: search.Step, now: float) -> None:
         self._hand = step
+        self._since = now
         self._lost = False
         self.period = max(step.lease.ToTimedelta().total_seconds(), 0.003) / 3
-
-
-def _floats(figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
-    return {name: float(value) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""Search spaces, and the architectures in them. Knows of the wire only its messages."""
+"""Search spaces and the architectures in them. Of the wire this module knows the messages alone."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from asng._numbers import refuse, whole
 from asng.v1 import study_pb2 as v1
+
+MAX_INT64 = 2**63 - 1
 
 
 class Categorical:
-    """A variable that is one of several choices, which are words."""
+    """A variable that takes one of several choices, each a string."""
 
     def __init__(self, choices: Sequence[str]) -> None:
-        if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
-            raise TypeError('the choices are a list of strings, such as ["conv3", "skip"]')
-        self.choices = tuple(choices)
+        expected = 'a list of strings, such as ["conv3", "skip"]'
+        try:
+            self.choices = () if isinstance(choices, str) else tuple(choices)
+        except TypeError:
+            raise refuse("choices", choices, expected) from None
+        if not self.choices or not all(isinstance(choice, str) for choice in self.choices):
+            raise refuse("choices", choices, expected)
 
     def __repr__(self) -> str:
         return f"Categorical({list(self.choices)})"
@@ -30,10 +37,15 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Integer:
-    """A variable that is a whole number from `low` to `high`, both included."""
+    """A variable that takes a whole number from `low` to `high`, both included."""
 
     low: int
     high: int
+
+    def __post_init__(self) -> None:
+        for bound in ("low", "high"):
+            number = whole(bound, getattr(self, bound), -MAX_INT64, MAX_INT64)
+            object.__setattr__(self, bound, number)
 
     def _decode(self, number: float) -> int:
         # A history has the real number that was drawn; halves are rounded away from zero, as the controller does.
@@ -45,12 +57,12 @@ class Integer:
 
 
 class Space:
-    """What is searched: variables by name, in order. `Space(**{"a name": …})` takes names that are no identifiers."""
+    """The variables of a search, by name and in order. `Space(**{"a name": …})` takes names that are not identifiers."""
 
-    def __init__(self, **variables: Categorical | Integer) -> None:
+    def __init__(self, /, **variables: Categorical | Integer) -> None:
         for name, variable in variables.items():
             if not isinstance(variable, (Categorical, Integer)):
-                raise TypeError(f"{name} is neither an asng.Categorical nor an asng.Integer")
+                raise refuse(name, variable, "an asng.Categorical or an asng.Integer")
         self.variables = variables
 
     def __repr__(self) -> str:
@@ -78,7 +90,11 @@ class Space:
 
 
 class Architecture:
-    """One value for each variable: `arch.op`, or `arch["op"]` for any name. `arch.values` is a plain dict of all."""
+    """One value for each variable of a space.
+
+    `arch["op"]` is the value of any variable, and `arch.values` a dict of all. `arch.op` is the same for a name that is an
+    identifier, unless it is `values` or begins with an underscore.
+    """
 
     def __init__(self, values: dict[str, str | int]) -> None:
         self.values = values
@@ -107,25 +123,44 @@ class Architecture:
 
 
 class Best(Architecture):
-    """The architecture that a study has found so far."""
+    """The final architecture of a search as things stand.
+
+    A variable that is called as one of the attributes below takes its place, so that every architecture is read in the same
+    way; `StudySummary` has the same figures under names of its own.
+    """
+
+    choice: Literal["mode", "within limits"]
+    """How it was chosen: as the most likely of all, or of those that were evaluated and are within the limits."""
+    costs: dict[str, float]
+    """Its costs by name, as they were last reported; empty in a study without limits."""
+    applied: int
+    """Reports that the search had learned from."""
+    max_steps: int
+    """Reports after which the search is finished."""
+    convergence: float
+    """How sure the search was, from 0 to 1."""
 
     def __init__(self, values: dict[str, str | int], study: v1.Study) -> None:
         super().__init__(values)
+        progress, costs = study.progress, dict(study.chosen.costs)
         is_mode = study.chosen.architecture == study.mode
-        self.choice: Literal["mode", "within limits"] = "mode" if is_mode else "within limits"
-        """How it was chosen: as the most likely of all, or of those that were evaluated and are within the limits."""
-        self.costs = dict(study.chosen.costs)
-        """Its costs by name, as they were last reported; empty in a study without limits."""
-        self.applied = study.progress.applied
-        self.max_steps = study.progress.max_steps
-        self.convergence = study.progress.convergence
+        attributes = {
+            "choice": "mode" if is_mode else "within limits",
+            "costs": costs,
+            "applied": progress.applied,
+            "max_steps": progress.max_steps,
+            "convergence": progress.convergence,
+        }
+        self.__dict__ |= {name: it for name, it in attributes.items() if name not in values}
+        which = (
+            "the mode: the most likely architecture"
+            if is_mode
+            else "the most likely architecture evaluated within the limits"
+        )
+        self._about = (
+            f"{which} after {progress.applied} of {progress.max_steps} steps, convergence {progress.convergence:.2f}"
+            + "".join(f", {name} {cost:g}" for name, cost in costs.items())
+        )
 
     def __str__(self) -> str:
-        which = "the mode: the most likely architecture"
-        if self.choice == "within limits":
-            which = "the most likely architecture evaluated within the limits"
-        costs = "".join(f", {name} {cost:g}" for name, cost in self.costs.items())
-        return (
-            f"{super().__str__()} ({which} after {self.applied} of {self.max_steps} steps, convergence "
-            f"{self.convergence:.2f}{costs})"
-        )
+        return f"{super().__str__()} ({self._about})"

@@ -1,25 +1,33 @@
-"""The same for asyncio: `asng.aio.connect`, and what it leads to under the same names.
+"""The client for asyncio: `asng.aio.connect`, and what it leads to under the same names as in `asng`.
 
-Training belongs in a thread, `await asyncio.to_thread(…)`: the event loop has to keep the step's lease meanwhile.
+Training belongs in a thread, `await asyncio.to_thread(…)`: the event loop has to extend the step's lease meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from asng import _numbers as numbers
 from asng import _protocol as protocol
+from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
-from asng._errors import Error, brief
-from asng._options import CHANNEL_OPTIONS, Options, PathOrStr, Place, log
-from asng._protocol import Method, Outcome, Settings, Walk
+from asng._background import BackgroundTask
+from asng._errors import Error, ResourceExhausted, brief
+from asng._options import Options, PathOrStr, Place, log
+from asng._protocol import STEP_LIMIT, Method, Settings, TrainerSession
+from asng._sigterm import sigterm_ends_the_loop
 from asng._space import Best, Space
+from asng._study import Normal, Outcome, Progress, StudyState, StudySummary, Trainer
 from asng.v1 import search_pb2 as search
 from asng.v1 import study_pb2 as v1
 
@@ -42,7 +50,20 @@ def connect(
     tls_key: PathOrStr | None = None,
     insecure: bool | None = None,
 ) -> Controller:
-    """As `asng.connect`, for an `async with` statement."""
+    """Names a controller, for an `async with` statement; the connection is made when it is first used.
+
+    `address` is a host, host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
+    database. Without a scheme it is https:// if TLS options are given, else http://; without a port it is port 50051.
+    What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051, ASNG_TOKEN,
+    ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE. A variable that is empty counts as unset.
+
+    `tls_ca`, `tls_cert` and `tls_key` are PEM files: of the authorities that may have signed the controller's
+    certificate, and of this client's certificate and key, for controllers that ask for one. The first line of `token_file` is
+    read again for every call. `insecure` sends the token even where others can read it.
+
+    A controller on this machine is reached directly. Any other is reached through the proxy that the variable grpc_proxy,
+    https_proxy or http_proxy names, unless no_proxy lists its host.
+    """
     options = Options(
         address,
         token=token,
@@ -56,15 +77,20 @@ def connect(
 
 
 class Connection:
-    """Channels to whichever controller answers."""
+    """Channels to the controllers of an address, and the calls over them."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._places = Places(options)
         self._channels: dict[Place, grpc.aio.Channel] = {}
 
+    @property
+    def url(self) -> str:
+        """The address that is asked now."""
+        return self._places.current.url
+
     async def call(self, method: Method[Q, R], request: Q, *, for_ever: bool = False) -> R:
-        """Calls until there is an answer, or for a while."""
+        """Calls until there is an answer, or for half a minute."""
         attempts = Attempts(self._places, for_ever=for_ever)
         while True:
             place = self._places.current
@@ -76,6 +102,21 @@ class Connection:
     async def try_once(self, method: Method[Q, R], request: Q, timeout: float) -> R:
         """Calls once. Raises what gRPC raises."""
         return await self._send(self._places.current, method, request, timeout)
+
+    async def pages(self, method: Method[Any, Any], request: Any) -> AsyncIterator[Any]:
+        """Calls for page after page of a list, for smaller ones where a proxy on the way takes no messages so large."""
+        while True:
+            try:
+                page = await self.call(method, request)
+            except ResourceExhausted:
+                if request.page_size == 1:
+                    raise
+                request.page_size = max(request.page_size // 4, 1)
+                continue
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -91,42 +132,80 @@ class Connection:
         return answer
 
     def _channel(self, place: Place) -> grpc.aio.Channel:
-        if place not in self._channels:
-            self._channels[place] = (
-                grpc.aio.secure_channel(
-                    place.host_port, self._options.credentials(), CHANNEL_OPTIONS
-                )
+        channel = self._channels.get(place)
+        if channel is None:
+            options = place.channel_options
+            channel = (
+                grpc.aio.secure_channel(place.host_port, self._options.credentials(), options)
                 if place.tls
-                else grpc.aio.insecure_channel(place.host_port, CHANNEL_OPTIONS)
+                else grpc.aio.insecure_channel(place.host_port, options)
             )
-        return self._channels[place]
+            # Of two threads that come first, one has its channel closed when it is collected.
+            channel = self._channels.setdefault(place, channel)
+        return channel
 
 
 class Controller:
-    """A controller, for an `async with` statement. At its end steps that are still in hand are given back."""
+    """A controller, for an `async with` statement. At its end, steps that are still in hand are given back."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._hands: set[Hand] = set()
+        self._in_flight: set[InFlight] = set()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.url!r})"
 
     async def create_study(
         self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]
     ) -> Study:
-        """As `asng.Controller.create_study`."""
+        """Creates a study of `max_steps` steps, 1 to 10**12. The same again is the same study, which goes on where it is.
+
+        `settings` are those of `asng.Settings`. Raises AlreadyExists if a study of this name has another space or other
+        settings, and InvalidArgument for a setting that is wrong.
+        """
         request = protocol.create_study(name, space, max_steps, settings)
         return self._study((await self._connection.call(protocol.CREATE_STUDY, request)).study)
 
     async def study(self, name: str) -> Study:
-        """As `asng.Controller.study`."""
+        """Returns the study of this name, whoever has created it. Raises NotFound if there is none."""
         return self._study(
             (await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study
         )
 
+    async def list_studies(
+        self,
+        *,
+        owner: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        states: Iterable[StudyState] = (),
+        name: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> list[StudySummary]:
+        """Lists studies, by default all and the oldest first: those of an owner, with all of some labels, in one of some
+        states, whose name contains a text; the first `limit` of them. Their architectures are left out."""
+        request = protocol.list_studies(owner, labels, states, name, newest_first, limit)
+        studies: list[StudySummary] = []
+        async for page in self._connection.pages(protocol.LIST_STUDIES, request):
+            studies += map(plain.summary_of, page.studies)
+            if limit is not None and len(studies) >= limit:
+                return studies[:limit]
+        return studies
+
+    async def show(self, name: str) -> StudySummary:
+        """Returns the study of this name as it is now. Raises NotFound if there is none."""
+        return await (await self.study(name)).show()
+
+    async def trainers(self) -> list[Trainer]:
+        """Lists the trainers that the controller has heard of since its start, up to 1000, the latest first."""
+        answer = await self._connection.call(protocol.LIST_TRAINERS, v1.ListTrainersRequest())
+        return [plain.trainer_of(trainer) for trainer in answer.trainers]
+
     def _study(self, study: v1.Study) -> Study:
-        return Study(study.name, protocol.space_of(study), self._connection, self._hands)
+        return Study(study, self._connection, self._in_flight)
 
     async def close(self) -> None:
-        """Gives back what is in hand, and closes the connection."""
+        """Gives back the steps in hand, and closes the connection."""
         await self.__aexit__(None, None, None)
 
     async def __aenter__(self) -> Self:
@@ -135,72 +214,194 @@ class Controller:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        for hand in list(self._hands):
-            await hand.give_back(protocol.reason(error))
+        for in_flight in list(self._in_flight):
+            await in_flight.give_back(protocol.reason(error))
         await self._connection.close()
 
 
 class Study:
-    """A study on a controller."""
+    """A study on a controller. Its `repr` is of the last answer about it; `show()` asks for a new one."""
 
-    def __init__(self, name: str, space: Space, connection: Connection, hands: set[Hand]) -> None:
-        self.name = name
-        self.space = space
+    def __init__(self, study: v1.Study, connection: Connection, in_flight: set[InFlight]) -> None:
+        self.name = study.name
         self._connection = connection
-        self._hands = hands
+        self._in_flight = in_flight
+        self._space = plain.space_of(study)
+        self._last = plain.summary_of(study, self._space)
 
-    async def steps(self, trainer_id: str | None = None) -> AsyncIterator[Step]:
-        """As `asng.Study.steps`, for `async for`."""
-        walk = Walk(self.name, trainer_id)
-        hand = Hand(walk, self._connection)
-        self._hands.add(hand)
-        try:
-            while True:
-                answer = walk.next() or await self._connection.call(
-                    protocol.LEASE_STEP, walk.lease(), for_ever=True
-                )
-                match walk.take(answer):
-                    case None:
-                        return
-                    case float(pause):
-                        await asyncio.sleep(pause)
-                    case message:
-                        hand.keep()
-                        step = Step(message, self.space, walk, self._connection)
-                        yield step
-                        walk.must_be_reported(step)
-        finally:
-            await hand.give_back(protocol.reason(sys.exc_info()[1]))
-            self._hands.discard(hand)
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self._last.state.name}, {self._last.progress})"
+
+    def _repr_html_(self) -> str:
+        return self._last._repr_html_()
+
+    @property
+    def space(self) -> Space:
+        """The variables. Raises FailedPrecondition while they are not known, in the state WAITING."""
+        if self._space is None:
+            raise plain.no_space(self.name)
+        return self._space
+
+    async def show(self) -> StudySummary:
+        """Returns the study as it is now."""
+        answer = await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
+        return self._heard(answer.study)
+
+    async def state(self) -> StudyState:
+        """Returns the state as it is now."""
+        return (await self.show()).state
+
+    async def progress(self) -> Progress:
+        """Returns the counters as they are now."""
+        return (await self.show()).progress
+
+    async def wait(self, timeout: float | timedelta | None = None) -> StudySummary:
+        """Waits until the study has ended, through restarts of the controller, and returns it as it is then.
+
+        Raises StudyFailed if it FAILED, NotFound if it is deleted, and TimeoutError after `timeout`, in seconds or as a
+        timedelta.
+        """
+        end = time.monotonic() + (
+            float("inf") if timeout is None else numbers.seconds("timeout", timeout)
+        )
+        pause = 0.05
+        while True:
+            answer = await self._connection.call(
+                protocol.GET_STUDY, v1.GetStudyRequest(name=self.name), for_ever=timeout is None
+            )
+            summary = self._heard(answer.study)
+            summary.must_not_have_failed()
+            if summary.state.has_ended:
+                return summary
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"{summary}; it has not ended within the timeout, {timeout}")
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, 2)
+
+    async def pause(self) -> None:
+        """Stops handing out steps; reports of steps already handed out still count."""
+        request = v1.PauseStudyRequest(name=self.name)
+        self._heard((await self._connection.call(protocol.PAUSE_STUDY, request)).study)
+
+    async def resume(self) -> None:
+        """Hands out steps again."""
+        request = v1.ResumeStudyRequest(name=self.name)
+        self._heard((await self._connection.call(protocol.RESUME_STUDY, request)).study)
+
+    async def stop(self) -> None:
+        """Ends the study early and for good; its results stay."""
+        request = v1.StopStudyRequest(name=self.name)
+        self._heard((await self._connection.call(protocol.STOP_STUDY, request)).study)
+
+    async def delete(self) -> None:
+        """Removes the study and its history, whatever its state."""
+        await self._connection.call(protocol.DELETE_STUDY, v1.DeleteStudyRequest(name=self.name))
+
+    async def trainers(self) -> list[Trainer]:
+        """Lists the trainers that have worked on the study since its controller took it up, the latest first."""
+        request = v1.ListTrainersRequest(name=self.name)
+        answer = await self._connection.call(protocol.LIST_TRAINERS, request)
+        return [plain.trainer_of(trainer) for trainer in answer.trainers]
+
+    async def distribution(self) -> dict[str, dict[str, float] | Normal]:
+        """Returns the distribution that architectures are drawn from now, by variable: of a Categorical the probability of
+        each choice, of an Integer a Normal."""
+        request = v1.GetDistributionRequest(name=self.name)
+        answer = await self._connection.call(protocol.GET_DISTRIBUTION, request)
+        return plain.distribution_of(answer.marginals, await self._known_space())
+
+    async def trace(self) -> list[dict[str, Any]]:
+        """Returns the search from its start until now in at most 256 records, oldest first: applied, generation, time,
+        convergence, entropy, delta, signal_to_noise, the quartiles loss_low, loss_median and loss_high, diverged, and means
+        of metrics as "metrics.NAME". `pandas.DataFrame(study.trace())` is a table of them."""
+        answer = await self._connection.call(protocol.GET_TRACE, v1.GetTraceRequest(name=self.name))
+        return [plain.trace_record(point) for point in answer.points]
 
     async def best(self) -> Best:
-        """As `asng.Study.best`."""
-        study = (
-            await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
-        ).study
-        return protocol.best_of(study, self.space)
+        """Returns the final architecture as things stand: the most likely one, or, if that is not known to be within the
+        study's limits, the most likely of those evaluated that were. Raises FailedPrecondition while there is none."""
+        answer = await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
+        self._heard(answer.study)
+        return plain.best_of(answer.study, self.space)
 
     async def history(self) -> list[dict[str, Any]]:
-        """As `asng.Study.history`."""
+        """Returns a record for each architecture that was ranked, in the order of the steps. `pandas.DataFrame` makes a
+        table of them. The warm-up ranks none and has no records.
+
+        The columns are step, generation, outcome, staleness, trainer, time and loss, then each variable by its name,
+        "metrics.NAME" and "costs.NAME". A variable whose name is one of these columns, or begins with "metrics.", "costs." or
+        "variables.", has the column "variables.NAME", so no two columns have the same name.
+        """
+        space = await self._known_space()
         records: list[dict[str, Any]] = []
         request = v1.ListReportsRequest(study=self.name, page_size=1000)
-        while True:
-            page = await self._connection.call(protocol.LIST_REPORTS, request)
+        async for page in self._connection.pages(protocol.LIST_REPORTS, request):
             for report in page.reports:
-                records += protocol.records_of(report, self.space)
-            if not page.next_page_token:
-                return records
-            request.page_token = page.next_page_token
+                records += plain.history_records(report, space)
+        return records
+
+    async def steps(
+        self,
+        trainer_id: str | None = None,
+        *,
+        step_limit: float | timedelta | None = STEP_LIMIT,
+    ) -> AsyncIterator[Step]:
+        """Leases step after step until the study ends, extends each lease while the body of the loop works, and waits for
+        the controller when it is away. Every step is to be reported. An exception or `break` gives the step in hand back, and
+        so do Ctrl-C and, in the main thread of a program that does not handle it itself, SIGTERM, which raises SystemExit.
+
+        `trainer_id` names this trainer, in 1 to 200 characters: the same after a restart, so that it gets the step that a
+        killed process left behind at once, and different for each trainer. By default one is drawn, and such a step waits
+        until its lease has run out. After `step_limit`, in seconds or as a timedelta, the lease of a step is no longer
+        extended, so that another trainer gets the step of a loop that hangs; None is no limit. Raises StudyFailed, and
+        NotFound when the study is deleted.
+        """
+        session = TrainerSession(self.name, trainer_id, step_limit)
+        space = await self._known_space()
+        in_flight = InFlight(session, self._connection)
+        self._in_flight.add(in_flight)
+        with sigterm_ends_the_loop():
+            try:
+                while True:
+                    answer = session.next() or await self._connection.call(
+                        protocol.LEASE_STEP, session.lease(), for_ever=True
+                    )
+                    match session.take(answer, time.monotonic()):
+                        case v1.Study() as study:
+                            self._heard(study)
+                            return
+                        case float(pause):
+                            await asyncio.sleep(pause)
+                        case message:
+                            in_flight.keep()
+                            self._last = self._last.at(message)
+                            step = Step(message, space, session, self._connection)
+                            yield step
+                            session.must_be_reported(step)
+            finally:
+                await in_flight.give_back(protocol.reason(sys.exc_info()[1]))
+                self._in_flight.discard(in_flight)
+
+    async def _known_space(self) -> Space:
+        if self._space is None:
+            await self.show()
+        return self.space
+
+    def _heard(self, study: v1.Study) -> StudySummary:
+        self._space = self._space or plain.space_of(study)
+        self._last = plain.summary_of(study, self._space)
+        return self._last
 
 
 class Step(protocol.Step):
     """A step in hand: train on `train`, then report the losses of `rank`."""
 
     def __init__(
-        self, message: search.Step, space: Space, walk: Walk, connection: Connection
+        self, message: search.Step, space: Space, session: TrainerSession, connection: Connection
     ) -> None:
         super().__init__(message, space)
-        self._walk = walk
+        self._session = session
         self._connection = connection
 
     async def report(
@@ -209,41 +410,51 @@ class Step(protocol.Step):
         metrics: Mapping[str, SupportsFloat] | None = None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
-        """As `asng.Step.report`."""
-        request = self._walk.report(self, losses, metrics, costs)
+        """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. In the
+        warm-up `rank` is empty, and so is what is reported.
+
+        Numbers may be of Python, NumPy or PyTorch, and `losses` a list, an iterator, an array or a tensor of them. `metrics`
+        are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
+        Waits for as long as the controller is away; when this returns the report is stored. Raises InvalidArgument for
+        anything else; then the step is still in hand.
+        """
+        request = self._session.report(self, losses, metrics, costs)
         try:
             answer = await self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
         except Error:
-            self._walk.refused()
+            self._session.refused()
             raise
-        return self._walk.reported(answer)
+        return self._session.reported(answer, time.monotonic())
 
 
-class Hand:
-    """What a walk has in hand: a task keeps its lease, and it can be given back."""
+class InFlight:
+    """The step in hand of a session: its lease is extended in the background until it is given back."""
 
-    def __init__(self, walk: Walk, connection: Connection) -> None:
-        self._walk = walk
+    def __init__(self, session: TrainerSession, connection: Connection) -> None:
+        self._session = session
         self._connection = connection
-        self._task: asyncio.Task[None] | None = None
-        # Who comes second waits until the step is back.
+        self._background = BackgroundTask()
+        self._process = os.getpid()
+        # Whoever comes second waits until the step is back.
         self._giving = asyncio.Lock()
 
     def keep(self) -> None:
-        """Keeps the lease of whatever is in hand, from now until it is given back."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._extend())
+        """Extends the lease of whatever is in hand, from now until it is given back."""
+        self._background.start(self._extend)
 
     async def give_back(self, reason: str) -> None:
-        if self._task:
-            self._task.cancel()
+        """Gives back the step in hand, once a report of it that is on its way has arrived."""
+        if os.getpid() != self._process:
+            return  # The step is that of the process which has forked this one.
+        self._background.stop()
         async with self._giving:
             try:
-                if request := self._walk.interrupted():
-                    self._walk.reported(
-                        await self._connection.try_once(protocol.REPORT_STEP, request, FAREWELL)
+                if request := self._session.interrupted():
+                    answer = await self._connection.try_once(
+                        protocol.REPORT_STEP, request, FAREWELL
                     )
-                if release := self._walk.release(reason):
+                    self._session.reported(answer, time.monotonic())
+                if release := self._session.release(reason):
                     await self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
             except grpc.RpcError as error:
                 log.warning(
@@ -252,15 +463,18 @@ class Hand:
                 )
 
     async def _extend(self) -> None:
-        while True:
-            await asyncio.sleep(self._walk.period)
-            request = self._walk.extend()
+        period = self._session.period
+        while not await self._background.stopped_within(period):
+            period = self._session.period
+            request = self._session.extend(time.monotonic())
             if not request:
                 continue
             try:
-                await self._connection.try_once(protocol.EXTEND_LEASE, request, self._walk.period)
-            except grpc.RpcError as error:
-                if self._walk.not_kept(request, error):
+                await self._connection.try_once(protocol.EXTEND_LEASE, request, period)
+            except (grpc.RpcError, ValueError) as error:
+                if await self._background.stopped_within(0):
+                    return  # ValueError: the channel is closed.
+                if self._session.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
                     )
