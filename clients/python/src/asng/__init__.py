@@ -27,6 +27,7 @@ from asng._errors import (
     Unavailable,
     Violation,
 )
+from asng._local import LocalController, local
 from asng._protocol import Settings
 from asng._space import Architecture, Best, Categorical, Integer, Space
 from asng._study import Normal, Outcome, Progress, StudyState, StudySummary, Trainer
@@ -42,6 +43,7 @@ __all__ = [
     "Integer",
     "InvalidArgument",
     "Normal",
+    "LocalController",
     "NotFound",
     "NotReported",
     "Outcome",
@@ -60,4 +62,5 @@ __all__ = [
     "Unavailable",
     "Violation",
     "connect",
+    "local",
 ]
