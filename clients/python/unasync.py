@@ -26,6 +26,8 @@ WORDS = [
     (r"\b(an )?async (with|for|def)\b", lambda match: f"{'a ' if match[1] else ''}{match[2]}"),
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
+    (r"\bAsyncGenerator\[Step, None\]", "Generator[Step, None, None]"),
+    (r"\bAsyncGenerator\b", "Generator"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\bgrpc\.aio\.", "grpc."),
     (r"\bBackgroundTask\b", "BackgroundThread"),

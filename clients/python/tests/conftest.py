@@ -70,10 +70,10 @@ class Daemon:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [
-        name for name in os.environ if name.startswith("ASNG_") and name != "ASNG_CONTROLLER_BINARY"
-    ]:
-        monkeypatch.delenv(variable)
+    for variable in list(os.environ):
+        ours = variable.startswith("ASNG_") and variable != "ASNG_CONTROLLER_BINARY"
+        if ours or variable.endswith("_proxy"):
+            monkeypatch.delenv(variable)
 
 
 @pytest.fixture
@@ -118,14 +118,15 @@ class Between(grpc.GenericRpcHandler):
     def wait_for(self, name: str, count: int) -> list[bytes]:
         """Waits until a method has been called so often, and returns the requests."""
 
-        def requests() -> list[bytes]:
-            return [request for method, request in self.seen if method == name]
-
         with self._noted:
-            assert self._noted.wait_for(lambda: len(requests()) >= count, timeout=30), (
+            assert self._noted.wait_for(lambda: len(self.requests(name)) >= count, timeout=30), (
                 f"{name} is not called"
             )
-            return requests()
+            return self.requests(name)
+
+    def requests(self, name: str) -> list[bytes]:
+        """The requests of a method until now."""
+        return [request for method, request in self.seen if method == name]
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         name = details.method.rpartition("/")[2]
@@ -138,7 +139,11 @@ class Between(grpc.GenericRpcHandler):
             if plan and not plan.passes:
                 plan.fail(context)
             stub: Any = self._channel.unary_unary(details.method)
-            answer: bytes = stub(request)
+            try:
+                answer: bytes = stub(request)
+            except grpc.RpcError as error:
+                failure: Any = error
+                context.abort(failure.code(), failure.details())
             if plan:
                 plan.fail(context)
             return answer

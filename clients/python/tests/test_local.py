@@ -158,7 +158,10 @@ def test_the_program_is_found_or_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing: list[tuple[Callable[[], object], str]] = [
-        (lambda: monkeypatch.setenv("ASNG_CONTROLLER_BIN", "nowhere"), "ASNG_CONTROLLER_BIN is 'now"),
+        (
+            lambda: monkeypatch.setenv("ASNG_CONTROLLER_BIN", "nowhere"),
+            "ASNG_CONTROLLER_BIN is 'now",
+        ),
         (lambda: monkeypatch.delenv("ASNG_CONTROLLER_BIN"), "pip install asng-controller"),
     ]
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -17,9 +23,11 @@ import asng
 import asng.aio
 from asng import _details_pb2 as details
 from asng.v1 import search_pb2 as search
-from asng.v1 import study_pb2 as v1
 
-SPACE = asng.Space(op=asng.Categorical(["conv3", "conv5", "skip"]), width=asng.Integer(8, 64))
+SPACE_CODE = (
+    'asng.Space(op=asng.Categorical(["conv3", "conv5", "skip"]), width=asng.Integer(8, 64))'
+)
+SPACE: asng.Space = eval(SPACE_CODE)
 
 
 def loss(arch: asng.Architecture) -> float:
@@ -156,6 +164,118 @@ def test_a_lost_lease_is_not_asked_for_again(
     assert warnings == ["the lease of step 1 cannot be extended: FAILED_PRECONDITION: planned"]
 
 
+def test_a_body_that_hangs_loses_its_lease(
+    daemon: Daemon, between: Between, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang_with_asyncio() -> None:
+        async with asng.aio.connect(between.address) as controller:
+            study = await controller.study("hangs")
+            async for step in study.steps(step_limit=timedelta(seconds=0.5)):
+                await asyncio.to_thread(expires, 2)
+                assert await step.report(map(loss, step.rank)) is asng.Outcome.APPLIED
+                break
+
+    def expires(times: int) -> None:
+        while daemon.study("hangs").progress.expired < times:
+            between.wait_for("ExtendLease", 1)
+
+    with asng.connect(between.address) as controller:
+        study = controller.create_study("hangs", SPACE, max_steps=9, lease=1)
+        for step in study.steps(step_limit=0.5):
+            expires(1)
+            assert step.report(map(loss, step.rank)) is asng.Outcome.APPLIED
+            break
+        asyncio.run(hang_with_asyncio())
+        with pytest.raises(asng.InvalidArgument, match="step_limit: expected a duration"):
+            next(iter(study.steps(step_limit="1h")))  # type: ignore[arg-type]
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2 and "has had it for more than 0.5 s (step_limit)" in errors[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "asyncio"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_gives_the_step_back_at_once(
+    between: Between, number: signal.Signals, kind: str
+) -> None:
+    codes = {
+        "plain": f"""
+import asng
+study = asng.connect("{between.address}").create_study("signalled", {SPACE_CODE}, max_steps=9)
+for step in study.steps():
+    for inner in study.steps():
+        break
+    print("works", flush=True)
+    input()
+""",
+        "asyncio": f"""
+import asng.aio, asyncio
+async def main():
+    async with asng.aio.connect("{between.address}") as controller:
+        study = await controller.create_study("signalled", {SPACE_CODE}, max_steps=9)
+        async for step in study.steps():
+            print("works", flush=True)
+            await asyncio.sleep(60)
+asyncio.run(main())
+""",
+    }
+    # The inner loop gives a step back as well.
+    released = len(between.requests("ReleaseStep")) + (kind == "plain")
+    program = subprocess.Popen(
+        [sys.executable, "-c", codes[kind]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout and program.stdout.readline() == "works\n"
+    program.send_signal(number)
+    _, said = program.communicate()
+    assert program.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), said
+    assert len(between.wait_for("ReleaseStep", released + 1)) == released + 1
+
+
+def test_a_program_that_handles_sigterm_itself_is_left_alone(daemon: Daemon) -> None:
+    def mine(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.getsignal(signal.SIGTERM)
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("handled", SPACE, max_steps=9)
+        steps = study.steps()
+        assert next(steps) and signal.getsignal(signal.SIGTERM) is not before
+        with ThreadPoolExecutor() as thread:  # Where no handler can be set.
+            assert thread.submit(lambda: next(study.steps()).id).result() == 2
+        signal.signal(signal.SIGTERM, mine)
+        steps.close()
+        assert signal.getsignal(signal.SIGTERM) is mine
+        next(steps := study.steps())
+        assert signal.getsignal(signal.SIGTERM) is mine
+        signal.signal(signal.SIGTERM, before)
+        steps.close()
+        for _ in range(2):  # Whichever ends first.
+            first, second = study.steps(), study.steps()
+            next(first), next(second)
+            first.close()
+            assert signal.getsignal(signal.SIGTERM) is not before
+            second.close()
+            assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_fork_of_the_loop_is_not_the_loop(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("forked", SPACE, max_steps=9)
+        for step in study.steps():
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(signal.SIGTERM)
+                os._exit(1)
+            # It ends as any child does, and gives nothing back.
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+            assert study.progress().outstanding == 1
+            assert step.report(map(loss, step.rank)) is asng.Outcome.APPLIED
+            break
+
+
 def test_an_exception_or_break_gives_the_step_back(between: Between) -> None:
     with asng.connect(between.address) as controller:
         study = controller.create_study("back", SPACE, max_steps=9)
@@ -272,20 +392,15 @@ def test_the_best_is_within_the_limits(daemon: Daemon) -> None:
 def test_a_study_that_is_stopped_ends_the_loop_and_one_that_is_deleted_breaks_it(
     daemon: Daemon,
 ) -> None:
-    def call(method: str, request: v1.StopStudyRequest | v1.DeleteStudyRequest) -> None:
-        with grpc.insecure_channel(daemon.address) as channel:
-            stub: Any = channel.unary_unary(f"/asng.v1.StudyService/{method}")
-            stub(request.SerializeToString())
-
     with asng.connect(daemon.address) as controller:
         study = controller.create_study("stopped", SPACE, max_steps=9)
         for step in study.steps():
-            call("StopStudy", v1.StopStudyRequest(name=study.name))
+            study.stop()
             assert step.report(map(loss, step.rank)) is asng.Outcome.STALE
         study = controller.create_study("deleted", SPACE, max_steps=9)
         with pytest.raises(asng.NotFound):
             for step in study.steps():
-                call("DeleteStudy", v1.DeleteStudyRequest(name=study.name))
+                study.delete()
                 step.report(map(loss, step.rank))
 
 

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
 from conftest import PACKAGE, Daemon
+
+import asng
+
+
+def test_the_client_that_waits_is_that_for_asyncio() -> None:
+    code = "import unasync; assert unasync.client() == unasync.TARGET.read_text(), 'run python unasync.py'"
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE, check=True)
+
+
+def test_the_import_is_quick_and_brings_no_pytorch() -> None:
+    code = "import asng, sys; assert not {'torch', 'numpy', 'asng.aio'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)  # Once, so that it is compiled.
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert time.monotonic() - start < 0.3
+
+
+def test_a_step_takes_the_client_less_than_a_millisecond(daemon: Daemon) -> None:
+    space = asng.Space(**{f"op{i}": asng.Categorical(["a", "b", "c"]) for i in range(20)})
+    with asng.connect(daemon.address) as controller:
+        times = [time.process_time()]
+        for step in controller.create_study("quick", space, max_steps=500).steps():
+            step.report([1, 2])
+            if step.id % 100 == 0:
+                times.append(time.process_time())
+    quickest = min(end - start for start, end in itertools.pairwise(times)) / 100
+    print(f"{1000 * quickest:.2f} ms of client time a step")
+    assert quickest < 0.001
 
 
 def test_the_package_works_where_only_its_wheel_is_installed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import threading
@@ -13,7 +14,8 @@ import pytest
 from conftest import BINARY, Daemon
 
 import asng
-from asng._options import Options
+import asng.aio
+from asng._options import PROXY_VARIABLES, Options
 
 SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
 
@@ -103,6 +105,45 @@ def test_a_server_of_http1_is_not_one_of_grpc(monkeypatch: pytest.MonkeyPatch) -
             pytest.raises(asng.Unavailable, match=f"{address} answers HTTP, not gRPC"),
         ):
             controller.study("mine")
+
+
+def test_loopback_is_reached_without_a_proxy(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in PROXY_VARIABLES:
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    for host in ["127.0.0.1", "localhost"]:
+        with asng.connect(f"{host}:{daemon.port}") as controller:
+            controller.list_studies()
+        assert asyncio.run(listed(f"{host}:{daemon.port}"))
+
+
+async def listed(address: str) -> bool:
+    async with asng.aio.connect(address) as controller:
+        await controller.list_studies()
+        return True
+
+
+def test_an_error_names_the_proxy_that_was_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asng._attempts.PATIENCE", 0)
+    monkeypatch.setenv("no_proxy", "nobody.invalid")
+
+    def advice() -> str:
+        with (
+            asng.connect("gpu-box.invalid") as controller,
+            pytest.raises(asng.Unavailable) as caught,
+        ):
+            controller.list_studies()
+        return str(caught.value)
+
+    for variable in reversed(PROXY_VARIABLES):
+        # Each goes before those that are set already.
+        monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:1")
+        said = advice()
+        assert f"through the proxy that the environment variable {variable} names" in said
+        assert "no_proxy=gpu-box.invalid" in said and "secret" not in said
+    monkeypatch.setenv("no_proxy", "nobody.invalid, .invalid")
+    assert "proxy" not in advice() and "start one with `asng-controller`" in advice()
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:

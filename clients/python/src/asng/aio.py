@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
@@ -346,7 +346,7 @@ class Study:
         trainer_id: str | None = None,
         *,
         step_limit: float | timedelta | None = STEP_LIMIT,
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncGenerator[Step, None]:
         """Leases step after step until the study ends, extends each lease while the body of the loop works, and waits for
         the controller when it is away. Every step is to be reported. An exception or `break` gives the step in hand back, and
         so do Ctrl-C and, in the main thread of a program that does not handle it itself, SIGTERM, which raises SystemExit.
