@@ -155,10 +155,25 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         urls("10.1.2.3:1", token="secret")
     assert "secret" not in str(caught.value)
     assert urls("10.1.2.3:1", token="secret", insecure=True) and urls("localhost:1", token="secret")
+    with pytest.raises(asng.InvalidArgument, match="address: expected a string, not 50051"):
+        urls(50051)  # type: ignore[arg-type]
     with pytest.raises(asng.Error, match="one word"):
         urls("localhost", token="two words")
     with pytest.raises(asng.Error, match="cannot read .*: No such file"):
         urls("localhost", token_file=str(tmp_path / "none"))
+
+
+def test_a_connection_that_is_closed_is_no_longer_used(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("closed", SPACE, max_steps=2)
+    calls: list[Callable[[], object]] = [
+        study.show,
+        controller.list_studies,
+        lambda: next(study.steps()),
+    ]
+    for call in calls:
+        with pytest.raises(asng.Error, match="is closed; open another with connect"):
+            call()
 
 
 def start_with_tls(start: Callable[..., Daemon], certs: Path) -> Daemon:
@@ -238,6 +253,8 @@ def test_a_study_is_created_once(daemon: Daemon) -> None:
             controller.create_study("twice", SPACE, max_steps=3)
         with pytest.raises(asng.NotFound, match='"none"'):
             controller.study("none")
+        with pytest.raises(asng.InvalidArgument, match="name: expected a string, not 3"):
+            controller.study(3)  # type: ignore[arg-type]
         with pytest.raises(asng.InvalidArgument, match="max_steps") as caught:
             controller.create_study("in valid", SPACE, max_steps=0)
         assert [violation.field for violation in caught.value.violations] == [

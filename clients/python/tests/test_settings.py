@@ -14,7 +14,7 @@ import pytest
 from conftest import Daemon
 
 import asng
-from asng import _numbers as numbers
+from asng import _checks as checks
 
 SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
 
@@ -127,20 +127,20 @@ def test_a_wrong_report_is_named_and_the_step_stays_in_hand(
     ids=str,
 )
 def test_losses_are_any_sequence_of_numbers(given: Any) -> None:
-    assert numbers.losses(given) == [1.0, 2.0]
+    assert checks.losses(given) == [1.0, 2.0]
 
 
 def test_tensors_are_numbers() -> None:
     torch = pytest.importorskip("torch")
     one, two = torch.tensor(1.0, requires_grad=True), torch.tensor([2.0])
     for losses in ([one, two], torch.tensor([1.0, 2.0]), torch.stack([one, two[0]]).half()):
-        assert numbers.losses(losses) == [1.0, 2.0]
-    assert numbers.whole("max_steps", torch.tensor(7), 1, 9) == 7
+        assert checks.losses(losses) == [1.0, 2.0]
+    assert checks.whole("max_steps", torch.tensor(7), 1, 9) == 7
     wrong: list[Callable[[], object]] = [
-        lambda: numbers.losses(one),
-        lambda: numbers.losses(torch.ones(2, 2)),
-        lambda: numbers.whole("max_steps", torch.tensor(1.5), 1, 9),
-        lambda: numbers.seconds("lease", torch.ones(3)),
+        lambda: checks.losses(one),
+        lambda: checks.losses(torch.ones(2, 2)),
+        lambda: checks.whole("max_steps", torch.tensor(1.5), 1, 9),
+        lambda: checks.seconds("lease", torch.ones(3)),
     ]
     for call in wrong:
         with pytest.raises(asng.InvalidArgument, match="expected"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from asng import _numbers as numbers
+from asng import _checks as checks
 from asng import _protocol as protocol
 from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
@@ -48,7 +48,7 @@ def connect(
     tls_key: PathOrStr | None = None,
     insecure: bool | None = None,
 ) -> Controller:
-    """Names a controller, for an `with` statement; the connection is made when it is first used.
+    """Names a controller, for a `with` statement; the connection is made when it is first used.
 
     `address` is a host, host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
     database. Without a scheme it is https:// if TLS options are given, else http://; without a port it is port 50051.
@@ -81,6 +81,7 @@ class Connection:
         self._options = options
         self._places = Places(options)
         self._channels: dict[Place, grpc.Channel] = {}
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -117,7 +118,8 @@ class Connection:
             request.page_token = page.next_page_token
 
     def close(self) -> None:
-        for channel in self._channels.values():
+        self._closed = True
+        for channel in list(self._channels.values()):
             channel.close()
 
     def _send(self, place: Place, method: Method[Q, R], request: Q, timeout: float) -> R:
@@ -130,6 +132,8 @@ class Connection:
         return answer
 
     def _channel(self, place: Place) -> grpc.Channel:
+        if self._closed:
+            raise Error("the connection to the controller is closed; open another with connect")
         channel = self._channels.get(place)
         if channel is None:
             options = place.channel_options
@@ -144,7 +148,7 @@ class Connection:
 
 
 class Controller:
-    """A controller, for an `with` statement. At its end, steps that are still in hand are given back."""
+    """A controller, for a `with` statement. At its end, steps that are still in hand are given back."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -166,9 +170,8 @@ class Controller:
 
     def study(self, name: str) -> Study:
         """Returns the study of this name, whoever has created it. Raises NotFound if there is none."""
-        return self._study(
-            (self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study
-        )
+        request = v1.GetStudyRequest(name=checks.text("name", name))
+        return self._study((self._connection.call(protocol.GET_STUDY, request)).study)
 
     def list_studies(
         self,
@@ -260,7 +263,7 @@ class Study:
         timedelta.
         """
         end = time.monotonic() + (
-            float("inf") if timeout is None else numbers.seconds("timeout", timeout)
+            float("inf") if timeout is None else checks.seconds("timeout", timeout)
         )
         pause = 0.05
         while True:
@@ -467,9 +470,9 @@ class InFlight:
                 continue
             try:
                 self._connection.try_once(protocol.EXTEND_LEASE, request, period)
-            except (grpc.RpcError, ValueError) as error:
+            except (grpc.RpcError, ValueError, Error) as error:
                 if self._background.stopped_within(0):
-                    return  # ValueError: the channel is closed.
+                    return  # The channel, or the connection, was closed meanwhile.
                 if self._session.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from asng import _checks as checks
 from asng._errors import Error
 
 log = logging.getLogger("asng")
@@ -107,6 +108,7 @@ class Options:
         self._insecure = _boolean(environ, "ASNG_INSECURE") if insecure is None else insecure
         self._header = self._read_token()
         addresses = address or environ.get("ASNG_CONTROLLER") or f"http://127.0.0.1:{PORT}"
+        checks.text("address", addresses)
         self.places = [self.place(address.strip()) for address in addresses.split(",")]
 
     def place(self, address: str) -> Place:

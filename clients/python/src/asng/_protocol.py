@@ -11,9 +11,9 @@ from typing import Any, Generic, Literal, SupportsFloat, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
-from asng import _numbers as numbers
+from asng import _checks as checks
+from asng._checks import MAX_UINT32, MAX_UINT64
 from asng._errors import Error, NotReported, is_for_good
-from asng._numbers import MAX_UINT32, MAX_UINT64
 from asng._options import log
 from asng._space import Architecture, Space
 from asng._study import Outcome, StudyState, summary_of
@@ -122,37 +122,37 @@ def create_study(
 ) -> v1.CreateStudyRequest:
     """Checks types and what the wire can hold; ranges are the controller's to check."""
     if not isinstance(space, Space):
-        raise numbers.refuse("space", space, "an asng.Space")
+        raise checks.refuse("space", space, "an asng.Space")
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     for unknown in settings.keys() - Settings.__annotations__.keys():
         known = ", ".join(Settings.__annotations__)
         raise TypeError(f"{unknown}: no such setting; there are {known}")
     spec = v1.StudySpec(variables=space._messages())
-    spec.stop.max_steps = numbers.whole("max_steps", max_steps, 0, MAX_UINT64)
+    spec.stop.max_steps = checks.whole("max_steps", max_steps, 0, MAX_UINT64)
     if "lease" in given:
-        lease = numbers.seconds("lease", given["lease"])
+        lease = checks.seconds("lease", given["lease"])
         if lease > 86_400:
-            raise numbers.refuse("lease", given["lease"], "a duration from 1 s to 24 h")
+            raise checks.refuse("lease", given["lease"], "a duration from 1 s to 24 h")
         spec.lease.FromNanoseconds(round(lease * 1e9))
-    limits = numbers.figures("limits", given.get("limits"))
-    penalties = numbers.figures("penalties", given.get("penalties"))
+    limits = checks.figures("limits", given.get("limits"))
+    penalties = checks.figures("penalties", given.get("penalties"))
     # By name: the same study again has its rules in the same order.
     for cost in sorted({*limits, *penalties}):
         spec.costs.add(cost=cost, limit=limits.get(cost), weight=penalties.get(cost))
     # Present even when empty, as it always was: the same study again has the same spec.
     spec.algorithm.SetInParent()
     if "algorithm" in given:
-        algorithm = _ALGORITHMS.get(_text("algorithm", given["algorithm"]))
+        algorithm = _ALGORITHMS.get(checks.text("algorithm", given["algorithm"]))
         if algorithm is None:
-            raise numbers.refuse("algorithm", given["algorithm"], "'asng', 'sng' or 'random'")
+            raise checks.refuse("algorithm", given["algorithm"], "'asng', 'sng' or 'random'")
         spec.algorithm.algorithm = algorithm
     for setting in _REALS:
         if setting in given:
-            setattr(spec.algorithm, setting, numbers.real(setting, given[setting]))
+            setattr(spec.algorithm, setting, checks.real(setting, given[setting]))
     for setting, high in _WHOLES.items():
         if setting in given:
-            setattr(spec.algorithm, setting, numbers.whole(setting, given[setting], 0, high))
-    return v1.CreateStudyRequest(name=_text("name", name), spec=spec)
+            setattr(spec.algorithm, setting, checks.whole(setting, given[setting], 0, high))
+    return v1.CreateStudyRequest(name=checks.text("name", name), spec=spec)
 
 
 def list_studies(
@@ -163,25 +163,19 @@ def list_studies(
     newest_first: bool,
     limit: int | None,
 ) -> v1.ListStudiesRequest:
-    page = 1000 if limit is None else min(numbers.whole("limit", limit, 1, MAX_UINT64), 1000)
+    page = 1000 if limit is None else min(checks.whole("limit", limit, 1, MAX_UINT64), 1000)
     wanted = [states] if isinstance(states, (StudyState, str)) else states
     for state in wanted:
         if not isinstance(state, StudyState):
-            raise numbers.refuse("states", state, "members of asng.StudyState")
+            raise checks.refuse("states", state, "members of asng.StudyState")
     return v1.ListStudiesRequest(
         page_size=page,
-        owner=owner and _text("owner", owner),
+        owner=owner and checks.text("owner", owner),
         labels=labels,
         newest_first=newest_first,
         states=[state.value for state in wanted],
-        name_contains=name and _text("name", name),
+        name_contains=name and checks.text("name", name),
     )
-
-
-def _text(setting: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise numbers.refuse(setting, value, "a string")
-    return value
 
 
 class Step:
@@ -225,9 +219,9 @@ class TrainerSession:
         self._study = study
         self._run = secrets.token_hex(8)
         drawn = f"{socket.gethostname()}-{self._run}"
-        self._trainer_id = drawn if trainer_id is None else _text("trainer_id", trainer_id)
+        self._trainer_id = drawn if trainer_id is None else checks.text("trainer_id", trainer_id)
         self._limit = (
-            float("inf") if step_limit is None else numbers.seconds("step_limit", step_limit)
+            float("inf") if step_limit is None else checks.seconds("step_limit", step_limit)
         )
         self._requests = 0
         self._next: search.LeaseStepResponse | None = None
@@ -289,9 +283,9 @@ class TrainerSession:
             step_id=message.step_id,
             lease_id=message.lease_id,
             trainer_id=self._trainer_id,
-            losses=numbers.losses(losses),
-            metrics=numbers.figures("metrics", metrics),
-            costs=[v1.Costs(figures=figures) for figures in numbers.costs(costs)],
+            losses=checks.losses(losses),
+            metrics=checks.figures("metrics", metrics),
+            costs=[v1.Costs(figures=figures) for figures in checks.costs(costs)],
             lease_next=True,
         )
         return self._sent

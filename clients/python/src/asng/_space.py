@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from asng._numbers import refuse, whole
+from asng._checks import refuse, whole
 from asng.v1 import study_pb2 as v1
 
 MAX_INT64 = 2**63 - 1

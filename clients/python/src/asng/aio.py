@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from asng import _numbers as numbers
+from asng import _checks as checks
 from asng import _protocol as protocol
 from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
@@ -83,6 +83,7 @@ class Connection:
         self._options = options
         self._places = Places(options)
         self._channels: dict[Place, grpc.aio.Channel] = {}
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -119,7 +120,8 @@ class Connection:
             request.page_token = page.next_page_token
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        self._closed = True
+        for channel in list(self._channels.values()):
             await channel.close()
 
     async def _send(self, place: Place, method: Method[Q, R], request: Q, timeout: float) -> R:
@@ -132,6 +134,8 @@ class Connection:
         return answer
 
     def _channel(self, place: Place) -> grpc.aio.Channel:
+        if self._closed:
+            raise Error("the connection to the controller is closed; open another with connect")
         channel = self._channels.get(place)
         if channel is None:
             options = place.channel_options
@@ -168,9 +172,8 @@ class Controller:
 
     async def study(self, name: str) -> Study:
         """Returns the study of this name, whoever has created it. Raises NotFound if there is none."""
-        return self._study(
-            (await self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=name))).study
-        )
+        request = v1.GetStudyRequest(name=checks.text("name", name))
+        return self._study((await self._connection.call(protocol.GET_STUDY, request)).study)
 
     async def list_studies(
         self,
@@ -262,7 +265,7 @@ class Study:
         timedelta.
         """
         end = time.monotonic() + (
-            float("inf") if timeout is None else numbers.seconds("timeout", timeout)
+            float("inf") if timeout is None else checks.seconds("timeout", timeout)
         )
         pause = 0.05
         while True:
@@ -471,9 +474,9 @@ class InFlight:
                 continue
             try:
                 await self._connection.try_once(protocol.EXTEND_LEASE, request, period)
-            except (grpc.RpcError, ValueError) as error:
+            except (grpc.RpcError, ValueError, Error) as error:
                 if await self._background.stopped_within(0):
-                    return  # ValueError: the channel is closed.
+                    return  # The channel, or the connection, was closed meanwhile.
                 if self._session.not_kept(request, error):
                     log.warning(
                         "the lease of step %d cannot be extended: %s", request.step_id, brief(error)

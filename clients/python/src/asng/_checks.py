@@ -1,4 +1,4 @@
-"""Checks numbers that a program gives: Python's own and those of NumPy and PyTorch, scalars and arrays of one element.
+"""Checks of what a program gives. Numbers are Python's own or of NumPy or PyTorch, scalars or arrays of one element.
 
 Each function takes the name of the setting for its error, an InvalidArgument that also says what is allowed.
 """
@@ -22,6 +22,13 @@ def refuse(setting: str, value: object, expected: str) -> InvalidArgument:
     given = repr(value)
     description = f"expected {expected}, not {given if len(given) <= 80 else given[:80] + '…'}"
     return InvalidArgument(f"{setting}: {description}", [Violation(setting, description)])
+
+
+def text(setting: str, value: object) -> str:
+    """Returns a string."""
+    if not isinstance(value, str):
+        raise refuse(setting, value, "a string")
+    return value
 
 
 def real(setting: str, value: object, expected: str = "a number") -> float:
