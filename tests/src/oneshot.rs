@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use asng_proto::v1::{self, AlgorithmSettings, StudyState, variable::Kind};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},
@@ -39,7 +39,7 @@ pub enum Arm {
     WithoutWarmup,
     /// A fixed step after the same warm-up.
     Sng,
-    /// All steps train the weights of cells that are drawn uniformly; the best of some random cells by these weights is chosen.
+    /// All steps train the weights of cells that are drawn uniformly, and the distribution stays uniform.
     Uniform,
 }
 
@@ -63,7 +63,7 @@ impl Arm {
             Arm::Asng => "ASNG after a warm-up",
             Arm::WithoutWarmup => "ASNG from the first step",
             Arm::Sng => "SNG, fixed step, after a warm-up",
-            Arm::Uniform => "uniform weights, best of the random cells",
+            Arm::Uniform => "no search: the best of random cells by uniformly trained weights",
         }
     }
 }
@@ -81,7 +81,9 @@ pub struct Plan {
     pub fixed_step: f64,
     /// Settings of the supernet and its training.
     pub settings: BTreeMap<String, String>,
-    /// Random cells whose shared weights are compared with the table, the same for all searches.
+    /// Cells drawn from the distribution at the end, of which shared weights select one.
+    pub candidates: usize,
+    /// Random cells whose shared weights are compared with the table, the same for all searches of a seed.
     pub random_cells: usize,
     /// Test images for that.
     pub test_images: usize,
@@ -216,12 +218,10 @@ pub struct Point {
 /// What a search found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Found {
-    /// The final cell.
+    /// The final cell: the one that `asng-trainer select` selects.
     pub cell: Judged,
     /// The most likely cell.
     pub mode: Judged,
-    /// The cell that shared weights chose; absent where nothing was chosen by them.
-    pub selected: Option<Judged>,
     /// Random cells.
     pub random: Vec<Drawn>,
     /// Kendall's tau between what shared weights and the table on CIFAR-10 say of the random cells; absent where either says the
@@ -356,15 +356,17 @@ impl Bench {
     }
 
     async fn evaluate(&self, study: &v1::Study, record: &Record) -> anyhow::Result<Found> {
-        let mut command = self.trainer(&study.name)?;
-        command.args(["evaluate", "--study", &study.name, "--architecture", "mode", "--json"]);
-        command.args(["--random", &self.plan.random_cells.to_string()]);
-        command.args(["--test-images", &self.plan.test_images.to_string()]);
-        let output = command.stdout(Stdio::piped()).output().await?;
-        let log = self.log(&study.name);
-        ensure!(output.status.success(), "the evaluation failed: {}", log.display());
+        let seed = record.seed.to_string();
+        let candidates = self.plan.candidates.to_string();
+        let Selection { candidates } =
+            self.ask(study, &["select", "--seed", &seed, "--candidates", &candidates]).await?;
+        let selected = &candidates.first().context("nothing was selected")?.values;
+
+        let random = self.plan.random_cells.to_string();
+        let images = self.plan.test_images.to_string();
+        let evaluate = ["evaluate", "--seed", &seed, "--random", &random, "--test-images", &images];
         let Evaluation { random: Random { architectures: random } } =
-            serde_json::from_slice(&output.stdout).context("the evaluation")?;
+            self.ask(study, &evaluate).await?;
         // By larger is better, as accuracies are; what diverged is worst.
         let scores: Vec<f64> =
             random.iter().map(|cell| -cell.loss.unwrap_or(f64::INFINITY)).collect();
@@ -372,24 +374,19 @@ impl Bench {
         let accuracies: Vec<f64> =
             random.iter().map(|cell| cifar10.accuracy(&cell.architecture)).collect();
         let finite = |figure: f64| figure.is_finite().then_some(figure);
-        let mode = self.mode(study)?.context("the study has no mode")?;
-        let mode = self.tables.judge(&mode);
-        let selected = select(record.arm, &random).map(|cell| self.tables.judge(&cell));
-        let cell = match record.arm {
-            Arm::Uniform => selected.clone().context("nothing was selected")?,
-            _ => mode.clone(),
-        };
+        let cell = self.tables.judge(selected);
+        let mode = self.tables.judge(&self.mode(study)?.context("the study has no mode")?);
         eprintln!(
-            "==> {}: {:.2} %, rank {}; Kendall's tau {:.3}",
+            "==> {}: {:.2} %, rank {}; mode {:.2} %, Kendall's tau {:.3}",
             study.name,
             cell.accuracies[0],
             cell.ranks[0],
+            mode.accuracies[0],
             kendall_tau(&scores, &accuracies)
         );
         Ok(Found {
             cell,
             mode,
-            selected,
             kendall_tau: finite(kendall_tau(&scores, &accuracies)),
             spearman_rho: finite(spearman_rho(&scores, &accuracies)),
             random,
@@ -401,6 +398,20 @@ impl Bench {
         let Some(mode) = &study.mode else { return Ok(None) };
         check_variables(&study.variables)?;
         Ok(Some(mode.values.clone()))
+    }
+
+    /// What a command of the trainer says of a study.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        study: &v1::Study,
+        arguments: &[&str],
+    ) -> anyhow::Result<T> {
+        let mut command = self.trainer(&study.name)?;
+        command.args(arguments).args(["--study", &study.name, "--json"]).stdout(Stdio::piped());
+        let output = command.output().await?;
+        let (what, log) = (arguments[0], self.log(&study.name));
+        ensure!(output.status.success(), "asng-trainer {what} failed: {}", log.display());
+        serde_json::from_slice(&output.stdout).context(what.to_owned())
     }
 
     /// A trainer's command line, whose log goes to a file. It ends with this process.
@@ -466,11 +477,15 @@ fn name(arm: Arm, seed: u64) -> String {
     format!("{}-{seed}", arm.name())
 }
 
-/// The cell that shared weights choose: the best of the random ones, where the search has no other.
-fn select(arm: Arm, random: &[Drawn]) -> Option<Vec<i64>> {
-    let loss = |cell: &Drawn| cell.loss.unwrap_or(f64::INFINITY);
-    let best = random.iter().min_by(|a, b| loss(a).total_cmp(&loss(b)))?;
-    (arm == Arm::Uniform).then(|| best.architecture.clone())
+/// What `asng-trainer select --json` prints.
+#[derive(Deserialize)]
+struct Selection {
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Deserialize)]
+struct Candidate {
+    values: Vec<i64>,
 }
 
 /// What `asng-trainer evaluate --random N --json` prints.
@@ -537,13 +552,5 @@ mod tests {
             judged([2, 1, 1, 2, 3, 4]),
             ([879_227.0, 661_000.0, 391_556.0], [6620, 6837, 5048])
         );
-    }
-
-    #[test]
-    fn the_best_random_cell_is_selected_and_none_that_diverged() {
-        let cell = |value, loss| Drawn { architecture: vec![value], loss };
-        let random = [cell(0, None), cell(1, Some(2.0)), cell(2, Some(1.5))];
-        assert_eq!(select(Arm::Uniform, &random), Some(vec![2]));
-        assert_eq!(select(Arm::Asng, &random), None);
     }
 }

@@ -13,23 +13,20 @@ async fn a_search_is_judged_by_the_table() {
         delta_init: None,
         fixed_step: 0.1,
         settings: settings.map(|(name, value)| (name.into(), value.into())).into(),
+        candidates: 4,
         random_cells: 4,
         test_images: 40,
     };
     let bench = Bench::start(directory.path(), plan.clone(), 1).unwrap();
     let searched = bench.run(Arm::Asng, 1).await.unwrap();
     let found = searched.result.clone().unwrap();
-    assert_eq!((found.cell.clone(), found.selected), (found.mode, None));
     assert!((5.0..92.0).contains(&found.cell.accuracies[0]), "{:?}", found.cell);
     assert!((1..=15_625).contains(&found.cell.ranks[0]));
     assert_eq!(found.random.len(), 4);
     let last = searched.curve.last().unwrap();
-    assert_eq!((last.step, last.mode), (6, Some(found.cell.accuracies[0])));
+    assert_eq!((last.step, last.mode), (6, Some(found.mode.accuracies[0])));
     assert!(searched.curve.iter().all(|point| point.mode.is_some() == (point.step > 3)));
     let uniform = bench.run(Arm::Uniform, 1).await.unwrap().result.unwrap();
-    let loss = |i: usize| uniform.random[i].loss.unwrap();
-    let best = (0..4).min_by(|a, b| loss(*a).total_cmp(&loss(*b))).unwrap();
-    assert_eq!(uniform.cell.cell, uniform.random[best].architecture);
     assert_ne!(uniform.random, found.random, "other weights");
     let cells = |random: &[Drawn]| -> Vec<Vec<i64>> {
         random.iter().map(|drawn| drawn.architecture.clone()).collect()

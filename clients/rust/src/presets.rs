@@ -16,7 +16,7 @@ pub struct Preset {
 impl Preset {
     /// Returns the steps of the warm-up in a search of `max_steps`; none if there is no warm-up.
     pub fn warmup_steps(&self, max_steps: u64) -> Option<u64> {
-        (self.warmup > 0.0).then_some((self.warmup * max_steps as f64) as u64)
+        (self.warmup > 0.0).then_some((self.warmup * max_steps as f64).round() as u64)
     }
 }
 
@@ -27,7 +27,7 @@ const fn paper(space: &'static str, max_steps: u64) -> Preset {
 
 /// A shorter search, after a warm-up: shared weights that have learnt little favour the wrong architectures (docs/results.md).
 const fn small(space: &'static str, name: &'static str, max_steps: u64) -> Preset {
-    Preset { space, name, max_steps, warmup: 0.5, delta_init: None }
+    Preset { space, name, max_steps, warmup: 2.0 / 3.0, delta_init: None }
 }
 
 /// The families of spaces that files define, `cells` and `chain`, have those of the built-in spaces of the same kind.

@@ -18,7 +18,9 @@ use tokio::task::JoinSet;
 const PRESET: &str = "small";
 /// SNG's step: the best one on the paper's artificial problem (`cargo xtask bench toy`).
 const FIXED_STEP: f64 = 0.1;
-/// Random cells on which shared weights are compared with the table, and from which `uniform` chooses.
+/// Cells drawn from the distribution at the end, from which shared weights select one.
+const CANDIDATES: usize = 100;
+/// Random cells on which shared weights are compared with the table.
 const RANDOM_CELLS: usize = 100;
 /// Test images for that.
 const TEST_IMAGES: usize = 1000;
@@ -71,12 +73,13 @@ async fn main() -> anyhow::Result<()> {
         delta_init: preset.delta_init,
         fixed_step: FIXED_STEP,
         settings: [("preset".into(), PRESET.into())].into(),
+        candidates: CANDIDATES,
         random_cells: RANDOM_CELLS,
         test_images: TEST_IMAGES,
     };
     let temporary = tempfile::tempdir()?;
     let (plan, Seeds(seeds), out) = if arguments.quick {
-        let plan = Plan { random_cells: 10, test_images: 100, ..plan };
+        let plan = Plan { candidates: 10, random_cells: 10, test_images: 100, ..plan };
         (plan, Seeds(vec![0]), temporary.path().into())
     } else {
         (plan, arguments.seeds, "target/oneshot".into())
@@ -163,6 +166,14 @@ impl Row {
         self.each(|found| found.cell.accuracies[0])
     }
 
+    /// Those of the most likely cells; NaN, without a search, where none is more likely.
+    fn modes(&self) -> Vec<f64> {
+        match self.arm {
+            Arm::Uniform => Vec::new(),
+            _ => self.each(|found| found.mode.accuracies[0]),
+        }
+    }
+
     fn rank(&self) -> f64 {
         median(&self.each(|found| found.cell.ranks[0] as f64))
     }
@@ -200,6 +211,7 @@ fn table(rows: &[Row]) -> String {
     let columns = [
         "CIFAR-10, %",
         "smallest",
+        "mode, %",
         "median rank",
         "CIFAR-100, %",
         "ImageNet16-120, %",
@@ -217,6 +229,7 @@ fn table(rows: &[Row]) -> String {
         let cells = [
             format!("{:.2} ± {:.2}", mean(&accuracies), deviation(&accuracies)),
             format!("{:.2}", smallest(&accuracies)),
+            format!("{:.2}", mean(&row.modes())),
             format!("{:.0}", row.rank()),
             on(1),
             on(2),
@@ -240,6 +253,7 @@ fn figures(rows: &[Row], seeds: usize) -> serde_json::Value {
         "val_accuracy_mean": mean(&accuracies),
         "val_accuracy_std": deviation(&accuracies),
         "val_accuracy_min": smallest(&accuracies),
+        "mode_accuracy_mean": mean(&asng.modes()),
         "rank_median": asng.rank(),
         "kendall_tau_mean": asng.tau(),
         "spearman_rho_mean": asng.rho(),

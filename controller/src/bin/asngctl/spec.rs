@@ -408,9 +408,9 @@ mod tests {
             algorithm.map(|algorithm| (algorithm.warmup_steps, algorithm.delta_init)).unwrap()
         };
         assert_eq!(start(&["--preset=paper"]), (None, None));
-        assert_eq!(start(&["--preset=small"]), (Some(5_000), None));
-        assert_eq!(start(&["--preset=quick"]), (Some(1_000), None));
-        assert_eq!(start(&["--preset=quick", "--max-steps=9"]), (Some(4), None));
+        assert_eq!(start(&["--preset=small"]), (Some(6_667), None));
+        assert_eq!(start(&["--preset=quick"]), (Some(1_333), None));
+        assert_eq!(start(&["--preset=quick", "--max-steps=9"]), (Some(6), None));
         let own = ["--preset=quick", "--warmup-steps=7", "--delta-init=0.5"];
         assert_eq!(start(&own), (Some(7), Some(0.5)));
         assert_eq!(start(&["--max-steps=9"]), (None, None));
