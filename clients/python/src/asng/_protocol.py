@@ -170,6 +170,8 @@ class Step:
         self._message = message
         self.id: int = message.step_id
         """Number of the step within the study, from 1."""
+        self.study_id: str = message.study_id
+        """Identity of the study: another one that is given the same name later has another."""
         self.generation: int = message.generation
         """Generation of the distribution that the architectures are drawn from."""
         self.progress: float = message.applied / max(message.max_steps, 1)
