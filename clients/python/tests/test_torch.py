@@ -1,0 +1,552 @@
+"""asng.torch: what a model's searched parts compute, and searches with real controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Daemon
+
+import asng
+
+torch = pytest.importorskip("torch")
+
+from interrupted_search import STEPS, Net, data, search  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from asng.torch import Choice, Repeat, Report, Search, Step, Supernet, Width  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def reproducible() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+# The searched parts.
+
+
+def test_the_space_follows_from_the_model() -> None:
+    inner = Choice("inner", {"a": nn.Identity(), "b": nn.Tanh()})
+    outer = Choice("outer", {"plain": nn.ReLU(), "nested": inner})
+    blocks = Repeat("depth", lambda i: nn.Linear(4, 4), 1, 3)
+    supernet = Supernet(nn.Sequential(nn.Linear(4, Width("width", [2, 4])), outer, blocks))
+    assert repr(supernet.space) == repr(
+        asng.Space(
+            width=asng.Categorical(["2", "4"]),
+            outer=asng.Categorical(["plain", "nested"]),
+            inner=asng.Categorical(["a", "b"]),
+            depth=asng.Integer(1, 3),
+        )
+    )
+
+
+def test_parts_of_one_name_choose_together() -> None:
+    first, second = (Choice("op", {"a": nn.Identity(), "b": nn.Tanh()}) for _ in range(2))
+    supernet = Supernet(nn.Sequential(first, second))
+    assert list(supernet.space.variables) == ["op"]
+    supernet.activate({"op": "b"})
+    x = torch.randn(3)
+    assert torch.equal(supernet.model(x), x.tanh().tanh())
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda: Choice("op", {"a": nn.Identity(), "c": nn.Tanh()}), "other names"),
+        (lambda: Choice("op", {"b": nn.Identity(), "a": nn.Tanh()}), "other names"),
+        (lambda: nn.Linear(1, Width("op", [2, 3])), "other names"),
+        (lambda: nn.LSTM(3, Width("hidden", [4, 8])), "is an nn.LSTM with a searched hidden_size"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(part: Any, said: str) -> None:
+    first = Choice("op", {"a": nn.Identity(), "b": nn.Tanh()})
+    with pytest.raises((ValueError, TypeError), match=said):
+        Supernet(nn.Sequential(first, part()))
+
+
+def test_wrong_parts_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to search"):
+        Supernet(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="low has to be"):
+        Repeat("depth", lambda i: nn.Identity(), 3, 3)
+    with pytest.raises(TypeError, match="option 'b' of Choice 'op' is a builtin"):
+        Choice("op", {"a": nn.Identity(), "b": torch.tanh})
+    for choices in ([], [0, 2], [4, 2], [2, 2], ["2"]):
+        with pytest.raises(ValueError, match="choices of Width 'w'"):
+            Width("w", choices)
+    with pytest.raises(ValueError, match="has the variables"):
+        Supernet(Choice("op", {"a": nn.Identity()})).activate({"other": "a"})
+
+
+def test_a_repeat_runs_its_first_modules() -> None:
+    repeat = Repeat("depth", lambda i: nn.Linear(2, 2), 0, 3)
+    supernet = Supernet(repeat)
+    x = torch.randn(4, 2)
+    modules = list(repeat)
+    for n in range(4):
+        supernet.activate({"depth": n})
+        y = x
+        for module in modules[:n]:
+            y = module(y)
+        assert torch.equal(repeat(x), y) and list(repeat) == modules[:n]
+        assert len(supernet.extract()) == n
+
+
+LAYERS = {
+    "linear": (lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, 2)), (5, 3)),
+    "shared": (lambda w: nn.Sequential(*[nn.Linear(w, w)] * 2, nn.Linear(w, w)), (5, "w")),
+    "conv": (lambda w: nn.Sequential(nn.Conv2d(3, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, 2, 1)), (2, 3, 4, 4)),
+    "depthwise": (lambda w: nn.Conv2d(w, w, 3, groups=w), (2, "w", 4, 4)),
+    "expanded": (lambda w: nn.Sequential(nn.Linear(w, 4 * w), nn.Linear(w * 4, w // 2)), (5, "w")),
+    "transposed": (lambda w: nn.ConvTranspose2d(w, w // 2, 3), (2, "w", 4, 4)),
+    "norms": (lambda w: nn.Sequential(nn.BatchNorm1d(w), nn.GroupNorm(2, w)), (6, "w", 3)),
+    "layer norm": (lambda w: nn.LayerNorm(w), (2, 3, "w")),
+    "embedding": (lambda w: nn.Sequential(nn.Embedding(7, w), nn.Linear(w, 2, bias=False)), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_width_slices_the_weights(kind: str) -> None:
+    make, shape = LAYERS[kind]
+    supernet = Supernet(make(Width("w", [2, 4, 8])))
+    for n in (2, 4, 8):
+        supernet.activate({"w": str(n)})
+        x = (
+            torch.randn([n if size == "w" else size for size in shape])
+            if shape
+            else torch.arange(7)
+        )
+        fixed = make(n)
+        for part, whole in zip(fixed.parameters(), supernet.model.parameters(), strict=True):
+            part.data = whole.data[tuple(slice(size) for size in part.shape)].clone()
+        assert torch.equal(supernet.model(x), fixed(x))
+        plain = supernet.extract()
+        assert torch.equal(plain(x), fixed(x))
+        assert repr(plain) == repr(fixed)
+        assert [p.shape for p in plain.parameters()] == [p.shape for p in fixed.parameters()]
+        assert supernet.parameters() == sum(p.numel() for p in fixed.parameters())
+
+
+def test_attributes_of_a_module_follow_its_width() -> None:
+    class Heads(nn.Module):
+        def __init__(self, heads: int) -> None:
+            super().__init__()
+            self.heads = heads
+            self.project = nn.Linear(6, heads * 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.project(x).view(len(x), self.heads, 2)
+
+    supernet = Supernet(Heads(Width("heads", [1, 2, 4])))
+    x = torch.randn(5, 6)
+    for heads in ("1", "4", "2"):
+        supernet.activate({"heads": heads})
+        assert supernet.model(x).shape == (5, int(heads), 2)
+        plain = supernet.extract()
+        assert type(plain.heads) is int and torch.equal(plain(x), supernet.model(x))
+
+
+def test_a_model_is_an_ordinary_one_before_the_search() -> None:
+    width = Width("w", [2, 4])
+    model = nn.Sequential(nn.Linear(3, width), Choice("op", {"a": nn.Tanh(), "b": nn.ReLU()}))
+    x = torch.randn(2, 3)
+    assert torch.equal(model(x), model[0](x).tanh()) and model(x).shape == (2, 4)
+    for again in (copy.deepcopy(width), pickle.loads(pickle.dumps(width * 3)) // 3):
+        assert isinstance(again, Width) and (again.name, again.numbers) == ("w", (2, 4))
+    assert type(width + 1) is int and type(width * 2.5) is float
+
+
+def test_tied_weights_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = Width("w", [2, 4])
+            self.embedding = nn.Embedding(7, width)
+            self.op = Choice("op", {"a": nn.Identity(), "b": nn.Tanh()})
+            self.head = nn.Linear(width, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.op(self.embedding(x)))
+
+    supernet = Supernet(Tied())
+    supernet.activate({"w": "2", "op": "b"})
+    plain = supernet.extract()
+    assert plain.head.weight is plain.embedding.weight and supernet.parameters() == 14
+    assert torch.equal(plain(torch.arange(7)), supernet.model(torch.arange(7)))
+
+
+def test_an_extracted_model_is_free_of_asng() -> None:
+    model = Net()
+    supernet = Supernet(model)
+    supernet.activate({"width": "6", "op": "drop", "depth": 2})
+    plain = supernet.extract()
+    assert {type(module).__module__.split(".")[0] for module in plain.modules()} == {
+        "torch",
+        "interrupted_search",
+    }
+    assert "asng" not in repr([vars(module) for module in plain.modules()])
+    pickle.dumps(plain)
+    assert isinstance(plain.norm.running_mean, Tensor) and plain.norm.track_running_stats
+    plain.op.eval(), model.op.eval()
+    x = torch.randn(9, 5)
+    assert torch.equal(plain(x), model(x))
+
+
+# Searches.
+
+
+def loaders(**options: Any) -> tuple[Any, Any]:
+    return data(**options), data(**options)
+
+
+def test_losses_are_those_of_the_plain_loop(daemon: Daemon) -> None:
+    """The same network, chosen with ifs, in a loop as the README has it."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.small, self.large, self.head = (nn.Linear(5, 5) for _ in range(4))
+
+        def forward(self, x: Tensor, op: str) -> Tensor:
+            chosen = {
+                "small": self.small,
+                "large": lambda x: self.large(x).relu(),
+                "skip": nn.Identity(),
+            }
+            return self.head(chosen[op](self.stem(x)))
+
+    plain = Plain()
+    small, large = copy.deepcopy(plain.small), nn.Sequential(copy.deepcopy(plain.large), nn.ReLU())
+    op = Choice("op", {"small": small, "large": large, "skip": nn.Identity()})
+    searched = nn.Sequential(copy.deepcopy(plain.stem), op, copy.deepcopy(plain.head))
+    batches = [tuple(next(iter(data()))) for _ in range(2)]
+    with asng.connect(daemon.address) as controller:
+        settings: Any = {"max_steps": 12, "warmup_steps": 3, "seed": 5}
+        study = controller.create_study("plain", asng.Space(op=op.variable), **settings)
+        sgd = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.9, weight_decay=0.01)
+        for step in study.steps():
+            sgd.param_groups[0]["lr"] = 0.25 * (1 + math.cos(math.pi * step.progress))
+            sgd.zero_grad(set_to_none=True)
+            for arch in step.train:
+                (F.cross_entropy(plain(batches[0][0], arch.op), batches[0][1]) / 2).backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            sgd.step()
+            with torch.no_grad():
+                losses = [
+                    F.cross_entropy(plain(batches[1][0], a.op), batches[1][1]) for a in step.rank
+                ]
+            step.report(losses)
+        search = Search(controller, "torch", searched, **settings)
+        sgd = torch.optim.SGD(searched.parameters(), lr=0.5, momentum=0.9, weight_decay=0.01)
+        result = search.run(
+            batches[:1], batches[1:], loss=F.cross_entropy, optimizer=sgd, clip_grad_norm=0.5
+        )
+        assert [row["loss"] for row in result._history] == [row["loss"] for row in study.history()]
+        assert len(result._history) == 18
+        assert result.architecture == study.best()
+    assert torch.equal(op.options[0].weight, plain.small.weight)
+
+
+def test_parameters_that_no_architecture_uses_do_not_move(daemon: Daemon) -> None:
+    options = {label: nn.Linear(5, 3) for label in "abcdef"}
+    model = Choice("op", options)
+    before = copy.deepcopy(model)
+    moved: list[bool] = []
+
+    def check(report: Report) -> None:
+        nonlocal before
+        for label, module, old in zip(options, model.options, before.options, strict=True):
+            touched = label in {arch.op for arch in report.step.train}
+            assert torch.equal(module.weight, old.weight) != touched
+            moved.append(touched)
+        before = copy.deepcopy(model)
+
+    with asng.connect(daemon.address) as controller:
+        Search(controller, "untouched", model, max_steps=8, seed=1).run(
+            *loaders(), loss=F.cross_entropy, callbacks=[check]
+        )
+    assert len(moved) == 48 and True in moved and False in moved
+
+
+def test_the_result_is_a_plain_model_with_the_shared_weights(daemon: Daemon) -> None:
+    x = torch.randn(9, 5)
+    search_, result = search(daemon.address, "result", None)
+    model = result.model()
+    assert not model.training and {type(m).__module__.split(".")[0] for m in model.modules()} <= {
+        "torch",
+        "interrupted_search",
+    }
+    search_.activate(result.architecture)
+    search_.model.eval()
+    model.norm.train()
+    assert (model(x) - search_.model(x)).abs().max() < 1e-6
+    # In evaluation mode the running statistics are those of the training data, whatever else is in the minibatch.
+    calibrated = result.model()
+    images = torch.cat([batch[0] for batch in data()])
+    assert torch.allclose(calibrated(x)[:1], calibrated(x[:1]), atol=1e-6)
+    assert torch.allclose(calibrated(images), search_.model(images), atol=0.2)
+    rows = result.table()
+    assert len(rows) == 2 * (STEPS - 4) and "width=" in repr(result)
+
+
+def run_interrupted(daemon: Daemon, name: str, directory: Path, where: str, minutes: float) -> int:
+    """Runs the search in a process of its own, until that ends itself. Returns its exit status."""
+    command = [sys.executable, Path(__file__).with_name("interrupted_search.py"), daemon.address]
+    done = subprocess.run([*command, name, directory, where, str(minutes)], capture_output=True, text=True)  # fmt: skip
+    print(done.stderr)
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(daemon: Daemon) -> Any:
+    return search(daemon.address, "undisturbed", None)
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ("KILL-training", -signal.SIGKILL),
+        ("KILL-reported", -signal.SIGKILL),
+        ("TERM-training", 128 + signal.SIGTERM),
+        ("INT-training", -signal.SIGINT),
+    ],
+)
+def test_an_interrupted_search_ends_as_an_undisturbed_one(
+    daemon: Daemon, undisturbed: Any, tmp_path: Path, where: str, status: int, minutes: float
+) -> None:
+    """With checkpoints after each step, and with the first one alone, from where all steps are computed again."""
+    name = f"{where}-{minutes}"
+    assert run_interrupted(daemon, name, tmp_path, where, minutes) == status
+    applied = daemon.study(name).progress.applied
+    assert applied == (11 if where == "KILL-reported" else 10)
+    resumed, result = search(daemon.address, name, tmp_path)
+    expected, expected_result = undisturbed
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+    assert result.architecture == expected_result.architecture
+    losses = [[row["loss"] for row in r._history] for r in (result, expected_result)]
+    assert losses[0] == losses[1] and len(losses[0]) == 24
+    # Once more, there is nothing to do, and the result is the same.
+    again, _ = search(daemon.address, name, tmp_path)
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value), key
+
+
+def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_path: Path) -> None:
+    from asng.torch._checkpoint import Checkpoint
+
+    search(daemon.address, "first", tmp_path)
+    with pytest.raises(ValueError, match="is of another study"):
+        search(daemon.address, "second", tmp_path)
+    held = Checkpoint(tmp_path)
+    with pytest.raises(RuntimeError, match="another process uses the checkpoint"):
+        search(daemon.address, "first", tmp_path)
+    held.close()
+
+
+def test_a_loss_that_is_not_finite_counts_as_diverged(daemon: Daemon) -> None:
+    class Diverging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(math.nan))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    op = Choice("op", {"fine": nn.Identity(), "diverging": Diverging()})
+    model = nn.Sequential(nn.Linear(5, 3), op)
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "diverging", model, max_steps=60, warmup_steps=4, seed=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        result = search.run(*loaders(), loss=F.cross_entropy, optimizer=optimizer)
+    assert result.architecture.op == "fine"
+    assert torch.isfinite(model[0].weight).all()
+    losses = {(row["op"], math.isfinite(row["loss"])) for row in result._history}
+    assert losses == {("fine", True), ("diverging", False)}
+    assert daemon.study("diverging").progress.diverged > 0
+
+
+def test_errors_of_a_model_are_no_divergence(daemon: Daemon) -> None:
+    model = nn.Sequential(nn.Linear(5, Width("w", [2, 4]) + 0), nn.Linear(4, Width("w", [2, 4])))
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "error", nn.Sequential(model, nn.Linear(4, 3)), max_steps=9)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            search.run(*loaders(), loss=F.cross_entropy)
+    assert daemon.study("error").progress.applied < 9
+
+
+def test_workers_of_loaders_are_forked_beside_the_client(
+    daemon: Daemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch is a minibatch here: each step starts two workers, one of its own for each loader."""
+    with asng.connect(daemon.address) as controller:
+        model = Net()
+        search = Search(controller, "workers", model, max_steps=12, warmup_steps=0, lease=1)
+        search.run(
+            *[DataLoader(data().dataset, 30, num_workers=1) for _ in range(2)],
+            loss=F.cross_entropy,
+            checkpoint=tmp_path,
+            progress_bar=False,
+        )
+    assert daemon.study("workers").progress.applied == 12
+    assert "fork" not in capfd.readouterr().err
+
+
+def test_runs_in_a_running_event_loop(daemon: Daemon) -> None:
+    async def notebook() -> Any:
+        return search(daemon.address, "event-loop", None)[1]
+
+    assert asyncio.run(notebook()).architecture.applied == STEPS
+
+
+def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = next(iter(data()))
+    seen: list[Step] = []
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "function", model, max_steps=6)
+
+        def compute(step: Step) -> list[float]:
+            seen.append(step)
+            assert optimizer.param_groups[0]["lr"] == 0.1 * (1 - step.progress)
+            optimizer.zero_grad()
+            for arch in step.train:
+                search.activate(arch)
+                F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            losses = []
+            for arch in step.rank:
+                search.activate(arch)
+                losses.append(F.cross_entropy(model(x), y).item())
+            return losses
+
+        options: Any = {"optimizer": optimizer, "scheduler": lambda progress: 1 - progress}
+        result = search.run(step=compute, **options)
+        assert [step.id for step in seen] == [1, 2, 3, 4, 5, 6]
+        assert [len(step.rank) for step in seen] == [0, 0, 0, 2, 2, 2]
+        with pytest.raises(ValueError, match="calibrate_with="):
+            result.model()
+        assert result.model(calibrate_with=[(x,)])(x).shape == (8, 3)
+        for arguments in ({}, {"step": compute, "loss": F.cross_entropy}):
+            with pytest.raises(TypeError, match="give"):
+                search.run(**arguments)
+        other = Search(controller, "function-wrong", Net(), max_steps=2, warmup_steps=0)
+        with pytest.raises(ValueError, match="returned 1 losses: return one for each of the 2"):
+            other.run(step=lambda step: [1.0])
+
+
+def test_costs_are_counted_measured_or_computed(daemon: Daemon) -> None:
+    def layers(module: nn.Module) -> int:
+        return sum(isinstance(part, nn.Linear) for part in module.modules())
+
+    with asng.connect(daemon.address) as controller:
+        search = Search(
+            controller, "costs", Net(), max_steps=8, warmup_steps=2, limits={"parameters": 150}
+        )
+        result = search.run(
+            *loaders(), loss=F.cross_entropy, costs={"layers": layers, "latency_ms": None}
+        )
+        for row in result._history:
+            search.activate(asng.Architecture({name: row[name] for name in search.space.variables}))
+            plain = search.supernet.extract()
+            assert (
+                row["costs.layers"] == 2 + (row["op"] == "narrow") + row["depth"] == layers(plain)
+            )
+            assert row["costs.parameters"] == sum(p.numel() for p in plain.parameters())
+            assert 0 < row["costs.latency_ms"] < 1000
+        search = Search(controller, "unknown", Net(), max_steps=2, limits={"joules": 1})
+        with pytest.raises(ValueError, match="no function for the cost 'joules'"):
+            search.run(*loaders(), loss=F.cross_entropy)
+
+
+def test_callbacks_and_logs_get_each_step(daemon: Daemon) -> None:
+    reports: list[Report] = []
+    figures: dict[int, dict[str, float]] = {}
+
+    class Writer:
+        """As TensorBoard's SummaryWriter."""
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            figures.setdefault(step, {})[tag] = value
+
+    with asng.connect(daemon.address) as controller:
+        Search(controller, "callbacks", Net(), max_steps=4).run(
+            *loaders(), loss=F.cross_entropy, callbacks=[reports.append], log=Writer()
+        )
+        with pytest.raises(TypeError, match="log is a int"):
+            Search(controller, "log", Net(), max_steps=4).run(
+                *loaders(), loss=F.cross_entropy, log=3
+            )
+    assert [report.outcome for report in reports] == [asng.Outcome.APPLIED] * 4
+    assert [len(report.losses) for report in reports] == [0, 0, 2, 2]
+    assert [sorted(figures[n]) for n in (1, 4)] == [
+        ["learning_rate", "train_loss"],
+        ["learning_rate", "loss", "train_loss"],
+    ]
+    assert figures[4]["loss"] == sum(reports[3].losses) / 2
+    assert [round(figures[n]["learning_rate"], 6) for n in (1, 3)] == [0.025, 0.0125]
+
+
+def test_computes_in_reduced_precision(daemon: Daemon) -> None:
+    kinds: set[Any] = set()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        kinds.add(output.dtype)
+        return F.cross_entropy(output.float(), target)
+
+    with asng.connect(daemon.address) as controller:
+        model = Net()
+        search = Search(controller, "bfloat16", model, max_steps=4)
+        search.run(*loaders(), loss=loss, amp=torch.bfloat16, device="cpu")
+    assert kinds == {torch.bfloat16} and model.stem.weight.dtype is torch.float32
+
+
+def test_an_optimizer_of_another_model_is_refused(daemon: Daemon) -> None:
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "optimizer", Net(), max_steps=4)
+        with pytest.raises(ValueError, match="none of the model's parameters"):
+            search.run(
+                *loaders(),
+                loss=F.cross_entropy,
+                optimizer=torch.optim.SGD(Net().parameters(), lr=1),
+            )
+        with pytest.raises(ValueError, match="train_loader yields no minibatch"):
+            search.run([], [], loss=F.cross_entropy)
+        with pytest.raises(TypeError, match=r"yield \(input, target\)"):
+            search.run([torch.zeros(2)], [], loss=F.cross_entropy)
+
+
+def test_plots_the_losses(daemon: Daemon) -> None:
+    pytest.importorskip("matplotlib")
+    _, result = search(daemon.address, "plot", None)
+    assert len(result.plot().axes[0].collections[0].get_offsets()) == 2 * (STEPS - 4)
+
+
+def test_without_pytorch_the_rest_works_and_this_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import asng
+try:
+    import asng.torch
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install torch" in done.stdout
+    program = "import sys, asng; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
