@@ -19,6 +19,7 @@ import asng
 
 torch = pytest.importorskip("torch")
 
+import ddp_search  # noqa: E402
 from interrupted_search import STEPS, Net, data, search  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -103,7 +104,7 @@ def test_a_repeat_runs_its_first_modules() -> None:
         assert len(supernet.extract()) == n
 
 
-LAYERS = {
+LAYERS: dict[str, tuple[Any, Any]] = {
     "linear": (lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, 2)), (5, 3)),
     "shared": (lambda w: nn.Sequential(*[nn.Linear(w, w)] * 2, nn.Linear(w, w)), (5, "w")),
     "conv": (lambda w: nn.Sequential(nn.Conv2d(3, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, 2, 1)), (2, 3, 4, 4)),
@@ -303,7 +304,11 @@ def test_the_result_is_a_plain_model_with_the_shared_weights(daemon: Daemon) -> 
 
 def run_interrupted(daemon: Daemon, name: str, directory: Path, where: str, minutes: float) -> int:
     """Runs the search in a process of its own, until that ends itself. Returns its exit status."""
-    command = [sys.executable, Path(__file__).with_name("interrupted_search.py"), daemon.address]
+    command: list[str | Path] = [
+        sys.executable,
+        Path(__file__).with_name("interrupted_search.py"),
+        daemon.address,
+    ]
     done = subprocess.run([*command, name, directory, where, str(minutes)], capture_output=True, text=True)  # fmt: skip
     print(done.stderr)
     return done.returncode
@@ -441,7 +446,8 @@ def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
         with pytest.raises(ValueError, match="calibrate_with="):
             result.model()
         assert result.model(calibrate_with=[(x,)])(x).shape == (8, 3)
-        for arguments in ({}, {"step": compute, "loss": F.cross_entropy}):
+        wrong: list[dict[str, Any]] = [{}, {"step": compute, "loss": F.cross_entropy}]
+        for arguments in wrong:
             with pytest.raises(TypeError, match="give"):
                 search.run(**arguments)
         other = Search(controller, "function-wrong", Net(), max_steps=2, warmup_steps=0)
@@ -550,3 +556,28 @@ except ImportError as error:
     assert "pip install torch" in done.stdout
     program = "import sys, asng; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_several_processes_search_as_one(daemon: Daemon, tmp_path: Path) -> None:
+    """Under torchrun, ended by SIGTERM in the middle and started again, beside one process alone."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    torchrun += ["--monitor_interval=0.1"]
+    torchrun += ["-r", "1", "-t", "1"]  # Without these, PyTorch 1.13's fails with Python 3.11.
+    script: list[str | Path] = [
+        Path(__file__).with_name("ddp_search.py"),
+        daemon.address,
+        "ddp",
+        tmp_path,
+    ]
+    for stop_at in ("6", "0"):
+        done = subprocess.run([*torchrun, *script, stop_at], capture_output=True, text=True)
+        print(done.stderr)
+        assert (done.returncode == 0) == (stop_at == "0")
+        if stop_at == "6":
+            assert daemon.study("ddp").progress.applied == 6
+    alone, result = ddp_search.search(daemon.address, "ddp-alone", None)
+    for rank in range(2):
+        state, architecture, rows = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        assert architecture == result.architecture.values and rows == 16
+        for key, value in alone.model.state_dict().items():
+            assert torch.allclose(state[key], value, atol=1e-12), key
