@@ -83,7 +83,8 @@ def test_wrong_parts_are_refused() -> None:
         Repeat("depth", lambda i: nn.Identity(), 3, 3)
     with pytest.raises(TypeError, match="option 'b' of Choice 'op' is a builtin"):
         Choice("op", {"a": nn.Identity(), "b": torch.tanh})
-    for choices in ([], [0, 2], [4, 2], [2, 2], ["2"]):
+    lists: list[Any] = [[], [0, 2], [4, 2], [2, 2], ["2"]]
+    for choices in lists:
         with pytest.raises(ValueError, match="choices of Width 'w'"):
             Width("w", choices)
     with pytest.raises(ValueError, match="has the variables"):
