@@ -6,14 +6,17 @@ import asyncio
 import copy
 import math
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon
+from conftest import PACKAGE, Daemon
 
 import asng
 
@@ -23,7 +26,7 @@ import ddp_search  # noqa: E402
 from interrupted_search import STEPS, Net, data, search  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from asng.torch import Choice, Repeat, Report, Search, Step, Supernet, Width  # noqa: E402
 
@@ -67,7 +70,11 @@ def test_parts_of_one_name_choose_together() -> None:
         (lambda: Choice("op", {"a": nn.Identity(), "c": nn.Tanh()}), "other names"),
         (lambda: Choice("op", {"b": nn.Identity(), "a": nn.Tanh()}), "other names"),
         (lambda: nn.Linear(1, Width("op", [2, 3])), "other names"),
-        (lambda: nn.LSTM(3, Width("hidden", [4, 8])), "is an nn.LSTM with a searched hidden_size"),
+        (
+            lambda: nn.utils.weight_norm(nn.Linear(2, Width("w", [2, 3]))),
+            "weight_g, weight_v, which",
+        ),
+        (lambda: nn.LSTM(3, Width("hidden", [4, 8])), "is a LSTM with a searched hidden_size"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(part: Any, said: str) -> None:
@@ -87,6 +94,10 @@ def test_wrong_parts_are_refused() -> None:
     for choices in lists:
         with pytest.raises(ValueError, match="choices of Width 'w'"):
             Width("w", choices)
+    used = nn.Sequential(Choice("op", {"a": nn.Identity()}))
+    Supernet(used)
+    with pytest.raises(ValueError, match="that of another Search"):
+        Supernet(used)
     with pytest.raises(ValueError, match="has the variables"):
         Supernet(Choice("op", {"a": nn.Identity()})).activate({"other": "a"})
 
@@ -299,8 +310,10 @@ def test_the_result_is_a_plain_model_with_the_shared_weights(daemon: Daemon) -> 
     images = torch.cat([batch[0] for batch in data()])
     assert torch.allclose(calibrated(x)[:1], calibrated(x[:1]), atol=1e-6)
     assert torch.allclose(calibrated(images), search_.model(images), atol=0.2)
-    rows = result.table()
-    assert len(rows) == 2 * (STEPS - 4) and "width=" in repr(result)
+    table = result.table()
+    assert len(table) == 2 * (STEPS - 4) and "width=" in repr(result)
+    if find_spec("pandas"):
+        assert {"step", "loss", "width", "op", "depth"} < set(table.columns)
 
 
 def run_interrupted(daemon: Daemon, name: str, directory: Path, where: str, minutes: float) -> int:
@@ -546,6 +559,7 @@ def test_plots_the_losses(daemon: Daemon) -> None:
 def test_without_pytorch_the_rest_works_and_this_says_what_to_install() -> None:
     program = """
 import sys
+import textwrap
 sys.modules["torch"] = None
 import asng
 try:
@@ -582,3 +596,41 @@ def test_several_processes_search_as_one(daemon: Daemon, tmp_path: Path) -> None
         assert architecture == result.architecture.values and rows == 16
         for key, value in alone.model.state_dict().items():
             assert torch.allclose(state[key], value, atol=1e-12), key
+
+
+def test_the_guide_is_true(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each snippet of docs/pytorch.md runs, one after the other, with fewer steps and smaller images."""
+    guide = (PACKAGE / "../../docs/pytorch.md").read_text()
+    snippets = [
+        textwrap.dedent(indent + body)
+        for indent, body in re.findall(r"```python\n( *)(.*?)```", guide, re.DOTALL)
+    ]
+    assert len(snippets) == 8
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 0,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    examples = TensorDataset(torch.randn(16, 1, 4, 4), torch.arange(16) % 10)
+    names: dict[str, Any] = {
+        "train_set": examples,
+        "valid_set": examples,
+        "train_loader": DataLoader(examples, 8, shuffle=True),
+        "valid_loader": DataLoader(examples, 8),
+        "draw_minibatch": lambda: examples[torch.randint(16, (8,)).tolist()],
+    }
+    for snippet in snippets:
+        exec(snippet.replace("localhost:50051", daemon.address).replace("4000", "4"), names)
+        if "penalties" in snippet:
+            names["costs"] = names["result"].architecture.costs
+    for study in ("first", "second", "third", "small", "parallel"):
+        assert daemon.study(study).progress.applied == 4
+    assert len(names["losses"]) == 4
+    assert set(names["costs"]) == {"macs", "parameters", "latency_ms"}
+    supernet = Supernet(names["attention"])
+    supernet.activate({"heads": "2"})
+    assert supernet.model(torch.randn(3, 7, 64)).shape == (3, 7, 64)
+    assert names["mlp"](torch.randn(3, 32)).shape == (3, 10)

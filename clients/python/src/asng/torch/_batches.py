@@ -71,32 +71,29 @@ class Batches:
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """Returns the state of Python's, NumPy's and PyTorch's global generators, and of some others, as tensors and numbers."""
-    version, numbers, gauss = random.getstate()
+    """Returns the state of Python's, NumPy's and PyTorch's global generators, and of some others."""
     state = {
-        "python": (version, torch.tensor(numbers), gauss),
+        "python": random.getstate(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "generators": [generator.get_state() for generator in generators],
     }
     if numpy := sys.modules.get("numpy"):
         name, keys, *rest = numpy.random.get_state()
-        state["numpy"] = (str(name), torch.tensor(keys.astype("int64")), *rest)
+        state["numpy"] = (str(name), keys.tolist(), *rest)
     return state
 
 
 def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Generator]) -> None:
     """Restores what `random_state` has returned."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
+    random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
     for generator, saved in zip(generators, state["generators"], strict=True):
         generator.set_state(saved)
     if (numpy := sys.modules.get("numpy")) and "numpy" in state:
-        name, keys, *rest = state["numpy"]
-        numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+        numpy.random.set_state(state["numpy"])
 
 
 def move(value: Any, device: torch.device) -> Any:

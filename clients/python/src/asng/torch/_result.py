@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -47,11 +46,11 @@ class Result:
     def table(self) -> Any:
         """Returns a row for each architecture that was ranked, as `asng.Study.history` has them: a `pandas.DataFrame` if
         pandas is installed, a list of dicts otherwise."""
-        if find_spec("pandas"):
+        try:
             import pandas
-
-            return pandas.DataFrame(self._history)
-        return self._history
+        except ImportError:
+            return self._history
+        return pandas.DataFrame(self._history)
 
     def plot(self) -> Any:
         """Draws the losses of the ranked architectures over the steps, and returns the `matplotlib` figure."""

@@ -244,19 +244,23 @@ class _Bar:
     """A progress bar, in terminals and notebooks."""
 
     def __init__(self, name: str, max_steps: int) -> None:
-        from tqdm import auto
-
-        self._bar: Any = auto.tqdm(total=max_steps, desc=name, unit="step", dynamic_ncols=True)
         self._name = name
+        self._max_steps = max_steps
+        self._bar: Any = None
 
     def __call__(self, report: Report) -> None:
+        if self._bar is None:
+            from tqdm import auto
+
+            self._bar = auto.tqdm(total=self._max_steps, unit="step", dynamic_ncols=True)
         figures = dict(report.metrics)
         if report.losses:
             figures["loss"] = min(report.losses)
         self._bar.set_description(self._name if report.losses else f"{self._name} (warm-up)", False)
         self._bar.set_postfix({name: f"{n:.3g}" for name, n in figures.items()}, refresh=False)
-        applied = round(report.step.progress * self._bar.total) + 1
+        applied = round(report.step.progress * self._max_steps) + 1
         self._bar.update(applied - self._bar.n)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

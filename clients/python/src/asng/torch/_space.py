@@ -34,6 +34,8 @@ class Choice(nn.Module):
         self.options = nn.ModuleList(options.values())
         self.active = 0
         """Index of the chosen module."""
+        self.taken = False
+        """Whether it is part of a `Supernet`."""
 
     @property
     def variable(self) -> Categorical:
@@ -74,6 +76,8 @@ class Repeat(nn.Sequential):
         self.high = high
         self.active = high
         """The number of modules that run."""
+        self.taken = False
+        """Whether it is part of a `Supernet`."""
 
     @property
     def variable(self) -> Integer:

@@ -53,7 +53,12 @@ class Supernet:
 
     def _add(self, path: str, module: nn.Module) -> None:
         """Registers the searched parts of one module."""
+        if isinstance(module, Sliced) or (isinstance(module, (Choice, Repeat)) and module.taken):
+            raise ValueError(
+                "the model is that of another Search, which has changed it: make a new one, or call `run` of that Search again"
+            )
         if isinstance(module, (Choice, Repeat)):
+            module.taken = True
             first = module.labels[0] if isinstance(module, Choice) else module.high
             self._declare(module.name, module.variable, first)
             self._parts.append(module)
@@ -72,12 +77,15 @@ class Supernet:
             for width in _widths_in(value):
                 self._declare(width.name, width.variable, width.labels[-1])
             self._widths.append((module, name, value))
-        if isinstance(module, _SLICEABLE):
+        if isinstance(module, _SLICEABLE) and {*module._parameters} <= {"weight", "bias"}:
             module.__class__ = _sliced_class(type(module))
-        elif type(module).__module__.startswith("torch.") and module._parameters:
+        elif isinstance(module, _SLICEABLE) or (
+            type(module).__module__.startswith("torch.") and module._parameters
+        ):
             raise TypeError(
-                f"{path} is an nn.{type(module).__name__} with a searched {attributes[0][0]}, which cannot be sliced: give "
-                "widths to linear, convolution, normalisation and embedding layers, and build others from these"
+                f"{path} is a {type(module).__name__} with a searched {attributes[0][0]} and the parameters "
+                f"{', '.join(module._parameters)}, which cannot be sliced: give widths to linear, convolution, normalisation and "
+                "embedding layers, and build others from these"
             )
 
     def _declare(self, name: str, variable: Categorical | Integer, initial: str | int) -> None:
