@@ -367,12 +367,12 @@ def test_an_interrupted_search_ends_as_an_undisturbed_one(
 def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_path: Path) -> None:
     from asng.torch._checkpoint import Checkpoint
 
-    search(daemon.address, "first", tmp_path)
+    search(daemon.address, "one", tmp_path)
     with pytest.raises(ValueError, match="is of another study"):
-        search(daemon.address, "second", tmp_path)
+        search(daemon.address, "another", tmp_path)
     held = Checkpoint(tmp_path)
     with pytest.raises(RuntimeError, match="another process uses the checkpoint"):
-        search(daemon.address, "first", tmp_path)
+        search(daemon.address, "one", tmp_path)
     held.close()
 
 
