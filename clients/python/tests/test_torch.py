@@ -413,14 +413,14 @@ def test_workers_of_loaders_are_forked_beside_the_client(
     """An epoch is a minibatch here: each step starts two workers, one of its own for each loader."""
     with asng.connect(daemon.address) as controller:
         model = Net()
-        search = Search(controller, "workers", model, max_steps=12, warmup_steps=0, lease=1)
+        search = Search(controller, "loader-workers", model, max_steps=12, warmup_steps=0, lease=1)
         search.run(
             *[DataLoader(data().dataset, 30, num_workers=1) for _ in range(2)],
             loss=F.cross_entropy,
             checkpoint=tmp_path,
             progress_bar=False,
         )
-    assert daemon.study("workers").progress.applied == 12
+    assert daemon.study("loader-workers").progress.applied == 12
     assert "fork" not in capfd.readouterr().err
 
 

@@ -58,7 +58,7 @@ class Search:
         self.max_steps = max_steps
         if settings.get("lambda_x") != 0:
             settings.setdefault("warmup_steps", max_steps // 2)
-        self._cost_rules = {*settings.get("limits", {}), *settings.get("penalties", {})}
+        self._cost_rules = {*(settings.get("limits") or {}), *(settings.get("penalties") or {})}
         self.study: asng.Study | None = None
         """The study; None on ranks other than 0."""
         if self._ranks.rank == 0:
