@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import PACKAGE, Daemon
 
@@ -25,9 +27,10 @@ import ddp_search  # noqa: E402
 from interrupted_search import STEPS, Net, data, search  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset  # noqa: E402
 
 from asng.torch import Choice, Repeat, Report, Search, Step, Supernet, Width  # noqa: E402
+from asng.torch._batches import Batches, random_state, set_random_state  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +219,51 @@ def test_an_extracted_model_is_free_of_asng() -> None:
     assert torch.equal(plain(x), model(x))
 
 
+class Noise(Dataset[Any]):
+    """Examples with random numbers of Python, NumPy and PyTorch, as random transforms draw them."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> list[float]:
+        return [i, random.random(), float(np.random.rand()), torch.rand(1).item()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": True},
+        {"shuffle": True, "generator": True},
+        {"shuffle": True, "num_workers": 2},
+        {"sampler": DistributedSampler(Noise(), 1, 0)},
+    ],
+)
+def test_the_position_in_a_loader_is_restored(options: dict[str, Any]) -> None:
+    """Within an epoch, at its end and after several, beside others who draw random numbers."""
+
+    def make() -> Batches:
+        generator = (
+            {"generator": torch.Generator().manual_seed(3)} if "generator" in options else {}
+        )
+        return Batches(DataLoader(Noise(), 4, **{**options, **generator}), "train_loader")
+
+    batches = make()
+    seen, states = [], []
+    for _ in range(8):
+        states.append((batches.state_dict(), random_state(batches.generators())))
+        seen.append(torch.stack(batches.next()))
+        torch.rand(1), random.random()
+    assert len({tuple(batch[0].tolist()) for batch in seen}) > 4
+    for position in (0, 1, 3, 7):
+        random.seed(), torch.seed()
+        batches = make()
+        batches.load_state_dict(states[position][0])
+        set_random_state(states[position][1], batches.generators())
+        for expected in seen[position:]:
+            assert torch.equal(torch.stack(batches.next()), expected)
+            torch.rand(1), random.random()
+
+
 # Searches.
 
 
@@ -246,7 +294,7 @@ def test_losses_are_those_of_the_plain_loop(daemon: Daemon) -> None:
     batches = [tuple(next(iter(data()))) for _ in range(2)]
     with asng.connect(daemon.address) as controller:
         settings: Any = {"max_steps": 12, "warmup_steps": 3, "seed": 5}
-        study = controller.create_study("plain", asng.Space(op=op.variable), **settings)
+        study = controller.create_study("plain-loop", asng.Space(op=op.variable), **settings)
         sgd = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.9, weight_decay=0.01)
         for step in study.steps():
             sgd.param_groups[0]["lr"] = 0.25 * (1 + math.cos(math.pi * step.progress))

@@ -92,7 +92,7 @@ class Search:
         device: str | torch.device = "auto",
         amp: torch.dtype | None = None,
         clip_grad_norm: float | None = 5.0,
-        costs: Iterable[str] | Mapping[str, CostFunction] = (),
+        costs: Iterable[str] | Mapping[str, CostFunction | None] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_minutes: float = 10.0,
         callbacks: Sequence[Callable[[Report], object]] = (),
@@ -108,7 +108,7 @@ class Search:
 
         `step`, a function, does all this instead of loaders and a loss: it gets a `Step`, activates its architectures
         (`search.activate`), moves the weights, and returns a loss for each of `step.rank`. What it draws should follow from
-        `step.id`.
+        `step.id`, and `amp` and `clip_grad_norm` are its own business.
 
         `optimizer` is made from `model.parameters()`; by default SGD with a learning rate of 0.025, momentum 0.9 and weight
         decay 3e-4. `scheduler` is a function of the progress from 0 to 1, `applied / max_steps`, that returns a factor of the
@@ -118,7 +118,7 @@ class Search:
         latter on CUDA with gradient scaling. `clip_grad_norm` is the largest norm of the gradient, None for any.
 
         `costs` are reported for each ranked architecture: names ("parameters", "latency_ms"), or functions by name that get the
-        architecture as a plain module. Costs with limits or penalties in the study need not be named again.
+        architecture as a plain module (None for these two). Costs with limits or penalties in the study need not be named again.
 
         `checkpoint` is a directory. It is saved to every `checkpoint_minutes`, at the end, and when SIGINT or SIGTERM ends the
         search: after the step in hand, KeyboardInterrupt or SystemExit is raised.
@@ -194,7 +194,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _costs(
-    costs: Iterable[str] | Mapping[str, CostFunction], rules: Iterable[str]
+    costs: Iterable[str] | Mapping[str, CostFunction | None], rules: Iterable[str]
 ) -> dict[str, CostFunction | None]:
     """Returns the costs to report by name, with a function where they are not counted or measured here."""
     functions: dict[str, CostFunction | None] = (

@@ -92,7 +92,7 @@ class Training:
         self._model = supernet.model.to(device)
         self._ranks = ranks
         self._batches = batches
-        self._loss = loss
+        self._loss = loss.to(device) if isinstance(loss, nn.Module) else loss
         self._step_function = step_function
         self._optimizer = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -241,6 +241,7 @@ class Training:
         has_state = hasattr(self._scheduler, "state_dict")
         return {
             "model": self._model.state_dict(),
+            "loss": self._loss.state_dict() if isinstance(self._loss, nn.Module) else {},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "scheduler": self._scheduler.state_dict() if has_state else {},
@@ -254,6 +255,8 @@ class Training:
                 f"the checkpoint is of {len(state['ranks'])} processes, and there are {self._ranks.size} now: start as many"
             )
         self._model.load_state_dict(state["model"])
+        if isinstance(self._loss, nn.Module):
+            self._loss.load_state_dict(state["loss"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if hasattr(self._scheduler, "load_state_dict"):
