@@ -416,8 +416,13 @@ def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_p
     from asng.torch._checkpoint import Checkpoint
 
     search(daemon.address, "one", tmp_path)
-    with pytest.raises(ValueError, match="is of another study"):
+    with pytest.raises(ValueError, match="is of the study 'one', and this one is 'another'"):
         search(daemon.address, "another", tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    torch.save({**state, "study": "recreated"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="another study that was called 'recreated'"):
+        search(daemon.address, "recreated", tmp_path)
+    torch.save(state, tmp_path / "checkpoint.pt")
     held = Checkpoint(tmp_path)
     with pytest.raises(RuntimeError, match="another process uses the checkpoint"):
         search(daemon.address, "one", tmp_path)
@@ -647,8 +652,11 @@ def test_several_processes_search_as_one(daemon: Daemon, tmp_path: Path) -> None
 
 
 def test_the_guide_is_true(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each snippet of docs/pytorch.md runs, one after the other, with fewer steps and smaller images."""
+    """Each snippet of docs/pytorch.md, and that of the README, runs with fewer steps and smaller images."""
     guide = (PACKAGE / "../../docs/pytorch.md").read_text()
+    (short,) = re.findall(
+        r"```python\n(from asng.torch.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL
+    )
     snippets = [
         textwrap.dedent(indent + body)
         for indent, body in re.findall(r"```python\n( *)(.*?)```", guide, re.DOTALL)
@@ -674,6 +682,12 @@ def test_the_guide_is_true(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.M
         exec(snippet.replace("localhost:50051", daemon.address).replace("4000", "4"), names)
         if "penalties" in snippet:
             names["costs"] = names["result"].architecture.costs
+    parts = {"stem": nn.Conv2d(1, 4, 3), "head": nn.Sequential(nn.Flatten(), nn.Linear(16, 10))}
+    names |= parts | {f"conv{k}": nn.Conv2d(4, 4, k, padding=k // 2) for k in (3, 5)}
+    monkeypatch.chdir(tmp_path / "work")
+    short = short.replace("localhost:50051", daemon.address).replace('"mine"', '"readme"')
+    exec(short.replace("2000", "4"), names)
+    assert names["trained"](examples[:3][0]).shape == (3, 10)
     for study in ("first", "second", "third", "small", "parallel"):
         assert daemon.study(study).progress.applied == 4
     assert len(names["losses"]) == 4

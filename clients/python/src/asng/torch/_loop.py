@@ -132,6 +132,11 @@ class Leader:
         saved = self._checkpoint.load() if self._checkpoint else None
         if not self._checkpoint or not saved:
             return
+        if saved["study"] != self._study.name:
+            raise ValueError(
+                f"the checkpoint is of the study {saved['study']!r}, and this one is {self._study.name!r}: give each study a "
+                "directory of its own"
+            )
         self._ranks.broadcast(("load", saved["training"]))
         self._training.load_state_dict(saved["training"])
         self._trainer_id, self._study_id = saved["trainer_id"], saved["study_id"]
@@ -164,6 +169,7 @@ class Leader:
         self._ranks.broadcast(("save", None))
         last = self._last and {"id": self._last[0], "figures": asdict(self._last[1])}
         state = {
+            "study": self._study.name,
             "study_id": self._study_id,
             "trainer_id": self._trainer_id,
             "computed": self._computed,
