@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,7 +51,12 @@ def data(workers: int = 0) -> DataLoader[tuple[Tensor, ...]]:
 
 
 def search(
-    address: str, name: str, directory: Path | None, where: str = "", minutes: float = 10
+    address: str,
+    name: str,
+    directory: Path | None,
+    where: str = "",
+    minutes: float = 10,
+    *callbacks: Callable[[Report], object],
 ) -> tuple[Search, Result]:
     """Searches to the end, or until the process does what `where` says: SIGNAL-PLACE, such as KILL-training."""
     torch.set_num_threads(1)
@@ -85,7 +91,7 @@ def search(
             scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 5),
             checkpoint=directory,
             checkpoint_minutes=minutes,
-            callbacks=[reported],
+            callbacks=[reported, *callbacks],
             progress_bar=False,
         )
     return search, result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import math
 import pickle
 import random
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +412,33 @@ def test_an_interrupted_search_ends_as_an_undisturbed_one(
     again, _ = search(daemon.address, name, tmp_path)
     for key, value in expected.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[key], value), key
+
+
+def test_sigterm_ends_the_wait_for_a_controller(
+    start: Callable[..., Daemon], undisturbed: Any, tmp_path: Path
+) -> None:
+    """The controller goes before a step is reported; the search started again reports it."""
+    daemon = start()
+
+    def kill(report: Report) -> None:
+        if report.step.id == 7:
+            daemon.kill()
+
+    class WhenItWaits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    handler, log = WhenItWaits(), logging.getLogger("asng")
+    log.addHandler(handler)
+    with pytest.raises(SystemExit) as ended:
+        search(daemon.address, "waiting", tmp_path, "", 10, kill)
+    log.removeHandler(handler)
+    assert ended.value.code == 128 + signal.SIGTERM
+    daemon.restart()
+    resumed, result = search(daemon.address, "waiting", tmp_path)
+    assert [row["loss"] for row in result._history] == [r["loss"] for r in undisturbed[1]._history]
+    for key, value in undisturbed[0].model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
 def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_path: Path) -> None:
