@@ -441,7 +441,9 @@ def test_sigterm_ends_the_wait_for_a_controller(
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
-def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_checkpoint_belongs_to_one_process_and_one_study(
+    daemon: Daemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from asng.torch._checkpoint import Checkpoint
 
     search(daemon.address, "one", tmp_path)
@@ -453,9 +455,10 @@ def test_a_checkpoint_belongs_to_one_process_and_one_study(daemon: Daemon, tmp_p
         search(daemon.address, "recreated", tmp_path)
     torch.save(state, tmp_path / "checkpoint.pt")
     held = Checkpoint(tmp_path)
-    with pytest.raises(RuntimeError, match="another process uses the checkpoint"):
-        search(daemon.address, "one", tmp_path)
+    assert run_interrupted(daemon, "one", tmp_path, "", 10) == 1
+    assert "another process uses the checkpoint in" in capfd.readouterr().out
     held.close()
+    assert run_interrupted(daemon, "one", tmp_path, "", 10) == 0
 
 
 def test_a_loss_that_is_not_finite_counts_as_diverged(daemon: Daemon) -> None:
@@ -546,6 +549,8 @@ def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
         for arguments in wrong:
             with pytest.raises(TypeError, match="give"):
                 search.run(**arguments)
+        with pytest.raises(TypeError, match="give the optimizer that the step function uses"):
+            search.run(step=compute, checkpoint="work")
         other = Search(controller, "function-wrong", Net(), max_steps=2, warmup_steps=0)
         with pytest.raises(ValueError, match="returned 1 losses: return one for each of the 2"):
             other.run(step=lambda step: [1.0])
@@ -725,3 +730,10 @@ def test_the_guide_is_true(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.M
     supernet.activate({"heads": "2"})
     assert supernet.model(torch.randn(3, 7, 64)).shape == (3, 7, 64)
     assert names["mlp"](torch.randn(3, 32)).shape == (3, 10)
+
+
+def test_processes_of_torchrun_have_to_form_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with asng.connect() as controller, pytest.raises(RuntimeError, match="init_process_group"):
+        Search(controller, "group", Net(), max_steps=4)

@@ -31,7 +31,8 @@ class Checkpoint:
         self._lock = open(self._directory / "lock", "w")
         try:
             if fcntl:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A lock that workers of loaders, which may outlive this process for seconds, do not inherit.
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,11 @@ class Ranks:
 
     def __init__(self) -> None:
         together = dist.is_available() and dist.is_initialized()
+        if not together and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
+            raise RuntimeError(
+                f"torchrun has started {os.environ['WORLD_SIZE']} processes that are in no group: call "
+                "torch.distributed.init_process_group before you make a Search"
+            )
         self.size: int = dist.get_world_size() if together else 1
         self.rank: int = dist.get_rank() if together else 0
 

@@ -121,7 +121,8 @@ class Search:
         architecture as a plain module (None for these two). Costs with limits or penalties in the study need not be named again.
 
         `checkpoint` is a directory. It is saved to every `checkpoint_minutes`, at the end, and when SIGINT or SIGTERM ends the
-        search: after the step in hand, KeyboardInterrupt or SystemExit is raised.
+        search: when the step in hand is computed, KeyboardInterrupt or SystemExit(143) is raised. The step goes back, and is
+        reported when the search goes on.
 
         `callbacks` are called with a `Report` after each step. `log` gets the figures of each step: a
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a
@@ -130,7 +131,7 @@ class Search:
         training = Training(
             self.supernet,
             self._ranks,
-            batches=_batches(train_loader, valid_loader, loss, step),
+            batches=_batches(train_loader, valid_loader, loss, step, optimizer, checkpoint),
             loss=loss,
             step_function=step,
             optimizer=optimizer or _default_optimizer(self.model),
@@ -167,6 +168,8 @@ def _batches(
     valid_loader: Iterable[Any] | None,
     loss: LossFunction | None,
     step: StepFunction | None,
+    optimizer: torch.optim.Optimizer | None,
+    checkpoint: object | None,
 ) -> tuple[Batches, Batches] | None:
     """Checks that there are either loaders and a loss, or a step function."""
     if step is None:
@@ -175,6 +178,10 @@ def _batches(
         return Batches(train_loader, "train_loader"), Batches(valid_loader, "valid_loader")
     if train_loader is not None or valid_loader is not None or loss is not None:
         raise TypeError("give either train_loader, valid_loader and loss, or step, not both")
+    if checkpoint is not None and optimizer is None:
+        raise TypeError(
+            "give the optimizer that the step function uses, so that checkpoints have its state"
+        )
     return None
 
 

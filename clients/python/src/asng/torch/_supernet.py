@@ -142,7 +142,7 @@ class Supernet:
         plain = copy.deepcopy(self.model, memo)
         for batch_norm in self._batch_norms:
             if copied := memo.get(id(batch_norm)):
-                _restore_statistics(copied)
+                _restore_statistics(copied, next(self.model.parameters()))
         return plain
 
 
@@ -151,11 +151,8 @@ class Sliced(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         whole = self._parameters
-        sliced = {
-            name: None if parameter is None else _parameters_of(self)[name][1]
-            for name, parameter in whole.items()
-        }
-        self.__dict__["_parameters"] = sliced
+        sliced = {name: used for name, (_, used) in _parameters_of(self).items()}
+        self.__dict__["_parameters"] = {**whole, **sliced}
         try:
             return super().forward(*args, **kwargs)
         finally:
@@ -230,16 +227,12 @@ def _plain(
     return plain
 
 
-def _restore_statistics(layer: _BatchNorm) -> None:
-    """Gives a batch normalisation the running statistics of a new layer."""
-    reference = {
-        "device": None if layer.weight is None else layer.weight.device,
-        "dtype": None if layer.weight is None else layer.weight.dtype,
-    }
+def _restore_statistics(layer: _BatchNorm, like: Tensor) -> None:
+    """Gives a batch normalisation the running statistics of a new layer, with a tensor's device and type."""
     layer.track_running_stats = True
-    layer.running_mean = torch.zeros(layer.num_features, **reference)
-    layer.running_var = torch.ones(layer.num_features, **reference)
-    layer.num_batches_tracked = torch.tensor(0, device=reference["device"])
+    layer.running_mean = like.new_zeros(layer.num_features)
+    layer.running_var = like.new_ones(layer.num_features)
+    layer.num_batches_tracked = torch.tensor(0, device=like.device)
 
 
 def calibrate(model: nn.Module, batches: Iterable[tuple[Any, ...]] | None) -> None:
