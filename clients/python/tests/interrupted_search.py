@@ -1,11 +1,11 @@
-"""A small search with everything that has a state, for tests that interrupt it: `interrupted_search.py ADDRESS NAME DIR WHERE MINUTES`."""
+"""A small search with everything that has a state, for tests that interrupt it: `interrupted_search.py ADDRESS NAME DIR WHERE MINUTES WORKERS`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,7 +56,8 @@ def search(
     directory: Path | None,
     where: str = "",
     minutes: float = 10,
-    *callbacks: Callable[[Report], object],
+    workers: int = 0,
+    callbacks: Sequence[Callable[[Report], object]] = (),
 ) -> tuple[Search, Result]:
     """Searches to the end, or until the process does what `where` says: SIGNAL-PLACE, such as KILL-training."""
     torch.set_num_threads(1)
@@ -84,8 +85,8 @@ def search(
         search = Search(controller, name, model, max_steps=STEPS, warmup_steps=4, seed=3)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         result = search.run(
-            data(),
-            data(),
+            data(workers),
+            data(workers),
             loss=loss,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 5),
@@ -98,4 +99,11 @@ def search(
 
 
 if __name__ == "__main__":
-    search(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+    search(
+        sys.argv[1],
+        sys.argv[2],
+        Path(sys.argv[3]),
+        sys.argv[4],
+        float(sys.argv[5]),
+        int(sys.argv[6]),
+    )

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -366,15 +367,24 @@ def test_the_result_is_a_plain_model_with_the_shared_weights(daemon: Daemon) -> 
     assert {"step", "loss", "width", "op", "depth"} < set(columns)
 
 
-def run_interrupted(daemon: Daemon, name: str, directory: Path, where: str, minutes: float) -> int:
+def run_interrupted(
+    daemon: Daemon, name: str, directory: Path, where: str, minutes: float, workers: int = 0
+) -> int:
     """Runs the search in a process of its own, until that ends itself. Returns its exit status."""
-    command: list[str | Path] = [
-        sys.executable,
-        Path(__file__).with_name("interrupted_search.py"),
+    script = Path(__file__).with_name("interrupted_search.py")
+    arguments: list[str | Path] = [
         daemon.address,
+        name,
+        directory,
+        where,
+        str(minutes),
+        str(workers),
     ]
-    done = subprocess.run([*command, name, directory, where, str(minutes)], capture_output=True, text=True)  # fmt: skip
-    print(done.stderr)
+    # No pipe, whose end would come with that of the last worker.
+    with tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run([sys.executable, script, *arguments], stderr=errors)
+        errors.seek(0)
+        print(errors.read())
     return done.returncode
 
 
@@ -414,6 +424,18 @@ def test_an_interrupted_search_ends_as_an_undisturbed_one(
         assert torch.equal(again.model.state_dict()[key], value), key
 
 
+def test_a_search_goes_on_while_workers_of_a_killed_one_are_there(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """Workers notice after seconds that their process is gone. With them, the minibatches are those of a search with workers."""
+    expected, _ = search(daemon.address, "not-killed", None, workers=1)
+    options: Any = {"where": "KILL-training", "minutes": 10, "workers": 1}
+    assert run_interrupted(daemon, "killed", tmp_path, **options) == -signal.SIGKILL
+    resumed, _ = search(daemon.address, "killed", tmp_path, workers=1)
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
 def test_sigterm_ends_the_wait_for_a_controller(
     start: Callable[..., Daemon], undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -431,7 +453,7 @@ def test_sigterm_ends_the_wait_for_a_controller(
     handler, log = WhenItWaits(), logging.getLogger("asng")
     log.addHandler(handler)
     with pytest.raises(SystemExit) as ended:
-        search(daemon.address, "waiting", tmp_path, "", 10, kill)
+        search(daemon.address, "waiting", tmp_path, callbacks=[kill])
     log.removeHandler(handler)
     assert ended.value.code == 128 + signal.SIGTERM
     daemon.restart()
@@ -646,6 +668,7 @@ def test_plots_the_losses(daemon: Daemon) -> None:
 def test_without_pytorch_the_rest_works_and_this_says_what_to_install() -> None:
     program = """
 import sys
+import tempfile
 import textwrap
 sys.modules["torch"] = None
 import asng
