@@ -5,6 +5,7 @@ python clients/python/examples/black_box.py
 """
 
 import numpy as np
+import numpy.typing as npt
 
 import asng
 
@@ -15,7 +16,7 @@ SPACE = asng.Space(
 )
 
 
-def features(x: np.ndarray, arch: asng.Architecture) -> np.ndarray:
+def features(x: npt.NDArray[np.float64], arch: asng.Architecture) -> npt.NDArray[np.float64]:
     k = np.arange(arch.size)
     if arch.features == "polynomial":
         return np.asarray(x[:, None] ** k)

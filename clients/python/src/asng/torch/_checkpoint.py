@@ -1,0 +1,81 @@
+"""What a search keeps in its directory: a checkpoint now and then, and a journal of the steps since.
+
+A process that was killed starts from the checkpoint and computes the steps of the journal again. Each of these was written down
+before it was computed, so the weights become what they were, to the last bit where the device computes reproducibly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from asng.torch._training import Step
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two processes in one directory go unnoticed.
+    fcntl = None  # type: ignore[assignment]
+
+
+class Checkpoint:
+    """The checkpoint in a directory, which belongs to one process at a time."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._file = self._directory / "checkpoint.pt"
+        self._lock = open(self._directory / "lock", "w")
+        try:
+            if fcntl:
+                # A lock that workers of loaders, which may outlive this process for seconds, do not inherit.
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise RuntimeError(
+                f"another process uses the checkpoint in {self._directory}: give each trainer a directory of its own"
+            ) from None
+        self._journal: IO[str] = open(self._directory / "journal.jsonl", "a+")
+
+    def load(self) -> dict[str, Any] | None:
+        """Returns what was saved last, with tensors on the CPU. Runs what the file says, as every pickle: trust the directory."""
+        if not self._file.exists():
+            return None
+        # States of schedulers have objects that loading of weights alone refuses.
+        state: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=False)
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint, and empties the journal. Whenever the process ends, one of the two checkpoints is whole."""
+        part = self._file.with_suffix(".part")
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._file)
+        self._journal.truncate(0)
+
+    def append(self, number: int, step: Step) -> None:
+        """Writes down a step that is about to be computed, as the `number`th of this search."""
+        self._journal.write("\n" + json.dumps({"number": number, **step.to_json()}))
+        self._journal.flush()
+
+    def steps_after(self, number: int) -> list[Step]:
+        """Returns the steps of the journal that are not in the checkpoint, which has `number`."""
+        self._journal.seek(0)
+        steps: dict[int, Step] = {}
+        for line in self._journal:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue  # The process has ended while it wrote this line.
+            # A step that is handed out again comes twice.
+            steps[fields["number"]] = Step.from_json(fields)
+        return [step for n, step in sorted(steps.items()) if n > number]
+
+    def close(self) -> None:
+        self._journal.close()
+        self._lock.close()

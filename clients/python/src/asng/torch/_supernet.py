@@ -1,0 +1,284 @@
+"""A model with searched parts as a supernet: its search space, and one architecture of it at a time.
+
+Weights are shared in place. The model's modules stay the objects that they are, and so do its parameters: an optimizer made
+before goes on to work. Layers that have a `Width` become layers that slice their parameters in `forward`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from asng import Architecture, Categorical, Integer, Space
+from asng.torch._space import Choice, Repeat, Width
+
+Values = Mapping[str, "str | int"]
+
+CALIBRATION_BATCHES = 20
+"""Minibatches from which the running statistics of batch normalisation are estimated."""
+
+
+class Supernet:
+    """A model with searched parts. Its `space` has a variable for each name, in the order of the model's modules.
+
+    Batch normalisation uses the statistics of the minibatch from now on, when evaluating as well: running ones would be a
+    mixture of all architectures.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._parts: list[Choice | Repeat] = []
+        # Attributes of modules in which there are widths, as the model has them.
+        self._widths: list[tuple[nn.Module, str, Any]] = []
+        self._batch_norms: list[_BatchNorm] = []
+        self._variables: dict[str, Categorical | Integer] = {}
+        self._initial: dict[str, str | int] = {}
+        for path, module in model.named_modules():
+            self._add(path, module)
+        if not self._variables:
+            raise ValueError(
+                "the model has nothing to search: use asng.torch's Choice, Repeat or Width in it"
+            )
+        self.space = Space(**self._variables)
+        self.architecture: Architecture
+        """The architecture that the model computes."""
+        self.activate(self._initial)
+
+    def _add(self, path: str, module: nn.Module) -> None:
+        """Registers the searched parts of one module."""
+        if isinstance(module, Sliced) or (isinstance(module, (Choice, Repeat)) and module.taken):
+            raise ValueError(
+                "the model is that of another Search, which has changed it: make a new one, or call `run` of that Search again"
+            )
+        if isinstance(module, (Choice, Repeat)):
+            module.taken = True
+            first = module.labels[0] if isinstance(module, Choice) else module.high
+            self._declare(module.name, module.variable, first)
+            self._parts.append(module)
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            self._batch_norms.append(module)
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+        attributes = [
+            (name, value)
+            for name, value in vars(module).items()
+            if not name.startswith("_") and any(_widths_in(value))
+        ]
+        if not attributes:
+            return
+        for name, value in attributes:
+            for width in _widths_in(value):
+                self._declare(width.name, width.variable, width.labels[-1])
+            self._widths.append((module, name, value))
+        if isinstance(module, _SLICEABLE) and {*module._parameters} <= {"weight", "bias"}:
+            module.__class__ = _sliced_class(type(module))
+        elif isinstance(module, _SLICEABLE) or (
+            type(module).__module__.startswith("torch.") and module._parameters
+        ):
+            raise TypeError(
+                f"{path} is a {type(module).__name__} with a searched {attributes[0][0]} and the parameters "
+                f"{', '.join(module._parameters)}, which cannot be sliced: give widths to linear, convolution, normalisation and "
+                "embedding layers, and build others from these"
+            )
+
+    def _declare(self, name: str, variable: Categorical | Integer, initial: str | int) -> None:
+        self._initial.setdefault(name, initial)
+        other = self._variables.setdefault(name, variable)
+        if repr(other) != repr(variable):
+            raise ValueError(
+                f"two searched parts are called {name!r}, and so choose together, but one is {other} and the other "
+                f"{variable}: give them the same values, or other names"
+            )
+
+    def activate(self, architecture: Architecture | Values) -> None:
+        """Makes the model compute this architecture until another one is activated."""
+        values = architecture.values if isinstance(architecture, Architecture) else architecture
+        if values.keys() != self._variables.keys():
+            raise ValueError(
+                f"the architecture has the variables {list(values)}, and the model {list(self._variables)}"
+            )
+        for part in self._parts:
+            part.choose(values[part.name])
+        for module, name, value in self._widths:
+            vars(module)[name] = _resolve(value, values)
+        self.architecture = Architecture(dict(values))
+
+    def parameters(self) -> int:
+        """Returns the number of parameters that the active architecture uses: those of the modules that run, as sliced, and
+        each once where modules share them."""
+        return sum(
+            {
+                id(whole): used.numel()
+                for module in _running(self.model)
+                for whole, used in _parameters_of(module).values()
+            }.values()
+        )
+
+    def extract(self) -> nn.Module:
+        """Returns the active architecture as a plain module, with copies of the shared weights and without any class of asng.
+
+        Batch normalisation is as the model had it. Its running statistics are those of a new layer; see `calibrate`.
+        """
+        memo: dict[int, Any] = {}
+        # Parameters that several layers slice in the same way stay shared.
+        shared: dict[tuple[int, torch.Size], nn.Parameter] = {}
+        # Inner modules first, so that the copy of a module has the copies of what is in it.
+        for module in reversed(list(_running(self.model))):
+            if id(module) in memo:
+                continue
+            if isinstance(module, Choice):
+                memo[id(module)] = copy.deepcopy(module.chosen, memo)
+            elif isinstance(module, Repeat):
+                memo[id(module)] = nn.Sequential(*(copy.deepcopy(part, memo) for part in module))
+            elif isinstance(module, Sliced):
+                memo[id(module)] = _plain(module, memo, shared)
+        plain = copy.deepcopy(self.model, memo)
+        for batch_norm in self._batch_norms:
+            if copied := memo.get(id(batch_norm)):
+                _restore_statistics(copied, next(self.model.parameters()))
+        return plain
+
+
+class Sliced(nn.Module):
+    """A layer of PyTorch that uses the first part of its parameters in each dimension, as large as its attributes say."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = self._parameters
+        sliced = {name: used for name, (_, used) in _parameters_of(self).items()}
+        self.__dict__["_parameters"] = {**whole, **sliced}
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.__dict__["_parameters"] = whole
+
+
+_SLICEABLE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, _ConvNd, _NormBase)
+
+
+def _sizes(layer: Any, name: str) -> tuple[int, ...]:
+    """Returns the size of a parameter of a layer at its current attributes."""
+    if isinstance(layer, _ConvNd):
+        if name == "bias":
+            return (layer.out_channels,)
+        if layer.transposed:
+            return (layer.in_channels, layer.out_channels // layer.groups)
+        return (layer.out_channels, layer.in_channels // layer.groups)
+    if isinstance(layer, nn.Linear):
+        return (layer.out_features, layer.in_features)[: 2 if name == "weight" else 1]
+    if isinstance(layer, nn.Embedding):
+        return (layer.num_embeddings, layer.embedding_dim)
+    if isinstance(layer, nn.LayerNorm):
+        return tuple(layer.normalized_shape)
+    return (layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features,)
+
+
+_sliced_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Returns the class of layers of this kind that slice their parameters."""
+    if issubclass(kind, Sliced):
+        return kind
+    if kind not in _sliced_classes:
+        _sliced_classes[kind] = type(f"Sliced{kind.__name__}", (Sliced, kind), {})
+    return _sliced_classes[kind]
+
+
+def _parameters_of(module: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Returns the module's own parameters by name, each whole and as it is used."""
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    if not isinstance(module, Sliced):
+        return {name: (p, p) for name, p in own.items()}
+    return {
+        name: (p, p[tuple(slice(size) for size in _sizes(module, name))]) for name, p in own.items()
+    }
+
+
+def _running(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the modules of the active architecture, each before those in it."""
+    yield module
+    if isinstance(module, Choice):
+        parts: Iterable[nn.Module] = [module.chosen]
+    else:
+        parts = module if isinstance(module, Repeat) else module.children()
+    for part in parts:
+        yield from _running(part)
+
+
+def _plain(
+    layer: Sliced, memo: dict[int, Any], shared: dict[tuple[int, torch.Size], nn.Parameter]
+) -> nn.Module:
+    """Returns a copy of a layer with parameters of the size that it uses."""
+    kind = type(layer).__mro__[2]
+    plain: Any = object.__new__(kind)
+    state = {name: value for name, value in vars(layer).items() if name != "_parameters"}
+    plain.__dict__.update(copy.deepcopy(state, memo))
+    plain.__dict__["_parameters"] = copy.copy(layer._parameters)
+    for name, (whole, used) in _parameters_of(layer).items():
+        parameter = nn.Parameter(used.detach().clone(), requires_grad=whole.requires_grad)
+        plain._parameters[name] = shared.setdefault((id(whole), used.shape), parameter)
+    return plain
+
+
+def _restore_statistics(layer: _BatchNorm, like: Tensor) -> None:
+    """Gives a batch normalisation the running statistics of a new layer, with a tensor's device and type."""
+    layer.track_running_stats = True
+    layer.running_mean = like.new_zeros(layer.num_features)
+    layer.running_var = like.new_ones(layer.num_features)
+    layer.num_batches_tracked = torch.tensor(0, device=like.device)
+
+
+def calibrate(model: nn.Module, batches: Iterable[tuple[Any, ...]] | None) -> None:
+    """Estimates the running statistics of batch normalisation: the means over some minibatches of inputs.
+
+    Leaves the model in evaluation mode.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    model.eval()
+    if not layers:
+        return
+    if batches is None:
+        raise ValueError(
+            "the running statistics of batch normalisation are to be estimated with minibatches, and the search had no loader: "
+            "give calibrate_with=, an iterable of tuples of inputs"
+        )
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # The mean over all minibatches.
+        layer.train()
+    with torch.no_grad():
+        for inputs in islice(batches, CALIBRATION_BATCHES):
+            model(*inputs)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+
+
+def _widths_in(value: Any) -> Iterator[Width]:
+    """Yields the widths in an attribute: the value itself, or in tuples, lists and dicts."""
+    if isinstance(value, Width):
+        yield value
+    elif type(value) in (tuple, list):
+        for item in value:
+            yield from _widths_in(item)
+    elif type(value) is dict:
+        yield from _widths_in(list(value.values()))
+
+
+def _resolve(value: Any, values: Values) -> Any:
+    """Returns an attribute with the numbers of an architecture in place of its widths."""
+    if isinstance(value, Width):
+        return value.number(values[value.name])
+    if type(value) in (tuple, list):
+        return type(value)(_resolve(item, values) for item in value)
+    if type(value) is dict:
+        return {key: _resolve(item, values) for key, item in value.items()}
+    return value
