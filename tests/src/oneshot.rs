@@ -26,7 +26,7 @@ pub use self::correlation::{kendall_tau, spearman_rho};
 use crate::{
     Controller, applied,
     quality::{DataSet, NasBench201},
-    signal_process, trainer_command,
+    signal_process, trainer_command, trainer_program,
 };
 
 /// A way to spend the steps of a search.
@@ -263,6 +263,8 @@ impl Bench {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
+        // It is built now: connections would break off while the process that holds them waits for the compiler.
+        trainer_program();
         // Before anything is started that must not be left behind.
         let stop = watch_signals()?;
         let controller = Controller::start_apart(&directory.join("state"));

@@ -6,9 +6,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::process::{cargo, read, run};
+use crate::{
+    process::{cargo, read, run},
+    setup::debian,
+};
 
 /// Files of the package that say what is to be installed, and from what its messages are generated.
 const SOURCES: [&str; 5] = [
@@ -40,9 +43,19 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     run(&mut python("pytest"))
 }
 
-/// Makes the environment, with the package installed so that it follows its sources; quiet if it is there already.
+/// Makes the environment, with the package installed so that it follows its sources; quiet if it is there already. It is one of
+/// Debian's Python where that has PyTorch, for the tests of `asng.torch`.
 fn install(root: &Path, environment: &Path) -> Result<()> {
-    let mut made_from = read(Command::new("python3").arg("--version"))?;
+    let pytorch = debian::has_pytorch();
+    ensure!(
+        pytorch || env::var_os("CI").is_none(),
+        "the tests of asng.torch need PyTorch: cargo xtask setup pytorch"
+    );
+    let (python, packages) = match pytorch {
+        true => (debian::PYTHON, &["--system-site-packages"][..]),
+        false => ("python3", &[][..]),
+    };
+    let mut made_from = python.to_owned() + &read(Command::new(python).arg("--version"))?;
     for source in SOURCES {
         made_from += &fs::read_to_string(root.join(source)).context(source)?;
     }
@@ -51,7 +64,8 @@ fn install(root: &Path, environment: &Path) -> Result<()> {
         return Ok(());
     }
     // Without pip, which Debian's python3 cannot put there: its own installs from outside.
-    run(Command::new("python3").args(["-m", "venv", "--clear", "--without-pip"]).arg(environment))?;
+    let mut venv = Command::new(python);
+    run(venv.args(["-m", "venv", "--clear", "--without-pip"]).args(packages).arg(environment))?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "--python"]).arg(environment);
     pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-input", "--editable"]);

@@ -12,11 +12,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use asng_datasets::{DataSet, fetch};
 
-mod chromium;
 mod containers;
+pub(crate) mod debian;
 mod libtorch;
 mod nasbench201;
-mod postgresql;
 
 /// Where CIFAR-10 lies, under the workspace's directory.
 pub(crate) const CIFAR10: &str = "data/cifar-10-batches-bin";
@@ -45,6 +44,8 @@ pub(crate) enum Part {
     Postgresql,
     /// The browser that the tests of the page drive; only where it is named here
     Chromium,
+    /// PyTorch for the tests of the Python package's `asng.torch`; only where it is named here
+    Pytorch,
     /// What the tests of images, of monitoring and of distant trainers run: buildah, Prometheus, Docker Compose; only where it is named here
     Containers,
 }
@@ -102,8 +103,9 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
         Part::Containers => {
             containers::ensure(&root.join(COMPOSE)).context("not all for tests of containers")
         }
-        Part::Postgresql => postgresql::ensure().context("no PostgreSQL"),
-        Part::Chromium => chromium::ensure().context("no Chromium"),
+        Part::Postgresql => debian::postgresql().context("no PostgreSQL"),
+        Part::Chromium => debian::chromium().context("no Chromium"),
+        Part::Pytorch => debian::pytorch().context("no PyTorch"),
         Part::FashionMnist => {
             let fetched = DataSet::FashionMnist.ensure(&root.join(FASHION_MNIST), false);
             fetched.map_err(name_full_disk).context("no Fashion-MNIST")

@@ -110,31 +110,22 @@ const BOTTOM: f64 = 80.0;
 
 /// All arms of all seeds, one seed after the other, `jobs` searches at a time. After an error nothing is begun any more.
 async fn run(bench: &Arc<Bench>, seeds: &[u64], jobs: usize) -> anyhow::Result<Vec<Record>> {
-    let mut records = Vec::new();
+    let mut ended: Vec<anyhow::Result<Record>> = Vec::new();
     let mut running = JoinSet::new();
-    let mut failed = None;
-    let mut note = |ended: anyhow::Result<Record>| match ended {
-        Ok(record) => records.push(record),
-        Err(error) => {
-            eprintln!("==> {error:#}");
-            failed.get_or_insert(error);
-        }
-    };
-    let searches = seeds.iter().flat_map(|seed| Arm::ALL.map(|arm| (arm, *seed)));
-    for (arm, seed) in searches {
+    for (arm, seed) in seeds.iter().flat_map(|seed| Arm::ALL.map(|arm| (arm, *seed))) {
         if running.len() == jobs {
-            note(running.join_next().await.context("searches run")??);
+            ended.extend(running.join_next().await.transpose()?);
+        }
+        if ended.iter().any(Result::is_err) {
+            break;
         }
         let bench = bench.clone();
         running.spawn(async move { bench.run(arm, seed).await });
     }
-    while let Some(ended) = running.join_next().await {
-        note(ended?);
+    while let Some(last) = running.join_next().await {
+        ended.push(last?);
     }
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(records),
-    }
+    ended.into_iter().collect()
 }
 
 /// An arm, over all seeds.

@@ -9,6 +9,7 @@ use asng_datasets::{
     part_folder,
 };
 
+use super::debian;
 use crate::process::run;
 
 /// A program of each package, by which it is known to be there.
@@ -33,13 +34,7 @@ pub(crate) fn ensure(compose: &Path) -> Result<String> {
     let missing: Vec<_> =
         PACKAGES.iter().filter(|(program, _)| !is_there(program)).map(|(_, name)| *name).collect();
     if !missing.is_empty() {
-        run(Command::new("apt-get").arg("update"))?;
-        run(Command::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(&missing))
-        .with_context(|| {
-            format!("install {} yourself; on Debian it takes root", missing.join(", "))
-        })?;
+        debian::install(&missing)?;
     }
     if !compose.exists() {
         bring(compose)?;
