@@ -31,11 +31,8 @@ pub(crate) enum Bench {
         /// Seeds: how many, from 0, or a list such as 0,2,5
         #[arg(long, default_value = "5")]
         seeds: String,
-        /// Steps of each search [default: the 15,000 of the preset small]
-        #[arg(long, value_parser = clap::value_parser!(u64).range(2..))]
-        steps: Option<u64>,
         /// A smoke test: one seed, 30 steps, few images; writes no document
-        #[arg(long, conflicts_with_all = ["seeds", "steps"])]
+        #[arg(long, conflicts_with = "seeds")]
         quick: bool,
         /// Searches at a time, each on one core [default: one for each core]
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
@@ -43,6 +40,9 @@ pub(crate) enum Bench {
         /// Directory of the results: a JSON file for each search [default: target/oneshot; a temporary one with --quick]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Variations of ASNG's search, such as --warmup 0.5 or --set channels=16, with an --out of their own; -- --help lists them
+        #[arg(last = true, value_name = "OPTION")]
+        variation: Vec<String>,
     },
     /// How good the searches are: NAS-Bench-201, and a noisy function with 1 to 64 trainers
     ///
@@ -81,14 +81,14 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
         Bench::Controller { seconds, .. } => {
             program(root, "bench-controller", &[format!("--seconds={seconds}")])
         }
-        Bench::Oneshot { seeds, steps, quick, jobs, out } => {
+        Bench::Oneshot { seeds, quick, jobs, out, variation } => {
             setup::setup(root)?;
             setup::nasbench201(root)?;
             let what = if *quick { "--quick".to_owned() } else { format!("--seeds={seeds}") };
-            let steps = steps.map(|steps| format!("--steps={steps}"));
             let jobs = jobs.map(|jobs| format!("--jobs={jobs}"));
             let out = out.as_ref().map(|out| format!("--out={}", out.display()));
-            let arguments: Vec<_> = [Some(what), steps, jobs, out].into_iter().flatten().collect();
+            let own = [Some(what), jobs, out].into_iter().flatten();
+            let arguments: Vec<_> = own.chain(variation.iter().cloned()).collect();
             program(root, "bench-oneshot", &arguments)
         }
         Bench::Quality { runs, scaling_runs } => {

@@ -11,7 +11,7 @@ use asng_tests::{
     draw::{Axes, Curve, draw},
     oneshot::{Arm, Bench, Found, Plan, Record},
 };
-use clap::Parser;
+use clap::{Args, Parser};
 use tokio::task::JoinSet;
 
 /// The searches are those of this preset.
@@ -31,11 +31,8 @@ struct Arguments {
     /// Seeds: how many, from 0, or a list such as 0,2,5
     #[arg(long, default_value = "5", value_parser = seeds)]
     seeds: Seeds,
-    /// Steps of each search [default: the preset's]
-    #[arg(long)]
-    steps: Option<u64>,
     /// A smoke test: one seed, 30 steps, few images; writes no document
-    #[arg(long, conflicts_with_all = ["seeds", "steps"])]
+    #[arg(long, conflicts_with_all = ["seeds", "Variation"])]
     quick: bool,
     /// Searches at a time, each on one core [default: one for each core]
     #[arg(long)]
@@ -47,6 +44,47 @@ struct Arguments {
     /// The document whose table is written anew; the curves are written beside it
     #[arg(long, default_value = "docs/results.md")]
     document: PathBuf,
+    #[command(flatten)]
+    variation: Option<Variation>,
+}
+
+/// ASNG alone, in other searches than the preset's; the document stays as it is.
+#[derive(Args)]
+#[group(multiple = true, requires = "out")]
+struct Variation {
+    /// A variation, of ASNG alone: other steps
+    #[arg(long)]
+    steps: Option<u64>,
+    /// A variation: another share of the steps for the warm-up
+    #[arg(long, value_name = "SHARE")]
+    warmup: Option<f64>,
+    /// A variation: another initial trust region
+    #[arg(long, value_name = "X")]
+    delta_init: Option<f64>,
+    /// A variation: another setting of the supernet or its training, repeatable
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl Variation {
+    fn change(self, plan: Plan) -> Plan {
+        let share = self.warmup.unwrap_or(plan.warmup_steps as f64 / plan.steps as f64);
+        let steps = self.steps.unwrap_or(plan.steps);
+        let mut settings = plan.settings;
+        settings.extend(self.settings);
+        Plan {
+            steps,
+            warmup_steps: (share * steps as f64).round() as u64,
+            delta_init: self.delta_init.or(plan.delta_init),
+            settings,
+            ..plan
+        }
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.into(), value.into()))
 }
 
 #[derive(Clone)]
@@ -66,7 +104,7 @@ fn seeds(text: &str) -> Result<Seeds, String> {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let preset = asng_client::preset("nasbench201", PRESET).context("the space has the preset")?;
-    let steps = if arguments.quick { 30 } else { arguments.steps.unwrap_or(preset.max_steps) };
+    let steps = if arguments.quick { 30 } else { preset.max_steps };
     let plan = Plan {
         steps,
         warmup_steps: preset.warmup_steps(steps).unwrap_or_default(),
@@ -85,15 +123,21 @@ async fn main() -> anyhow::Result<()> {
         (plan, arguments.seeds, "target/oneshot".into())
     };
     let out = arguments.out.unwrap_or(out);
+    let whole = arguments.variation.is_none();
+    let arms = if whole { &Arm::ALL[..] } else { &[Arm::Asng] };
+    let plan = match arguments.variation {
+        Some(variation) => variation.change(plan),
+        None => plan,
+    };
     let cores = || thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
     let jobs = arguments.jobs.unwrap_or_else(cores).get();
 
     let bench = Arc::new(Bench::start(&out, plan, jobs)?);
-    let records = run(&bench, &seeds, jobs).await?;
-    let rows: Vec<Row> = Arm::ALL.map(|arm| Row::new(arm, &records)).into();
+    let records = run(&bench, arms, &seeds, jobs).await?;
+    let rows: Vec<Row> = arms.iter().map(|arm| Row::new(*arm, &records)).collect();
     let table = table(&rows);
     println!("{table}");
-    if !arguments.quick {
+    if whole && !arguments.quick {
         let mut document = Document::open(arguments.document)?;
         document.replace("oneshot", &format!("{table}\n![accuracy by steps](oneshot.svg)\n"))?;
         let axes = Axes { x: "steps", base: None, y: "accuracy, %", bottom: Some(BOTTOM) };
@@ -109,10 +153,15 @@ async fn main() -> anyhow::Result<()> {
 const BOTTOM: f64 = 80.0;
 
 /// All arms of all seeds, one seed after the other, `jobs` searches at a time. After an error nothing is begun any more.
-async fn run(bench: &Arc<Bench>, seeds: &[u64], jobs: usize) -> anyhow::Result<Vec<Record>> {
+async fn run(
+    bench: &Arc<Bench>,
+    arms: &[Arm],
+    seeds: &[u64],
+    jobs: usize,
+) -> anyhow::Result<Vec<Record>> {
     let mut ended: Vec<anyhow::Result<Record>> = Vec::new();
     let mut running = JoinSet::new();
-    for (arm, seed) in seeds.iter().flat_map(|seed| Arm::ALL.map(|arm| (arm, *seed))) {
+    for (arm, seed) in seeds.iter().flat_map(|seed| arms.iter().map(|arm| (*arm, *seed))) {
         if running.len() == jobs {
             ended.extend(running.join_next().await.transpose()?);
         }
@@ -157,12 +206,9 @@ impl Row {
         self.each(|found| found.cell.accuracies[0])
     }
 
-    /// Those of the most likely cells; NaN, without a search, where none is more likely.
-    fn modes(&self) -> Vec<f64> {
-        match self.arm {
-            Arm::Uniform => Vec::new(),
-            _ => self.each(|found| found.mode.accuracies[0]),
-        }
+    /// Those of the most likely cells; none where all cells are equally likely.
+    fn modes(&self) -> Option<Vec<f64>> {
+        (self.arm != Arm::Uniform).then(|| self.each(|found| found.mode.accuracies[0]))
     }
 
     fn rank(&self) -> f64 {
@@ -220,7 +266,7 @@ fn table(rows: &[Row]) -> String {
         let cells = [
             format!("{:.2} ± {:.2}", mean(&accuracies), deviation(&accuracies)),
             format!("{:.2}", smallest(&accuracies)),
-            format!("{:.2}", mean(&row.modes())),
+            row.modes().map_or_else(String::new, |modes| format!("{:.2}", mean(&modes))),
             format!("{:.0}", row.rank()),
             on(1),
             on(2),
@@ -234,8 +280,13 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn figures(rows: &[Row], seeds: usize) -> serde_json::Value {
-    let [asng, without_warmup, sng, uniform] = rows else { unreachable!("a row for each arm") };
-    let accuracies = asng.accuracies();
+    let accuracies = rows[0].accuracies();
+    // Of those that did not run it is NaN, which JSON has as null.
+    let accuracy = |arm| {
+        mean(
+            &rows.iter().filter(|row| row.arm == arm).flat_map(Row::accuracies).collect::<Vec<_>>(),
+        )
+    };
     let minutes = |row: &Row| -> f64 {
         row.minutes.iter().zip(&row.jobs).map(|(minutes, jobs)| minutes / jobs).sum()
     };
@@ -244,13 +295,13 @@ fn figures(rows: &[Row], seeds: usize) -> serde_json::Value {
         "val_accuracy_mean": mean(&accuracies),
         "val_accuracy_std": deviation(&accuracies),
         "val_accuracy_min": smallest(&accuracies),
-        "mode_accuracy_mean": mean(&asng.modes()),
-        "rank_median": asng.rank(),
-        "kendall_tau_mean": asng.tau(),
-        "spearman_rho_mean": asng.rho(),
-        "without_warmup_mean": mean(&without_warmup.accuracies()),
-        "sng_mean": mean(&sng.accuracies()),
-        "uniform_best_of_100_mean": mean(&uniform.accuracies()),
+        "mode_accuracy_mean": rows[0].modes().map(|modes| mean(&modes)),
+        "rank_median": rows[0].rank(),
+        "kendall_tau_mean": rows[0].tau(),
+        "spearman_rho_mean": rows[0].rho(),
+        "without_warmup_mean": accuracy(Arm::WithoutWarmup),
+        "sng_mean": accuracy(Arm::Sng),
+        "uniform_best_of_100_mean": accuracy(Arm::Uniform),
         "minutes_per_seed": rows.iter().map(minutes).sum::<f64>() / seeds as f64,
     })
 }
