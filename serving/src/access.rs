@@ -205,6 +205,12 @@ impl Tokens {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let start = error.span().map_or(0, |span| span.start);
             let before = text.get(..start).unwrap_or_default();
+            if text.split_whitespace().count() == 1 {
+                return fault(
+                    "is the token of a client; the file of a server has the entries that `asng-controller token` prints"
+                        .into(),
+                );
+            }
             fault(format!("is not TOML from line {} on", 1 + before.matches('\n').count()))
         })?;
         let unknown = table.keys().find(|key| *key != "token");
@@ -308,6 +314,7 @@ mod tests {
         for (text, expected) in [
             (String::new(), "has an entry [[token]] for each token, and nothing else"),
             (format!("token = \"{SECRET}\""), "has an entry [[token]]"),
+            (format!("{SECRET}\n"), "is the token of a client"),
             (format!("[[token]]\ntoken = \"{SECRET}\n"), "is not TOML from line 2 on"),
             (entry("role = \"root\""), "number 1: unknown variant `root`"),
             (entry("role = \"admin\""), "number 1: give either sha256 or token"),

@@ -99,7 +99,7 @@ fn an_empty_variable_counts_as_unset() {
         }
     };
     let names = variables(Command::new(asng_controller()).arg("serve"));
-    for name in ["ASNG_TOKEN_FILE", "ASNG_INSECURE", "ASNG_RATE_LIMIT", "ASNG_LISTEN"] {
+    for name in ["ASNG_SERVE_TOKEN_FILE", "ASNG_SERVE_INSECURE", "ASNG_RATE_LIMIT", "ASNG_LISTEN"] {
         assert!(names.contains(&name.into()), "{name}: {names:?}");
     }
     let mut command = Command::new(asng_controller());
@@ -133,7 +133,7 @@ fn booleans_in_the_environment_are_words() {
     let controller = |word: &str| {
         let mut command = Command::new(asng_controller());
         command.args(["--listen", "0.0.0.0:0", "--http", "off", "--state-dir"]).arg(file.path());
-        command.env("ASNG_INSECURE", word);
+        command.env("ASNG_SERVE_INSECURE", word);
         // The program ends at once, since the file is no directory.
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -158,7 +158,8 @@ fn booleans_in_the_environment_are_words() {
     }
     let words = "expected 1, true, yes, on, 0, false, no or off";
     let (code, log) = controller("maybe");
-    assert!(code == Some(2) && log.contains(words) && log.contains("variable ASNG_INSECURE"));
+    assert!(code == Some(2) && log.contains(words), "{log}");
+    assert!(log.contains("variable ASNG_SERVE_INSECURE"), "{log}");
     let log = trainer("maybe");
     assert!(log.contains(words) && log.contains("variable ASNG_SERVE_INSECURE"), "{log}");
 

@@ -28,7 +28,7 @@ pub const TRAINER_PORT: u16 = 50053;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection to the controller")]
 pub struct Options {
-    /// Address of the controller: HOST, HOST:PORT or a URL, https:// for TLS; several, separated by commas, if several
+    /// Address of the controller: [http://|https://]HOST[:PORT], https:// for TLS; several, separated by commas, if several
     /// controllers share a database
     #[arg(long, global = true, env = "ASNG_CONTROLLER", value_name = "ADDRESS")]
     #[arg(value_delimiter = ',')]
@@ -162,8 +162,8 @@ impl Rules {
 }
 
 /// Returns the URL that an address means: `[http://|https://]HOST[:PORT]`, where HOST is a name, an IPv4 address or an IPv6
-/// address, in brackets if a port follows. Without a scheme, it is https:// if `tls` and http:// otherwise, and the port is
-/// `default_port` unless it is given. With a scheme, a missing port is that of the scheme, 80 or 443.
+/// address, in brackets if a port follows. Without a scheme, it is https:// if `tls` and http:// otherwise. The port is
+/// `default_port` unless it is given, also with a scheme.
 pub fn url(address: &str, default_port: u16, tls: bool) -> anyhow::Result<String> {
     let address = address.trim();
     // The address may hold a password: it is not shown.
@@ -172,12 +172,12 @@ pub fn url(address: &str, default_port: u16, tls: bool) -> anyhow::Result<String
         "the address of a server takes no user name and no password; give a token with --token-file FILE"
     );
     let scheme = if tls { "https" } else { "http" };
-    let (url, port) = match address.parse::<Ipv6Addr>() {
-        Ok(ip) => (format!("{scheme}://[{ip}]"), Some(default_port)),
-        Err(_) if address.contains("://") => (address.into(), None),
-        Err(_) => (format!("{scheme}://{address}"), Some(default_port)),
+    let url = match address.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("{scheme}://[{ip}]"),
+        Err(_) if address.contains("://") => address.into(),
+        Err(_) => format!("{scheme}://{address}"),
     };
-    normalized(&url, port).with_context(|| {
+    normalized(&url, default_port).with_context(|| {
         format!(
             "{address:?} is not an address such as localhost:{default_port}, gpu-box or \
              https://controller.example.org:{default_port}"
@@ -185,8 +185,8 @@ pub fn url(address: &str, default_port: u16, tls: bool) -> anyhow::Result<String
     })
 }
 
-/// Returns a URL of scheme, host and port, with `default_port`, if any, in place of a missing one.
-fn normalized(url: &str, default_port: Option<u16>) -> Option<String> {
+/// Returns a URL of scheme, host and port, with `default_port` in place of a missing one.
+fn normalized(url: &str, default_port: u16) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
     let host = uri.host().filter(|host| !host.is_empty())?;
@@ -195,10 +195,9 @@ fn normalized(url: &str, default_port: Option<u16>) -> Option<String> {
     }
     let port = match uri.authority()?.as_str().strip_prefix(host)? {
         "" => default_port,
-        port => Some(port.strip_prefix(':')?.parse().ok().filter(|&port| port > 0)?),
+        port => port.strip_prefix(':')?.parse().ok().filter(|&port| port > 0)?,
     };
-    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    Some(format!("{scheme}://{host}{port}"))
+    Some(format!("{scheme}://{host}:{port}"))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -237,11 +236,12 @@ mod tests {
             ("[::1]:2", "http://[::1]:2"),
             ("[::1]", "http://[::1]:50051"),
             ("::1", "http://[::1]:50051"),
-            (" a:1, http://b/,HTTPS://c ", "http://a:1,http://b,https://c"),
+            (" a:1, http://b/,HTTPS://c ", "http://a:1,http://b:50051,https://c:50051"),
         ] {
             assert_eq!(connect(&["--controller", address], None).unwrap(), expected, "{address}");
         }
         assert_eq!(url("gpu-box", TRAINER_PORT, true).unwrap(), "https://gpu-box:50053");
+        assert_eq!(url("http://gpu-box", TRAINER_PORT, true).unwrap(), "http://gpu-box:50053");
         assert_eq!(url("http://gpu-box:7", TRAINER_PORT, true).unwrap(), "http://gpu-box:7");
     }
 
@@ -297,10 +297,10 @@ mod tests {
         assert!(error.contains("holds no certificate in PEM"), "{error}");
         let authority = rcgen::generate_simple_self_signed(["a".into()]).unwrap();
         fs::write(&file, authority.cert.pem()).unwrap();
-        assert_eq!(connect(&[&option, "--controller=https://a"], None).unwrap(), "https://a");
+        assert_eq!(connect(&[&option, "--controller=https://a"], None).unwrap(), "https://a:50051");
         assert_eq!(connect(&[&option, "--controller=a"], None).unwrap(), "https://a:50051");
         let error = connect(&[&option, "--controller=http://a"], None).unwrap_err();
-        assert!(error.contains("http://a is without TLS; write https://"), "{error}");
+        assert!(error.contains("http://a:50051 is without TLS; write https://"), "{error}");
     }
 
     #[tokio::test]

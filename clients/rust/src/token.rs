@@ -68,7 +68,16 @@ fn version(file: &Path) -> Option<(SystemTime, u64)> {
 fn read(file: &Path) -> anyhow::Result<HeaderValue> {
     let failed = || format!("cannot use the token file {}", file.display());
     let text = fs::read_to_string(file).with_context(failed)?;
-    header(text.lines().next().unwrap_or_default()).with_context(failed)
+    let first = text.lines().next().unwrap_or_default();
+    // The controller's file of all tokens.
+    let server = text.lines().any(|line| line.trim() == "[[token]]");
+    ensure!(
+        !server,
+        "{}: it is the file of a server, with an entry for each token; a client's file has one token in its first line, as \
+         `asng-controller token` prints it",
+        failed()
+    );
+    header(first).with_context(failed)
 }
 
 fn header(token: &str) -> anyhow::Result<HeaderValue> {
@@ -96,6 +105,10 @@ mod tests {
         assert_eq!(token.header(), "Bearer the-second");
         fs::write(&file, "").unwrap();
         assert_eq!(token.header(), "Bearer the-second", "an empty file is no token");
+        fs::write(&file, "# Tokens\n[[token]]\nname = \"lab\"\n").unwrap();
+        assert_eq!(token.header(), "Bearer the-second");
+        let error = Token::of_file(&file).unwrap_err().to_string();
+        assert!(error.contains("it is the file of a server"), "{error}");
         fs::remove_file(&file).unwrap();
         assert_eq!(token.header(), "Bearer the-second");
         fs::write(&file, "the-third").unwrap();

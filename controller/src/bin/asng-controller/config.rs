@@ -95,19 +95,19 @@ pub(crate) struct Options {
     grace: Duration,
 
     /// PEM file of the controller's certificate; read again when it changes, as are the other files here.
-    #[arg(long, env = "ASNG_TLS_CERT", value_name = "FILE", help_heading = ACCESS)]
+    #[arg(long, env = "ASNG_SERVE_TLS_CERT", value_name = "FILE", help_heading = ACCESS)]
     tls_cert: Option<PathBuf>,
     /// PEM file of the certificate's private key.
-    #[arg(long, env = "ASNG_TLS_KEY", value_name = "FILE", help_heading = ACCESS)]
+    #[arg(long, env = "ASNG_SERVE_TLS_KEY", value_name = "FILE", help_heading = ACCESS)]
     tls_key: Option<PathBuf>,
     /// PEM file of the authority of the clients' certificates, which they must then have: mutual TLS.
-    #[arg(long, env = "ASNG_TLS_CLIENT_CA", value_name = "FILE", help_heading = ACCESS)]
+    #[arg(long, env = "ASNG_SERVE_TLS_CLIENT_CA", value_name = "FILE", help_heading = ACCESS)]
     tls_client_ca: Option<PathBuf>,
     /// TOML file of the tokens, one of which every client must then have; `token` makes its entries.
-    #[arg(long, env = "ASNG_TOKEN_FILE", value_name = "FILE", help_heading = ACCESS)]
+    #[arg(long, env = "ASNG_SERVE_TOKEN_FILE", value_name = "FILE", help_heading = ACCESS)]
     token_file: Option<PathBuf>,
     /// Serve other machines also in plain text, or without knowing who they are.
-    #[arg(long, env = "ASNG_INSECURE", help_heading = ACCESS)]
+    #[arg(long, env = "ASNG_SERVE_INSECURE", help_heading = ACCESS)]
     pub(crate) insecure: bool,
 
     /// Largest request, in bytes.
