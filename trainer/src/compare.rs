@@ -20,6 +20,7 @@ use tracing::info;
 use crate::{
     engine,
     retrain::{self, Begin, How, record::Record},
+    select,
     study::{self, Choice, Found, Source, Subject},
     tasks::{settings, space::Space},
     worker::{self, serving::Listeners},
@@ -69,9 +70,9 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Origin {
-    /// The most likely architecture after a search by ASNG
+    /// The architecture selected after a search by ASNG, as `select` does
     Asng,
-    /// The most likely one after a search with a fixed step
+    /// The one selected after a search with a fixed step
     Sng,
     /// The one with the smallest loss of those that a random search met
     Random,
@@ -175,7 +176,7 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
                     let request = request(&arguments, preset, name, space, algorithm, seed);
                     search_number += 1;
                     info!("search {search_number} of {searches}: study {}", request.name);
-                    search(request, algorithm, &place, &stop).await?
+                    search(request, algorithm, seed, &place, &stop).await?
                 }
                 None => drawn(space, seed)?,
             };
@@ -256,6 +257,7 @@ fn request(
 async fn search(
     request: v1::CreateStudyRequest,
     algorithm: Algorithm,
+    seed: u64,
     place: &Place,
     stop: &AtomicBool,
 ) -> anyhow::Result<Found> {
@@ -281,9 +283,22 @@ async fn search(
     let study = study::get_within(PATIENCE, &connection, &name).await?;
     ensure!(!stop.load(Ordering::Relaxed), "stopped; the same command goes on from there");
     ensure!(finished(&study), "study {name:?} is {}, not finished", study.state().as_str_name());
-    let choice = if algorithm == Algorithm::Random { Choice::Incumbent } else { Choice::Chosen };
-    let subject = Subject { study: Some(name), architecture: Some(choice) };
-    subject.find(Some((&study, &place.work_dir)), None)
+    let find = |choice| {
+        let subject = Subject { study: Some(name.clone()), architecture: Some(choice) };
+        subject.find(Some((&study, &place.work_dir)), None)
+    };
+    if algorithm == Algorithm::Random {
+        return find(Choice::Incumbent);
+    }
+    if let Ok(found) = find(Choice::Selected) {
+        return Ok(found); // before an interruption
+    }
+    let arguments = select::Arguments::of(name.clone(), seed);
+    let engine::Config { catalogue, device, .. } = &place.engine;
+    let selecting =
+        select::select(&arguments, &place.controller, &place.work_dir, catalogue, *device);
+    selecting.await?.check()?;
+    find(Choice::Selected)
 }
 
 fn print(rows: &[Row]) {

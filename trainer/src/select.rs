@@ -31,6 +31,8 @@ use crate::{
     torch,
 };
 
+/// The default of [`Arguments::candidates`].
+const CANDIDATES: u16 = 100;
 /// Draws for each candidate that is wanted, before the distribution is taken to have no others.
 const DRAWS: usize = 100;
 
@@ -47,7 +49,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     study: String,
     /// Number of architectures to compare: the mode, and others drawn from the distribution
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, default_value_t = CANDIDATES, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     candidates: u16,
     /// Number of images to evaluate them on, of the half of the training images that ranks architectures in the search
     /// [default: 2000, or all if there are fewer]
@@ -64,9 +66,16 @@ pub struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    /// Returns the options of a selection by default.
+    pub(crate) fn of(study: String, seed: u64) -> Arguments {
+        Arguments { study, candidates: CANDIDATES, ranking_images: None, seed, top: 0, json: false }
+    }
+}
+
 /// The candidates in their order, and what they were compared by.
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     study: String,
     study_id: String,
     /// Directory of the trainer whose shared weights were used.
@@ -86,6 +95,20 @@ struct Results {
     #[serde(skip)]
     metric: &'static str,
     candidates: Vec<Candidate>,
+}
+
+impl Results {
+    /// Errors if nothing was selected.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.selected.is_some(),
+            "nothing was selected: none of the {} architectures is within the limits of study {:?} and has a finite loss; compare \
+             more of them with --candidates, or search longer",
+            self.candidates.len(),
+            self.study
+        );
+        Ok(())
+    }
 }
 
 /// An architecture that was evaluated.
@@ -206,6 +229,23 @@ pub async fn run(
     catalogue: &Catalogue,
     device: Device,
 ) -> anyhow::Result<()> {
+    let results = select(&arguments, controller, work_dir, catalogue, device).await?;
+    if arguments.json {
+        println!("{}", serde_json::to_string(&results)?);
+    } else {
+        print(&results, arguments.top);
+    }
+    results.check()
+}
+
+/// Selects, and writes what was selected, if anything was.
+pub(crate) async fn select(
+    arguments: &Arguments,
+    controller: &Options,
+    work_dir: &Path,
+    catalogue: &Catalogue,
+    device: Device,
+) -> anyhow::Result<Results> {
     let (name, seed) = (&arguments.study, arguments.seed);
     let connection = controller.connect()?;
     let study = study::get_within(study::PATIENCE, &connection, name).await?;
@@ -247,7 +287,7 @@ pub async fn run(
         candidates.len(),
         shared_weights(step, name, work_dir)
     );
-    let compare = || compare(&arguments, &study, candidates, &weights, catalogue, device);
+    let compare = || compare(arguments, &study, candidates, &weights, catalogue, device);
     let (shared, candidates) = torch::attempt(compare)??;
 
     // Unwrap safety: the mode is always a candidate.
@@ -268,7 +308,7 @@ pub async fn run(
         }
         Standing::Over(_) | Standing::Diverged => None,
     };
-    let results = Results {
+    Ok(Results {
         study: study.name,
         study_id: study.study_id,
         work_dir: work_dir.into(),
@@ -280,19 +320,7 @@ pub async fn run(
         selected,
         metric: shared.task.test_metrics()[0],
         candidates,
-    };
-    if arguments.json {
-        println!("{}", serde_json::to_string(&results)?);
-    } else {
-        print(&results, arguments.top);
-    }
-    ensure!(
-        results.selected.is_some(),
-        "nothing was selected: none of the {} architectures is within the limits of study {name:?} and has a finite loss; compare more \
-         of them with --candidates, or search longer",
-        results.candidates.len()
-    );
-    Ok(())
+    })
 }
 
 /// Evaluates the architectures with the weights in a file and sorts them, the best first.
