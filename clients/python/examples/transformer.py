@@ -28,7 +28,7 @@ HEAD = 16  # features of an attention head
 
 
 class Attention(nn.Module):
-    """Self-attention of a searched number of heads. Layers of this size are sliced, those of nn.MultiheadAttention are not."""
+    """Self-attention with a searched number of heads. It is made of linear layers, which can have a `Width`."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -81,14 +81,10 @@ class Encoder(nn.Module):
 
 def documentation(source: str) -> set[int]:
     """The numbers of the lines of a program's documentation strings."""
-    numbers: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            string = node.body[0]
-            numbers.update(range(string.lineno, (string.end_lineno or string.lineno) + 1))
-    return numbers
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    strings = [node.body[0] for node in nodes if ast.get_docstring(node)]
+    return {n for s in strings for n in range(s.lineno, (s.end_lineno or s.lineno) + 1)}
 
 
 def lines(files: list[Path]) -> TensorDataset:
@@ -112,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("transformer"), help="what is kept")
-    parser.add_argument("--files", type=int, default=150, help="of the standard library")
+    parser.add_argument("--files", type=int, default=150, help="how many of the library")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_attention_with_two_inputs_and_outputs(tmp_path: Path) -> None:
     assert [put.name for put in graph.output] == ["output0", "output1"]
 
 
-def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = Result(
         Best({"w": "2"}, v1.Study()), [], Supernet(nn.Linear(Width("w", [2, 3]), 2)), None
     )
@@ -111,3 +112,7 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="returns a dict: an ONNX file has tensors"):
         result.export_onnx(tmp_path / "none.onnx", torch.randn(2, 2), Named())
+    if torch.__version__ >= "2":
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(ImportError, match="pip install onnx"):
+            result.export_onnx(tmp_path / "none.onnx", torch.randn(2, 2))

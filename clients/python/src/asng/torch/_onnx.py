@@ -18,6 +18,11 @@ OPSET = 17
 
 def export(model: nn.Module, path: str | os.PathLike[str], example_input: Any) -> None:
     """Writes a module in evaluation mode, for batches of any size; see `Result.export_onnx`."""
+    if torch.__version__ >= "2":
+        try:
+            import onnx  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ImportError("export_onnx() needs onnx: run `pip install onnx`") from error
     inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
     if not inputs or not all(isinstance(x, Tensor) and x.dim() for x in inputs):
         raise TypeError(
