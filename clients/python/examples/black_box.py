@@ -1,7 +1,7 @@
-"""A black box: hyperparameters of a ridge regression, each architecture fitted and measured on its own.
+"""A black box with costs: a ridge regression's hyperparameters, each architecture fitted on its own, with few weights.
 
-pip install ./clients/python numpy
-python clients/python/examples/black_box.py
+pip install asng numpy
+python black_box.py     # beside a controller
 """
 
 import numpy as np
@@ -37,15 +37,29 @@ def loss(arch: asng.Architecture, data: np.random.Generator) -> float:
     return float(np.mean((a[measured] @ weights - y[measured]) ** 2))
 
 
+def costs(arch: asng.Architecture) -> dict[str, float]:
+    return {"weights": arch.size}
+
+
 def main() -> None:
     data = np.random.default_rng(0)
     with asng.connect() as controller:
-        # There are no shared weights, so nothing is to be trained.
-        study = controller.create_study("black-box", SPACE, max_steps=400, lambda_x=0, seed=0)
+        # There are no shared weights, so nothing is to be trained. What has more than 24 weights ranks behind what has not, and
+        # of two that are as good the smaller one is better.
+        study = controller.create_study(
+            "black-box",
+            SPACE,
+            max_steps=400,
+            lambda_x=0,
+            seed=0,
+            limits={"weights": 24},
+            penalties={"weights": 1e-4},
+        )
         for step in study.steps():
-            step.report([loss(arch, data) for arch in step.rank])
+            losses = [loss(arch, data) for arch in step.rank]
+            step.report(losses, costs=[costs(arch) for arch in step.rank])
         best = study.best()
-        print(best)
+        print(best, best.costs)
         print(
             f"mean squared error {np.mean([loss(best, data) for _ in range(20)]):.4f}, of the noise alone 0.01"
         )

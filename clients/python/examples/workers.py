@@ -1,6 +1,7 @@
 """Several worker processes on one study: each leases its own steps, and any of them may be killed or added.
 
-python clients/python/examples/workers.py 4
+pip install asng
+python workers.py 4     # beside a controller
 """
 
 import multiprocessing

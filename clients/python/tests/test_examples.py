@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import re
@@ -11,11 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGE, Daemon
+from conftest import BINARY, PACKAGE, Daemon
+
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="PyTorch is not installed")
 
 
 def run(daemon: Daemon, example: str, *arguments: str | Path) -> str:
-    environment = os.environ | {"ASNG_CONTROLLER": f"http://{daemon.address}"}
+    environment = os.environ | {
+        "ASNG_CONTROLLER": f"http://{daemon.address}",
+        "ASNG_CONTROLLER_BIN": str(BINARY),
+    }
     command = [sys.executable, PACKAGE / "examples" / example, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -23,7 +29,10 @@ def run(daemon: Daemon, example: str, *arguments: str | Path) -> str:
 
 
 def test_black_box(daemon: Daemon) -> None:
-    error = re.search(r"mean squared error (\S+),", run(daemon, "black_box.py"))
+    said = run(daemon, "black_box.py")
+    weights = re.search(r"{'weights': (\S+)}", said)
+    assert weights and float(weights[1]) <= 24
+    error = re.search(r"mean squared error (\S+),", said)
     assert error and float(error[1]) < 0.03
 
 
@@ -34,15 +43,29 @@ def test_workers(daemon: Daemon) -> None:
     assert len(shares) == 3 and sum(shares) == 600
 
 
-@pytest.mark.skipif(not find_spec("torch"), reason="PyTorch is not installed")
-def test_torch_module(daemon: Daemon, tmp_path: Path) -> None:
-    """With images of noise, as CIFAR-10's files have them; interrupted by nothing, and started twice."""
+@needs_torch
+def test_fashion_mnist(daemon: Daemon, tmp_path: Path) -> None:
+    """With images of noise in files as the data set has them; started again at its end."""
     noise = random.Random(0)
-    for i in range(1, 6):
-        rows = [bytes([n % 10]) + noise.randbytes(3072) for n in range(8)]
-        (tmp_path / f"data_batch_{i}.bin").write_bytes(b"".join(rows))
+    for part, count in (("train", 32), ("t10k", 10)):
+        labels = bytes(n % 10 for n in range(count))
+        for name, content in (
+            ("images-idx3", bytes(16) + noise.randbytes(28 * 28 * count)),
+            ("labels-idx1", bytes(8) + labels),
+        ):
+            (tmp_path / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    onnx = tmp_path / "net.onnx"
     arguments = "--steps 4 --batch 4 --limit 200000 --data".split() + [tmp_path]
+    arguments += ["--onnx", onnx] if find_spec("onnx") else []
     for _ in range(2):
-        said = run(daemon, "torch_module.py", *arguments, "--checkpoint", tmp_path / "work")
-        assert "after 4 of 4 steps" in said and "accuracy" in said
-    assert daemon.study("torch-module").progress.applied == 4
+        said = run(daemon, "fashion_mnist.py", *arguments, "--work", tmp_path / "work")
+        assert "after 4 of 4 steps" in said and "test accuracy" in said
+    assert (tmp_path / "work/model.pt").exists() and onnx.exists() == bool(find_spec("onnx"))
+
+
+@needs_torch
+def test_transformer(daemon: Daemon, tmp_path: Path) -> None:
+    arguments = "--steps 6 --batch 4 --files 15 --work".split() + [tmp_path]
+    said = run(daemon, "transformer.py", *arguments)
+    assert "after 6 of 6 steps" in said and "depth=" in said
+    assert re.search(r"test accuracy 0\.\d+", said)

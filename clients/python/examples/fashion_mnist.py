@@ -1,21 +1,22 @@
-"""One-shot search of a small convolutional network on CIFAR-10: operations, depths and widths.
+"""One-shot search of a convolutional network on Fashion-MNIST: operations, depths and widths, within a budget of parameters.
 
-    asng-trainer data fetch cifar10     # or any directory with CIFAR-10's data_batch_1.bin to data_batch_5.bin
-    python clients/python/examples/torch_module.py --data data/cifar-10-batches-bin
+    pip install asng asng-controller torch
+    asng-trainer data fetch fashion-mnist     # or any directory with the data set's four idx files, gzipped
+    python fashion_mnist.py --data data/fashion-mnist
 
-Started again after it was killed, it goes on where it was, and ends as if nothing had happened.
+Run again after it was killed, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+import gzip
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import asng
 from asng.torch import Choice, Repeat, Search, Width
@@ -35,7 +36,7 @@ class Block(nn.Module):
         super().__init__()
         options = {
             "conv3": conv(width, width, 3),
-            "conv5": nn.Sequential(conv(width, width, 5, groups=width), conv(width, width, 1)),
+            "separable5": nn.Sequential(conv(width, width, 5, groups=width), conv(width, width, 1)),
             "bottleneck": nn.Sequential(
                 conv(width, width // 2, 1),
                 conv(width // 2, width // 2, 3),
@@ -52,11 +53,11 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Three stages of one to three blocks, each of half the image's size and twice the width of the one before."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self) -> None:
         super().__init__()
         width = Width("width", [8, 16, 24])
         stages: list[nn.Module] = []
-        inputs = 3
+        inputs = 1
         for stage in range(3):
             outputs = width * 2**stage
 
@@ -69,61 +70,65 @@ class Net(nn.Module):
             ]
             inputs = outputs
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(inputs, classes)
+        self.head = nn.Linear(inputs, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(x).mean((2, 3)))
 
 
-def cifar10(directory: Path) -> TensorDataset:
-    """The training images, from -1 to 1, and their labels."""
-    files = [directory / f"data_batch_{i}.bin" for i in range(1, 6)]
-    rows = torch.cat(
-        [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]
-    ).view(-1, 3073)
-    return TensorDataset(rows[:, 1:].view(-1, 3, 32, 32), rows[:, 0].long())
+def fashion_mnist(directory: Path, part: str) -> TensorDataset:
+    """The images of "train" or "t10k" as bytes, and their labels."""
+
+    def read(file: str, header: int) -> Tensor:
+        content = gzip.decompress((directory / f"{part}-{file}-ubyte.gz").read_bytes())
+        return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8)
+
+    images = read("images-idx3", 16).view(-1, 1, 28, 28)
+    return TensorDataset(images, read("labels-idx1", 8).long())
 
 
 def minibatch(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Images mirrored at random, and their labels."""
+    """Images from -1 to 1, and their labels."""
     images, labels = (torch.stack(part) for part in zip(*examples, strict=True))
-    mirrored = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
-    return mirrored.float() / 127.5 - 1, labels
+    return images.float() / 127.5 - 1, labels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("data/cifar-10-batches-bin"))
-    parser.add_argument("--study", default="torch-module")
+    parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"))
+    parser.add_argument("--work", type=Path, default=Path("fashion-mnist"), help="what is kept")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--limit", type=float, default=150_000, help="most parameters")
-    parser.add_argument("--checkpoint", type=Path, default=Path("torch-module"))
+    parser.add_argument("--limit", type=float, default=100_000, help="most parameters")
+    parser.add_argument("--onnx", type=Path, help="write the result as an ONNX file")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     # One half of the images trains the weights, the other half ranks the architectures.
-    images = cifar10(options.data)
-    halves = torch.utils.data.random_split(
-        images, [len(images) // 2, len(images) - len(images) // 2]
-    )
+    images = fashion_mnist(options.data, "train")
+    halves = random_split(images, [len(images) // 2, len(images) - len(images) // 2])
     train, valid = (
         DataLoader(half, options.batch, shuffle=True, collate_fn=minibatch, drop_last=True)
         for half in halves
     )
-    with asng.connect() as controller:
+    with asng.local(options.work / "controller") as controller:
         limits = {"parameters": options.limit}
-        search = Search(controller, options.study, Net(), max_steps=options.steps, limits=limits)
-        result = search.run(train, valid, loss=F.cross_entropy, checkpoint=options.checkpoint)
+        search = Search(controller, "fashion-mnist", Net(), max_steps=options.steps, limits=limits)
+        checkpoint = options.work / "checkpoint"
+        result = search.run(train, valid, loss=F.cross_entropy, checkpoint=checkpoint)
     print(result)
+
     model = result.model().cpu()
+    test = DataLoader(fashion_mnist(options.data, "t10k"), 1000, collate_fn=minibatch)
     with torch.no_grad():
-        hits = [(model(x).argmax(1) == y).float().mean() for x, y in islice(valid, 20)]
-    accuracy = torch.stack(hits).mean()
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, accuracy {accuracy:.2f}")
-    torch.save(model.state_dict(), options.checkpoint / "model.pt")
+        hits = torch.cat([model(x).argmax(1) == y for x, y in test])
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters} parameters, test accuracy {hits.float().mean():.3f}")
+    torch.save(model.state_dict(), options.work / "model.pt")
+    if options.onnx:
+        result.export_onnx(options.onnx, next(iter(test))[0])
 
 
 if __name__ == "__main__":
