@@ -21,6 +21,8 @@ const STUDY: &str = "demo";
 /// Test images that found and random architectures are compared on.
 const IMAGES: &str = "2000";
 const RANDOM: &str = "20";
+/// Architectures that one is selected from.
+const CANDIDATES: &str = "20";
 /// How asngctl ends when somebody leaves it before the study has ended.
 const INTERRUPTED: i32 = 130;
 
@@ -93,7 +95,6 @@ struct Random {
 struct Study {
     state: String,
     progress: Progress,
-    chosen: Chosen,
 }
 
 #[derive(Deserialize)]
@@ -102,19 +103,10 @@ struct Progress {
     convergence: f64,
 }
 
-#[derive(Deserialize)]
-struct Chosen {
-    architecture: Architecture,
-}
-
-#[derive(Deserialize)]
-struct Architecture {
-    values: Vec<i64>,
-}
-
 /// What `asng-trainer evaluate` says.
 #[derive(Deserialize)]
 struct Evaluation {
+    architecture: Vec<i64>,
     accuracy: f64,
     random: Random,
 }
@@ -175,7 +167,9 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     ];
     let settings = settings.map(|(name, value)| format!("--set={name}={value}"));
     let steps = arguments.steps.to_string();
-    let mut create = asngctl(&["study", "create", STUDY, "--space", "enas-micro"]);
+    // For a warm-up of the preset's share of the steps.
+    let mut create =
+        asngctl(&["study", "create", STUDY, "--space", "enas-micro", "--preset", "quick"]);
     run(create.args(settings).args(["--max-steps", &steps]))?;
     say("the trainer starts, describes the study's variables, and the search runs");
     let mut command = trainer(&["serve", "--study", STUDY]);
@@ -199,11 +193,17 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let study: Study =
         serde_json::from_str(&read(&mut asngctl(&["study", "show", STUDY, "--output", "json"]))?)?;
     ensure!(study.state == "FINISHED", "the study is {}, not FINISHED", study.state);
-    say(&format!("found against {RANDOM} random architectures, with the shared weights"));
+    say(
+        "the most likely architecture and others that are likely, compared with the shared weights",
+    );
+    run(&mut trainer(&["select", "--study", STUDY, "--candidates", CANDIDATES, "--top", "5"]))?;
+    say(&format!("the selected one against {RANDOM} random ones"));
     let evaluation = read(&mut trainer(&[
         "evaluate",
         "--study",
         STUDY,
+        "--architecture",
+        "selected",
         "--test-images",
         IMAGES,
         "--random",
@@ -219,7 +219,9 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let out = directory.join("retrained");
     let [epochs, cells, channels] =
         [arguments.epochs, arguments.cells, arguments.channels].map(|number| number.to_string());
-    let mut retrain = trainer(&["retrain", "--study", STUDY, "--json"]);
+    let selected = ["--architecture", "selected", "--preset", "quick", "--json"];
+    let mut retrain = trainer(&["retrain", "--study", STUDY]);
+    retrain.args(selected);
     retrain.args(["--epochs", &epochs, "--cells", &cells, "--channels", &channels]);
     let retrained = read(retrain.arg("--out").arg(&out))?;
     let retrained: Retrained = serde_json::from_str(&retrained)?;
@@ -234,7 +236,7 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let results = Results {
         steps: study.progress.applied,
         convergence: study.progress.convergence,
-        architecture: study.chosen.architecture.values,
+        architecture: evaluation.architecture,
         found_accuracy: evaluation.accuracy,
         random_accuracy: evaluation.random,
         retrained_accuracy: retrained.test_accuracy,
