@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from asng.torch import Choice, Repeat, Report, Search, Step, Supernet, Width  # noqa: E402
 from asng.torch._batches import Batches, random_state, set_random_state  # noqa: E402
+from asng.torch._supernet import calibrate  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_parts_of_one_name_choose_together() -> None:
         (lambda: nn.Linear(1, Width("op", [2, 3])), "other names"),
         (
             lambda: nn.utils.weight_norm(nn.Linear(2, Width("w", [2, 3]))),
-            "weight_g, weight_v, which",
+            "its parameters are bias, weight_g, weight_v",
         ),
         (lambda: nn.LSTM(3, Width("hidden", [4, 8])), "is a LSTM with a searched hidden_size"),
     ],
@@ -91,14 +92,39 @@ def test_what_does_not_fit_together_is_refused(part: Any, said: str) -> None:
 def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to search"):
         Supernet(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="low has to be"):
-        Repeat("depth", lambda i: nn.Identity(), 3, 3)
+
+    def block(i: int) -> nn.Module:
+        return nn.Identity()
+
+    for low, high in [(3, 3), (-1, 2), (1, 2.5), (1, "2")]:
+        with pytest.raises(ValueError, match="(low|high) of Repeat 'depth': expected a whole"):
+            Repeat("depth", block, low, high)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the factory of Repeat 'depth' is a int"):
+        Repeat("depth", 1, 3, block)  # type: ignore[arg-type]
+    identity: Any = nn.Identity()
+    wrong: list[tuple[Any, str]] = [
+        ([identity], "the options of Choice 'op' are a list: give a dict"),
+        ({}, "Choice 'op' has no options"),
+        ({3: identity}, "a label of Choice 'op': expected a string, not 3"),
+    ]
+    for kinds, said in wrong:
+        with pytest.raises((TypeError, ValueError), match=said):
+            Choice("op", kinds)
+    for part in (
+        lambda: Choice(3, {"a": identity}),  # type: ignore[arg-type]
+        lambda: Repeat(3, block, 1, 2),  # type: ignore[arg-type]
+        lambda: Width(3, [1, 2]),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="the name of a .*: expected a string, not 3"):
+            part()
     with pytest.raises(TypeError, match="option 'b' of Choice 'op' is a builtin"):
         Choice("op", {"a": nn.Identity(), "b": torch.tanh})
     lists: list[Any] = [[], [0, 2], [4, 2], [2, 2], ["2"]]
     for choices in lists:
-        with pytest.raises(ValueError, match="choices of Width 'w'"):
+        with pytest.raises(ValueError, match="(a choice|the choices) of Width 'w'"):
             Width("w", choices)
+    with pytest.raises(ValueError, match="computed from Width 'w' is 0 where that is 4"):
+        Width("w", [4, 8]) // 8
     used = nn.Sequential(Choice("op", {"a": nn.Identity()}))
     Supernet(used)
     with pytest.raises(ValueError, match="that of another Search"):
@@ -119,6 +145,75 @@ def test_a_repeat_runs_its_first_modules() -> None:
             y = module(y)
         assert torch.equal(repeat(x), y) and list(repeat) == modules[:n]
         assert len(supernet.extract()) == n
+
+
+def test_a_model_that_is_refused_is_left_as_it_is(daemon: Daemon) -> None:
+    """It can be mended, or given to another search: the cell of a notebook is run again."""
+    model = Net()
+    state = copy.deepcopy(model)
+    with asng.connect(daemon.address) as controller:
+        wrong: list[Any] = [{"max_steps": 4, "seed": -1}, {"max_steps": "100"}]
+        for settings in wrong:
+            with pytest.raises(asng.InvalidArgument, match="expected a whole number"):
+                Search(controller, "left", model, **settings)
+        with pytest.raises(ValueError, match="two searched parts are called 'op'"):
+            Supernet(nn.Sequential(model, Choice("op", {"other": nn.Identity()})))
+        assert repr(model) == repr(state) and model.norm.running_mean is not None
+        with pytest.raises(TypeError, match="the controller is a str: give that of asng.connect"):
+            Search(daemon.address, "left", model, max_steps=4)  # type: ignore[arg-type]
+        with pytest.raises(asng.NotFound):
+            controller.study("left")
+        Search(controller, "left", model, max_steps=4)
+
+
+def test_models_that_change_their_layers_are_refused() -> None:
+    op = Choice("op", {"a": nn.Identity(), "b": nn.Tanh()})
+    compiled = nn.Identity()
+    compiled._orig_mod = nn.Sequential(op)
+    parametrized = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(2, Width("w", [2, 3])))
+    for part, said in [
+        (compiled, "1 is compiled: give the module itself"),
+        (nn.LazyLinear(3), "1 is a LazyLinear whose parameters are made when it runs first"),
+        (parametrized, "its parameters are bias instead of weight and bias"),
+    ]:
+        with pytest.raises(TypeError, match=said):
+            Supernet(nn.Sequential(op, part))
+
+
+def test_running_statistics_are_those_of_the_layer() -> None:
+    """Of each kind of layer, in its own type, whatever the type of other layers is."""
+    width = Width("w", [2, 4])
+    model = nn.Sequential(
+        nn.Linear(3, 4).double(),
+        nn.Sequential(
+            nn.Conv1d(5, width, 1),
+            nn.BatchNorm1d(width),
+            nn.InstanceNorm1d(width, affine=True, track_running_stats=True),
+        ),
+    )
+    supernet = Supernet(model)
+    supernet.activate({"w": "2"})
+    plain = supernet.extract()[1]
+    x = torch.randn(6, 5, 7)
+    assert torch.equal(model[1](x), plain(x))
+    calibrate(plain, [x, 2 * x])
+    assert [norm.running_mean.dtype for norm in plain[1:]] == [torch.float32] * 2
+    convolved = [plain[0](batch).mean((0, 2)) for batch in (x, 2 * x)]
+    assert torch.allclose(plain[1].running_mean, (convolved[0] + convolved[1]) / 2, atol=1e-6)
+    assert plain[2].running_var.mean() < 2 and not torch.equal(plain[2].running_var, torch.ones(2))
+
+
+def test_a_supernet_can_be_copied_and_pickled() -> None:
+    model = Net()
+    supernet = Supernet(model)
+    supernet.activate({"width": "6", "op": "narrow", "depth": 2})
+    x = torch.randn(9, 5)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(again(x), model(x))
+    again = pickle.loads(pickle.dumps(supernet))
+    again.activate({"width": "4", "op": "narrow", "depth": 1})
+    supernet.activate({"width": "4", "op": "narrow", "depth": 1})
+    assert torch.equal(again.model(x), model(x))
 
 
 LAYERS: dict[str, tuple[Any, Any]] = {

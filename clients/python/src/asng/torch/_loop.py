@@ -46,6 +46,7 @@ class Leader:
         signals: Signals,
         checkpoint: Checkpoint | None,
         checkpoint_seconds: float,
+        has_new_weights: bool,
     ) -> None:
         self._study = study
         self._training = training
@@ -53,6 +54,7 @@ class Leader:
         self._signals = signals
         self._checkpoint = checkpoint
         self._checkpoint_seconds = checkpoint_seconds
+        self._has_new_weights = has_new_weights
         self._trainer_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._study_id: str | None = None
         # How many steps have moved the weights, and the last of them, which may not have been reported.
@@ -67,6 +69,7 @@ class Leader:
         """Searches until the study ends."""
         try:
             self._resume()
+            self._warn_of_new_weights()
             steps: Any = self._study.steps(self._trainer_id)
             with closing(steps):
                 while True:
@@ -77,7 +80,8 @@ class Leader:
                     self._work(leased, callbacks)
             self._settle(None)
             self._save()
-            found = (self._study.best(), self._study.history())
+            with self._signals.prompt():
+                found = (self._study.best(), self._study.history())
         except BaseException as error:
             # In the middle of a step the weights are in no state to be saved, and other ranks do not listen.
             if self._is_between_steps:
@@ -154,6 +158,20 @@ class Leader:
             self._compute(self._behind[0])
             del self._behind[0]
             self._signals.check()
+
+    def _warn_of_new_weights(self) -> None:
+        """Warns if the study has begun, and this model has learnt nothing from it."""
+        if self._study_id is not None or not self._has_new_weights:
+            return
+        with self._signals.prompt():
+            progress = self._study.progress()
+        if progress.applied:
+            log.warning(
+                "study %r has begun before (%s), and this model starts with the weights that it has now: to go on with those of "
+                "an earlier search give its checkpoint=, to search anew give another name, or delete the study",
+                self._study.name,
+                progress,
+            )
 
     def _settle(self, next_step: Step | None) -> None:
         """Computes the last step of the journal again, unless it comes next because it was not reported."""

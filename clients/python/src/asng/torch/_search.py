@@ -15,13 +15,14 @@ from torch import nn
 
 import asng
 from asng import Architecture
+from asng._checks import whole
 from asng.torch._batches import Batches
 from asng.torch._checkpoint import Checkpoint
 from asng.torch._loop import Leader, Report, follow
 from asng.torch._ranks import Ranks
 from asng.torch._result import Result
 from asng.torch._signals import Signals
-from asng.torch._supernet import Supernet
+from asng.torch._supernet import Parts, Supernet
 from asng.torch._training import MEASURED, CostFunction, LossFunction, StepFunction, Training
 
 if TYPE_CHECKING:
@@ -53,18 +54,23 @@ class Search:
             raise TypeError(
                 f"the model is wrapped in {type(model).__name__}: give the module itself; the search averages gradients itself"
             )
+        if not isinstance(controller, asng.Controller):
+            raise TypeError(
+                f"the controller is a {type(controller).__name__}: give that of asng.connect or asng.local"
+            )
         self._ranks = Ranks()
-        self.supernet = Supernet(model)
-        self.max_steps = max_steps
+        self.max_steps = whole("max_steps", max_steps, 1, 10**12)
         if settings.get("lambda_x") != 0:
-            settings.setdefault("warmup_steps", max_steps // 2)
+            settings.setdefault("warmup_steps", self.max_steps // 2)
         self._cost_rules = {*(settings.get("limits") or {}), *(settings.get("penalties") or {})}
+        # A model that cannot be searched creates no study, and settings that are refused leave the model as it is.
+        space = Parts(model).space
         self.study: asng.Study | None = None
         """The study; None on ranks other than 0."""
         if self._ranks.rank == 0:
-            self.study = controller.create_study(
-                name, self.supernet.space, max_steps=max_steps, **settings
-            )
+            self.study = controller.create_study(name, space, max_steps=self.max_steps, **settings)
+        self.supernet = Supernet(model)
+        self._has_run = False
 
     @property
     def space(self) -> asng.Space:
@@ -157,8 +163,15 @@ class Search:
                         stack.enter_context(closing(_Bar(self.study.name, self.max_steps)))
                     )
                 leader = Leader(
-                    self.study, training, self._ranks, signals, saved, 60 * checkpoint_minutes
+                    self.study,
+                    training,
+                    self._ranks,
+                    signals,
+                    saved,
+                    60 * checkpoint_minutes,
+                    not self._has_run,
                 )
+                self._has_run = True
                 best, history = leader.run(shown)
         return Result(best, history, self.supernet, training.inputs(train_loader))
 
@@ -175,6 +188,10 @@ def _batches(
     if step is None:
         if train_loader is None or valid_loader is None or loss is None:
             raise TypeError("give train_loader, valid_loader and loss, or step, a function")
+        if isinstance(loss, type):
+            raise TypeError(
+                f"loss is the class {loss.__name__}: give an instance, {loss.__name__}()"
+            )
         return Batches(train_loader, "train_loader"), Batches(valid_loader, "valid_loader")
     if train_loader is not None or valid_loader is not None or loss is not None:
         raise TypeError("give either train_loader, valid_loader and loss, or step, not both")
@@ -204,6 +221,8 @@ def _costs(
     costs: Iterable[str] | Mapping[str, CostFunction | None], rules: Iterable[str]
 ) -> dict[str, CostFunction | None]:
     """Returns the costs to report by name, with a function where they are not counted or measured here."""
+    if isinstance(costs, str):
+        raise TypeError(f"costs is {costs!r}: give a list, [{costs!r}], or functions by name")
     functions: dict[str, CostFunction | None] = (
         dict(costs) if isinstance(costs, Mapping) else dict.fromkeys(costs)
     )
