@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 import math
+import multiprocessing
 import pickle
 import random
 import re
@@ -16,7 +17,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from asng.torch import Choice, Repeat, Report, Search, Step, Supernet, Width  # noqa: E402
 from asng.torch._batches import Batches, random_state, set_random_state  # noqa: E402
+from asng.torch._signals import Signals  # noqa: E402
 from asng.torch._supernet import calibrate  # noqa: E402
 
 
@@ -578,6 +580,82 @@ def test_a_checkpoint_belongs_to_one_process_and_one_study(
     assert run_interrupted(daemon, "one", tmp_path, "", 10) == 0
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused(daemon: Daemon, tmp_path: Path) -> None:
+    def run(
+        name: str,
+        model: nn.Module,
+        optimizer: Callable[..., Any] = torch.optim.SGD,
+        train_loader: Any = None,
+        end_after: int = 0,
+    ) -> None:
+        def end(report: Report) -> None:
+            if report.step.id == end_after:
+                raise KeyboardInterrupt
+
+        with asng.connect(daemon.address) as controller:
+            Search(controller, name, model, max_steps=6).run(
+                train_loader or data(),
+                data(),
+                loss=F.cross_entropy,
+                optimizer=optimizer(model.parameters(), lr=0.1),
+                checkpoint=tmp_path / name,
+                callbacks=[end],
+            )
+
+    def net(features: int) -> nn.Module:
+        op = Choice("op", {"a": nn.ReLU(), "b": nn.Tanh()})
+        return nn.Sequential(nn.Linear(5, features), op, nn.Linear(features, 3))
+
+    generator = torch.Generator()
+    own = DataLoader(data().dataset, 8, shuffle=True, generator=generator)
+    other: list[tuple[Any, str]] = [
+        ({"model": net(4), "train_loader": list(data())[:1]}, "fewer than 3 minibatches"),
+        ({"model": net(5)}, "size mismatch for 0.weight"),
+        ({"model": net(4), "optimizer": torch.optim.Adam}, "was SGD, and is Adam"),
+        ({"model": net(4), "train_loader": own}, "have 1 generators of their own, and had 0"),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run("fits", net(4), end_after=3)
+    for arguments, said in other:
+        with pytest.raises(ValueError, match=f"does not fit this search: (?s:.*){said}"):
+            run("fits", **arguments)
+    run("fits", net(4))
+    file = tmp_path / "fits" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="checkpoint.pt cannot be read"):
+        run("fits", net(4))
+
+
+def spin(started: Any) -> None:
+    started.set()
+    while True:
+        pass
+
+
+def test_signals_are_left_to_those_who_handle_them() -> None:
+    """What came during the last step is raised at the end; other handlers stay, and forked children end by SIGTERM."""
+    with pytest.raises(SystemExit, match="143"), Signals():
+        signal.raise_signal(signal.SIGTERM)
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with Signals():
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    with Signals():
+        fork = multiprocessing.get_context("fork")
+        started = fork.Event()
+        child = fork.Process(target=spin, args=[started])
+        child.start()
+        started.wait()
+        child.terminate()
+        child.join(20)
+        child.kill()
+    assert child.exitcode == -signal.SIGTERM
+
+
 def test_a_loss_that_is_not_finite_counts_as_diverged(daemon: Daemon) -> None:
     class Diverging(nn.Module):
         def __init__(self) -> None:
@@ -633,6 +711,117 @@ def test_runs_in_a_running_event_loop(daemon: Daemon) -> None:
     assert asyncio.run(notebook()).architecture.applied == STEPS
 
 
+def test_wrong_arguments_are_refused_before_the_search(daemon: Daemon) -> None:
+    model = Net()
+    other = torch.optim.SGD(Net().parameters(), lr=1)
+    sgd = torch.optim.SGD(model.parameters(), lr=1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": other}, "none of the model's parameters"),
+        ({"optimizer": torch.optim.Adam}, "the optimizer is <class .*Adam.*: give an instance"),
+        (
+            {"optimizer": sgd, "scheduler": torch.optim.lr_scheduler.StepLR(other, 1)},
+            "the scheduler is that of another optimizer",
+        ),
+        (
+            {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(sgd)},
+            "the scheduler is <.*ReduceLROnPlateau.* that needs no loss",
+        ),
+        ({"scheduler": "cosine"}, "the scheduler is 'cosine': give a function"),
+        ({"amp": True}, "amp is True: give torch.bfloat16"),
+        ({"costs": "parameters"}, r"costs is 'parameters': give a list, \['parameters'\]"),
+        ({"loss": nn.CrossEntropyLoss}, "loss is the class CrossEntropyLoss: give an instance"),
+        ({"train_loader": data().dataset}, "train_loader is a TensorDataset.*: give a DataLoader"),
+        ({"log": 3}, "log is a int"),
+    ]
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "wrong", model, max_steps=4)
+        for arguments, said in wrong:
+            train_loader, valid_loader = loaders()
+            options: Any = {"train_loader": train_loader, "loss": F.cross_entropy, **arguments}
+            with pytest.raises((TypeError, ValueError), match=said):
+                search.run(valid_loader=valid_loader, **options)
+    assert daemon.study("wrong").progress.outstanding == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "said"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), TypeError, r"the loss is a Tensor of shape \(8,\)"),
+        (lambda *pair: F.cross_entropy(*pair).item(), TypeError, "the loss is a float: return"),
+        (lambda *pair: F.cross_entropy(*pair).detach(), RuntimeError, "does not require grad"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_is_refused(
+    daemon: Daemon, loss: Any, error: type[Exception], said: str
+) -> None:
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "wrong-loss", Net(), max_steps=4)
+        with pytest.raises(error, match=said):
+            search.run(*loaders(), loss=loss)
+
+
+def test_frozen_parameters_stay(daemon: Daemon) -> None:
+    """Also in architectures that have no others: those of the pretrained part without the adapter."""
+    stem, adapter = nn.Linear(5, 3).requires_grad_(False), nn.Linear(3, 3)
+    before = [copy.deepcopy(module) for module in (stem, adapter)]
+    model = nn.Sequential(stem, Choice("op", {"skip": nn.Identity(), "adapter": adapter}))
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "frozen", model, max_steps=20)
+        result = search.run(*loaders(), loss=F.cross_entropy)
+    assert {row["op"] for row in result._history} == {"skip", "adapter"}
+    assert torch.equal(stem.weight, before[0].weight)
+    assert not torch.equal(adapter.weight, before[1].weight)
+
+
+class Sentences(NamedTuple):
+    words: nn.utils.rnn.PackedSequence
+    more: dict[str, Any]
+
+
+def test_minibatches_keep_their_types(daemon: Daemon) -> None:
+    """Named tuples, packed sequences and dicts; a latency is that of their first example."""
+    latencies: list[int] = []
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(5, 4)
+            self.op = Choice("op", {"a": nn.Tanh(), "b": nn.Identity()})
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Sentences) -> dict[str, Any]:
+            assert x.more["scale"] == 2 and x.more["mask"].dtype is torch.bool
+            latencies.append(len(x.more["mask"]))
+            return {"logits": self.head(self.op(self.gru(x.words)[1][0]))}
+
+    words = nn.utils.rnn.pack_sequence([torch.randn(4, 5) for _ in range(8)])
+    x = Sentences(words, {"mask": torch.ones(8).bool(), "scale": 2})
+    batches = [(x, {"label": torch.arange(8) % 3})]
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "types", Reader(), max_steps=4)
+        search.run(
+            batches,
+            batches,
+            loss=lambda output, target: F.cross_entropy(output["logits"], target["label"]),
+            costs=["latency_ms"],
+        )
+    assert set(latencies) == {8, 1}
+
+
+def test_a_study_that_has_begun_without_these_weights_is_told(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    with asng.connect(daemon.address) as controller:
+        options: Any = {"loss": F.cross_entropy, "progress_bar": False}
+        search = Search(controller, "begun", Net(), max_steps=4)
+        search.run(*loaders(), **options)
+        search.run(*loaders(), **options)
+        assert not caplog.records
+        Search(controller, "begun", Net(), max_steps=4).run(*loaders(), **options)
+        (record,) = caplog.records
+        assert "study 'begun' has begun before (4 of 4 steps" in record.getMessage()
+
+
 def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -671,6 +860,9 @@ def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
         other = Search(controller, "function-wrong", Net(), max_steps=2, warmup_steps=0)
         with pytest.raises(ValueError, match="returned 1 losses: return one for each of the 2"):
             other.run(step=lambda step: [1.0])
+        nothing: Any = lambda step: None  # noqa: E731
+        with pytest.raises(ValueError, match="losses: expected a sequence of numbers"):
+            other.run(step=nothing)
 
 
 def test_costs_are_counted_measured_or_computed(daemon: Daemon) -> None:
@@ -711,10 +903,6 @@ def test_callbacks_and_logs_get_each_step(daemon: Daemon) -> None:
         Search(controller, "callbacks", Net(), max_steps=4).run(
             *loaders(), loss=F.cross_entropy, callbacks=[reports.append], log=Writer()
         )
-        with pytest.raises(TypeError, match="log is a int"):
-            Search(controller, "log", Net(), max_steps=4).run(
-                *loaders(), loss=F.cross_entropy, log=3
-            )
     assert [report.outcome for report in reports] == [asng.Outcome.APPLIED] * 4
     assert [len(report.losses) for report in reports] == [0, 0, 2, 2]
     assert [sorted(figures[n]) for n in (1, 4)] == [
@@ -739,15 +927,9 @@ def test_computes_in_reduced_precision(daemon: Daemon) -> None:
     assert kinds == {torch.bfloat16} and model.stem.weight.dtype is torch.float32
 
 
-def test_an_optimizer_of_another_model_is_refused(daemon: Daemon) -> None:
+def test_loaders_of_another_kind_are_refused(daemon: Daemon) -> None:
     with asng.connect(daemon.address) as controller:
         search = Search(controller, "optimizer", Net(), max_steps=4)
-        with pytest.raises(ValueError, match="none of the model's parameters"):
-            search.run(
-                *loaders(),
-                loss=F.cross_entropy,
-                optimizer=torch.optim.SGD(Net().parameters(), lr=1),
-            )
         with pytest.raises(ValueError, match="train_loader yields no minibatch"):
             search.run([], [], loss=F.cross_entropy)
         with pytest.raises(TypeError, match=r"yield \(input, target\)"):

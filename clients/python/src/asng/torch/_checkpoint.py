@@ -45,7 +45,12 @@ class Checkpoint:
         if not self._file.exists():
             return None
         # States of schedulers have objects that loading of weights alone refuses.
-        state: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=False)
+        try:
+            state: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=False)
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {self._file} cannot be read: {error}\n  give another directory, and another study, to start anew"
+            ) from error
         return state
 
     def save(self, state: dict[str, Any]) -> None:
@@ -56,6 +61,10 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self._file)
+        if fcntl:  # Only now the new name survives a power cut as well.
+            directory = os.open(self._directory, os.O_RDONLY)
+            os.fsync(directory)
+            os.close(directory)
         self._journal.truncate(0)
 
     def append(self, number: int, step: Step) -> None:
