@@ -10,6 +10,7 @@ import multiprocessing
 import pickle
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -578,6 +579,31 @@ def test_a_checkpoint_belongs_to_one_process_and_one_study(
     assert "another process uses the checkpoint in" in capfd.readouterr().out
     held.close()
     assert run_interrupted(daemon, "one", tmp_path, "", 10) == 0
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_a_search_on_a_full_disk_ends_and_goes_on(
+    daemon: Daemon, undisturbed: Any, tmp_path: Path, minutes: float
+) -> None:
+    """The disk takes neither a checkpoint nor a line of the journal."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report: Report) -> None:
+        if report.step.id == 11:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    options: Any = {"address": daemon.address, "name": f"full-{minutes}", "directory": tmp_path}
+    try:
+        with pytest.raises(
+            OSError, match="File too large; the search has ended and can be"
+        ) as full:
+            search(**options, minutes=minutes, callbacks=[fill])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.filename == str(tmp_path)
+    resumed, _ = search(**options)
+    for key, value in undisturbed[0].model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(daemon: Daemon, tmp_path: Path) -> None:
