@@ -19,7 +19,7 @@ class Result:
         architecture: Best,
         history: list[dict[str, Any]],
         supernet: Supernet,
-        batches: Iterable[tuple[Any, ...]] | None,
+        batches: Iterable[Any] | None,
     ) -> None:
         self.architecture = architecture
         """The final architecture of the study, as `asng.Study.best` returns it."""
@@ -30,12 +30,12 @@ class Result:
     def __repr__(self) -> str:
         return f"Result({self.architecture})"
 
-    def model(self, calibrate_with: Iterable[tuple[Any, ...]] | None = None) -> nn.Module:
+    def model(self, calibrate_with: Iterable[Any] | None = None) -> nn.Module:
         """Returns the chosen architecture as a plain module with the trained shared weights, in evaluation mode.
 
         With batch normalisation in training mode its outputs are the supernet's. For evaluation mode, the running
-        statistics are estimated with minibatches of the training loader, or of `calibrate_with`, an iterable of tuples of
-        inputs. After a search with a step function, `calibrate_with` has to be given if the model has running statistics;
+        statistics are estimated with minibatches of the training loader, or of `calibrate_with`, an iterable of inputs without
+        targets: each a tensor, or a tuple of the model's arguments. After a search with a step function, `calibrate_with` has to be given if the model has running statistics;
         with an empty list they stay those of new layers, for a model that is to be trained anew.
         """
         self._supernet.activate(self.architecture)

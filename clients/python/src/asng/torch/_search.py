@@ -118,7 +118,7 @@ class Search:
 
         `optimizer` is made from `model.parameters()`; by default SGD with a learning rate of 0.025, momentum 0.9 and weight
         decay 3e-4. `scheduler` is a function of the progress from 0 to 1, `applied / max_steps`, that returns a factor of the
-        initial learning rates, or a scheduler of PyTorch, which is stepped once a step; None leaves the rate alone.
+        initial learning rates, or a scheduler of PyTorch that needs no loss, which is stepped once a step; None leaves the rate alone.
 
         `device` is "auto" (CUDA, or MPS, or the CPU) or any device. `amp` is torch.bfloat16 or torch.float16 for autocast; the
         latter on CUDA with gradient scaling. `clip_grad_norm` is the largest norm of the gradient, None for any.
@@ -128,7 +128,7 @@ class Search:
 
         `checkpoint` is a directory. It is saved to every `checkpoint_minutes`, at the end, and when SIGINT or SIGTERM ends the
         search: when the step in hand is computed, KeyboardInterrupt or SystemExit(143) is raised. The step goes back, and is
-        reported when the search goes on.
+        reported when the search goes on. A program that has a handler for SIGTERM keeps it.
 
         `callbacks` are called with a `Report` after each step. `log` gets the figures of each step: a
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a

@@ -283,7 +283,7 @@ def _restore_statistics(layer: _NormBase, like: Tensor) -> None:
     layer.num_batches_tracked = torch.tensor(0, device=like.device)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]] | None) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Any] | None) -> None:
     """Estimates the running statistics of normalisation layers: the means over some minibatches of inputs.
 
     Leaves the model in evaluation mode.
