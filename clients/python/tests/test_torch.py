@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,23 +255,48 @@ def test_a_width_slices_the_weights(kind: str) -> None:
         assert supernet.parameters() == sum(p.numel() for p in fixed.parameters())
 
 
-def test_attributes_of_a_module_follow_its_width() -> None:
+@dataclass(frozen=True)
+class Config:
+    heads: int
+    name: str = "heads"
+
+
+class Sizes(NamedTuple):
+    heads: int
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda heads: heads,
+        lambda heads: {"all": [heads]},
+        lambda heads: Config(heads),
+        lambda heads: Sizes(heads),
+    ],
+)
+@pytest.mark.parametrize("name", ["heads", "_heads"])
+def test_attributes_of_a_module_follow_its_width(name: str, holder: Callable[[int], Any]) -> None:
     class Heads(nn.Module):
         def __init__(self, heads: int) -> None:
             super().__init__()
-            self.heads = heads
+            setattr(self, name, holder(heads))
             self.project = nn.Linear(6, heads * 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.project(x).view(len(x), self.heads, 2)
+            held = getattr(self, name)
+            heads = held["all"][0] if isinstance(held, dict) else getattr(held, "heads", held)
+            return self.project(x).view(len(x), heads, 2)
 
-    supernet = Supernet(Heads(Width("heads", [1, 2, 4])))
+    given = Width("heads", [1, 2, 4])
+    supernet = Supernet(Heads(given))
     x = torch.randn(5, 6)
     for heads in ("1", "4", "2"):
         supernet.activate({"heads": heads})
         assert supernet.model(x).shape == (5, int(heads), 2)
         plain = supernet.extract()
-        assert type(plain.heads) is int and torch.equal(plain(x), supernet.model(x))
+        assert getattr(plain, name) == holder(int(heads))
+        assert b"asng" not in pickle.dumps(getattr(plain, name))
+        assert torch.equal(plain(x), supernet.model(x))
 
 
 def test_a_model_is_an_ordinary_one_before_the_search() -> None:
@@ -559,6 +585,28 @@ def test_sigterm_ends_the_wait_for_a_controller(
     assert [row["loss"] for row in result._history] == [r["loss"] for r in undisturbed[1]._history]
     for key, value in undisturbed[0].model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+def test_the_end_of_a_search_waits_for_the_controller(
+    start: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For ever, as all of the search does, although other calls have no patience here."""
+    monkeypatch.setattr("asng._attempts.PATIENCE", 0)
+    daemon = start()
+
+    def kill(report: Report) -> None:
+        if report.step.id == STEPS:
+            daemon.kill()
+
+    class WhenItWaits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log.removeHandler(self)
+            daemon.restart()
+
+    log = logging.getLogger("asng")
+    log.addHandler(WhenItWaits())
+    _, result = search(daemon.address, "waits-at-the-end", None, callbacks=[kill])
+    assert result.architecture.applied == STEPS
 
 
 def test_a_checkpoint_belongs_to_one_process_and_one_study(

@@ -15,7 +15,7 @@ import asng
 from asng.torch._checkpoint import Checkpoint
 from asng.torch._ranks import Ranks
 from asng.torch._signals import Signals
-from asng.torch._training import Figures, Step, Training
+from asng.torch._training import Step, StepResult, Training
 
 log = logging.getLogger("asng.torch")
 
@@ -59,9 +59,9 @@ class Leader:
         self._study_id: str | None = None
         # How many steps have moved the weights, and the last of them, which may not have been reported.
         self._computed = 0
-        self._last: tuple[int, Figures] | None = None
+        self._last: tuple[int, StepResult] | None = None
         # Steps of the journal that are to be computed again.
-        self._behind: list[Step] = []
+        self._to_replay: list[Step] = []
         self._is_between_steps = True
         self._saved_at = time.monotonic()
 
@@ -78,9 +78,10 @@ class Leader:
                     if leased is None:
                         break
                     self._work(leased, callbacks)
-            self._settle(None)
+            self._replay_last(None)
             self._save()
             with self._signals.prompt():
+                self._study.wait()  # For the controller, if that is away now.
                 found = (self._study.best(), self._study.history())
         except BaseException as error:
             # In the middle of a step the weights are in no state to be saved, and other ranks do not listen.
@@ -96,17 +97,17 @@ class Leader:
         """Computes a step, unless that was done before, and reports it."""
         self._begin(leased.study_id)
         step = Step(leased.id, leased.progress, leased.train, leased.rank)
-        self._settle(step)
+        self._replay_last(step)
         if self._last and self._last[0] == step.id:
-            figures = self._last[1]
+            result = self._last[1]
         else:
             if self._checkpoint:
                 self._checkpoint.append(self._computed + 1, step)
-            figures = self._compute(step)
+            result = self._compute(step)
         with self._signals.prompt():
-            outcome = leased.report(figures.losses, figures.metrics, figures.costs)
+            outcome = leased.report(result.losses, result.metrics, result.costs)
         for callback in callbacks:
-            callback(Report(step, figures.losses, figures.metrics, figures.costs, outcome))
+            callback(Report(step, result.losses, result.metrics, result.costs, outcome))
         self._signals.check()
         if time.monotonic() - self._saved_at > self._checkpoint_seconds:
             self._save()
@@ -122,14 +123,14 @@ class Leader:
                 "another directory as checkpoint, or remove this one"
             )
 
-    def _compute(self, step: Step) -> Figures:
+    def _compute(self, step: Step) -> StepResult:
         self._is_between_steps = False
         self._ranks.broadcast(("compute", step))
-        figures = self._training.compute(step)
+        result = self._training.compute(step)
         self._computed += 1
-        self._last = (step.id, figures)
+        self._last = (step.id, result)
         self._is_between_steps = True
-        return figures
+        return result
 
     def _resume(self) -> None:
         """Restores the checkpoint, if there is one, and computes the steps of the journal again, up to the last one."""
@@ -146,17 +147,17 @@ class Leader:
         self._trainer_id, self._study_id = saved["trainer_id"], saved["study_id"]
         self._computed = saved["computed"]
         if saved["last"]:
-            self._last = (saved["last"]["id"], Figures(**saved["last"]["figures"]))
-        self._behind = self._checkpoint.steps_after(self._computed)
+            self._last = (saved["last"]["id"], StepResult(**saved["last"]["result"]))
+        self._to_replay = self._checkpoint.steps_after(self._computed)
         log.info(
             "resumed after %d steps, of which %d are computed again",
-            self._computed + len(self._behind),
-            len(self._behind),
+            self._computed + len(self._to_replay),
+            len(self._to_replay),
         )
         # Whether the last one was reported is known with the next step.
-        while len(self._behind) > 1:
-            self._compute(self._behind[0])
-            del self._behind[0]
+        while len(self._to_replay) > 1:
+            self._compute(self._to_replay[0])
+            del self._to_replay[0]
             self._signals.check()
 
     def _warn_of_new_weights(self) -> None:
@@ -173,19 +174,19 @@ class Leader:
                 progress,
             )
 
-    def _settle(self, next_step: Step | None) -> None:
+    def _replay_last(self, next_step: Step | None) -> None:
         """Computes the last step of the journal again, unless it comes next because it was not reported."""
-        for step in self._behind:
+        for step in self._to_replay:
             if not next_step or next_step.id != step.id:
                 self._compute(step)
-        self._behind = []
+        self._to_replay = []
 
     def _save(self) -> None:
         # While steps of the journal are to be computed again, the checkpoint and the journal that are there are right.
-        if not self._checkpoint or self._study_id is None or self._behind:
+        if not self._checkpoint or self._study_id is None or self._to_replay:
             return
         self._ranks.broadcast(("save", None))
-        last = self._last and {"id": self._last[0], "figures": asdict(self._last[1])}
+        last = self._last and {"id": self._last[0], "result": asdict(self._last[1])}
         state = {
             "study": self._study.name,
             "study_id": self._study_id,

@@ -130,7 +130,7 @@ class Search:
         search: when the step in hand is computed, KeyboardInterrupt or SystemExit(143) is raised. The step goes back, and is
         reported when the search goes on. A program that has a handler for SIGTERM keeps it.
 
-        `callbacks` are called with a `Report` after each step. `log` gets the figures of each step: a
+        `callbacks` are called with a `Report` after each step. `log` gets the metrics of each step: a
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a
         dict and the step's number. The progress bar needs tqdm.
         """
@@ -157,7 +157,7 @@ class Search:
                     saved = stack.enter_context(closing(Checkpoint(checkpoint)))
                 shown = [*callbacks]
                 if log is not None:
-                    shown.append(_Figures(log, training))
+                    shown.append(_MetricsLog(log, training))
                 if progress_bar and find_spec("tqdm"):
                     shown.append(
                         stack.enter_context(closing(_Bar(self.study.name, self.max_steps)))
@@ -237,20 +237,20 @@ def _costs(
     return functions
 
 
-class _Figures:
-    """Writes the figures of each step to a log."""
+class _MetricsLog:
+    """Writes the metrics of each step to a log."""
 
     def __init__(self, log: Any, training: Training) -> None:
         self._training = training
         self._write: Callable[[dict[str, float], int], object]
         if hasattr(log, "add_scalar"):  # TensorBoard
-            self._write = lambda figures, step: [
-                log.add_scalar(name, value, step) for name, value in figures.items()
+            self._write = lambda metrics, step: [
+                log.add_scalar(name, value, step) for name, value in metrics.items()
             ]
         elif hasattr(log, "log_metrics"):  # MLflow, Lightning
-            self._write = lambda figures, step: log.log_metrics(figures, step=step)
+            self._write = lambda metrics, step: log.log_metrics(metrics, step=step)
         elif hasattr(log, "log"):  # W&B
-            self._write = lambda figures, step: log.log(figures, step=step)
+            self._write = lambda metrics, step: log.log(metrics, step=step)
         elif callable(log):
             self._write = log
         else:
@@ -260,10 +260,10 @@ class _Figures:
             )
 
     def __call__(self, report: Report) -> None:
-        figures = {**report.metrics, "learning_rate": self._training.learning_rate}
+        metrics = {**report.metrics, "learning_rate": self._training.learning_rate}
         if report.losses:
-            figures["loss"] = statistics.fmean(report.losses)
-        self._write(figures, report.step.id)
+            metrics["loss"] = statistics.fmean(report.losses)
+        self._write(metrics, report.step.id)
 
 
 class _Bar:
@@ -279,11 +279,11 @@ class _Bar:
             from tqdm import auto
 
             self._bar = auto.tqdm(total=self._max_steps, unit="step", dynamic_ncols=True)
-        figures = dict(report.metrics)
+        metrics = dict(report.metrics)
         if report.losses:
-            figures["loss"] = min(report.losses)
+            metrics["loss"] = min(report.losses)
         self._bar.set_description(self._name if report.losses else f"{self._name} (warm-up)", False)
-        self._bar.set_postfix({name: f"{n:.3g}" for name, n in figures.items()}, refresh=False)
+        self._bar.set_postfix({name: f"{n:.3g}" for name, n in metrics.items()}, refresh=False)
         applied = round(report.step.progress * self._max_steps) + 1
         self._bar.update(applied - self._bar.n)
 

@@ -70,9 +70,7 @@ class Parts:
         if isinstance(module, _NormBase) and module.track_running_stats:
             self.norms.append(module)
         attributes = [
-            (name, value)
-            for name, value in vars(module).items()
-            if not name.startswith("_") and any(_widths_in(value))
+            (name, value) for name, value in vars(module).items() if any(_widths_in(value))
         ]
         if not attributes:
             return
@@ -312,22 +310,30 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | None) -> None:
 
 
 def _widths_in(value: Any) -> Iterator[Width]:
-    """Yields the widths in an attribute: the value itself, or in tuples, lists and dicts."""
+    """Yields the widths in an attribute: the value itself, or in tuples, lists, dicts and objects such as dataclasses."""
     if isinstance(value, Width):
         yield value
-    elif type(value) in (tuple, list):
+    elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _widths_in(item)
-    elif type(value) is dict:
+    elif isinstance(value, dict):
         yield from _widths_in(list(value.values()))
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)):
+        # No deeper, as an object may lead back to itself.
+        yield from (item for item in vars(value).values() if isinstance(item, Width))
 
 
 def _resolve(value: Any, values: Values) -> Any:
     """Returns an attribute with the numbers of an architecture in place of its widths."""
     if isinstance(value, Width):
         return value.number(values[value.name])
-    if type(value) in (tuple, list):
+    if not any(_widths_in(value)):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_resolve(item, values) for item in value))
+    if isinstance(value, (tuple, list)):
         return type(value)(_resolve(item, values) for item in value)
-    if type(value) is dict:
-        return {key: _resolve(item, values) for key, item in value.items()}
-    return value
+    resolved = copy.copy(value)
+    items = resolved if isinstance(resolved, dict) else vars(resolved)
+    items.update({key: _resolve(item, values) for key, item in items.items()})
+    return resolved

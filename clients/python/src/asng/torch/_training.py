@@ -61,7 +61,7 @@ class Step:
 
 
 @dataclass
-class Figures:
+class StepResult:
     """What a step has computed."""
 
     losses: list[float]
@@ -130,7 +130,7 @@ class Training:
         self._example: list[Any] | None = None
         self._ranks.copy(self._model.state_dict().values())
 
-    def compute(self, step: Step) -> Figures:
+    def compute(self, step: Step) -> StepResult:
         """Trains on a minibatch, and computes the losses to be reported on another one."""
         self._set_learning_rate(step.progress)
         if self._step_function:
@@ -145,7 +145,7 @@ class Training:
             losses = self._rank(step)
         if hasattr(self._scheduler, "step"):
             self._scheduler.step()
-        return Figures(losses, metrics, [self._cost(arch) for arch in step.rank if self._costs])
+        return StepResult(losses, metrics, [self._cost(arch) for arch in step.rank if self._costs])
 
     def _train(self, step: Step) -> dict[str, float]:
         """Moves the weights by the mean gradient of the architectures. One that diverges has no part in it."""
