@@ -54,7 +54,8 @@ class Parts:
             raise ValueError(
                 "the model is that of another Search, which has changed it: make a new one, or call `run` of that Search again"
             )
-        if hasattr(module, "_orig_mod"):
+        # By torch.compile(model), or by model.compile().
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
             raise TypeError(
                 f"{path} is compiled: give the module itself, and compile the module that `result.model()` returns"
             )
