@@ -171,6 +171,7 @@ def test_a_model_that_is_refused_is_left_as_it_is(daemon: Daemon) -> None:
         Search(controller, "left", model, max_steps=4)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_models_that_change_their_layers_are_refused() -> None:
     op = Choice("op", {"a": nn.Identity(), "b": nn.Tanh()})
     # As PyTorch 2 marks them.
@@ -811,6 +812,7 @@ def test_wrong_arguments_are_refused_before_the_search(daemon: Daemon) -> None:
             "the scheduler is <.*ReduceLROnPlateau.* that needs no loss",
         ),
         ({"scheduler": "cosine"}, "the scheduler is 'cosine': give a function"),
+        ({"scheduler": torch.optim.lr_scheduler.StepLR}, "the scheduler is <class .*StepLR"),
         ({"amp": True}, "amp is True: give torch.bfloat16"),
         ({"costs": "parameters"}, r"costs is 'parameters': give a list, \['parameters'\]"),
         ({"loss": nn.CrossEntropyLoss}, "loss is the class CrossEntropyLoss: give an instance"),

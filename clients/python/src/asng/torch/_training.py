@@ -89,6 +89,7 @@ class Training:
         clip_grad_norm: float | None,
         costs: Mapping[str, CostFunction | None],
     ) -> None:
+        _check(optimizer, scheduler, amp)
         self._supernet = supernet
         self._model = supernet.model.to(device)
         self._ranks = ranks
@@ -96,10 +97,6 @@ class Training:
         self._loss = loss.to(device) if isinstance(loss, nn.Module) else loss
         self._step_function = step_function
         self._optimizer = optimizer
-        if not hasattr(optimizer, "param_groups"):
-            raise TypeError(
-                f"the optimizer is {optimizer!r}: give an instance, such as torch.optim.Adam(model.parameters())"
-            )
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not {id(p) for p in self._parameters} & {id(p) for p in self._model.parameters()}:
             raise ValueError(
@@ -107,21 +104,8 @@ class Training:
             )
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) or not (
-            scheduler is None or callable(scheduler) or hasattr(scheduler, "step")
-        ):
-            raise TypeError(
-                f"the scheduler is {scheduler!r}: give a function of the progress from 0 to 1, a scheduler of PyTorch that needs "
-                "no loss, or None"
-            )
-        if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-            raise ValueError(
-                "the scheduler is that of another optimizer: give its optimizer as optimizer="
-            )
         self._scheduler = scheduler
         self._device = device
-        if amp not in (None, torch.bfloat16, torch.float16):
-            raise TypeError(f"amp is {amp!r}: give torch.bfloat16, torch.float16 or None")
         self._amp = amp
         self._scaler = _scaler(enabled=amp is torch.float16 and device.type == "cuda")
         self._clip = math.inf if clip_grad_norm is None else clip_grad_norm
@@ -302,6 +286,27 @@ class Training:
         for restored, position in zip(batches, own["batches"], strict=True):
             restored.load_state_dict(position)
         set_random_state(own["random"], [g for b in batches for g in b.generators()])
+
+
+def _check(optimizer: Any, scheduler: Any, amp: Any) -> None:
+    """Refuses what would fail in the middle of a search."""
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"the optimizer is {optimizer!r}: give an instance, such as torch.optim.Adam(model.parameters())"
+        )
+    if isinstance(scheduler, (type, torch.optim.lr_scheduler.ReduceLROnPlateau)) or not (
+        scheduler is None or callable(scheduler) or hasattr(scheduler, "step")
+    ):
+        raise TypeError(
+            f"the scheduler is {scheduler!r}: give a function of the progress from 0 to 1, a scheduler of PyTorch that needs "
+            "no loss, or None"
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            "the scheduler is that of another optimizer: give its optimizer as optimizer="
+        )
+    if amp not in (None, torch.bfloat16, torch.float16):
+        raise TypeError(f"amp is {amp!r}: give torch.bfloat16, torch.float16 or None")
 
 
 class _Inputs:
