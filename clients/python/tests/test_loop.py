@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import re
@@ -482,3 +483,24 @@ def test_histories_are_read_page_by_page(daemon: Daemon) -> None:
         history = study.history()
     assert len(history) == 2200
     assert all(record["loss"] == loss(asng.Architecture(record)) for record in history)
+
+
+def test_a_loop_says_that_it_waits_for_a_paused_study(daemon: Daemon) -> None:
+    """Once for each pause, however often it asks."""
+    messages: list[str] = []
+    with asng.connect(daemon.address) as controller:
+        study = controller.create_study("waits-paused", SPACE, max_steps=6)
+
+        class Resume(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                messages.append(record.getMessage())
+                study.resume()
+
+        handler, log = Resume(), logging.getLogger("asng")
+        log.addHandler(handler)
+        for step in study.steps():
+            step.report([1.0, 2.0])
+            if step.id in (1, 4):
+                study.pause()
+        log.removeHandler(handler)
+    assert messages == ["study waits-paused is paused: waiting until it is resumed"] * 2

@@ -12,6 +12,11 @@ The loop goes on through restarts of the controller and lost replies. `asng.aio`
 `logging.getLogger("asng")`.
 """
 
+import os
+
+# gRPC reads this when it is imported. By default it writes a line to stderr now and then when a data loader forks workers.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from asng._client import Controller, Step, Study, connect
 from asng._errors import (
     AlreadyExists,

@@ -48,7 +48,14 @@ def local(state_dir: PathOrStr) -> LocalController:
     `pip install asng-controller` puts it, or on PATH. Raises Error if there is none, or if it does not start, such as when
     another controller uses `state_dir`.
     """
-    controller = LocalController(Process(find(), Path(state_dir).absolute()))
+    path = Path(state_dir).resolve()
+    if (other := _processes.get(path)) and not other.is_stopped:
+        raise Error(
+            f"this program has started a controller with the state directory {path} before: go on with that one, `close()` it, or "
+            f"connect to its address, {other.served.address}"
+        )
+    process = _processes[path] = Process(find(), path)
+    controller = LocalController(process)
     print(f"asng: live page at {controller.page}, log in {controller.log}", file=sys.stderr)
     return controller
 
@@ -91,6 +98,10 @@ class LocalController(Controller):
             self._process.stop()
 
 
+# Those of this program, by state directory.
+_processes: weakref.WeakValueDictionary[Path, Process] = weakref.WeakValueDictionary()
+
+
 class Served(NamedTuple):
     """Where a controller serves, as HOST:PORT."""
 
@@ -131,6 +142,11 @@ class Process:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped, or belongs to the process that has forked this one."""
+        return self._stopped or os.getpid() != self._owner
 
     def stop(self) -> None:
         """Ends the controller, unless this is a fork of the process that has started it."""

@@ -364,6 +364,7 @@ class Study:
         space = await self._known_space()
         in_flight = InFlight(session, self._connection)
         self._in_flight.add(in_flight)
+        is_paused = False
         with sigterm_ends_the_loop():
             try:
                 while True:
@@ -375,8 +376,13 @@ class Study:
                             self._heard(study)
                             return
                         case float(pause):
+                            if not is_paused and (is_paused := await self._is_paused()):
+                                log.warning(
+                                    "study %s is paused: waiting until it is resumed", self.name
+                                )
                             await asyncio.sleep(pause)
                         case message:
+                            is_paused = False
                             in_flight.keep()
                             self._last = self._last.at(message)
                             step = Step(message, space, session, self._connection)
@@ -385,6 +391,11 @@ class Study:
             finally:
                 await in_flight.give_back(protocol.reason(sys.exc_info()[1]))
                 self._in_flight.discard(in_flight)
+
+    async def _is_paused(self) -> bool:
+        request = v1.GetStudyRequest(name=self.name)
+        answer = await self._connection.call(protocol.GET_STUDY, request, for_ever=True)
+        return self._heard(answer.study).state is StudyState.PAUSED
 
     async def _known_space(self) -> Space:
         if self._space is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 
 class Batches:
@@ -19,6 +20,10 @@ class Batches:
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+            raise TypeError(
+                f"{name} is a {type(loader).__name__}, which has single examples: give a DataLoader of it"
+            )
         self._loader = loader
         self._name = name
         self._epoch = -1
@@ -68,6 +73,10 @@ class Batches:
         self._begin(self._epoch)
         for _ in range(state["taken"]):
             self.next()
+        if self._epoch != state["epoch"]:
+            raise ValueError(
+                f"{self._name} yields fewer than {state['taken']} minibatches in an epoch, which it has yielded before"
+            )
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
@@ -86,6 +95,10 @@ def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Generator]) -> None:
     """Restores what `random_state` has returned."""
+    if len(generators) != len(state["generators"]):
+        raise ValueError(
+            f"the loaders have {len(generators)} generators of their own, and had {len(state['generators'])}"
+        )
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
@@ -97,11 +110,25 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """Returns a minibatch on a device: tensors, also in tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, (tuple, list)):
-        return [move(item, device) for item in value]
+    """Returns a minibatch on a device: whatever has a method `to`, also in tuples, lists and dicts."""
+    return convert(
+        value, lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x.to(device)
+    )
+
+
+def first_example(value: Any) -> Any:
+    """Returns a minibatch with the first example of each tensor."""
+    return convert(value, lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x)
+
+
+def convert(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Returns a minibatch with a function applied to its tensors, and to all else that can be moved to a device."""
+    if hasattr(value, "to"):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(convert(item, function) for item in value))
+    if type(value) in (tuple, list):
+        return type(value)(convert(item, function) for item in value)
     if isinstance(value, dict):
-        return {key: move(item, device) for key, item in value.items()}
+        return {key: convert(item, function) for key, item in value.items()}
     return value

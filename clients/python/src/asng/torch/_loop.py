@@ -15,7 +15,7 @@ import asng
 from asng.torch._checkpoint import Checkpoint
 from asng.torch._ranks import Ranks
 from asng.torch._signals import Signals
-from asng.torch._training import Figures, Step, Training
+from asng.torch._training import Step, StepResult, Training
 
 log = logging.getLogger("asng.torch")
 
@@ -46,6 +46,7 @@ class Leader:
         signals: Signals,
         checkpoint: Checkpoint | None,
         checkpoint_seconds: float,
+        has_new_weights: bool,
     ) -> None:
         self._study = study
         self._training = training
@@ -53,13 +54,14 @@ class Leader:
         self._signals = signals
         self._checkpoint = checkpoint
         self._checkpoint_seconds = checkpoint_seconds
+        self._has_new_weights = has_new_weights
         self._trainer_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._study_id: str | None = None
         # How many steps have moved the weights, and the last of them, which may not have been reported.
         self._computed = 0
-        self._last: tuple[int, Figures] | None = None
+        self._last: tuple[int, StepResult] | None = None
         # Steps of the journal that are to be computed again.
-        self._behind: list[Step] = []
+        self._to_replay: list[Step] = []
         self._is_between_steps = True
         self._saved_at = time.monotonic()
 
@@ -67,6 +69,7 @@ class Leader:
         """Searches until the study ends."""
         try:
             self._resume()
+            self._warn_of_new_weights()
             steps: Any = self._study.steps(self._trainer_id)
             with closing(steps):
                 while True:
@@ -75,9 +78,11 @@ class Leader:
                     if leased is None:
                         break
                     self._work(leased, callbacks)
-            self._settle(None)
+            self._replay_last(None)
             self._save()
-            found = (self._study.best(), self._study.history())
+            with self._signals.prompt():
+                self._study.wait()  # For the controller, if that is away now.
+                found = (self._study.best(), self._study.history())
         except BaseException as error:
             # In the middle of a step the weights are in no state to be saved, and other ranks do not listen.
             if self._is_between_steps:
@@ -92,17 +97,17 @@ class Leader:
         """Computes a step, unless that was done before, and reports it."""
         self._begin(leased.study_id)
         step = Step(leased.id, leased.progress, leased.train, leased.rank)
-        self._settle(step)
+        self._replay_last(step)
         if self._last and self._last[0] == step.id:
-            figures = self._last[1]
+            result = self._last[1]
         else:
             if self._checkpoint:
                 self._checkpoint.append(self._computed + 1, step)
-            figures = self._compute(step)
+            result = self._compute(step)
         with self._signals.prompt():
-            outcome = leased.report(figures.losses, figures.metrics, figures.costs)
+            outcome = leased.report(result.losses, result.metrics, result.costs)
         for callback in callbacks:
-            callback(Report(step, figures.losses, figures.metrics, figures.costs, outcome))
+            callback(Report(step, result.losses, result.metrics, result.costs, outcome))
         self._signals.check()
         if time.monotonic() - self._saved_at > self._checkpoint_seconds:
             self._save()
@@ -118,14 +123,14 @@ class Leader:
                 "another directory as checkpoint, or remove this one"
             )
 
-    def _compute(self, step: Step) -> Figures:
+    def _compute(self, step: Step) -> StepResult:
         self._is_between_steps = False
         self._ranks.broadcast(("compute", step))
-        figures = self._training.compute(step)
+        result = self._training.compute(step)
         self._computed += 1
-        self._last = (step.id, figures)
+        self._last = (step.id, result)
         self._is_between_steps = True
-        return figures
+        return result
 
     def _resume(self) -> None:
         """Restores the checkpoint, if there is one, and computes the steps of the journal again, up to the last one."""
@@ -142,32 +147,46 @@ class Leader:
         self._trainer_id, self._study_id = saved["trainer_id"], saved["study_id"]
         self._computed = saved["computed"]
         if saved["last"]:
-            self._last = (saved["last"]["id"], Figures(**saved["last"]["figures"]))
-        self._behind = self._checkpoint.steps_after(self._computed)
+            self._last = (saved["last"]["id"], StepResult(**saved["last"]["result"]))
+        self._to_replay = self._checkpoint.steps_after(self._computed)
         log.info(
             "resumed after %d steps, of which %d are computed again",
-            self._computed + len(self._behind),
-            len(self._behind),
+            self._computed + len(self._to_replay),
+            len(self._to_replay),
         )
         # Whether the last one was reported is known with the next step.
-        while len(self._behind) > 1:
-            self._compute(self._behind[0])
-            del self._behind[0]
+        while len(self._to_replay) > 1:
+            self._compute(self._to_replay[0])
+            del self._to_replay[0]
             self._signals.check()
 
-    def _settle(self, next_step: Step | None) -> None:
+    def _warn_of_new_weights(self) -> None:
+        """Warns if the study has begun, and this model has learnt nothing from it."""
+        if self._study_id is not None or not self._has_new_weights:
+            return
+        with self._signals.prompt():
+            progress = self._study.progress()
+        if progress.applied:
+            log.warning(
+                "study %r has begun before (%s), and this model starts with the weights that it has now: to go on with those of "
+                "an earlier search give its checkpoint=, to search anew give another name, or delete the study",
+                self._study.name,
+                progress,
+            )
+
+    def _replay_last(self, next_step: Step | None) -> None:
         """Computes the last step of the journal again, unless it comes next because it was not reported."""
-        for step in self._behind:
+        for step in self._to_replay:
             if not next_step or next_step.id != step.id:
                 self._compute(step)
-        self._behind = []
+        self._to_replay = []
 
     def _save(self) -> None:
         # While steps of the journal are to be computed again, the checkpoint and the journal that are there are right.
-        if not self._checkpoint or self._study_id is None or self._behind:
+        if not self._checkpoint or self._study_id is None or self._to_replay:
             return
         self._ranks.broadcast(("save", None))
-        last = self._last and {"id": self._last[0], "figures": asdict(self._last[1])}
+        last = self._last and {"id": self._last[0], "result": asdict(self._last[1])}
         state = {
             "study": self._study.name,
             "study_id": self._study_id,

@@ -25,7 +25,7 @@ class Result:
         architecture: Best,
         history: list[dict[str, Any]],
         supernet: Supernet,
-        batches: Iterable[tuple[Any, ...]] | None,
+        batches: Iterable[Any] | None,
     ) -> None:
         self.architecture = architecture
         """The final architecture of the study, as `asng.Study.best` returns it."""
@@ -37,13 +37,13 @@ class Result:
     def __repr__(self) -> str:
         return f"Result({self.architecture})"
 
-    def model(self, calibrate_with: Iterable[tuple[Any, ...]] | None = None) -> nn.Module:
+    def model(self, calibrate_with: Iterable[Any] | None = None) -> nn.Module:
         """Returns the chosen architecture as a plain module with the trained shared weights, in evaluation mode. Each call
         returns a copy of its own; without `calibrate_with`, all copies are equal.
 
         With batch normalisation in training mode its outputs are the supernet's. For evaluation mode, the running
-        statistics are estimated with minibatches of the training loader, or of `calibrate_with`, an iterable of tuples of
-        inputs. After a search with a step function, `calibrate_with` has to be given if the model has running statistics;
+        statistics are estimated with minibatches of the training loader, or of `calibrate_with`, an iterable of inputs without
+        targets: each a tensor, or a tuple of the model's arguments. After a search with a step function, `calibrate_with` has to be given if the model has running statistics;
         with an empty list they stay those of new layers, for a model that is to be trained anew.
         """
         if calibrate_with is not None:
@@ -52,7 +52,7 @@ class Result:
             self._model = self._extract(self._batches)
         return copy.deepcopy(self._model)
 
-    def _extract(self, batches: Iterable[tuple[Any, ...]] | None) -> nn.Module:
+    def _extract(self, batches: Iterable[Any] | None) -> nn.Module:
         self._supernet.activate(self.architecture)
         model = self._supernet.extract()
         calibrate(model, batches)

@@ -15,13 +15,14 @@ from torch import nn
 
 import asng
 from asng import Architecture
+from asng._checks import whole
 from asng.torch._batches import Batches
 from asng.torch._checkpoint import Checkpoint
 from asng.torch._loop import Leader, Report, follow
 from asng.torch._ranks import Ranks
 from asng.torch._result import Result
 from asng.torch._signals import Signals
-from asng.torch._supernet import Supernet
+from asng.torch._supernet import Parts, Supernet
 from asng.torch._training import MEASURED, CostFunction, LossFunction, StepFunction, Training
 
 if TYPE_CHECKING:
@@ -53,18 +54,23 @@ class Search:
             raise TypeError(
                 f"the model is wrapped in {type(model).__name__}: give the module itself; the search averages gradients itself"
             )
+        if not isinstance(controller, asng.Controller):
+            raise TypeError(
+                f"the controller is a {type(controller).__name__}: give that of asng.connect or asng.local"
+            )
         self._ranks = Ranks()
-        self.supernet = Supernet(model)
-        self.max_steps = max_steps
+        self.max_steps = whole("max_steps", max_steps, 1, 10**12)
         if settings.get("lambda_x") != 0:
-            settings.setdefault("warmup_steps", max_steps // 2)
+            settings.setdefault("warmup_steps", self.max_steps // 2)
         self._cost_rules = {*(settings.get("limits") or {}), *(settings.get("penalties") or {})}
+        # A model that cannot be searched creates no study, and settings that are refused leave the model as it is.
+        space = Parts(model).space
         self.study: asng.Study | None = None
         """The study; None on ranks other than 0."""
         if self._ranks.rank == 0:
-            self.study = controller.create_study(
-                name, self.supernet.space, max_steps=max_steps, **settings
-            )
+            self.study = controller.create_study(name, space, max_steps=self.max_steps, **settings)
+        self.supernet = Supernet(model)
+        self._has_run = False
 
     @property
     def space(self) -> asng.Space:
@@ -112,7 +118,7 @@ class Search:
 
         `optimizer` is made from `model.parameters()`; by default SGD with a learning rate of 0.025, momentum 0.9 and weight
         decay 3e-4. `scheduler` is a function of the progress from 0 to 1, `applied / max_steps`, that returns a factor of the
-        initial learning rates, or a scheduler of PyTorch, which is stepped once a step; None leaves the rate alone.
+        initial learning rates, or a scheduler of PyTorch that needs no loss, which is stepped once a step; None leaves the rate alone.
 
         `device` is "auto" (CUDA, or MPS, or the CPU) or any device. `amp` is torch.bfloat16 or torch.float16 for autocast; the
         latter on CUDA with gradient scaling. `clip_grad_norm` is the largest norm of the gradient, None for any.
@@ -122,9 +128,9 @@ class Search:
 
         `checkpoint` is a directory. It is saved to every `checkpoint_minutes`, at the end, and when SIGINT or SIGTERM ends the
         search: when the step in hand is computed, KeyboardInterrupt or SystemExit(143) is raised. The step goes back, and is
-        reported when the search goes on.
+        reported when the search goes on. A program that has a handler for SIGTERM keeps it.
 
-        `callbacks` are called with a `Report` after each step. `log` gets the figures of each step: a
+        `callbacks` are called with a `Report` after each step. `log` gets the metrics of each step: a
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a
         dict and the step's number. The progress bar needs tqdm.
         """
@@ -151,14 +157,21 @@ class Search:
                     saved = stack.enter_context(closing(Checkpoint(checkpoint)))
                 shown = [*callbacks]
                 if log is not None:
-                    shown.append(_Figures(log, training))
+                    shown.append(_MetricsLog(log, training))
                 if progress_bar and find_spec("tqdm"):
                     shown.append(
                         stack.enter_context(closing(_Bar(self.study.name, self.max_steps)))
                     )
                 leader = Leader(
-                    self.study, training, self._ranks, signals, saved, 60 * checkpoint_minutes
+                    self.study,
+                    training,
+                    self._ranks,
+                    signals,
+                    saved,
+                    60 * checkpoint_minutes,
+                    not self._has_run,
                 )
+                self._has_run = True
                 best, history = leader.run(shown)
         return Result(best, history, self.supernet, training.inputs(train_loader))
 
@@ -175,6 +188,10 @@ def _batches(
     if step is None:
         if train_loader is None or valid_loader is None or loss is None:
             raise TypeError("give train_loader, valid_loader and loss, or step, a function")
+        if isinstance(loss, type):
+            raise TypeError(
+                f"loss is the class {loss.__name__}: give an instance, {loss.__name__}()"
+            )
         return Batches(train_loader, "train_loader"), Batches(valid_loader, "valid_loader")
     if train_loader is not None or valid_loader is not None or loss is not None:
         raise TypeError("give either train_loader, valid_loader and loss, or step, not both")
@@ -204,6 +221,8 @@ def _costs(
     costs: Iterable[str] | Mapping[str, CostFunction | None], rules: Iterable[str]
 ) -> dict[str, CostFunction | None]:
     """Returns the costs to report by name, with a function where they are not counted or measured here."""
+    if isinstance(costs, str):
+        raise TypeError(f"costs is {costs!r}: give a list, [{costs!r}], or functions by name")
     functions: dict[str, CostFunction | None] = (
         dict(costs) if isinstance(costs, Mapping) else dict.fromkeys(costs)
     )
@@ -218,20 +237,20 @@ def _costs(
     return functions
 
 
-class _Figures:
-    """Writes the figures of each step to a log."""
+class _MetricsLog:
+    """Writes the metrics of each step to a log."""
 
     def __init__(self, log: Any, training: Training) -> None:
         self._training = training
         self._write: Callable[[dict[str, float], int], object]
         if hasattr(log, "add_scalar"):  # TensorBoard
-            self._write = lambda figures, step: [
-                log.add_scalar(name, value, step) for name, value in figures.items()
+            self._write = lambda metrics, step: [
+                log.add_scalar(name, value, step) for name, value in metrics.items()
             ]
         elif hasattr(log, "log_metrics"):  # MLflow, Lightning
-            self._write = lambda figures, step: log.log_metrics(figures, step=step)
+            self._write = lambda metrics, step: log.log_metrics(metrics, step=step)
         elif hasattr(log, "log"):  # W&B
-            self._write = lambda figures, step: log.log(figures, step=step)
+            self._write = lambda metrics, step: log.log(metrics, step=step)
         elif callable(log):
             self._write = log
         else:
@@ -241,10 +260,10 @@ class _Figures:
             )
 
     def __call__(self, report: Report) -> None:
-        figures = {**report.metrics, "learning_rate": self._training.learning_rate}
+        metrics = {**report.metrics, "learning_rate": self._training.learning_rate}
         if report.losses:
-            figures["loss"] = statistics.fmean(report.losses)
-        self._write(figures, report.step.id)
+            metrics["loss"] = statistics.fmean(report.losses)
+        self._write(metrics, report.step.id)
 
 
 class _Bar:
@@ -260,11 +279,11 @@ class _Bar:
             from tqdm import auto
 
             self._bar = auto.tqdm(total=self._max_steps, unit="step", dynamic_ncols=True)
-        figures = dict(report.metrics)
+        metrics = dict(report.metrics)
         if report.losses:
-            figures["loss"] = min(report.losses)
+            metrics["loss"] = min(report.losses)
         self._bar.set_description(self._name if report.losses else f"{self._name} (warm-up)", False)
-        self._bar.set_postfix({name: f"{n:.3g}" for name, n in figures.items()}, refresh=False)
+        self._bar.set_postfix({name: f"{n:.3g}" for name, n in metrics.items()}, refresh=False)
         applied = round(report.step.progress * self._max_steps) + 1
         self._bar.update(applied - self._bar.n)
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from asng import Categorical, Integer
+from asng._checks import MAX_UINT32, text, whole
 
 
 class Choice(nn.Module):
@@ -20,16 +21,21 @@ class Choice(nn.Module):
     Two choices of one `name` choose together; their labels have to be the same.
     """
 
-    def __init__(self, name: str, options: Mapping[str, nn.Module]) -> None:
+    def __init__(self, name: str, options: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
         super().__init__()
+        self.name = text("the name of a Choice", name)
+        if not isinstance(options, (Mapping, nn.ModuleDict)):
+            raise TypeError(
+                f"the options of Choice {name!r} are a {type(options).__name__}: give a dict of modules by label"
+            )
         if not options:
             raise ValueError(f"Choice {name!r} has no options: give a dict of modules by label")
         for label, module in options.items():
+            text(f"a label of Choice {name!r}", label)
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"option {label!r} of Choice {name!r} is a {type(module).__name__}: give an nn.Module"
                 )
-        self.name = name
         self.labels = list(options)
         self.options = nn.ModuleList(options.values())
         self.active = 0
@@ -66,10 +72,13 @@ class Repeat(nn.Sequential):
     """
 
     def __init__(self, name: str, factory: Callable[[int], nn.Module], low: int, high: int) -> None:
-        if not 0 <= low < high:
-            raise ValueError(
-                f"Repeat {name!r} is from {low} to {high}: low has to be at least 0, and high above it"
+        name = text("the name of a Repeat", name)
+        if not callable(factory):
+            raise TypeError(
+                f"the factory of Repeat {name!r} is a {type(factory).__name__}: give a function of an index that makes a module"
             )
+        low = whole(f"low of Repeat {name!r}", low, 0, MAX_UINT32)
+        high = whole(f"high of Repeat {name!r}", high, low + 1, MAX_UINT32)
         super().__init__(*(factory(i) for i in range(high)))
         self.name = name
         self.low = low
@@ -111,13 +120,12 @@ class Width(int):
     """
 
     def __new__(cls, name: str, choices: Sequence[int]) -> Width:
-        numbers = tuple(choices)
-        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
+        name = text("the name of a Width", name)
+        numbers = tuple(whole(f"a choice of Width {name!r}", n, 1, MAX_UINT32) for n in choices)
+        if not numbers or list(numbers) != sorted(set(numbers)):
             raise ValueError(
-                f"the choices of Width {name!r} are {list(numbers)}: give whole numbers of at least 1"
+                f"the choices of Width {name!r} are {list(numbers)}: give different numbers, the smallest first"
             )
-        if list(numbers) != sorted(set(numbers)):
-            raise ValueError(f"the choices of Width {name!r} are {list(numbers)}: sort them")
         return cls._of(name, tuple(str(n) for n in numbers), numbers)
 
     name: str
@@ -127,6 +135,10 @@ class Width(int):
 
     @classmethod
     def _of(cls, name: str, labels: tuple[str, ...], numbers: tuple[int, ...]) -> Width:
+        if numbers[0] < 1:
+            raise ValueError(
+                f"a width computed from Width {name!r} is {numbers[0]} where that is {labels[0]}: it has to be at least 1"
+            )
         width = int.__new__(cls, numbers[-1])
         width.name, width.labels, width.numbers = name, labels, numbers
         return width

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 from asng import Architecture, Categorical, Integer, Space
 from asng.torch._space import Choice, Repeat, Width
@@ -25,6 +26,83 @@ CALIBRATION_BATCHES = 20
 """Minibatches from which the running statistics of batch normalisation are estimated."""
 
 
+class Parts:
+    """The searched parts of a model, which it does not change. Raises ValueError or TypeError for a model that cannot be searched."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts: list[Choice | Repeat] = []
+        self.widths: list[tuple[nn.Module, str, Any]] = []
+        """Attributes of modules in which there are widths: the module, the name and the value."""
+        self.sliced: list[nn.Module] = []
+        """Layers whose parameters have widths."""
+        self.norms: list[_NormBase] = []
+        """Layers with running statistics."""
+        self.variables: dict[str, Categorical | Integer] = {}
+        self.initial: dict[str, str | int] = {}
+        """The first choices, and the largest depths and widths."""
+        for path, module in model.named_modules():
+            self._add(path or "the model", module)
+        if not self.variables:
+            raise ValueError(
+                "the model has nothing to search: use asng.torch's Choice, Repeat or Width in it"
+            )
+        self.space = Space(**self.variables)
+
+    def _add(self, path: str, module: nn.Module) -> None:
+        """Registers the searched parts of one module."""
+        if isinstance(module, Sliced) or (isinstance(module, (Choice, Repeat)) and module.taken):
+            raise ValueError(
+                "the model is that of another Search, which has changed it: make a new one, or call `run` of that Search again"
+            )
+        # By torch.compile(model), or by model.compile().
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+            raise TypeError(
+                f"{path} is compiled: give the module itself, and compile the module that `result.model()` returns"
+            )
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+            raise TypeError(
+                f"{path} is a {type(module).__name__} whose parameters are made when it runs first: give it its input size, or "
+                "run it on an example before"
+            )
+        if isinstance(module, (Choice, Repeat)):
+            first = module.labels[0] if isinstance(module, Choice) else module.high
+            self._declare(module.name, module.variable, first)
+            self.parts.append(module)
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            self.norms.append(module)
+        attributes = [
+            (name, value) for name, value in vars(module).items() if any(_widths_in(value))
+        ]
+        if not attributes:
+            return
+        for name, value in attributes:
+            for width in _widths_in(value):
+                self._declare(width.name, width.variable, width.labels[-1])
+            self.widths.append((module, name, value))
+        own = [*module._parameters]
+        if isinstance(module, _SLICEABLE):
+            if own not in (["weight"], ["weight", "bias"]):
+                raise TypeError(
+                    f"{path} is a {type(module).__name__} with a searched {attributes[0][0]}, and its parameters are "
+                    f"{', '.join(own) or 'none'} instead of weight and bias, which alone can be sliced: give it a fixed number"
+                )
+            self.sliced.append(module)
+        elif own and type(module).__module__.startswith("torch."):
+            raise TypeError(
+                f"{path} is a {type(module).__name__} with a searched {attributes[0][0]}, which cannot be sliced: give widths to "
+                "linear, convolution, normalisation and embedding layers, and build others from these"
+            )
+
+    def _declare(self, name: str, variable: Categorical | Integer, initial: str | int) -> None:
+        self.initial.setdefault(name, initial)
+        other = self.variables.setdefault(name, variable)
+        if repr(other) != repr(variable):
+            raise ValueError(
+                f"two searched parts are called {name!r}, and so choose together, but one is {other} and the other "
+                f"{variable}: give them the same values, or other names"
+            )
+
+
 class Supernet:
     """A model with searched parts. Its `space` has a variable for each name, in the order of the model's modules.
 
@@ -33,82 +111,41 @@ class Supernet:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        found = Parts(model)
         self.model = model
-        self._parts: list[Choice | Repeat] = []
-        # Attributes of modules in which there are widths, as the model has them.
-        self._widths: list[tuple[nn.Module, str, Any]] = []
-        self._batch_norms: list[_BatchNorm] = []
-        self._variables: dict[str, Categorical | Integer] = {}
-        self._initial: dict[str, str | int] = {}
-        for path, module in model.named_modules():
-            self._add(path, module)
-        if not self._variables:
-            raise ValueError(
-                "the model has nothing to search: use asng.torch's Choice, Repeat or Width in it"
-            )
-        self.space = Space(**self._variables)
+        self.space = found.space
         self.architecture: Architecture
         """The architecture that the model computes."""
-        self.activate(self._initial)
-
-    def _add(self, path: str, module: nn.Module) -> None:
-        """Registers the searched parts of one module."""
-        if isinstance(module, Sliced) or (isinstance(module, (Choice, Repeat)) and module.taken):
-            raise ValueError(
-                "the model is that of another Search, which has changed it: make a new one, or call `run` of that Search again"
-            )
-        if isinstance(module, (Choice, Repeat)):
-            module.taken = True
-            first = module.labels[0] if isinstance(module, Choice) else module.high
-            self._declare(module.name, module.variable, first)
-            self._parts.append(module)
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            self._batch_norms.append(module)
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-        attributes = [
-            (name, value)
-            for name, value in vars(module).items()
-            if not name.startswith("_") and any(_widths_in(value))
-        ]
-        if not attributes:
-            return
-        for name, value in attributes:
-            for width in _widths_in(value):
-                self._declare(width.name, width.variable, width.labels[-1])
-            self._widths.append((module, name, value))
-        if isinstance(module, _SLICEABLE) and {*module._parameters} <= {"weight", "bias"}:
-            module.__class__ = _sliced_class(type(module))
-        elif isinstance(module, _SLICEABLE) or (
-            type(module).__module__.startswith("torch.") and module._parameters
-        ):
-            raise TypeError(
-                f"{path} is a {type(module).__name__} with a searched {attributes[0][0]} and the parameters "
-                f"{', '.join(module._parameters)}, which cannot be sliced: give widths to linear, convolution, normalisation and "
-                "embedding layers, and build others from these"
-            )
-
-    def _declare(self, name: str, variable: Categorical | Integer, initial: str | int) -> None:
-        self._initial.setdefault(name, initial)
-        other = self._variables.setdefault(name, variable)
-        if repr(other) != repr(variable):
-            raise ValueError(
-                f"two searched parts are called {name!r}, and so choose together, but one is {other} and the other "
-                f"{variable}: give them the same values, or other names"
-            )
+        self._parts, self._widths, self._norms = found.parts, found.widths, found.norms
+        for part in self._parts:
+            part.taken = True
+        for norm in self._norms:
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        for layer in found.sliced:
+            layer.__class__ = _sliced_class(type(layer))
+        self.activate(found.initial)
 
     def activate(self, architecture: Architecture | Values) -> None:
         """Makes the model compute this architecture until another one is activated."""
         values = architecture.values if isinstance(architecture, Architecture) else architecture
-        if values.keys() != self._variables.keys():
+        if values.keys() != self.space.variables.keys():
             raise ValueError(
-                f"the architecture has the variables {list(values)}, and the model {list(self._variables)}"
+                f"the architecture has the variables {list(values)}, and the model {list(self.space.variables)}"
             )
         for part in self._parts:
             part.choose(values[part.name])
         for module, name, value in self._widths:
             vars(module)[name] = _resolve(value, values)
         self.architecture = Architecture(dict(values))
+
+    def is_frozen(self) -> bool:
+        """Returns whether the active architecture has no parameters that need a gradient."""
+        return not any(
+            parameter is not None and parameter.requires_grad
+            for module in _running(self.model)
+            for parameter in module._parameters.values()
+        )
 
     def parameters(self) -> int:
         """Returns the number of parameters that the active architecture uses: those of the modules that run, as sliced, and
@@ -140,9 +177,10 @@ class Supernet:
             elif isinstance(module, Sliced):
                 memo[id(module)] = _plain(module, memo, shared)
         plain = copy.deepcopy(self.model, memo)
-        for batch_norm in self._batch_norms:
-            if copied := memo.get(id(batch_norm)):
-                _restore_statistics(copied, next(self.model.parameters()))
+        for norm in self._norms:
+            if copied := memo.get(id(norm)):
+                like = next(self.model.parameters()) if copied.weight is None else copied.weight
+                _restore_statistics(copied, like)
         return plain
 
 
@@ -157,6 +195,10 @@ class Sliced(nn.Module):
             return super().forward(*args, **kwargs)
         finally:
             self.__dict__["_parameters"] = whole
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made here, and has no name that pickle would find.
+        return _new_sliced, (type(self).__mro__[2],), vars(self)
 
 
 _SLICEABLE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, _ConvNd, _NormBase)
@@ -189,6 +231,11 @@ def _sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _sliced_classes:
         _sliced_classes[kind] = type(f"Sliced{kind.__name__}", (Sliced, kind), {})
     return _sliced_classes[kind]
+
+
+def _new_sliced(kind: type[nn.Module]) -> nn.Module:
+    layer: nn.Module = object.__new__(_sliced_class(kind))
+    return layer
 
 
 def _parameters_of(module: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
@@ -227,58 +274,67 @@ def _plain(
     return plain
 
 
-def _restore_statistics(layer: _BatchNorm, like: Tensor) -> None:
-    """Gives a batch normalisation the running statistics of a new layer, with a tensor's device and type."""
+def _restore_statistics(layer: _NormBase, like: Tensor) -> None:
+    """Gives a normalisation the running statistics of a new layer, with a tensor's device and type."""
     layer.track_running_stats = True
     layer.running_mean = like.new_zeros(layer.num_features)
     layer.running_var = like.new_ones(layer.num_features)
     layer.num_batches_tracked = torch.tensor(0, device=like.device)
 
 
-def calibrate(model: nn.Module, batches: Iterable[tuple[Any, ...]] | None) -> None:
-    """Estimates the running statistics of batch normalisation: the means over some minibatches of inputs.
+def calibrate(model: nn.Module, batches: Iterable[Any] | None) -> None:
+    """Estimates the running statistics of normalisation layers: the means over some minibatches of inputs.
 
     Leaves the model in evaluation mode.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     model.eval()
     if not layers:
         return
     if batches is None:
         raise ValueError(
             "the running statistics of batch normalisation are to be estimated with minibatches, and the search had no loader: "
-            "give calibrate_with=, an iterable of tuples of inputs"
+            "give calibrate_with=, an iterable of inputs, or of tuples of them"
         )
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # The mean over all minibatches.
         layer.train()
     with torch.no_grad():
-        for inputs in islice(batches, CALIBRATION_BATCHES):
-            model(*inputs)
+        for n, inputs in enumerate(islice(batches, CALIBRATION_BATCHES)):
+            for layer in layers:
+                layer.momentum = 1 / (n + 1)  # The mean over all minibatches.
+            model(*inputs if isinstance(inputs, (tuple, list)) else (inputs,))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
 
 
 def _widths_in(value: Any) -> Iterator[Width]:
-    """Yields the widths in an attribute: the value itself, or in tuples, lists and dicts."""
+    """Yields the widths in an attribute: the value itself, or in tuples, lists, dicts and objects such as dataclasses."""
     if isinstance(value, Width):
         yield value
-    elif type(value) in (tuple, list):
+    elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _widths_in(item)
-    elif type(value) is dict:
+    elif isinstance(value, dict):
         yield from _widths_in(list(value.values()))
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)):
+        # No deeper, as an object may lead back to itself.
+        yield from (item for item in vars(value).values() if isinstance(item, Width))
 
 
 def _resolve(value: Any, values: Values) -> Any:
     """Returns an attribute with the numbers of an architecture in place of its widths."""
     if isinstance(value, Width):
         return value.number(values[value.name])
-    if type(value) in (tuple, list):
+    if not any(_widths_in(value)):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_resolve(item, values) for item in value))
+    if isinstance(value, (tuple, list)):
         return type(value)(_resolve(item, values) for item in value)
-    if type(value) is dict:
-        return {key: _resolve(item, values) for key, item in value.items()}
-    return value
+    resolved = copy.copy(value)
+    items = resolved if isinstance(resolved, dict) else vars(resolved)
+    items.update({key: _resolve(item, values) for key, item in items.items()})
+    return resolved

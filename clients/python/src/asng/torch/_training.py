@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from asng import Architecture
-from asng.torch._batches import Batches, move, random_state, set_random_state
+from asng import _checks as checks
+from asng.torch._batches import Batches, first_example, move, random_state, set_random_state
 from asng.torch._ranks import Ranks
 from asng.torch._supernet import Supernet
 
@@ -60,7 +61,7 @@ class Step:
 
 
 @dataclass
-class Figures:
+class StepResult:
     """What a step has computed."""
 
     losses: list[float]
@@ -88,6 +89,7 @@ class Training:
         clip_grad_norm: float | None,
         costs: Mapping[str, CostFunction | None],
     ) -> None:
+        _check(optimizer, scheduler, amp)
         self._supernet = supernet
         self._model = supernet.model.to(device)
         self._ranks = ranks
@@ -112,11 +114,11 @@ class Training:
         self._example: list[Any] | None = None
         self._ranks.copy(self._model.state_dict().values())
 
-    def compute(self, step: Step) -> Figures:
+    def compute(self, step: Step) -> StepResult:
         """Trains on a minibatch, and computes the losses to be reported on another one."""
         self._set_learning_rate(step.progress)
         if self._step_function:
-            losses, metrics = [float(loss) for loss in self._step_function(step)], {}
+            losses, metrics = checks.losses(self._step_function(step)), {}
             if len(losses) != len(step.rank):
                 raise ValueError(
                     f"the step function has returned {len(losses)} losses: return one for each of the {len(step.rank)} "
@@ -127,7 +129,7 @@ class Training:
             losses = self._rank(step)
         if hasattr(self._scheduler, "step"):
             self._scheduler.step()
-        return Figures(losses, metrics, [self._cost(arch) for arch in step.rank if self._costs])
+        return StepResult(losses, metrics, [self._cost(arch) for arch in step.rank if self._costs])
 
     def _train(self, step: Step) -> dict[str, float]:
         """Moves the weights by the mean gradient of the architectures. One that diverges has no part in it."""
@@ -140,8 +142,9 @@ class Training:
             loss = self._loss_of(architecture, inputs, target)
             value = self._ranks.mean(loss)
             if math.isfinite(value):
-                self._scaler.scale(loss / len(step.train)).backward()
                 losses.append(value)
+                if loss.requires_grad or not self._supernet.is_frozen():
+                    self._scaler.scale(loss / len(step.train)).backward()
         touched = [p for p in self._parameters if p.grad is not None]
         if touched:
             self._ranks.average([p.grad for p in touched])
@@ -159,7 +162,7 @@ class Training:
         assert self._batches
         self._model.eval()
         inputs, target = self._take(self._batches[1])
-        self._example = [x[:1] if isinstance(x, Tensor) else x for x in inputs]
+        self._example = first_example(inputs)
         with torch.no_grad():
             return [self._ranks.mean(self._loss_of(arch, inputs, target)) for arch in step.rank]
 
@@ -167,7 +170,13 @@ class Training:
         assert self._loss
         self._supernet.activate(architecture)
         with self._autocast():
-            return self._loss(self._model(*inputs), target)
+            loss = self._loss(self._model(*inputs), target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise TypeError(
+                f"the loss is a {type(loss).__name__}{shape}: return a tensor with one number, such as the mean over the minibatch"
+            )
+        return loss
 
     def _take(self, batches: Batches) -> tuple[list[Any], Any]:
         """Returns the inputs and the target of the next minibatch."""
@@ -242,6 +251,7 @@ class Training:
         return {
             "model": self._model.state_dict(),
             "loss": self._loss.state_dict() if isinstance(self._loss, nn.Module) else {},
+            "optimizer_kind": type(self._optimizer).__name__,
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "scheduler": self._scheduler.state_dict() if has_state else {},
@@ -254,9 +264,20 @@ class Training:
             raise ValueError(
                 f"the checkpoint is of {len(state['ranks'])} processes, and there are {self._ranks.size} now: start as many"
             )
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint does not fit this search: {error}\n  go on with the model, optimizer, scheduler and loaders that "
+                "it was saved with, or start anew with another directory and another study"
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         if isinstance(self._loss, nn.Module):
             self._loss.load_state_dict(state["loss"])
+        if (kind := type(self._optimizer).__name__) != state["optimizer_kind"]:
+            raise ValueError(f"the optimizer was {state['optimizer_kind']}, and is {kind}")
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if hasattr(self._scheduler, "load_state_dict"):
@@ -265,6 +286,27 @@ class Training:
         for restored, position in zip(batches, own["batches"], strict=True):
             restored.load_state_dict(position)
         set_random_state(own["random"], [g for b in batches for g in b.generators()])
+
+
+def _check(optimizer: Any, scheduler: Any, amp: Any) -> None:
+    """Refuses what would fail in the middle of a search."""
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"the optimizer is {optimizer!r}: give an instance, such as torch.optim.Adam(model.parameters())"
+        )
+    if isinstance(scheduler, (type, torch.optim.lr_scheduler.ReduceLROnPlateau)) or not (
+        scheduler is None or callable(scheduler) or hasattr(scheduler, "step")
+    ):
+        raise TypeError(
+            f"the scheduler is {scheduler!r}: give a function of the progress from 0 to 1, a scheduler of PyTorch that needs "
+            "no loss, or None"
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            "the scheduler is that of another optimizer: give its optimizer as optimizer="
+        )
+    if amp not in (None, torch.bfloat16, torch.float16):
+        raise TypeError(f"amp is {amp!r}: give torch.bfloat16, torch.float16 or None")
 
 
 class _Inputs:
