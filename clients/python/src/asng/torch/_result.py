@@ -43,8 +43,9 @@ class Result:
 
         With batch normalisation in training mode its outputs are the supernet's. For evaluation mode, the running
         statistics are estimated with minibatches of the training loader, or of `calibrate_with`, an iterable of inputs without
-        targets: each a tensor, or a tuple of the model's arguments. After a search with a step function, `calibrate_with` has to be given if the model has running statistics;
-        with an empty list they stay those of new layers, for a model that is to be trained anew.
+        targets: each a tensor, or a tuple of the model's arguments. After a search with a step function, `calibrate_with` has to be
+        given if the model has running statistics; with an empty list they stay those of new layers, for a model that is to be
+        trained anew.
         """
         if calibrate_with is not None:
             return self._extract(calibrate_with)
