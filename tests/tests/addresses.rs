@@ -97,8 +97,8 @@ fn what_is_no_address_is_refused_with_the_right_form() {
         assert!(!output.status.success() && text.contains("--token-file"), "{text}");
         assert!(!text.contains("secret"), "{text}");
     }
-    let port = refused(&["--controller", "http://127.0.0.1", "study", "list"], 1);
-    assert!(port.contains("a URL without a port means port 80"), "{port}");
+    let port = refused(&["--controller", "http://gpu-box.invalid", "study", "list"], 1);
+    assert!(port.contains("no controller answers at http://gpu-box.invalid:50051"), "{port}");
 }
 
 #[test]

@@ -61,17 +61,11 @@ fn explain_peer(status: &Status, url: &str, peer: &Peer) -> String {
         return format!("{error}{}", advice.unwrap_or_default());
     }
     if caused_by::<ConnectError>(status) {
-        let mut text = format!(
+        return format!(
             "no {noun} answers at {url}: {}\n  start one with `{program}`, or name another with \
              {option} ADDRESS or {variable}",
             innermost(status)
         );
-        if url.split(',').any(|url| url.matches(':').count() == 1) {
-            text += &format!(
-                "\n  a URL without a port means port 80, or 443 with https://; the {noun}'s is by default {port}"
-            );
-        }
-        return text;
     }
     if caused_by::<TimeoutExpired>(status) {
         return format!("the {noun} at {url} did not answer within {REQUEST_TIMEOUT:?}");
