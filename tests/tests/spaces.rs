@@ -204,7 +204,7 @@ async fn the_latency_of_networks_is_a_cost_where_a_trainer_measures_it() {
         images: format!("colours={}", images.display()),
         directory: directory.path().into(),
     };
-    let create = "--space-file stairs.toml --preset quick --set dataset=colours --max-steps 4 --limit latency_ms=1000";
+    let create = "--space-file stairs.toml --preset quick --warmup-steps 0 --set dataset=colours --max-steps 4 --limit latency_ms=1000";
     user.asngctl(&format!("study create quick {create}"));
     let mut command = user.command();
     command.args(["serve", "--study", "quick", "--measure-latency"]);

@@ -28,7 +28,7 @@ pub const TRAINER_PORT: u16 = 50053;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection to the controller")]
 pub struct Options {
-    /// Address of the controller: [http://|https://]HOST[:PORT], https:// for TLS; several, separated by commas, if several
+    /// Address of the controller: HOST, HOST:PORT or a URL, https:// for TLS; several, separated by commas, if several
     /// controllers share a database
     #[arg(long, global = true, env = "ASNG_CONTROLLER", value_name = "ADDRESS")]
     #[arg(value_delimiter = ',')]
