@@ -22,13 +22,13 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// What the axes of every panel show.
+/// The axes of every panel.
 pub struct Axes {
-    /// What grows to the right.
+    /// Title of the horizontal axis.
     pub x: &'static str,
     /// By which factor, from one line to the next; absent: the axis is linear.
     pub base: Option<f64>,
-    /// What grows upwards.
+    /// Title of the vertical axis.
     pub y: &'static str,
     /// Where that begins; below the lowest point when absent.
     pub bottom: Option<f64>,

@@ -81,7 +81,7 @@ pub struct Controller {
     child: Child,
     state_dir: PathBuf,
     arguments: Vec<String>,
-    /// Whether it is in a process group of its own.
+    /// True for a controller in a process group of its own.
     apart: bool,
     log: Arc<Mutex<String>>,
     /// Where it listens, the same after a restart.

@@ -68,7 +68,7 @@ impl Arm {
     }
 }
 
-/// What every search does; a record belongs to one plan.
+/// The settings of every search; a record belongs to one plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Steps of each search.
@@ -126,7 +126,7 @@ impl Plan {
 /// The tables of all data sets.
 pub struct Tables([NasBench201; DataSet::ALL.len()]);
 
-/// What the tables say of a cell.
+/// A cell's accuracies and ranks in the tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// The cell, as the tables number its operations.
@@ -192,7 +192,7 @@ pub struct Record {
     pub arm: Arm,
     /// Its seed.
     pub seed: u64,
-    /// What it does.
+    /// Its settings.
     pub plan: Plan,
     /// Searches that ran at a time.
     pub jobs: usize,
@@ -200,7 +200,7 @@ pub struct Record {
     pub curve: Vec<Point>,
     /// Time that it has taken, with the evaluation.
     pub seconds: f64,
-    /// What it found; absent until it has ended.
+    /// The result; absent until the search has ended.
     pub result: Option<Found>,
 }
 
@@ -215,7 +215,7 @@ pub struct Point {
     pub mode: Option<f64>,
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// The final cell: the one that `asng-trainer select` selects.
@@ -263,7 +263,7 @@ impl Bench {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        // It is built now: connections would break off while the process that holds them waits for the compiler.
+        // The trainer is built now: connections would break off while the process that holds them waits for the compiler.
         trainer_program();
         // Before anything is started that must not be left behind.
         let stop = watch_signals()?;
@@ -402,7 +402,7 @@ impl Bench {
         Ok(Some(mode.values.clone()))
     }
 
-    /// What a command of the trainer says of a study.
+    /// Runs a command of the trainer on a study, and returns its JSON.
     async fn ask<T: DeserializeOwned>(
         &self,
         study: &v1::Study,
@@ -479,7 +479,7 @@ fn name(arm: Arm, seed: u64) -> String {
     format!("{}-{seed}", arm.name())
 }
 
-/// What `asng-trainer select --json` prints.
+/// Output of `asng-trainer select --json`.
 #[derive(Deserialize)]
 struct Selection {
     candidates: Vec<Candidate>,
@@ -490,7 +490,7 @@ struct Candidate {
     values: Vec<i64>,
 }
 
-/// What `asng-trainer evaluate --random N --json` prints.
+/// Output of `asng-trainer evaluate --random N --json`.
 #[derive(Deserialize)]
 struct Evaluation {
     random: Random,

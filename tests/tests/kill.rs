@@ -21,7 +21,7 @@ struct Disturbed {
     kills: usize,
     trainers: usize,
     steps_per_update: u32,
-    /// Whether its first half is a warm-up, which ranks nothing.
+    /// True where the first half of the search is a warm-up, which ranks nothing.
     has_warm_up: bool,
 }
 

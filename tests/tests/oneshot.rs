@@ -34,7 +34,7 @@ async fn a_search_is_judged_by_the_table() {
     assert_eq!(cells(&uniform.random), cells(&found.random), "the same cells");
     drop(bench);
 
-    // What is done is not done again, and other searches need another directory.
+    // A finished search is not repeated, and other searches need another directory.
     let bench = Bench::start(directory.path(), plan.clone(), 1).unwrap();
     assert_eq!(bench.run(Arm::Asng, 1).await.unwrap(), searched);
     drop(bench);

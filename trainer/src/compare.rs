@@ -18,10 +18,11 @@ use serde::Serialize;
 use tracing::info;
 
 use crate::{
-    engine,
+    engine::{self, checkpoints},
+    evaluate::newest_weights,
     retrain::{self, Begin, How, record::Record},
     select,
-    study::{self, Choice, Found, Source, Subject},
+    study::{self, Choice, Found, Selection, Source, Subject},
     tasks::{settings, space::Space},
     worker::{self, serving::Listeners},
 };
@@ -173,7 +174,7 @@ pub async fn run(arguments: Arguments, mut place: Place) -> anyhow::Result<()> {
             let found = match origin.algorithm() {
                 Some(algorithm) => {
                     let name = format!("{}-{}-{seed}", arguments.name, origin.name());
-                    let request = request(&arguments, preset, name, space, algorithm, seed);
+                    let request = request(&arguments, &preset, name, space, algorithm, seed);
                     search_number += 1;
                     info!("search {search_number} of {searches}: study {}", request.name);
                     search(request, algorithm, seed, &place, &stop).await?
@@ -290,14 +291,16 @@ async fn search(
     if algorithm == Algorithm::Random {
         return find(Choice::Incumbent);
     }
-    if let Ok(found) = find(Choice::Selected) {
-        return Ok(found); // before an interruption
+    // A selection with the final weights was made before an interruption.
+    let weights = newest_weights("select", &study, &place.work_dir)?;
+    let selection = Selection::read(&place.work_dir, &study);
+    if !selection.is_ok_and(|selection| selection.step == checkpoints::step(&weights)) {
+        let arguments = select::Arguments::of(name.clone(), seed);
+        let engine::Config { catalogue, device, .. } = &place.engine;
+        let selecting =
+            select::select(&arguments, &place.controller, &place.work_dir, catalogue, *device);
+        selecting.await?.check()?;
     }
-    let arguments = select::Arguments::of(name.clone(), seed);
-    let engine::Config { catalogue, device, .. } = &place.engine;
-    let selecting =
-        select::select(&arguments, &place.controller, &place.work_dir, catalogue, *device);
-    selecting.await?.check()?;
     find(Choice::Selected)
 }
 

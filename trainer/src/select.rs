@@ -119,7 +119,7 @@ struct Candidate {
     /// The other metrics.
     metrics: BTreeMap<&'static str, f64>,
     costs: Costs,
-    /// Whether it is the most likely architecture.
+    /// True for the most likely architecture.
     mode: bool,
     #[serde(skip)]
     standing: Standing,

@@ -238,7 +238,7 @@ impl Selection {
     }
 
     /// Reads the one of `study`. Errors with what to do if there is none, or it is of another study.
-    fn read(work_dir: &Path, study: &v1::Study) -> anyhow::Result<Selection> {
+    pub(crate) fn read(work_dir: &Path, study: &v1::Study) -> anyhow::Result<Selection> {
         let file = directory(work_dir, study).join(SELECTED);
         let run = format!("run `asng-trainer select --study {}` first", study.name);
         let text = match fs::read_to_string(&file) {

@@ -25,8 +25,8 @@ pub(crate) enum Bench {
     },
     /// One-shot searches with shared weights on NAS-Bench-201: ASNG with and without a warm-up, SNG, uniform weights
     ///
-    /// A seed takes up to 45 minutes on two cores, and lies in DIR when it is done: after an interruption the same command goes
-    /// on. Writes a table into docs/results.md and draws docs/oneshot.svg; the last line of the output is JSON.
+    /// Takes hours on two cores. Each search lies in DIR when it is done: after an interruption the same command goes on. Writes
+    /// a table into docs/results.md and draws docs/oneshot.svg; the last line of the output is JSON.
     Oneshot {
         /// Seeds: how many, from 0, or a list such as 0,2,5
         #[arg(long, default_value = "5")]

@@ -270,7 +270,7 @@ def test_a_fork_of_the_loop_is_not_the_loop(daemon: Daemon) -> None:
             if child == 0:
                 signal.raise_signal(signal.SIGTERM)
                 os._exit(1)
-            # It ends as any child does, and gives nothing back.
+            # The child ends as any other, and gives nothing back.
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
             assert study.progress().outstanding == 1
             assert step.report(map(loss, step.rank)) is asng.Outcome.APPLIED

@@ -41,7 +41,7 @@ SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
         ({"penalties": {3: 1.0}}, "penalties: expected numbers by name"),
         ({"name": None}, "name: expected a string, not None"),
         ({"space": "enas-micro"}, "space: expected an asng.Space, not 'enas-micro'"),
-        # What the wire can hold is the controller's to check.
+        # The controller checks values that the message can hold.
         ({"lambda_theta": 1}, "spec.algorithm.lambda_theta: "),
         ({"lease": 0.5}, "spec.lease: "),
         ({"max_steps": 0}, "spec.stop.max_steps: "),

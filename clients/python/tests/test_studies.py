@@ -1,4 +1,4 @@
-"""What people ask about studies, and do to them."""
+"""Queries about studies, and calls that change them."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def daemon_size(daemon: Daemon, name: str) -> int:
 def test_pages_are_smaller_where_a_proxy_takes_no_large_messages(
     daemon: Daemon, between: Between
 ) -> None:
-    # What lies between takes 4 MiB, as gRPC does by default.
+    # The proxy between takes 4 MiB, as gRPC does by default.
     space = asng.Space(op=asng.Categorical(["a", "b"]))
     metrics = {f"{number:03}" + 197 * "m": 1.0 for number in range(50)}
     with asng.connect(daemon.address) as direct, asng.connect(between.address) as controller:

@@ -154,7 +154,7 @@ def test_a_repeat_runs_its_first_modules() -> None:
 
 
 def test_a_model_that_is_refused_is_left_as_it_is(daemon: Daemon) -> None:
-    """It can be mended, or given to another search: the cell of a notebook is run again."""
+    """The model can be mended, or given to another search: the cell of a notebook is run again."""
     model = Net()
     state = copy.deepcopy(model)
     with asng.connect(daemon.address) as controller:
@@ -713,7 +713,7 @@ def spin(started: Any) -> None:
 
 
 def test_signals_are_left_to_those_who_handle_them() -> None:
-    """What came during the last step is raised at the end; other handlers stay, and forked children end by SIGTERM."""
+    """A signal that came during the last step is raised at the end; other handlers stay, and forked children end by SIGTERM."""
     with pytest.raises(SystemExit, match="143"), Signals():
         signal.raise_signal(signal.SIGTERM)
     received: list[int] = []
@@ -934,7 +934,7 @@ def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
         options: Any = {"optimizer": optimizer, "scheduler": lambda progress: 1 - progress}
         result = search.run(step=compute, **options)
         assert [step.id for step in seen] == [1, 2, 3, 4, 5, 6]
-        assert [len(step.rank) for step in seen] == [0, 0, 0, 2, 2, 2]
+        assert [len(step.rank) for step in seen] == [0, 0, 0, 0, 2, 2]
         with pytest.raises(ValueError, match="calibrate_with="):
             result.model()
         assert result.model(calibrate_with=[(x,)])(x).shape == (8, 3)

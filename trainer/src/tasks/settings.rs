@@ -41,7 +41,7 @@ pub enum Preset {
     /// The settings of the paper that the space comes from: days on a GPU
     #[default]
     Paper,
-    /// A small network, or a short training: about an hour on two cores
+    /// A small network, or a short training: tens of minutes to hours on two cores
     Small,
     /// A tiny network, or one epoch: minutes on two cores
     Quick,

@@ -1,4 +1,4 @@
-//! What the tests take from Debian's packages.
+//! Debian packages that the tests need.
 
 use std::{fs, path::Path, process::Command};
 

@@ -64,7 +64,7 @@ class LocalController(Controller):
     """A controller that `asng.local` has started."""
 
     def __init__(self, process: Process) -> None:
-        # What the environment says is about other controllers.
+        # The variables of the environment are about other controllers.
         connection = Connection(Options(process.served.address, environ={}))
         super().__init__(connection)
         self._process = process
@@ -145,7 +145,7 @@ class Process:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was stopped, or belongs to the process that has forked this one."""
+        """True if the controller was stopped, or belongs to the process that has forked this one."""
         return self._stopped or os.getpid() != self._owner
 
     def stop(self) -> None:

@@ -31,11 +31,11 @@ class StudyState(_WireEnum):
     """The state of a study."""
 
     WAITING = v1.STUDY_STATE_WAITING
-    """It waits for a trainer that describes its variables."""
+    """The study waits for a trainer that describes its variables."""
     RUNNING = v1.STUDY_STATE_RUNNING
-    """It hands out steps."""
+    """The study hands out steps."""
     PAUSED = v1.STUDY_STATE_PAUSED
-    """It hands out no steps; reports still count."""
+    """The study hands out no steps; reports still count."""
     FINISHED = v1.STUDY_STATE_FINISHED
     """A stop rule has ended it, such as `max_steps`."""
     STOPPED = v1.STUDY_STATE_STOPPED
@@ -45,7 +45,7 @@ class StudyState(_WireEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether a study in this state stays in it."""
+        """True if a study in this state stays in it."""
         return self in (StudyState.FINISHED, StudyState.STOPPED, StudyState.FAILED)
 
 
@@ -53,13 +53,13 @@ class Outcome(_WireEnum):
     """The outcome of a report. The loop goes on after each of them."""
 
     APPLIED = v1.REPORT_OUTCOME_APPLIED
-    """It has entered an update of the distribution."""
+    """The report has entered an update of the distribution."""
     PENDING = v1.REPORT_OUTCOME_PENDING
-    """It waits for the other reports of its update (`steps_per_update`)."""
+    """The report waits for the others of its update (`steps_per_update`)."""
     DUPLICATE = v1.REPORT_OUTCOME_DUPLICATE
     """The step had been reported before, most likely by this call, whose first reply was lost."""
     STALE = v1.REPORT_OUTCOME_STALE
-    """It came too late to count."""
+    """The report came too late to count."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class StudySummary:
     stop_reason: str | None
     """The rule that ended it, such as "MAX_STEPS"; None before, and for a study that FAILED."""
     failure: list[Violation]
-    """Why it FAILED."""
+    """The reasons why the study FAILED."""
     create_time: datetime | None
     seen: datetime = field(compare=False)
     """The time at which the controller answered."""

@@ -41,8 +41,8 @@ pub(crate) struct CreateArgs {
     /// JSON array of variables, 1 to 4096, - for standard input; left out: a trainer that serves the space describes them.
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
-    /// Settings to start from, as the project's trainer knows them: paper, small (about an hour on two cores) or quick
-    /// (minutes). The same as --set preset=NAME, with the --max-steps, --warmup-steps and --delta-init that go with it.
+    /// Settings to start from, as the project's trainer knows them: paper, small (on two cores tens of minutes to hours) or
+    /// quick (minutes). The same as --set preset=NAME, with the --max-steps, --warmup-steps and --delta-init that go with it.
     #[arg(long, value_parser = ["paper", "small", "quick"], conflicts_with = "variables")]
     preset: Option<String>,
     /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it [default: the preset's].
@@ -414,6 +414,10 @@ mod tests {
         let own = ["--preset=quick", "--warmup-steps=7", "--delta-init=0.5"];
         assert_eq!(start(&own), (Some(7), Some(0.5)));
         assert_eq!(start(&["--max-steps=9"]), (None, None));
+        let size = |flags: &[&str]| create(flags).unwrap().algorithm.unwrap().delta_init;
+        assert_eq!(size(&["--space=inpaint-cat", "--preset=quick"]), Some(0.2));
+        assert_eq!(size(&["--space=inpaint-cat", "--preset=quick", "--delta-init=1"]), Some(1.0));
+        assert_eq!(size(&["--space=inpaint-cat", "--preset=paper"]), None);
     }
 
     #[test]

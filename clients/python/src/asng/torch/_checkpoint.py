@@ -1,4 +1,4 @@
-"""What a search keeps in its directory: a checkpoint now and then, and a journal of the steps since.
+"""The files of a search in its directory: a checkpoint now and then, and a journal of the steps since.
 
 A process that was killed starts from the checkpoint and computes the steps of the journal again. Each of these was written down
 before it was computed, so the weights become what they were, to the last bit where the device computes reproducibly.

@@ -154,7 +154,7 @@ class Leader:
             self._computed + len(self._to_replay),
             len(self._to_replay),
         )
-        # Whether the last one was reported is known with the next step.
+        # The next step tells whether the last one was reported.
         while len(self._to_replay) > 1:
             self._compute(self._to_replay[0])
             del self._to_replay[0]

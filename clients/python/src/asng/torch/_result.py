@@ -18,7 +18,7 @@ from asng.torch._supernet import Supernet, calibrate
 
 
 class Result:
-    """What a search has found."""
+    """The result of a search."""
 
     def __init__(
         self,

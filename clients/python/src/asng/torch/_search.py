@@ -37,7 +37,7 @@ def cosine(progress: float) -> float:
 class Search:
     """A one-shot search of a model's architecture: a study on a controller, and the supernet that the model becomes.
 
-    `settings` are those of `asng.Settings`. Half of the steps are a warm-up unless `warmup_steps` is given. The model is
+    `settings` are those of `asng.Settings`. Two thirds of the steps are a warm-up unless `warmup_steps` is given. The model is
     changed in place: see `Supernet`. Under `torchrun`, every rank makes the same search, and rank 0 alone calls the controller.
     """
 
@@ -61,7 +61,7 @@ class Search:
         self._ranks = Ranks()
         self.max_steps = whole("max_steps", max_steps, 1, 10**12)
         if settings.get("lambda_x") != 0:
-            settings.setdefault("warmup_steps", self.max_steps // 2)
+            settings.setdefault("warmup_steps", self.max_steps * 2 // 3)
         self._cost_rules = {*(settings.get("limits") or {}), *(settings.get("penalties") or {})}
         # A model that cannot be searched creates no study, and settings that are refused leave the model as it is.
         space = Parts(model).space

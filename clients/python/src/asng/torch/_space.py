@@ -41,7 +41,7 @@ class Choice(nn.Module):
         self.active = 0
         """Index of the chosen module."""
         self.taken = False
-        """Whether it is part of a `Supernet`."""
+        """True for a part of a `Supernet`."""
 
     @property
     def variable(self) -> Categorical:
@@ -86,7 +86,7 @@ class Repeat(nn.Sequential):
         self.active = high
         """The number of modules that run."""
         self.taken = False
-        """Whether it is part of a `Supernet`."""
+        """True for a part of a `Supernet`."""
 
     @property
     def variable(self) -> Integer:

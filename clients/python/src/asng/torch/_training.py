@@ -1,4 +1,4 @@
-"""What a step of the search computes: gradients of the shared weights, and losses of the architectures to be ranked.
+"""The computation of a step: gradients of the shared weights, and losses of the architectures to be ranked.
 
 Knows nothing of a controller. All that a later step depends on is in `state_dict`.
 """
@@ -62,7 +62,7 @@ class Step:
 
 @dataclass
 class StepResult:
-    """What a step has computed."""
+    """The outcome of a step."""
 
     losses: list[float]
     """A loss for each of `rank`, NaN for one that diverged."""
