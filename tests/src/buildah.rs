@@ -204,10 +204,24 @@ impl Drop for Container<'_> {
     }
 }
 
-/// Runs a program and returns what it prints.
+/// Runs a program and returns what it prints to standard output.
+///
+/// # Panics
+///
+/// If it fails. The message has the last lines of both streams, where a build names its error.
 fn run(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().expect("a program");
-    let text = String::from_utf8_lossy(&stdout).into_owned();
-    assert!(status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&stderr));
-    text
+    let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(
+        status.success(),
+        "{command:?}: {status}\n{}\n{}",
+        last_lines(&stdout, 15),
+        last_lines(&stderr, 30)
+    );
+    stdout
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
