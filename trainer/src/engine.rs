@@ -369,11 +369,15 @@ pub fn device_name(device: Device) -> String {
 
 /// The device that a person named: `auto` is the first GPU, or the CPU when there is none.
 pub fn device(name: &str) -> Result<Device, String> {
+    let loaded = asng_native::load_cuda();
     let cuda = tch::utils::has_cuda();
     match (name, name.strip_prefix("cuda:").map(str::parse::<usize>)) {
         ("auto", _) => Ok(Device::cuda_if_available()),
         ("cpu", _) => Ok(Device::Cpu),
-        (_, Some(Ok(_))) if !cuda => Err("this libtorch sees no GPU".into()),
+        (_, Some(Ok(_))) if !cuda => {
+            let reason = loaded.err().map_or(String::new(), |reason| format!(": {reason}"));
+            Err(format!("this libtorch sees no GPU{reason}"))
+        }
         (_, Some(Ok(number))) if (number as i64) < tch::Cuda::device_count() => {
             Ok(Device::Cuda(number))
         }

@@ -1,4 +1,4 @@
-//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench | screenshots`.
+//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench | dist | screenshots`.
 //!
 //! This crate must build on a machine that has no libtorch yet, so of the workspace's other members it depends
 //! on the one that fetches data alone.
@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod demo;
+mod dist;
 mod process;
 mod python;
 mod setup;
@@ -43,6 +44,8 @@ enum Command {
     /// Measures speed, memory and growth, in a release build.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Builds the Python wheels of a release: asng, asng-controller and asng-trainer.
+    Dist(dist::Arguments),
     /// Draws the README's pictures of the page anew, from a real search in a real browser, into docs.
     Screenshots,
 }
@@ -64,6 +67,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::demo(&root, &arguments),
         Command::Test(arguments) => test::test(&root, &arguments),
         Command::Bench(what) => bench::bench(&root, &what),
+        Command::Dist(arguments) => dist::dist(&root, &arguments),
         Command::Screenshots => test::screenshots(&root),
     }
 }

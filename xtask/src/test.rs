@@ -1,12 +1,16 @@
 //! `cargo xtask test`: everything that must hold, from lints to searches by the real binaries.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    demo,
+    demo, dist,
     process::{cargo, run},
     python, setup,
 };
@@ -15,8 +19,8 @@ use crate::{
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Many more random lists of operations, kills of either service, hostile requests, seeds of the artificial problem
-    /// and searches within limits; longer disturbances of trainers; the demo; and the trainer's own tests against PyTorch
-    /// 2.11, the oldest that it compiles with (10 minutes on two cores)
+    /// and searches within limits; longer disturbances of trainers; the wheels and crates of a release; the demo; and the
+    /// trainer's own tests against PyTorch 2.11, the oldest that it compiles with (10 minutes on two cores)
     #[arg(long)]
     full: bool,
 }
@@ -34,6 +38,9 @@ const COUNTS: [(&str, &str, &str); 9] = [
     ("ASNG_LARGE_IMAGES", "400", "11000"),
 ];
 
+/// The compiler of .proto files that compares two versions, as an npm package.
+const BUF: &str = "@bufbuild/buf@1.75.0";
+
 /// Sets up first when needed.
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     setup::setup(root)?;
@@ -42,6 +49,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
+    contract(root)?;
     let mut tests = cargo(root, ["test", "--locked", "--workspace", "--no-fail-fast"]);
     for (variable, short, full) in COUNTS {
         tests.env(variable, if arguments.full { full } else { short });
@@ -53,8 +61,20 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     run(cargo(root, ["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if arguments.full {
+        run(&mut cargo(root, ["package", "--locked", "-p", "asng-proto", "-p", "asng-client"]))?;
+        dist::dist(root, &dist::Arguments::default())?;
         demo::demo(root, &demo::Arguments::default())?;
         oldest_pytorch(root)?;
+    }
+    Ok(())
+}
+
+/// Lints the contract, and checks that it breaks nothing of the last release's.
+fn contract(root: &Path) -> anyhow::Result<()> {
+    for arguments in [&["lint"][..], &["breaking", "--against", "released.binpb"]] {
+        let mut buf = Command::new("npm");
+        buf.args(["exec", "--yes", "--package", BUF, "--", "buf"]).args(arguments);
+        run(buf.current_dir(root.join("proto")).stdin(Stdio::null()))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import venv
+import zipfile
 from pathlib import Path
 
 from conftest import PACKAGE, Daemon
@@ -40,27 +41,41 @@ def test_a_step_takes_the_client_less_than_a_millisecond(daemon: Daemon) -> None
     assert quickest < 0.001
 
 
-def test_the_package_works_where_only_its_wheel_is_installed(
-    daemon: Daemon, tmp_path: Path
-) -> None:
+def test_a_search_needs_nothing_but_the_two_wheels(tmp_path: Path) -> None:
     def run(*command: str | Path) -> str:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    dist = tmp_path / "dist"
     # The wheel is built from the source distribution.
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", PACKAGE)
-    (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, PACKAGE)
+    (sdist,) = dist.glob("*.tar.gz")
     listing = run("tar", "-tf", sdist)
     assert "/proto/asng/v1/study.proto" in listing and "_pb2" not in listing
+    # A debug build for this machine alone; `cargo xtask dist` makes that of a release.
+    options = ["--profile", "dev", "--locked", "--auditwheel", "skip", "--out", dist]
+    run(maturin(), "build", *options, "--manifest-path", PACKAGE / "../../controller/Cargo.toml")
+
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel)
-    code = f"""
+    wheels = sorted(dist.glob("*.whl"))
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *wheels)
+    for wheel in wheels:
+        files = zipfile.ZipFile(wheel).namelist()
+        assert {"LICENSE-MIT", "LICENSE-APACHE"} <= {Path(file).name for file in files}
+    assert any(file.endswith(".cyclonedx.json") for file in files), files
+    code = """
 import asng
-with asng.connect("{daemon.address}") as controller:
+with asng.local("state") as controller:
     study = controller.create_study("wheel", asng.Space(op=asng.Categorical(["a", "b"])), max_steps=3)
     for step in study.steps(): step.report([arch.op == "b" for arch in step.rank])
     print(study.best())
 """
     assert "3 of 3 steps" in run(python, "-W", "error", "-c", code)
+    assert "asngctl" in run(tmp_path / "venv/bin/asngctl", "--version")
+
+
+def maturin() -> Path:
+    """Returns the program that builds wheels of Rust programs, beside this Python."""
+    return Path(sys.executable).with_name("maturin")

@@ -3,9 +3,11 @@
 //! An exception of C++ becomes a [`TchError`] with its message.
 
 mod autocast;
+mod cuda;
 mod memory;
 
 pub use autocast::Autocast;
+pub use cuda::load_cuda;
 pub use memory::empty_cache;
 
 use std::{
