@@ -44,6 +44,33 @@ def test_workers(daemon: Daemon) -> None:
 
 
 @needs_torch
+def test_quadrants_killed_in_the_middle_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    script = PACKAGE / "examples/quadrants.py"
+    assert script.read_text().split('"""\n\n')[1] in (PACKAGE / "../../README.md").read_text()
+    environment = os.environ | {"ASNG_CONTROLLER_BIN": str(BINARY), "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[str]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        command: list[str | Path] = [sys.executable, script]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=tmp_path / name, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    undisturbed, _ = start("undisturbed").communicate()
+    assert "after 1000 of 1000 steps" in undisturbed and "Linear" in undisturbed
+    with start("killed") as process:
+        assert process.stderr
+        for line in process.stderr:  # Of the progress bar, which ends each with a carriage return.
+            if re.search(r" [5-9]\d\d/1000", line):
+                process.kill()
+                break
+    resumed, progress = start("killed").communicate()
+    assert resumed == undisturbed
+    assert not re.search(r" [1-3]\d\d/1000", progress)
+
+
+@needs_torch
 def test_fashion_mnist(daemon: Daemon, tmp_path: Path) -> None:
     """With images of noise in files as the data set has them; started again at its end."""
     noise = random.Random(0)

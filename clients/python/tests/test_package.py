@@ -54,7 +54,15 @@ def test_a_search_needs_nothing_but_the_two_wheels(tmp_path: Path) -> None:
     listing = run("tar", "-tf", sdist)
     assert "/proto/asng/v1/study.proto" in listing and "_pb2" not in listing
     # A debug build for this machine alone; `cargo xtask dist` makes that of a release.
-    options = ["--profile", "dev", "--locked", "--auditwheel", "skip", "--out", dist]
+    options: list[str | Path] = [
+        "--profile",
+        "dev",
+        "--locked",
+        "--auditwheel",
+        "skip",
+        "--out",
+        dist,
+    ]
     run(maturin(), "build", *options, "--manifest-path", PACKAGE / "../../controller/Cargo.toml")
 
     venv.create(tmp_path / "venv")
