@@ -14,6 +14,7 @@ use asng_serving::{
     Rules,
     access::{Identity, Role},
 };
+use prost::Message as _;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -30,6 +31,9 @@ use crate::{
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
+/// Bytes of studies after which a page of them ends. The reply then stays below the 4 MiB that gRPC's libraries take by default,
+/// unless a single study is larger.
+const PAGE_BYTES: usize = 2 << 20;
 const MAX_METRICS: usize = 50;
 /// Largest number of spaces, and of data sets, in a request.
 const MAX_SPACES: usize = 100;
@@ -270,10 +274,9 @@ impl StudyService for Api {
         let on_page = move |study: &Study| {
             after.is_none_or(|after| (study.age() < after) == newest_first && study.age() != after)
         };
-        let summary = |study: &Study| (study.age(), convert::summary(study));
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
-        let (mut studies, total_size) = caller
+        let (studies, last, total_size) = caller
             .run(move |shelf, _| {
                 let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
@@ -283,18 +286,19 @@ impl StudyService for Api {
                     all.reverse();
                 }
                 let total = all.len() as u32;
-                let page = all.into_iter().filter(|study| on_page(study));
-                Ok((page.take(size + 1).map(summary).collect::<Vec<_>>(), total))
+                let mut rest = all.into_iter().filter(|study| on_page(study)).peekable();
+                let (mut page, mut bytes, mut last) = (Vec::new(), 0, None);
+                while let Some(study) = rest.next_if(|_| page.len() < size && bytes < PAGE_BYTES) {
+                    let summary = convert::summary(study);
+                    bytes += summary.encoded_len();
+                    page.push(summary);
+                    last = Some(study.age());
+                }
+                Ok((page, last.filter(|_| rest.peek().is_some()), total))
             })
             .await?;
-        let more = studies.len() > size;
-        studies.truncate(size);
-        let last = studies.last().filter(|_| more);
-        Ok(Response::new(v1::ListStudiesResponse {
-            next_page_token: last.map_or_else(String::new, |(age, _)| convert::page_token(*age)),
-            studies: studies.into_iter().map(|(_, study)| study).collect(),
-            total_size,
-        }))
+        let next_page_token = last.map_or_else(String::new, convert::page_token);
+        Ok(Response::new(v1::ListStudiesResponse { studies, next_page_token, total_size }))
     }
 
     async fn pause_study(

@@ -494,8 +494,9 @@ impl Reader {
     }
 }
 
-/// Values of architectures after which a page of a history ends.
-const PAGE_VALUES: usize = 1 << 17;
+/// Bytes of rows after which a page of a history ends. The reply then stays below the 4 MiB that gRPC's libraries take by default,
+/// unless a single report is larger.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// Where a part of a history starts, and which way it goes.
 #[derive(Clone, Copy, Debug)]
@@ -513,12 +514,12 @@ pub struct Page {
     /// Whether there are more after these.
     pub more: bool,
     limit: usize,
-    values: usize,
+    bytes: usize,
 }
 
 impl Page {
     fn new(limit: usize) -> Page {
-        Page { steps: Vec::new(), more: false, limit, values: 0 }
+        Page { steps: Vec::new(), more: false, limit, bytes: 0 }
     }
 
     /// Rows to ask the database for: one more than there is room for.
@@ -528,10 +529,9 @@ impl Page {
 
     /// Adds a row if there is room, and says whether there was.
     fn push(&mut self, row: &PastRow) -> Result<bool, Error> {
-        self.more = self.steps.len() >= self.limit || self.values >= PAGE_VALUES;
+        self.more = self.steps.len() >= self.limit || self.bytes >= PAGE_BYTES;
         if !self.more {
-            let architectures = row.step.train.iter().chain(row.step.rank.iter());
-            self.values += architectures.map(|architecture| architecture.0.len()).sum::<usize>();
+            self.bytes += row.bytes();
             self.steps.push(row.past()?);
         }
         Ok(!self.more)

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use asng_proto::v1::{self, marginal::Kind, start::From, variable};
-use asng_tests::{Controller, applied, create_request, study_when, train};
+use asng_proto::v1::{self, lease_step_response::Next, marginal::Kind, start::From, variable};
+use asng_tests::{Controller, applied, create_request, report, study_when, train};
+use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -195,6 +196,71 @@ async fn studies_are_listed_by_owner_and_labels() {
     assert_eq!(list("", &[("team", "vision")]).await, ["a", "b"]);
     assert_eq!(list("ann", &[("team", "vision")]).await, ["a"]);
     assert!(list("", &[("team", "vision"), ("x", "")]).await.is_empty());
+}
+
+/// What gRPC's libraries take in one message unless they are told otherwise, as the generated clients here do.
+const MESSAGE: usize = 4 << 20;
+
+#[tokio::test]
+async fn pages_of_large_studies_and_reports_stay_small() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    let choices: Vec<_> = (0..500).map(|i| format!("{i:0>200}")).collect();
+    let large = |i| v1::Variable {
+        name: format!("v{i}"),
+        kind: Some(variable::Kind::Categorical(v1::Categorical { choices: choices.clone() })),
+    };
+    for i in 0..6 {
+        create(&controller, &format!("s{i}"), |spec| spec.variables = (0..10).map(large).collect())
+            .await
+            .unwrap();
+    }
+    let mut request = v1::ListStudiesRequest::default();
+    let (mut studies, mut pages) = (controller.studies(), Vec::new());
+    loop {
+        let page = studies.list_studies(request.clone()).await.unwrap().into_inner();
+        assert!(page.encoded_len() < MESSAGE && page.total_size == 6);
+        pages.push(page.studies.len());
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(pages, [3, 3]);
+
+    create(&controller, "costly", |spec| {
+        spec.algorithm.as_mut().unwrap().lambda_theta = Some(64);
+        spec.stop.as_mut().unwrap().max_steps = 40;
+    })
+    .await
+    .unwrap();
+    let figures: BTreeMap<_, _> = (0..10).map(|i| (format!("{i:0>200}"), f64::from(i))).collect();
+    for i in 0..40 {
+        let request = v1::LeaseStepRequest {
+            study: "costly".into(),
+            trainer_id: "t".into(),
+            request_id: i.to_string(),
+            ..Default::default()
+        };
+        let answer = controller.search().lease_step(request).await.unwrap().into_inner();
+        let Some(Next::Step(step)) = answer.next else { panic!("{answer:?}") };
+        let costs = vec![v1::Costs { figures: figures.clone() }; step.rank.len()];
+        let report = v1::ReportStepRequest { costs, lease_next: false, ..report(&step, "t") };
+        controller.search().report_step(report).await.unwrap();
+    }
+    let mut request =
+        v1::ListReportsRequest { study: "costly".into(), page_size: 1000, ..Default::default() };
+    let mut seen = Vec::new();
+    loop {
+        let page = studies.list_reports(request.clone()).await.unwrap().into_inner();
+        assert!(page.encoded_len() < MESSAGE);
+        seen.extend(page.reports.iter().map(|report| report.step_id));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert!(seen.is_sorted() && seen.len() == 40, "{seen:?}");
 }
 
 #[tokio::test]

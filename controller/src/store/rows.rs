@@ -207,6 +207,16 @@ impl PastRow {
         PastRow { step: StepRow::new(study, &past.step), report, dropped }
     }
 
+    /// How large it is, by its parts of any size.
+    pub(super) fn bytes(&self) -> usize {
+        let architectures = self.step.train.iter().chain(self.step.rank.iter());
+        let values: usize = architectures.map(|architecture| architecture.0.len()).sum();
+        let texts = self.report.iter().flat_map(|report| {
+            [&*report.losses, &*report.metrics, report.costs.as_deref().unwrap_or("")]
+        });
+        size_of::<f64>() * values + texts.map(str::len).sum::<usize>()
+    }
+
     /// What became of it.
     pub(super) fn closed(&self) -> Closed {
         let made = self.report.as_ref().and_then(|report| report.generation_made);

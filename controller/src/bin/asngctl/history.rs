@@ -80,9 +80,14 @@ const COLUMNS: [&str; 12] = [
     "costs",
 ];
 
+/// The names of the columns, no two of them equal: a variable that is called as one of [`COLUMNS`], or whose name begins with
+/// `variables.`, has the column `variables.NAME`.
 fn header(variables: &[Variable]) -> Vec<String> {
-    let names = variables.iter().map(|variable| &*variable.name);
-    COLUMNS.into_iter().chain(names).map(Into::into).collect()
+    let of_variable = |Variable { name, .. }: &Variable| {
+        let taken = COLUMNS.contains(&&**name) || name.starts_with("variables.");
+        if taken { format!("variables.{name}") } else { name.clone() }
+    };
+    COLUMNS.into_iter().map(Into::into).chain(variables.iter().map(of_variable)).collect()
 }
 
 /// A row for each architecture of a step.
@@ -178,6 +183,14 @@ mod tests {
             "",
         ];
         assert_eq!(String::from_utf8(text).unwrap(), expected.join("\n"));
+    }
+
+    #[test]
+    fn no_two_columns_have_one_name() {
+        let names = ["loss", "variables.loss", "trainer_id"];
+        let variables = names.map(|name| Variable { name: name.into(), ..Variable::default() });
+        let expected = ["variables.loss", "variables.variables.loss", "trainer_id"];
+        assert_eq!(header(&variables)[COLUMNS.len()..], expected);
     }
 
     #[test]
