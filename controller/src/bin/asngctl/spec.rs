@@ -456,6 +456,15 @@ mod tests {
         expected.algorithm.as_mut().unwrap().seed = None;
         assert_eq!(clone(source.clone(), &[]).unwrap(), expected);
 
+        let mut maximizes = source.clone();
+        maximizes.direction = Direction::Maximize.into();
+        assert_eq!(clone(maximizes.clone(), &[]).unwrap().direction(), Direction::Maximize);
+        assert_eq!(
+            clone(maximizes, &["--direction=minimize"]).unwrap().direction(),
+            Direction::Minimize
+        );
+        assert!(clone(source.clone(), &["--direction=up"]).is_err());
+
         let changed = clone(source, &["--set=k=3", "--max-steps=8", "--seed=1"]).unwrap();
         expected.settings.insert("k".into(), "3".into());
         expected.stop.as_mut().unwrap().max_steps = 8;
