@@ -28,7 +28,7 @@ pub(super) fn describe(space: &Space, direction: Direction, measure_latency: boo
 fn maximizes(direction: Direction) -> Option<Violation> {
     let field = "spec.direction".into();
     let description =
-        "is MAXIMIZE, and this trainer reports losses; leave it out or MINIMIZE".into();
+        "is MAXIMIZE, and this trainer reports losses; set MINIMIZE or leave it out".into();
     (direction == Direction::Maximize).then_some(Violation { field, description })
 }
 
