@@ -84,15 +84,19 @@ pub fn sections(sight: &Sight) -> Vec<Section> {
         Section { body, ..theta }
     });
     let losses = course::losses(sight).into_iter().chain(course::metrics(sight)).collect();
+    let (losses_title, front_title) = match words::maximizes(&sight.study) {
+        true => ("Values and metrics", "Value against cost"),
+        false => ("Losses and metrics", "Loss against cost"),
+    };
     let trainers = tables::trainers(sight).map(|table| section("trainers", "Trainers", table));
     let reports = tables::reports(sight).map(|table| section("reports", "Recent reports", table));
     let all = [
         Some(section("progress", "Progress", tables::progress(sight))),
         theta,
         drawn("convergence", "Convergence", course::convergence(sight)),
-        drawn("loss", "Losses and metrics", losses),
+        drawn("loss", losses_title, losses),
         drawn("architecture", "Final architecture as things stand", architecture(sight)),
-        drawn("front", "Loss against cost", front::panels(sight)),
+        drawn("front", front_title, front::panels(sight)),
         trainers,
         reports,
     ];
@@ -143,6 +147,7 @@ pub struct Nothing(&'static str);
 
 /// Draws one picture as an SVG file with its style inside.
 pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
+    let maximizes = words::maximizes(&sight.study);
     let no_trace = if words::warm_up(&sight.study).is_some() { WARM_UP } else { NO_TRACE };
     let (what, panels, nothing) = match picture {
         Picture::Theta => {
@@ -150,14 +155,18 @@ pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
             ("distribution", theta::panels(sight), nothing)
         }
         Picture::Convergence => ("convergence", course::convergence(sight), NO_TRACE),
-        Picture::Loss => ("losses", course::losses(sight), no_trace),
+        Picture::Loss => {
+            let what = if maximizes { "values" } else { "losses" };
+            (what, course::losses(sight), no_trace)
+        }
         Picture::Architecture => {
             let nothing = "no graph can be drawn: no variable is called NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
                            stage0.block0, as docs/external-trainers.md says";
             ("architecture", architecture(sight), nothing)
         }
         Picture::Front => {
-            ("loss against cost", front::panels(sight), "no report of the study has given costs")
+            let what = if maximizes { "value against cost" } else { "loss against cost" };
+            (what, front::panels(sight), "no report of the study has given costs")
         }
     };
     if panels.is_empty() {

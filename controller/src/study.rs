@@ -35,8 +35,8 @@ pub use self::{
         Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule, elapsed_since,
     },
     spec::{
-        FAMILIES, Kind, LABEL_RULE, MAX_DEFINITION, NAME_RULE, NamedMarginal, Retention, Spec,
-        Start, Target, Variable, Violation, is_label, is_name,
+        Direction, FAMILIES, Kind, LABEL_RULE, MAX_DEFINITION, NAME_RULE, NamedMarginal, Retention,
+        Spec, Start, Target, Variable, Violation, is_label, is_name,
     },
     step::{
         Lease, LeaseId, NotALeaseId, NotAStudyId, Origin, Outcome, Report, Step, StepId, StudyId,
@@ -303,7 +303,7 @@ impl Study {
             return Err("an architecture does not fit the variables".into());
         }
         let selection = search.as_ref().map(|search| &search.selection);
-        if selection.is_some_and(|selection| !selection.fits(&record.spec.costs, shapes)) {
+        if selection.is_some_and(|selection| !selection.fits(&record.spec, shapes)) {
             return Err("what it remembers of costs does not fit it".into());
         }
         let (train, rank) =
@@ -333,7 +333,7 @@ impl Study {
             return Err("its counters make no sense".into());
         }
         let sound_incumbent = |Incumbent { loss, costs, .. }: &Incumbent| {
-            let standing = Standing::of(&record.spec.costs, *loss, Some(costs));
+            let standing = Standing::of(&record.spec, *loss, Some(costs));
             matches!(standing, Standing::Within(_)) && are_costs(costs)
         };
         if !record.incumbent.as_ref().is_none_or(sound_incumbent) {
@@ -713,12 +713,11 @@ impl Study {
         costs: &[Costs],
         metrics: &BTreeMap<String, f64>,
     ) -> bool {
-        let rules = &self.spec.costs;
         let mut best = match &self.incumbent {
-            Some(best) => Standing::of(rules, best.loss, Some(&best.costs)),
+            Some(best) => Standing::of(&self.spec, best.loss, Some(&best.costs)),
             None => Standing::Within(f64::INFINITY),
         };
-        let standings = costs::standings(rules, losses, costs);
+        let standings = costs::standings(&self.spec, losses, costs);
         for (i, standing) in standings.enumerate() {
             match standing {
                 Standing::Diverged => self.progress.diverged += 1,
@@ -735,7 +734,7 @@ impl Study {
                 Standing::Within(_) => {}
             }
         }
-        let within = costs::standings(rules, losses, costs).zip(losses);
+        let within = costs::standings(&self.spec, losses, costs).zip(losses);
         let within = within.filter(|(standing, _)| matches!(standing, Standing::Within(_)));
         self.spec.reaches_target(within.map(|(_, loss)| *loss), metrics)
     }
@@ -750,7 +749,7 @@ impl Study {
             .map(|Pending { step, losses, costs, .. }| Evaluation { step, losses, costs })
             .collect();
         // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
-        learn(&mut search.asng, &mut search.selection, &self.spec.costs, &evaluations).unwrap();
+        learn(&mut search.asng, &mut search.selection, &self.spec, &evaluations).unwrap();
         let before = self.progress.applied;
         self.progress.generation += 1;
         self.progress.applied += batch.len() as u64;

@@ -523,6 +523,11 @@ fn spec(random: &mut ChaCha8Rng) -> v1::StudySpec {
         retention: random.random_bool(0.2).then_some(retention),
         costs: random.random_bool(0.2).then_some(rule).into_iter().collect(),
         space_definition: if random.random_bool(0.1) { text(random) } else { String::new() },
+        direction: if random.random_bool(0.1) {
+            random.random_range(-1..9)
+        } else {
+            random.random_range(0..3)
+        },
         ..Default::default()
     }
 }

@@ -103,6 +103,29 @@ async fn variables_that_are_not_the_space_s_fail_the_study_before_anything_is_co
 }
 
 #[tokio::test]
+async fn studies_that_maximize_fail_with_and_without_variables_and_others_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(&directory.path().join("state"));
+    for (name, variables) in [("waits", Vec::new()), ("given", categoricals(2))] {
+        let mut request = toy(name, 100);
+        let spec = request.spec.as_mut().unwrap();
+        (spec.direction, spec.variables) = (v1::Direction::Maximize.into(), variables);
+        create(&controller, request).await;
+    }
+    create(&controller, toy("good", 100)).await;
+    let mut trainer = ServedTrainer::start(&controller, &directory.path().join("work"), &[]);
+    for name in ["waits", "given"] {
+        let why = failure(&controller, name).await;
+        assert!(
+            why[0].starts_with("spec.direction: is MAXIMIZE, and this trainer reports losses"),
+            "{why:?}"
+        );
+    }
+    is_finished(&controller, "good").await;
+    assert!(trainer.runs());
+}
+
+#[tokio::test]
 async fn a_study_that_others_described_differently_is_set_aside() {
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(&directory.path().join("state"));

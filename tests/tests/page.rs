@@ -305,6 +305,33 @@ async fn a_study_that_nobody_works_on_says_why() {
     assert!(list.contains("faces: no whole checkpoint; tries again in"), "{list}");
 }
 
+#[tokio::test]
+async fn a_study_that_maximizes_has_values_and_no_losses() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path());
+    for direction in [v1::Direction::Minimize, v1::Direction::Maximize] {
+        let mut request = create_request("s", 9);
+        request.spec.as_mut().unwrap().direction = direction.into();
+        controller.studies().create_study(request).await.unwrap();
+        train(controller.search(), "s", "t", |_, _| {}).await;
+        let page = ask(controller.http, "GET /studies/s", &[]).2;
+        let words = |loss: &str, losses: &str, best: &str| {
+            [
+                format!("best {loss}"),
+                format!("{losses} and metrics"),
+                format!("{losses} of ranked architectures"),
+                format!("The {best} {loss} for so many or fewer parameters"),
+            ]
+        };
+        let losses = words("loss", "Losses", "smallest").map(|words| page.contains(&words));
+        let values = words("value", "Values", "largest").map(|words| page.contains(&words));
+        let maximizes = direction == v1::Direction::Maximize;
+        assert_eq!((losses, values), ([!maximizes; 4], [maximizes; 4]), "{page}");
+        let request = v1::DeleteStudyRequest { name: "s".into() };
+        controller.studies().delete_study(request).await.unwrap();
+    }
+}
+
 /// Every address in a page: of links, forms, the script, the style and the events.
 fn addresses(page: &str) -> Vec<&str> {
     let after = |attribute: &str| {

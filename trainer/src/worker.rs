@@ -438,8 +438,15 @@ impl Worker {
 
     /// Describes a study to the controller, or rejects its settings.
     async fn describe(&mut self, describe: v1::Describe) -> anyhow::Result<()> {
-        let v1::Describe { study, space: name, space_definition: definition, settings, study_id } =
-            describe;
+        let direction = describe.direction();
+        let v1::Describe {
+            study,
+            space: name,
+            space_definition: definition,
+            settings,
+            study_id,
+            ..
+        } = describe;
         let space = Space { name, definition, settings };
         if !space::names().contains(&&*space.name) {
             let reason = format!("this trainer does not know the space {:?}", space.name);
@@ -453,7 +460,7 @@ impl Worker {
             self.set_aside(&study, &study_id, &error.to_string());
             return Ok(());
         }
-        let answer = describe::describe(&space, self.measure_latency);
+        let answer = describe::describe(&space, direction, self.measure_latency);
         match self.controller.describe(&study, answer).await {
             Ok(()) => Ok(()),
             Err(status)

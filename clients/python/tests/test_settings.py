@@ -24,6 +24,8 @@ SPACE = asng.Space(op=asng.Categorical(["a", "b"]))
     [
         ({"algorithm": "adam"}, "algorithm: expected 'asng', 'sng' or 'random', not 'adam'"),
         ({"algorithm": 3}, "algorithm: expected a string, not 3"),
+        ({"direction": "max"}, "direction: expected 'minimize' or 'maximize', not 'max'"),
+        ({"direction": -1}, "direction: expected a string, not -1"),
         ({"seed": -1}, "seed: expected a whole number from 0 to 18446744073709551615, not -1"),
         ({"seed": "7"}, "seed: expected a whole number from .* not '7'"),
         ({"seed": True}, "seed: expected a whole number from .* not True"),

@@ -76,6 +76,32 @@ def test_a_study_is_shown(daemon: Daemon) -> None:
         assert "op=&lt;b&gt;" in summary._repr_html_()
 
 
+def test_a_study_maximizes(daemon: Daemon) -> None:
+    width = asng.Space(width=asng.Integer(8, 64))
+    with asng.connect(daemon.address) as controller:
+
+        def create(direction: Any = None) -> asng.Study:
+            return controller.create_study(
+                "max", width, max_steps=300, lambda_theta=4, seed=1, direction=direction
+            )
+
+        study = create("maximize")
+        run(study, 300)
+        assert study.best().width > 50
+        summary = study.show()
+        assert summary.direction == "maximize" and summary.best_loss == 64
+        assert repr(summary).endswith(", best value 64") and "best value" in study._repr_html_()
+        losses = [record["loss"] for record in study.history()]
+        assert max(losses) == 64 and min(losses) >= 8
+        for other in (None, "minimize"):
+            with pytest.raises(
+                asng.AlreadyExists, match="direction is MAXIMIZE there and MINIMIZE here"
+            ):
+                create(other)
+        assert controller.create_study("min", width, max_steps=1).show().direction == "minimize"
+        assert controller.create_study("min", width, max_steps=1, direction="minimize")
+
+
 def test_studies_are_listed(start: Callable[..., Daemon]) -> None:
     with asng.connect(start().address) as controller:
         for name in ["first", "second", "other"]:

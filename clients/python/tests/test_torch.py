@@ -952,6 +952,23 @@ def test_a_step_function_takes_the_place_of_loaders(daemon: Daemon) -> None:
             other.run(step=nothing)
 
 
+def test_a_step_function_s_values_are_maximized(daemon: Daemon) -> None:
+    figures: list[dict[str, float]] = []
+
+    def depth(step: Step) -> list[float]:
+        return [float(arch["depth"]) for arch in step.rank]
+
+    options: Any = {"max_steps": 200, "lambda_x": 0, "lambda_theta": 4, "seed": 1}
+    with asng.connect(daemon.address) as controller:
+        search = Search(controller, "max", Net(), direction="maximize", **options)
+        result = search.run(step=depth, log=lambda metrics, step: figures.append(metrics))
+        most = max(row["depth"] for row in result._history)
+        assert result.architecture["depth"] == most > 1
+        assert "loss" not in figures[-1] and 0 < figures[-1]["value"] <= most
+        with pytest.raises(TypeError, match="direction='maximize' is for values that `step`"):
+            search.run(*loaders(), loss=F.cross_entropy)
+
+
 def test_costs_are_counted_measured_or_computed(daemon: Daemon) -> None:
     def layers(module: nn.Module) -> int:
         return sum(isinstance(part, nn.Linear) for part in module.modules())

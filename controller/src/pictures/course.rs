@@ -53,9 +53,10 @@ pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
     let diverged = sight.trace.iter().filter(|point| point.diverged > 0);
     let diverged: Vec<f64> = diverged.map(|point| point.applied as f64).collect();
     let total: u64 = sight.trace.iter().map(|point| point.diverged).fold(0, u64::saturating_add);
-    let mut title = "Losses of ranked architectures: median, and the middle half".to_owned();
+    let losses = words::losses(&sight.study);
+    let mut title = format!("{losses} of ranked architectures: median, and the middle half");
     if total > 0 {
-        title = format!("Losses: median, and the middle half; {total} diverged (marks below)");
+        title = format!("{losses}: median, and the middle half; {total} diverged (marks below)");
     }
     let median = bands().map(|(x, band)| (x, band.median)).collect();
     let layers = vec![

@@ -1,4 +1,4 @@
-//! Loss against cost.
+//! Loss, or the value that is maximized, against cost.
 
 use asng_proto::v1::Front;
 
@@ -7,6 +7,7 @@ use super::{
     chart::{Chart, Layer, Scale, Shape},
     ink::Ink,
     panel::Panel,
+    words,
 };
 
 /// A chart for each cost: what was paid for which loss.
@@ -42,11 +43,12 @@ fn chart(sight: &Sight, front: &Front) -> Chart {
         };
         layers.extend(shape.map(|shape| Layer { ink: Ink::Green, shape }));
     }
-    let title = format!("The smallest loss for so many or fewer {cost}");
+    let best = if words::maximizes(&sight.study) { "largest value" } else { "smallest loss" };
+    let title = format!("The {best} for so many or fewer {cost}");
     Chart { title, x: cost.clone(), scale: Scale::Fit, layers }
 }
 
-/// The corners between points: the loss falls where the cost is paid.
+/// The corners between points: the loss changes where the cost is paid.
 fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let corners = points.windows(2).flat_map(|pair| [pair[0], (pair[1].0, pair[0].1)]);
     corners.chain(points.last().copied()).collect()

@@ -29,7 +29,8 @@ pub(super) fn progress(sight: &Sight) -> Markup {
     ];
     facts.extend(words::warm_up(study).map(|steps| ("warm-up", steps)));
     facts.extend(study.incumbent.as_ref().map(|best| {
-        ("best loss", format!("{} (step {})", words::number(best.loss), best.step_id))
+        let label = if words::maximizes(study) { "best value" } else { "best loss" };
+        (label, format!("{} (step {})", words::number(best.loss), best.step_id))
     }));
     facts.extend(sight.rate.map(|rate| ("rate", format!("{rate:.2} steps/s"))));
     facts.extend(eta.map(|eta| ("time left", words::brief(eta))));
@@ -134,7 +135,7 @@ pub(super) fn reports(sight: &Sight) -> Option<Markup> {
                     th scope="col" { "outcome" }
                     th.figure scope="col" { "staleness" }
                     th scope="col" { "trainer" }
-                    th.figure scope="col" { "losses" }
+                    th.figure scope="col" { (words::losses(&sight.study).to_lowercase()) }
                     th scope="col" { "when" }
                 } }
                 tbody { @for report in sight.reports.iter().take(REPORTS) { (row(report)) } }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use asng_proto::v1::{
-    Report, SetAsideStudy, Study, StudyState, UnservedSpace, Variable, variable::Kind,
+    Direction, Report, SetAsideStudy, Study, StudyState, UnservedSpace, Variable, variable::Kind,
 };
 use prost_types::Timestamp;
 
@@ -26,6 +26,21 @@ pub fn warm_up(study: &Study) -> Option<String> {
     let (steps, applied) = (warmup_steps(study), study.progress.unwrap_or_default().applied);
     let begun = !matches!(study.state(), StudyState::Waiting | StudyState::Failed);
     (begun && applied < steps).then(|| format!("{applied} of {steps} steps"))
+}
+
+/// Returns whether the reported losses are maximized.
+pub fn maximizes(study: &Study) -> bool {
+    study.spec.as_ref().is_some_and(|spec| spec.direction() == Direction::Maximize)
+}
+
+/// Returns the word for what is reported of an architecture, for titles: a loss, or a value that is maximized.
+pub fn loss(study: &Study) -> &'static str {
+    if maximizes(study) { "Value" } else { "Loss" }
+}
+
+/// Returns the plural of [`loss`].
+pub fn losses(study: &Study) -> &'static str {
+    if maximizes(study) { "Values" } else { "Losses" }
 }
 
 /// The outcome as it is written in the contract, without its prefix.

@@ -11,9 +11,9 @@ use crate::{
     asng::{self, Architecture},
     studies::{Announcement, FleetTrainer, SetAside, Shelf, Unserved},
     study::{
-        Candidate, CostRule, Kind, NAME_RULE, NamedMarginal, Next, Now, Outcome, Point, Retention,
-        Spec, Start, State, Step, StepId, StopRule, Study, StudyId, Target, TrainerStats, Variable,
-        Violation, is_name,
+        Candidate, CostRule, Direction, Kind, NAME_RULE, NamedMarginal, Next, Now, Outcome, Point,
+        Retention, Spec, Start, State, Step, StepId, StopRule, Study, StudyId, Target,
+        TrainerStats, Variable, Violation, is_name,
     },
 };
 
@@ -31,6 +31,15 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         Err(found) => {
             violations.extend(found);
             Vec::new()
+        }
+    };
+    let direction = match v1::Direction::try_from(spec.direction) {
+        Ok(v1::Direction::Unspecified | v1::Direction::Minimize) => Direction::Minimize,
+        Ok(v1::Direction::Maximize) => Direction::Maximize,
+        Err(unknown) => {
+            let description = format!("{} is not a known direction", unknown.0);
+            violations.push(Violation::new("spec.direction", description));
+            Direction::Minimize
         }
     };
     let settings = spec.algorithm.unwrap_or_default();
@@ -91,6 +100,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         space: spec.space,
         settings: spec.settings,
         variables,
+        direction,
         algorithm,
         alpha: settings.alpha,
         delta_init: settings.delta_init,
@@ -419,6 +429,7 @@ pub(super) fn describe(study: &Study) -> v1::Describe {
         space: study.spec().space.clone(),
         settings: study.spec().settings.clone(),
         space_definition: study.spec().space_definition.clone(),
+        direction: direction(study.spec()).into(),
         study_id: study.id().to_string(),
     }
 }
@@ -516,6 +527,13 @@ fn stop_reason(state: &State) -> v1::StopReason {
     }
 }
 
+fn direction(spec: &Spec) -> v1::Direction {
+    match spec.direction {
+        Direction::Minimize => v1::Direction::Minimize,
+        Direction::Maximize => v1::Direction::Maximize,
+    }
+}
+
 fn spec_message(spec: &Spec) -> v1::StudySpec {
     let algorithm = match spec.algorithm {
         None => v1::Algorithm::Unspecified,
@@ -574,6 +592,7 @@ fn spec_message(spec: &Spec) -> v1::StudySpec {
         }),
         costs: spec.costs.iter().cloned().map(rule).collect(),
         space_definition: spec.space_definition.clone(),
+        direction: direction(spec).into(),
     }
 }
 

@@ -388,7 +388,7 @@ pub(super) fn replay<'a>(
             Some(Evaluation { step, losses, costs })
         });
         let reports: Vec<_> = reports.collect();
-        let learnt = learn(&mut asng, &mut selection, &spec.costs, &reports);
+        let learnt = learn(&mut asng, &mut selection, &spec, &reports);
         learnt.map_err(|error| damaged(error.to_string()))?;
     }
     let selection = Some(selection).filter(|selection| !selection.is_empty());

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     asng::{Architecture, Asng, Ranked},
-    study::{CostRule, Kind, LeaseId, Outcome, StepId, StopRule, TracePoint, Variable},
+    study::{CostRule, Direction, Kind, LeaseId, Outcome, StepId, StopRule, TracePoint, Variable},
 };
 
 const TRAINERS: usize = 3;
@@ -97,8 +97,16 @@ fn specs() -> impl Strategy<Value = Spec> {
     let limit = prop_oneof![1 => Just(None), 2 => (2..8_u32).prop_map(Some)];
     let max_seconds = prop_oneof![2 => Just(None), 1 => (1..300_u64).prop_map(Some)];
     let warmup = prop_oneof![1 => Just(None), 1 => (0..8_u64).prop_map(Some)];
-    (numbers, every, limit, max_seconds, warmup).prop_map(
-        |((steps_per_update, max_staleness, max_steps), every, limit, max_seconds, warmup)| {
+    let direction = prop_oneof![2 => Just(Direction::Minimize), 1 => Just(Direction::Maximize)];
+    (numbers, every, limit, max_seconds, warmup, direction).prop_map(
+        |(
+            (steps_per_update, max_staleness, max_steps),
+            every,
+            limit,
+            max_seconds,
+            warmup,
+            direction,
+        )| {
             let choices = ["a", "b", "c"].map(String::from).to_vec();
             let rule = |limit| CostRule {
                 cost: "size".into(),
@@ -106,6 +114,7 @@ fn specs() -> impl Strategy<Value = Spec> {
                 limit: Some(f64::from(limit)),
             };
             Spec {
+                direction,
                 costs: limit.map(rule).into_iter().collect(),
                 retention: every.map(Retention::Every),
                 variables: vec![
@@ -137,6 +146,8 @@ struct Model {
     /// Steps whose report was acknowledged, with the outcome then.
     acknowledged: BTreeMap<StepId, Outcome>,
     limit: Option<f64>,
+    /// What makes losses of what is reported: -1 where that is maximized.
+    sign: f64,
     /// Losses and sizes that wait for their batch.
     pending: BTreeMap<StepId, ([f64; 2], [f64; 2])>,
     rejected: bool,
@@ -195,6 +206,7 @@ impl Simulation {
         let max_staleness = spec.max_staleness();
         let forgets = spec.retention.is_some();
         let limit = spec.costs.first().and_then(|rule| rule.limit);
+        let sign = if spec.direction == Direction::Maximize { -1.0 } else { 1.0 };
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
         let mut shelf = load(&location);
         shelf.create(STUDY, spec, "", false, now).unwrap();
@@ -207,6 +219,7 @@ impl Simulation {
             sampled: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             limit,
+            sign,
             pending: BTreeMap::new(),
             rejected: false,
             evaluated: Vec::new(),
@@ -310,6 +323,7 @@ impl Simulation {
                     // The process died before the commit: nobody was told, so nothing may have changed.
                     self.restart();
                 } else {
+                    let losses = losses.map(|reported| self.model.sign * reported);
                     self.model.report(lease.step, (losses, sizes), receipt, ended);
                     self.lease(trainer, &Origin::Report(lease));
                 }
@@ -447,8 +461,9 @@ impl Simulation {
             .collect();
         let selection = study.selection();
         let found = selection.fronts().get("size").into_iter().flatten();
-        let found: BTreeSet<_> =
-            found.map(|point| (point.cost.to_bits(), point.loss.to_bits())).collect();
+        let found: BTreeSet<_> = found
+            .map(|point| (point.cost.to_bits(), (model.sign * point.loss).to_bits()))
+            .collect();
         assert_eq!(found, front);
     }
 }
@@ -512,7 +527,8 @@ impl Simulation {
                 let report = past.report.as_ref().unwrap();
                 let sizes = report.costs.iter().map(|costs| costs["size"]).collect::<Vec<_>>();
                 let sizes = sizes.try_into().unwrap_or_default();
-                self.model.keys(report.losses.clone().try_into().unwrap(), sizes)
+                let losses: [f64; 2] = report.losses.clone().try_into().unwrap();
+                self.model.keys(losses.map(|reported| self.model.sign * reported), sizes)
             });
             let keys: Vec<_> = keys.collect();
             let ranked = batch

@@ -8,7 +8,7 @@ use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Step, StepId, Violation, is_label, spec::LABEL_RULE};
+use super::{Direction, Spec, Step, StepId, Violation, is_label, spec::LABEL_RULE};
 use crate::asng::{self, Asng, Ranked, is_settled};
 
 /// Costs of an architecture, rules of a study, fronts of a study.
@@ -26,7 +26,7 @@ pub type Costs = BTreeMap<String, f64>;
 pub struct CostRule {
     /// The cost's name.
     pub cost: String,
-    /// What a unit of it adds to the loss.
+    /// What a unit of it adds to the loss, or subtracts from one that is maximized.
     pub weight: Option<f64>,
     /// The most that is allowed.
     pub limit: Option<f64>,
@@ -114,7 +114,7 @@ pub(super) fn report_violations(
 /// Where an evaluated architecture stands among others: the first is the best.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(super) enum Standing {
-    /// Within every limit: loss and weighted costs together.
+    /// Within every limit: loss, negated where it is maximized, and weighted costs together.
     Within(f64),
     /// Over a limit: the sum of the relative excesses.
     Over(f64),
@@ -123,15 +123,14 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// Without rules every finite loss is within the limits, and stands for itself. A cost that is missing counts as
-    /// infinite.
-    pub(super) fn of(rules: &[CostRule], loss: f64, costs: Option<&Costs>) -> Standing {
+    /// Without rules every finite loss is within the limits. A cost that is missing counts as infinite.
+    pub(super) fn of(spec: &Spec, loss: f64, costs: Option<&Costs>) -> Standing {
         if !loss.is_finite() {
             return Standing::Diverged;
         }
         // Neither becomes NaN: only numbers that are not below 0 are added.
-        let (mut sum, mut excess) = (loss, 0.0);
-        for CostRule { cost, weight, limit } in rules {
+        let (mut sum, mut excess) = (spec.direction.key(loss), 0.0);
+        for CostRule { cost, weight, limit } in &spec.costs {
             let cost = costs.and_then(|costs| costs.get(cost)).copied().unwrap_or(f64::INFINITY);
             if let Some(weight) = weight {
                 sum += weight * cost;
@@ -146,20 +145,23 @@ impl Standing {
 
 /// Where the architectures of a report stand.
 pub(super) fn standings(
-    rules: &[CostRule],
+    spec: &Spec,
     losses: &[f64],
     costs: &[Costs],
 ) -> impl Iterator<Item = Standing> {
-    losses.iter().enumerate().map(|(i, &loss)| Standing::of(rules, loss, costs.get(i)))
+    losses.iter().enumerate().map(|(i, &loss)| Standing::of(spec, loss, costs.get(i)))
 }
 
 /// What the optimiser ranks in place of losses: numbers in the order of the standings, equal where these are. Without rules
-/// the losses themselves.
-fn keys<'a>(rules: &[CostRule], losses: &'a [f64], costs: &[Costs]) -> Cow<'a, [f64]> {
-    if rules.is_empty() {
-        return Cow::Borrowed(losses);
+/// the losses themselves, negated where they are maximized.
+fn keys<'a>(spec: &Spec, losses: &'a [f64], costs: &[Costs]) -> Cow<'a, [f64]> {
+    if spec.costs.is_empty() {
+        return match spec.direction {
+            Direction::Minimize => losses.into(),
+            Direction::Maximize => losses.iter().map(|&loss| spec.direction.key(loss)).collect(),
+        };
     }
-    let standings: Vec<_> = standings(rules, losses, costs).collect();
+    let standings: Vec<_> = standings(spec, losses, costs).collect();
     let mut order: Vec<usize> = (0..standings.len()).collect();
     order.sort_by(|&a, &b| standings[a].partial_cmp(&standings[b]).unwrap_or(Ordering::Equal));
     let mut keys = vec![f64::NAN; standings.len()];
@@ -187,11 +189,10 @@ pub struct Evaluation<'a> {
 pub fn learn(
     asng: &mut Asng,
     selection: &mut Arc<Selection>,
-    rules: &[CostRule],
+    spec: &Spec,
     batch: &[Evaluation<'_>],
 ) -> Result<(), asng::Error> {
-    let keys: Vec<_> =
-        batch.iter().map(|report| keys(rules, report.losses, report.costs)).collect();
+    let keys: Vec<_> = batch.iter().map(|report| keys(spec, report.losses, report.costs)).collect();
     let ranked = batch.iter().zip(&keys).filter(|(report, _)| !report.step.rank.is_empty());
     let ranked: Vec<Ranked<'_>> = ranked
         .map(|(report, keys)| Ranked { architectures: &report.step.rank, losses: keys })
@@ -200,7 +201,7 @@ pub fn learn(
         asng.tell(&ranked)?;
     }
     for report in batch.iter().filter(|report| !report.costs.is_empty()) {
-        Arc::make_mut(selection).remember(asng, rules, report);
+        Arc::make_mut(selection).remember(asng, spec, report);
     }
     Ok(())
 }
@@ -232,7 +233,7 @@ pub struct Point {
 pub struct Selection {
     /// Sorted by their values. None without limits.
     candidates: Vec<Candidate>,
-    /// By the cost's name; the cheapest first, each with a smaller loss than the one before.
+    /// By the cost's name; the cheapest first, each with a better loss than the one before.
     fronts: BTreeMap<String, Vec<Point>>,
 }
 
@@ -257,10 +258,11 @@ impl Selection {
         &self.fronts
     }
 
-    /// Whether it can be that of a study with these rules and variables.
-    pub(super) fn fits(&self, rules: &[CostRule], variables: &[asng::Variable]) -> bool {
+    /// Whether it can be that of a study with this spec and variables.
+    pub(super) fn fits(&self, spec: &Spec, variables: &[asng::Variable]) -> bool {
         let within =
-            |costs: &Costs| matches!(Standing::of(rules, 0.0, Some(costs)), Standing::Within(_));
+            |costs: &Costs| matches!(Standing::of(spec, 0.0, Some(costs)), Standing::Within(_));
+        let key = |point: &Point| spec.direction.key(point.loss);
         let sound = |front: &Vec<Point>| {
             front.len() <= room(MAX_POINTS, variables.len())
                 && front.iter().all(|point| {
@@ -268,7 +270,7 @@ impl Selection {
                         && (0.0..=f64::MAX).contains(&point.cost)
                         && is_settled(&point.values, variables)
                 })
-                && front.is_sorted_by(|a, b| a.cost < b.cost && a.loss > b.loss)
+                && front.is_sorted_by(|a, b| a.cost < b.cost && key(a) > key(b))
         };
         let candidates = &self.candidates;
         candidates.len() <= room(MAX_CANDIDATES, variables.len())
@@ -304,10 +306,10 @@ impl Selection {
         self.candidates.binary_search_by(|candidate| (*candidate.values).cmp(values))
     }
 
-    fn remember(&mut self, asng: &Asng, rules: &[CostRule], report: &Evaluation<'_>) {
+    fn remember(&mut self, asng: &Asng, spec: &Spec, report: &Evaluation<'_>) {
         let Evaluation { step, losses, costs } = *report;
         for ((architecture, &loss), costs) in step.rank.iter().zip(losses).zip(costs) {
-            let standing = Standing::of(rules, loss, Some(costs));
+            let standing = Standing::of(spec, loss, Some(costs));
             if standing == Standing::Diverged {
                 continue;
             }
@@ -316,10 +318,10 @@ impl Selection {
                 if self.fronts.len() < MAX_COSTS || self.fronts.contains_key(name) {
                     let front = self.fronts.entry(name.clone()).or_default();
                     let point = Point { cost, loss, values: values.clone(), step: step.id };
-                    enter(front, point, room(MAX_POINTS, values.len()));
+                    enter(front, point, spec.direction, room(MAX_POINTS, values.len()));
                 }
             }
-            if have_limits(rules) {
+            if have_limits(&spec.costs) {
                 let costs = Arc::new(costs.clone());
                 match (self.place(&values), standing) {
                     (Ok(place), Standing::Within(_)) => self.candidates[place].costs = costs,
@@ -360,18 +362,19 @@ fn have_limits(rules: &[CostRule]) -> bool {
 
 /// Adds a point to a front, unless another is as good and as cheap, and takes out those that it makes superfluous. Beyond
 /// `room`, the one goes that stands out least: whose corner, between its neighbours' cost and loss, is smallest.
-fn enter(front: &mut Vec<Point>, point: Point, room: usize) {
+fn enter(front: &mut Vec<Point>, point: Point, direction: Direction, room: usize) {
+    let key = |point: &Point| direction.key(point.loss);
     let start = front.partition_point(|other| other.cost < point.cost);
-    let beaten = |other: &Point| other.cost <= point.cost && other.loss <= point.loss;
+    let beaten = |other: &Point| other.cost <= point.cost && key(other) <= key(&point);
     if front[..start].last().is_some_and(beaten) || front.get(start).is_some_and(beaten) {
         return;
     }
-    let end = start + front[start..].partition_point(|other| other.loss >= point.loss);
+    let end = start + front[start..].partition_point(|other| key(other) >= key(&point));
     front.splice(start..end, [point]);
     if front.len() > room {
         let corner = |i: &usize| {
             let [before, point, after] = [i - 1, *i, i + 1].map(|i| &front[i]);
-            (after.cost - point.cost) * (before.loss - point.loss)
+            (after.cost - point.cost) * (key(before) - key(point))
         };
         let smallest = (1..front.len() - 1).min_by(|a, b| corner(a).total_cmp(&corner(b)));
         // Unwrap safety: there is room for more than one, as a space has at most 4096 variables.

@@ -19,6 +19,7 @@ pub fn differences(there: &Spec, here: &Spec) -> Vec<Violation> {
         space,
         settings,
         variables,
+        direction,
         algorithm,
         alpha,
         delta_init,
@@ -52,6 +53,8 @@ pub fn differences(there: &Spec, here: &Spec) -> Vec<Violation> {
         &named_variables(variables),
         &named_variables(&here.variables),
     );
+    let name = |direction| Some(format!("{direction:?}").to_uppercase());
+    found.compare("direction", name(*direction), name(here.direction));
     let name = |algorithm| format!("{algorithm:?}").to_uppercase();
     found.compare("algorithm.algorithm", algorithm.map(name), here.algorithm.map(name));
     for (field, there, here) in [
@@ -232,7 +235,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{asng, study::Variable};
+    use crate::{
+        asng,
+        study::{Direction, Variable},
+    };
 
     fn categorical(name: &str, choices: &[&str]) -> Variable {
         let choices = choices.iter().map(ToString::to_string).collect();
@@ -260,6 +266,8 @@ mod tests {
         assert_eq!(text, set(r#"settings["depth"]"#, r#""3""#));
         let text = told(|s| s.variables[0].kind = Kind::Integer { low: 1, high: 9 });
         assert_eq!(text, r#"variables["op"] is ["a", "b"] there and 1 to 9 here"#);
+        let text = told(|s| s.direction = Direction::Maximize);
+        assert_eq!(text, "direction is MINIMIZE there and MAXIMIZE here");
         let text = told(|s| s.algorithm = Some(asng::Algorithm::Sng));
         assert_eq!(text, set("algorithm.algorithm", "SNG"));
         assert_eq!(told(|s| s.alpha = Some(1.5)), set("algorithm.alpha", "1.5"));

@@ -139,7 +139,7 @@ fn is_zero(counter: &u64) -> bool {
 pub struct Incumbent {
     /// What was evaluated.
     pub architecture: Architecture,
-    /// The smallest finite loss reported; where costs have weights, that of the smallest sum of both.
+    /// The best finite loss reported; where costs have weights, that of what ranks first by both.
     pub loss: f64,
     /// The step whose report carried it.
     pub step: StepId,

@@ -133,10 +133,35 @@ pub enum Start {
     Distribution(Vec<NamedMarginal>),
 }
 
+/// Which of the reported losses are better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Smaller ones.
+    #[default]
+    Minimize,
+    /// Larger ones.
+    Maximize,
+}
+
+impl Direction {
+    /// Returns what ranks in place of a reported loss: the smaller, the better.
+    pub(super) fn key(self, loss: f64) -> f64 {
+        match self {
+            Direction::Minimize => loss,
+            Direction::Maximize => -loss,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Direction::default()
+    }
+}
+
 /// A figure that ends a study when a report reaches it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// A metric's name; "loss" stands for the smallest loss of a report, of what is within the limits.
+    /// A metric's name; "loss" stands for the best loss of a report, of what is within the limits.
     pub metric: String,
     /// The figure.
     pub value: f64,
@@ -163,6 +188,9 @@ pub struct Spec {
     pub settings: BTreeMap<String, String>,
     /// The variables, given by an external trainer; empty when a trainer is to describe them.
     pub variables: Vec<Variable>,
+    /// Which of the reported losses are better.
+    #[serde(default, skip_serializing_if = "Direction::is_default")]
+    pub direction: Direction,
     /// How theta moves; ASNG when absent.
     pub algorithm: Option<asng::Algorithm>,
     /// Threshold of the signal-to-noise ratio.
@@ -450,7 +478,9 @@ impl Spec {
     ) -> bool {
         let Some(Target { metric, value, at_least }) = &self.target else { return false };
         let figure = match metric.as_str() {
-            "loss" => losses.reduce(f64::min),
+            "loss" => {
+                losses.min_by(|a, b| self.direction.key(*a).total_cmp(&self.direction.key(*b)))
+            }
             metric => metrics.get(metric).copied(),
         };
         figure.is_some_and(|figure| if *at_least { figure >= *value } else { figure <= *value })

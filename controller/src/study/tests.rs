@@ -786,6 +786,39 @@ fn rule_11_incumbent_target_and_final_architecture_are_within_the_limits() {
 }
 
 #[test]
+fn rule_8_maximizing_is_minimizing_the_negated_losses_bit_for_bit() {
+    let target = |value, at_least| Some(Target { metric: "loss".into(), value, at_least });
+    let spec = Spec { steps_per_update: Some(2), lambda_theta: Some(6), ..spec() };
+    let mut minimizes = Bench::new(Spec { target: target(-9.0, false), ..spec.clone() });
+    let direction = Direction::Maximize;
+    let mut maximizes = Bench::new(Spec { direction, target: target(9.0, true), ..spec });
+    for step in 0..20 {
+        let (a, b) = (minimizes.lease("t"), maximizes.lease("t"));
+        assert_eq!(a.rank, b.rank);
+        // Some diverge, and some tie.
+        let worst = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][step % 3];
+        let mut losses: Vec<f64> =
+            a.rank.iter().map(|a| 1.0 - minimizes.study.settle(a)[0] as f64).collect();
+        losses[step % 6] = if step == 19 { -9.0 } else { worst };
+        let negated: Vec<f64> = losses.iter().map(|loss| -loss).collect();
+        minimizes.report(&a, &losses);
+        maximizes.report(&b, &negated);
+        maximizes.study = Study::restore(maximizes.study.record()).unwrap();
+        assert_eq!(
+            minimizes.study.asng().unwrap().state(),
+            maximizes.study.asng().unwrap().state()
+        );
+        assert_eq!(minimizes.study.progress, maximizes.study.progress);
+        let [a, b] = [&minimizes, &maximizes].map(|bench| bench.study.incumbent().unwrap());
+        assert_eq!((a.loss, &a.architecture, a.step), (-b.loss, &b.architecture, b.step));
+    }
+    assert_eq!(maximizes.study.incumbent().unwrap().loss, 9.0);
+    for bench in [minimizes, maximizes] {
+        assert_eq!(*bench.study.state(), State::Finished(StopRule::Target));
+    }
+}
+
+#[test]
 fn rule_11_without_a_limit_the_final_architecture_is_the_mode() {
     for costs in [Vec::new(), vec![CostRule { limit: None, ..with_a_limit().costs.remove(0) }]] {
         let mut bench = Bench::new(Spec { costs, ..spec() });

@@ -279,7 +279,7 @@ pub(super) fn studies(
                     th scope="col" { "steps" }
                     th.figure.aside scope="col" { "rate" }
                     th.figure scope="col" { "time left" }
-                    th.figure scope="col" { "best loss" }
+                    th.figure scope="col" { "best" }
                     th.aside scope="col" { "owner" }
                     th.figure.aside scope="col" { "created" }
                 } }

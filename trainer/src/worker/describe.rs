@@ -1,6 +1,6 @@
 //! Descriptions of spaces for the controller: variables and costs, or the reasons why a study is rejected.
 
-use asng_proto::v1::{self, describe_space_request::Answer};
+use asng_proto::v1::{self, Direction, describe_space_request::Answer};
 
 use crate::{
     engine::LATENCY,
@@ -10,8 +10,11 @@ use crate::{
 /// The costs that are reported of architectures that are networks.
 const COSTS: [&str; 2] = ["parameters", "macs"];
 
-/// Describes a space under a study's settings, or rejects these.
-pub(super) fn describe(space: &Space, measure_latency: bool) -> Answer {
+/// Describes a space under a study's settings, or rejects these, or a direction that is not that of losses.
+pub(super) fn describe(space: &Space, direction: Direction, measure_latency: bool) -> Answer {
+    if let Some(violation) = maximizes(direction) {
+        return rejection(vec![violation]);
+    }
     match space.task() {
         Ok(task) => {
             let names = costs(&*task, measure_latency).into_iter().map(String::from).collect();
@@ -20,6 +23,13 @@ pub(super) fn describe(space: &Space, measure_latency: bool) -> Answer {
         }
         Err(violations) => rejection(violations),
     }
+}
+
+fn maximizes(direction: Direction) -> Option<Violation> {
+    let field = "spec.direction".into();
+    let description =
+        "is MAXIMIZE, and this trainer reports losses; set MINIMIZE or leave it out".into();
+    (direction == Direction::Maximize).then_some(Violation { field, description })
 }
 
 fn costs(task: &dyn Task, measure_latency: bool) -> Vec<&'static str> {
@@ -37,7 +47,7 @@ pub(super) fn differences(
     measure_latency: bool,
 ) -> Vec<Violation> {
     let spec = study.spec.clone().unwrap_or_default();
-    let mut found = Vec::new();
+    let mut found = Vec::from_iter(maximizes(spec.direction()));
     let (ours, theirs) = (variables(task), &study.variables);
     if ours.len() != theirs.len() {
         found.push(Violation {
@@ -119,7 +129,11 @@ mod tests {
     }
 
     fn toy() -> v1::Study {
-        let Answer::Description(description) = describe(&space("toy"), false) else { panic!() };
+        let Answer::Description(description) =
+            describe(&space("toy"), Direction::Unspecified, false)
+        else {
+            panic!()
+        };
         v1::Study {
             spec: Some(v1::StudySpec { space: "toy".into(), ..Default::default() }),
             variables: description.variables,
@@ -153,13 +167,27 @@ mod tests {
     }
 
     #[test]
+    fn a_study_that_maximizes_is_rejected_before_and_after_its_description() {
+        let text = "spec.direction: is MAXIMIZE, and this trainer reports losses";
+        let mut study = toy();
+        study.spec.as_mut().unwrap().direction = Direction::Maximize.into();
+        assert!(fields(&study)[0].starts_with(text), "{:?}", fields(&study));
+        let Answer::Rejection(rejection) = describe(&space("toy"), Direction::Maximize, false)
+        else {
+            panic!()
+        };
+        assert_eq!(rejection.violations[0].field, "spec.direction");
+    }
+
+    #[test]
     fn a_rule_about_a_cost_that_is_not_reported_is_a_difference() {
         let mut study = toy();
         let rule = v1::CostRule { cost: "parameters".into(), ..Default::default() };
         study.spec.as_mut().unwrap().costs = vec![rule];
         let text = "spec.costs[0].cost: unknown cost \"parameters\"; this space reports no costs";
         assert_eq!(fields(&study), [text]);
-        let names = |measure_latency| match describe(&space("enas-micro"), measure_latency) {
+        let cells = space("enas-micro");
+        let names = |measure_latency| match describe(&cells, Direction::Minimize, measure_latency) {
             Answer::Description(cells) => cells.costs.unwrap().names,
             Answer::Rejection(_) => panic!(),
         };

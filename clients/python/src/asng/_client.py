@@ -422,8 +422,8 @@ class Step(protocol.Step):
         metrics: Mapping[str, SupportsFloat] | None = None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
-        """Reports a loss for each of `rank`, in order; smaller is better, NaN or infinite for one that diverged. In the
-        warm-up `rank` is empty, and so is what is reported.
+        """Reports a loss for each of `rank`, in order; smaller is better, or larger in a study that maximizes; NaN or
+        infinite is one that diverged. In the warm-up `rank` is empty, and so is what is reported.
 
         Numbers may be of Python, NumPy or PyTorch, and `losses` a list, an iterator, an array or a tensor of them. `metrics`
         are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.

@@ -71,6 +71,8 @@ class Settings(TypedDict, total=False):
     """The settings of a search. One that is left out, or None, has the controller's default, which stands below after the
     semicolon."""
 
+    direction: Literal["minimize", "maximize"] | None
+    """Whether the reported numbers, which are called losses here, are to be small, or large, as accuracies are; "minimize"."""
     algorithm: Literal["asng", "sng", "random"] | None
     """How the distribution moves: with a step that adapts, with a constant step, or not at all; "asng"."""
     alpha: float | None
@@ -98,9 +100,10 @@ class Settings(TypedDict, total=False):
     """The most that an architecture may cost, by the cost's name, above 0; none. What costs more ranks last, and is never
     `best`. Every report has to give these costs, and those of `penalties`."""
     penalties: Mapping[str, float] | None
-    """The loss that a unit of a cost adds, by the cost's name, above 0; none."""
+    """What a unit of a cost adds to the loss, or subtracts from a value that is maximized, by the cost's name, above 0; none."""
 
 
+_DIRECTIONS = {"minimize": v1.DIRECTION_MINIMIZE, "maximize": v1.DIRECTION_MAXIMIZE}
 _ALGORITHMS = {
     "asng": v1.ALGORITHM_ASNG,
     "sng": v1.ALGORITHM_SNG,
@@ -139,6 +142,11 @@ def create_study(
     # By name: the same study again has its rules in the same order.
     for cost in sorted({*limits, *penalties}):
         spec.costs.add(cost=cost, limit=limits.get(cost), weight=penalties.get(cost))
+    if "direction" in given:
+        direction = _DIRECTIONS.get(checks.text("direction", given["direction"]))
+        if direction is None:
+            raise checks.refuse("direction", given["direction"], "'minimize' or 'maximize'")
+        spec.direction = direction
     # Present even when empty, as it always was: the same study again has the same spec.
     spec.algorithm.SetInParent()
     if "algorithm" in given:

@@ -107,10 +107,13 @@ class StudySummary:
     """Its id, which differs from that of an earlier study of the same name."""
     space: str
     """The name of its space; empty if it was created with its variables."""
+    direction: str
+    """Whether its losses are to be small, "minimize", or large, "maximize"."""
     state: StudyState
     progress: Progress
     best_loss: float | None
-    """The smallest loss reported, of the architectures within the limits; losses are noisy, so it is no verdict."""
+    """The best loss reported, of the architectures within the limits: the smallest, or the largest where the study maximizes.
+    Losses are noisy, so it is no verdict."""
     best: Best | None
     """The final architecture as things stand; None before there is one, and in `list_studies`."""
     best_choice: str | None
@@ -130,8 +133,11 @@ class StudySummary:
     """The time at which the controller answered."""
 
     def __repr__(self) -> str:
-        loss = "" if self.best_loss is None else f", best loss {self.best_loss:.4g}"
+        loss = "" if self.best_loss is None else f", {self._best()} {self.best_loss:.4g}"
         return f"study {self.name!r} is {self.state.name}: {self.progress}{loss}"
+
+    def _best(self) -> str:
+        return "best value" if self.direction == "maximize" else "best loss"
 
     def _repr_html_(self) -> str:
         progress = self.progress
@@ -143,7 +149,7 @@ class StudySummary:
             "convergence": f"{progress.convergence:.3f}",
         }
         if self.best_loss is not None:
-            rows["best loss"] = f"{self.best_loss:.4g}"
+            rows[self._best()] = f"{self.best_loss:.4g}"
         if self.best is not None:
             rows["best architecture"] = html.escape(_short(str(self.best)))
         rows["as of"] = f"{self.seen.astimezone():%Y-%m-%d %H:%M:%S}"
@@ -233,6 +239,7 @@ def summary_of(study: v1.Study, space: Space | None = None) -> StudySummary:
         name=study.name,
         study_id=study.study_id,
         space=study.spec.space,
+        direction="maximize" if study.spec.direction == v1.DIRECTION_MAXIMIZE else "minimize",
         state=StudyState(study.state),
         progress=progress_of(study.progress),
         best_loss=incumbent.loss if incumbent else None,

@@ -165,7 +165,7 @@ pub(crate) enum Which {
     Chosen,
     /// The most likely one.
     Mode,
-    /// The one with the smallest loss reported.
+    /// The one with the best loss reported.
     Incumbent,
     /// The one with these values.
     Values(Vec<i64>),

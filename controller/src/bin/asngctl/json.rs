@@ -112,6 +112,7 @@ fn spec(spec: &StudySpec) -> Value {
         "space_definition": spec.space_definition,
         "settings": spec.settings,
         "variables": spec.variables.iter().map(variable).collect::<Value>(),
+        "direction": names::direction(spec),
         "algorithm": {
             "algorithm": names::algorithm(&algorithm),
             "alpha": algorithm.alpha.or(defaults.alpha),

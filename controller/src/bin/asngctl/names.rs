@@ -3,7 +3,8 @@
 pub(crate) use asng_controller::pictures::words::{choice, outcome, state};
 use asng_controller::study::Spec;
 use asng_proto::v1::{
-    Algorithm, AlgorithmSettings, Architecture, Draw, Study, StudyState, Variable, variable::Kind,
+    Algorithm, AlgorithmSettings, Architecture, Direction, Draw, Study, StudySpec, StudyState,
+    Variable, variable::Kind,
 };
 
 /// The settings in force where a spec leaves them out.
@@ -47,6 +48,15 @@ pub(crate) fn algorithm(settings: &AlgorithmSettings) -> &'static str {
         algorithm => algorithm,
     };
     algorithm.as_str_name().trim_start_matches("ALGORITHM_")
+}
+
+/// The direction in force, without its prefix.
+pub(crate) fn direction(spec: &StudySpec) -> &'static str {
+    let direction = match spec.direction() {
+        Direction::Unspecified => Direction::Minimize,
+        direction => direction,
+    };
+    direction.as_str_name().trim_start_matches("DIRECTION_")
 }
 
 /// The architecture that a trainer gets for a draw.

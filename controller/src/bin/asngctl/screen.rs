@@ -159,7 +159,7 @@ fn draw(frame: &mut Frame<'_>, view: &View, scroll: &mut usize, now: SystemTime)
     frame.render_widget(self::gauge(view), gauge);
     frame.render_widget(self::facts(view), facts);
     frame.render_widget(Paragraph::new(notes).wrap(Wrap { trim: true }), noted);
-    draw_losses(frame, sparkline, &losses);
+    draw_losses(frame, sparkline, &losses, text::loss(&view.sight.study));
     draw_theta(frame, theta, view, scroll);
     draw_trainers(frame, trainers, &view.sight.trainers, now);
 }
@@ -234,14 +234,17 @@ fn losses(view: &View) -> Vec<f64> {
     losses.into_iter().filter(|loss| loss.is_finite()).collect()
 }
 
-fn draw_losses(frame: &mut Frame<'_>, area: Rect, losses: &[f64]) {
+fn draw_losses(frame: &mut Frame<'_>, area: Rect, losses: &[f64], name: &str) {
     let Some(last) = losses.last() else { return };
     let low = losses.iter().copied().fold(f64::INFINITY, f64::min);
     let high = losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let [title, bars] = Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(area);
     let figures = [*last, low, high].map(text::number);
     let words = format!("  {} now, from {} to {}", figures[0], figures[1], figures[2]);
-    let title_line = Line::from(vec![Span::styled("Median loss", BOLD), Span::raw(words)]);
+    let title_line = Line::from(vec![
+        Span::styled(format!("Median {}", name.to_lowercase()), BOLD),
+        Span::raw(words),
+    ]);
     frame.render_widget(Paragraph::new(title_line), title);
     // As many as there are columns: each the mean of its share.
     let columns = losses.len().min(usize::from(bars.width).max(1));

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, mem, path::PathBuf, time::Duration};
 use anyhow::{Context, ensure};
 use asng_client::preset;
 use asng_proto::v1::{
-    Algorithm, CostRule, Distribution, Retention, Start, StudySpec, Target, retention::Keep,
-    start::From,
+    Algorithm, CostRule, Direction, Distribution, Retention, Start, StudySpec, Target,
+    retention::Keep, start::From,
 };
 use clap::Args;
 
@@ -88,6 +88,10 @@ pub(crate) struct CreationArgs {
 /// What may be typed of a spec, new or cloned.
 #[derive(Debug, Args)]
 struct SpecArgs {
+    /// Whether reported values are to be small, as losses are, or large, as accuracies are: minimize or maximize. The project's
+    /// trainer reports losses and serves minimize alone [default: minimize].
+    #[arg(long, value_parser = direction)]
+    direction: Option<Direction>,
     /// Setting of the space and its training, understood by the trainer; repeatable, up to 100.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
@@ -101,13 +105,13 @@ struct SpecArgs {
     /// Finish when the distribution has converged this far, above 0 and up to 1.
     #[arg(long, value_name = "X")]
     converged_at: Option<f64>,
-    /// Finish when a report has a metric this good; "loss" is the smallest loss of the report.
+    /// Finish when a report has a metric this good; "loss" is the best loss of the report.
     #[arg(long, value_name = "METRIC<=X | METRIC>=X", value_parser = target)]
     target: Option<Target>,
     /// The largest cost allowed, by its name in reports; the project's trainer reports parameters and macs; repeatable.
     #[arg(long = "limit", value_name = "COST=MOST", value_parser = cost)]
     limits: Vec<(String, f64)>,
-    /// What a unit of a cost adds to the loss; repeatable.
+    /// What a unit of a cost adds to the loss, or subtracts from a value that is maximized; repeatable.
     #[arg(long = "penalty", value_name = "COST=WEIGHT", value_parser = cost)]
     penalties: Vec<(String, f64)>,
     /// Start from the distribution that this study has now.
@@ -221,6 +225,7 @@ impl SpecArgs {
                 "--set dataset={name}: the name of a data set has 1 to 64 of the characters a-z, 0-9, dot, underscore and hyphen"
             );
         }
+        spec.direction = self.direction.map_or(spec.direction, Into::into);
         insert(&mut spec.fixed, self.fixed, "--fix")?;
         insert(&mut spec.labels, self.labels, "--label")?;
         for (cost, limit) in self.limits {
@@ -302,6 +307,14 @@ fn target(text: &str) -> Result<Target, &'static str> {
         .ok_or("expected METRIC<=X or METRIC>=X, in quotes")?;
     let value = value.trim().parse().map_err(|_| "X must be a number")?;
     Ok(Target { metric: metric.trim().into(), value, at_least })
+}
+
+fn direction(name: &str) -> Result<Direction, &'static str> {
+    match name {
+        "minimize" => Ok(Direction::Minimize),
+        "maximize" => Ok(Direction::Maximize),
+        _ => Err("expected minimize or maximize"),
+    }
 }
 
 fn algorithm(name: &str) -> Result<Algorithm, &'static str> {
@@ -442,6 +455,15 @@ mod tests {
         let mut expected = source.clone();
         expected.algorithm.as_mut().unwrap().seed = None;
         assert_eq!(clone(source.clone(), &[]).unwrap(), expected);
+
+        let mut maximizes = source.clone();
+        maximizes.direction = Direction::Maximize.into();
+        assert_eq!(clone(maximizes.clone(), &[]).unwrap().direction(), Direction::Maximize);
+        assert_eq!(
+            clone(maximizes, &["--direction=minimize"]).unwrap().direction(),
+            Direction::Minimize
+        );
+        assert!(clone(source.clone(), &["--direction=up"]).is_err());
 
         let changed = clone(source, &["--set=k=3", "--max-steps=8", "--seed=1"]).unwrap();
         expected.settings.insert("k".into(), "3".into());

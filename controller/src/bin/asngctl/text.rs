@@ -7,7 +7,7 @@ use std::{
 
 use asng_controller::pictures::notes::Note;
 pub(crate) use asng_controller::pictures::words::{
-    age, brief, number, set_aside, unserved, warm_up,
+    age, brief, loss, maximizes, number, set_aside, unserved, warm_up,
 };
 use asng_proto::v1::{
     Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
@@ -61,7 +61,7 @@ pub(crate) fn ending(study: &Study) -> String {
         text += &format!("\n\n{}", architectures(study));
     }
     for front in &study.fronts {
-        text += &format!("\n\n{}", self::front(front));
+        text += &format!("\n\n{}", self::front(front, loss(study)));
     }
     text
 }
@@ -78,7 +78,7 @@ fn early_end(study: &Study) -> Option<&'static str> {
 
 /// A line for each study.
 pub(crate) fn list(studies: &[Study], now: SystemTime) -> String {
-    let header = ["NAME", "STATE", "SPACE", "OWNER", "STEPS", "CONVERGENCE", "BEST-LOSS", "AGE"];
+    let header = ["NAME", "STATE", "SPACE", "OWNER", "STEPS", "CONVERGENCE", "BEST", "AGE"];
     let mut table = table(header);
     for study in studies {
         let progress = study.progress.unwrap_or_default();
@@ -156,7 +156,7 @@ pub(crate) fn show(study: &Study, notes: &[Note], now: SystemTime) -> String {
                      (incumbent)";
         sections.push(format!("{title}\n{}", architectures(study)));
     }
-    sections.extend(study.fronts.iter().map(front));
+    sections.extend(study.fronts.iter().map(|front| self::front(front, loss(study))));
     sections.join("\n\n")
 }
 
@@ -212,7 +212,8 @@ pub(crate) fn spec(study: &Study) -> Vec<Row> {
         row("labels", pairs(&spec.labels)),
         row("start", start(&spec)),
         row("stop", spec.stop.as_ref().map(stop).unwrap_or_default()),
-        row("costs", costs(&spec.costs)),
+        row("direction", names::direction(&spec)),
+        row("costs", costs(study, &spec.costs)),
         row("algorithm", or_default(typed, Some(algorithm))),
         row("alpha", or_default(a.alpha, defaults.alpha)),
         row("delta_init", or_default(a.delta_init, defaults.delta_init)),
@@ -262,10 +263,14 @@ fn stop(stop: &StopRules) -> String {
 }
 
 /// What costs count for, a line for each.
-fn costs(rules: &[CostRule]) -> String {
+fn costs(study: &Study, rules: &[CostRule]) -> String {
+    let counts = match maximizes(study) {
+        true => "subtracted from the value",
+        false => "added to the loss",
+    };
     let rule = |CostRule { cost, weight, limit }: &CostRule| {
         let limit = limit.map(|limit| format!("{cost} <= {limit}"));
-        let weight = weight.map(|weight| format!("{weight} x {cost} added to the loss"));
+        let weight = weight.map(|weight| format!("{weight} x {cost} {counts}"));
         limit.into_iter().chain(weight)
     };
     match rules {
@@ -300,7 +305,10 @@ fn progress(study: &Study) -> Vec<Row> {
     rows.extend([
         row("generation", p.generation),
         row("convergence", format!("{:.3}", p.convergence)),
-        row("best loss", or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id)))),
+        row(
+            &format!("best {}", loss(study).to_lowercase()),
+            or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id))),
+        ),
         row("pending", p.pending),
         row("outstanding", p.outstanding),
         row("stale", p.stale),
@@ -353,11 +361,11 @@ pub(crate) fn architecture_rows(study: &Study) -> Vec<[String; 4]> {
 /// Points of a front that a person compares.
 const POINTS: usize = 12;
 
-/// What has been paid for which loss.
-fn front(front: &Front) -> String {
+/// What has been paid for which loss, or value.
+fn front(front: &Front, loss: &str) -> String {
     let points = &front.points;
-    let title = format!("Loss against {} among what was evaluated", front.cost);
-    let mut table = table([&*front.cost.to_uppercase(), "LOSS", "STEP"]);
+    let title = format!("{loss} against {} among what was evaluated", front.cost);
+    let mut table = table([&*front.cost.to_uppercase(), &loss.to_uppercase(), "STEP"]);
     let rows = points.len().min(POINTS);
     for row in 0..rows {
         // The ends, and as many between them at equal distances.

@@ -25,11 +25,15 @@ fn step(id: u64, rank: Vec<Architecture>) -> Step {
     }
 }
 
+fn with(costs: Vec<CostRule>) -> Spec {
+    Spec { costs, ..Spec::default() }
+}
+
 /// A study's part in [`learn`].
 struct Learner {
     asng: Asng,
     selection: Arc<Selection>,
-    rules: Vec<CostRule>,
+    spec: Spec,
     steps: u64,
     random: ChaCha8Rng,
 }
@@ -40,7 +44,7 @@ impl Learner {
         Learner {
             asng: Asng::new(&variables, Settings::default()).unwrap(),
             selection: Arc::default(),
-            rules,
+            spec: with(rules),
             steps: 0,
             random: ChaCha8Rng::seed_from_u64(1),
         }
@@ -53,18 +57,18 @@ impl Learner {
         let (losses, costs): (Vec<_>, Vec<_>) =
             step.rank.iter().map(|a| evaluate(&a.settled(self.asng.variables()))).unzip();
         let report = Evaluation { step: &step, losses: &losses, costs: &costs };
-        learn(&mut self.asng, &mut self.selection, &self.rules, &[report]).unwrap();
-        assert!(self.selection.fits(&self.rules, self.asng.variables()));
+        learn(&mut self.asng, &mut self.selection, &self.spec, &[report]).unwrap();
+        assert!(self.selection.fits(&self.spec, self.asng.variables()));
     }
 
     fn chosen(&self) -> Option<Candidate> {
-        self.selection.chosen(&self.asng, &self.rules)
+        self.selection.chosen(&self.asng, &self.spec.costs)
     }
 }
 
 #[test]
 fn within_the_limits_comes_before_over_them_and_diverged_last() {
-    let rules = [rule("size", Some(2.0), Some(10.0)), rule("time", None, Some(1.0))];
+    let spec = with(vec![rule("size", Some(2.0), Some(10.0)), rule("time", None, Some(1.0))]);
     let reported = [
         (0.0, [11.0, 1.0]), // a tenth over
         (f64::NAN, [1.0, 1.0]),
@@ -80,21 +84,25 @@ fn within_the_limits_comes_before_over_them_and_diverged_last() {
         .iter()
         .map(|(_, [size, time])| costs(&[("size", *size), ("time", *time)]))
         .collect();
-    let standing = |i: usize| Standing::of(&rules, losses[i], Some(&costs[i]));
+    let standing = |i: usize| Standing::of(&spec, losses[i], Some(&costs[i]));
     assert_eq!([standing(2), standing(4), standing(6)], [25.0, 25.0, 1.0].map(Standing::Within));
-    let keys = keys(&rules, &losses, &costs);
+    let keys = keys(&spec, &losses, &costs);
     assert!(keys[1].is_nan() && keys[7].is_nan());
     assert_eq!(keys[2], keys[4], "they tie");
     assert!(keys[6] < keys[2] && keys[2] < keys[0] && keys[0] < keys[5], "{keys:?}");
     assert!(matches!(standing(3), Standing::Over(excess) if (excess - 0.1).abs() < 1e-12));
-    assert_eq!(Standing::of(&rules, 0.0, None), Standing::Over(f64::INFINITY), "nothing is known");
+    assert_eq!(Standing::of(&spec, 0.0, None), Standing::Over(f64::INFINITY), "nothing is known");
 }
 
 #[test]
 fn without_rules_the_losses_are_ranked_as_they_are() {
     let losses = [0.5, f64::NAN, -0.0];
-    let keys = keys(&[], &losses, &[]);
-    assert!(matches!(keys, Cow::Borrowed(same) if std::ptr::eq(same, &losses[..])));
+    let mut spec = with(Vec::new());
+    assert!(
+        matches!(keys(&spec, &losses, &[]), Cow::Borrowed(same) if std::ptr::eq(same, &losses[..]))
+    );
+    spec.direction = Direction::Maximize;
+    assert_eq!(keys(&spec, &losses, &[])[0], -0.5);
 }
 
 #[test]
@@ -153,6 +161,41 @@ fn a_front_has_what_nothing_beats_and_is_bounded() {
     assert_eq!((front[0], front[MAX_POINTS - 1]), ((1.0, 999.0), (999.0, 1.0)), "the ends stay");
     // Of a space with many variables there are fewer.
     assert_eq!((room(MAX_POINTS, 4096), room(MAX_CANDIDATES, 4096)), (16, 16));
+}
+
+#[test]
+fn maximizing_is_minimizing_the_negated_loss_and_costs_count_against_it() {
+    let rules = vec![rule("size", Some(0.5), Some(2.0)), rule("time", Some(3.0), None)];
+    let mut minimizes = Learner::new(5, rules);
+    let mut maximizes = Learner::new(5, minimizes.spec.costs.clone());
+    maximizes.spec.direction = Direction::Maximize;
+    let evaluate = |values: &[i64]| {
+        let [zeros, ones] = [0, 1].map(|of| values.iter().filter(|&&v| v == of).count() as f64);
+        let loss = if ones == 4.0 { f64::NAN } else { 1.0 - zeros * zeros };
+        (loss, costs(&[("size", zeros), ("time", ones / 7.0)]))
+    };
+    for _ in 0..200 {
+        minimizes.step(2, evaluate);
+        maximizes.step(2, |values| {
+            let (loss, costs) = evaluate(values);
+            (-loss, costs)
+        });
+        assert_eq!(minimizes.asng.state(), maximizes.asng.state());
+    }
+    assert_eq!(minimizes.selection.candidates(), maximizes.selection.candidates());
+    assert!(maximizes.selection.candidates().len() > 1);
+    let fronts = |learner: &Learner, sign: f64| -> Vec<(f64, f64)> {
+        let points = learner.selection.fronts().values().flatten();
+        points.map(|point| (point.cost, sign * point.loss)).collect()
+    };
+    assert_eq!(fronts(&minimizes, 1.0), fronts(&maximizes, -1.0));
+    assert!(maximizes.selection.fronts()["size"].len() > 1);
+    assert!(!maximizes.selection.fits(&minimizes.spec, maximizes.asng.variables()));
+
+    let standing =
+        |loss| Standing::of(&maximizes.spec, loss, Some(&costs(&[("size", 2.0), ("time", 1.0)])));
+    assert_eq!(standing(10.0), Standing::Within(-6.0), "10 - 0.5 x 2 - 3 x 1");
+    assert!(standing(10.0) < standing(9.0) && standing(9.0) < standing(f64::INFINITY));
 }
 
 #[test]

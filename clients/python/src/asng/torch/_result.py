@@ -26,12 +26,14 @@ class Result:
         history: list[dict[str, Any]],
         supernet: Supernet,
         batches: Iterable[Any] | None,
+        maximizes: bool = False,
     ) -> None:
         self.architecture = architecture
         """The final architecture of the study, as `asng.Study.best` returns it."""
         self._history = history
         self._supernet = supernet
         self._batches = batches
+        self._maximizes = maximizes
         self._model: nn.Module | None = None
 
     def __repr__(self) -> str:
@@ -83,7 +85,7 @@ class Result:
         return pandas.DataFrame(self._history)
 
     def plot(self) -> Any:
-        """Draws the losses of the ranked architectures over the steps, and returns the `matplotlib` figure."""
+        """Draws the losses, or maximized values, of the ranked architectures over the steps, and returns the `matplotlib` figure."""
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
@@ -92,7 +94,8 @@ class Result:
         figure: Any = Figure(figsize=(7, 4), tight_layout=True)
         axes = figure.subplots()
         axes.scatter([row["step"] for row in rows], [row["loss"] for row in rows], s=4)
-        axes.set(xlabel="step", ylabel="loss on a validation minibatch")
+        loss = "value, maximized" if self._maximizes else "loss on a validation minibatch"
+        axes.set(xlabel="step", ylabel=loss)
         axes.set_title(textwrap.fill(str(self.architecture), 100), fontsize="small")
         # Notebooks by themselves show only the figures of pyplot, which would keep this one for ever.
         figure._repr_png_ = partial(_png, figure)

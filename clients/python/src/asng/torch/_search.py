@@ -62,6 +62,7 @@ class Search:
         self.max_steps = whole("max_steps", max_steps, 1, 10**12)
         if settings.get("lambda_x") != 0:
             settings.setdefault("warmup_steps", self.max_steps * 2 // 3)
+        self._maximizes = settings.get("direction") == "maximize"
         self._cost_rules = {*(settings.get("limits") or {}), *(settings.get("penalties") or {})}
         # A model that cannot be searched creates no study, and settings that are refused leave the model as it is.
         space = Parts(model).space
@@ -113,7 +114,8 @@ class Search:
         counts as diverged: it moves no weights, and ranks last.
 
         `step`, a function, does all this instead of loaders and a loss: it gets a `Step`, activates its architectures
-        (`search.activate`), moves the weights, and returns a loss for each of `step.rank`. What it draws should follow from
+        (`search.activate`), moves the weights, and returns a loss for each of `step.rank`, or, in a search with
+        `direction="maximize"`, a value that is larger for what is better, such as an accuracy. What it draws should follow from
         `step.id`, and `amp` and `clip_grad_norm` are its own business.
 
         `optimizer` is made from `model.parameters()`; by default SGD with a learning rate of 0.025, momentum 0.9 and weight
@@ -134,6 +136,11 @@ class Search:
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a
         dict and the step's number. The progress bar needs tqdm.
         """
+        if self._maximizes and step is None:
+            raise TypeError(
+                "direction='maximize' is for values that `step`, a function, returns: `loss` is minimized by training, and by the "
+                "search; give step, or leave direction out"
+            )
         training = Training(
             self.supernet,
             self._ranks,
@@ -157,10 +164,12 @@ class Search:
                     saved = stack.enter_context(closing(Checkpoint(checkpoint)))
                 shown = [*callbacks]
                 if log is not None:
-                    shown.append(_MetricsLog(log, training))
+                    shown.append(_MetricsLog(log, training, self._maximizes))
                 if progress_bar and find_spec("tqdm"):
                     shown.append(
-                        stack.enter_context(closing(_Bar(self.study.name, self.max_steps)))
+                        stack.enter_context(
+                            closing(_Bar(self.study.name, self.max_steps, self._maximizes))
+                        )
                     )
                 leader = Leader(
                     self.study,
@@ -173,7 +182,7 @@ class Search:
                 )
                 self._has_run = True
                 best, history = leader.run(shown)
-        return Result(best, history, self.supernet, training.inputs(train_loader))
+        return Result(best, history, self.supernet, training.inputs(train_loader), self._maximizes)
 
 
 def _batches(
@@ -240,8 +249,9 @@ def _costs(
 class _MetricsLog:
     """Writes the metrics of each step to a log."""
 
-    def __init__(self, log: Any, training: Training) -> None:
+    def __init__(self, log: Any, training: Training, maximizes: bool) -> None:
         self._training = training
+        self._loss = "value" if maximizes else "loss"
         self._write: Callable[[dict[str, float], int], object]
         if hasattr(log, "add_scalar"):  # TensorBoard
             self._write = lambda metrics, step: [
@@ -262,14 +272,15 @@ class _MetricsLog:
     def __call__(self, report: Report) -> None:
         metrics = {**report.metrics, "learning_rate": self._training.learning_rate}
         if report.losses:
-            metrics["loss"] = statistics.fmean(report.losses)
+            metrics[self._loss] = statistics.fmean(report.losses)
         self._write(metrics, report.step.id)
 
 
 class _Bar:
     """A progress bar, in terminals and notebooks."""
 
-    def __init__(self, name: str, max_steps: int) -> None:
+    def __init__(self, name: str, max_steps: int, maximizes: bool) -> None:
+        self._maximizes = maximizes
         self._name = name
         self._max_steps = max_steps
         self._bar: Any = None
@@ -281,7 +292,10 @@ class _Bar:
             self._bar = auto.tqdm(total=self._max_steps, unit="step", dynamic_ncols=True)
         metrics = dict(report.metrics)
         if report.losses:
-            metrics["loss"] = min(report.losses)
+            if self._maximizes:
+                metrics["value"] = max(report.losses)
+            else:
+                metrics["loss"] = min(report.losses)
         self._bar.set_description(self._name if report.losses else f"{self._name} (warm-up)", False)
         self._bar.set_postfix({name: f"{n:.3g}" for name, n in metrics.items()}, refresh=False)
         applied = round(report.step.progress * self._max_steps) + 1
