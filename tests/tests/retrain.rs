@@ -25,7 +25,7 @@ fn weights(directory: &Path) -> [Vec<u8>; 2] {
     let mut command = trainer();
     command.args(["export", "--json", "--retrained"]).arg(directory);
     let files = json(command.arg("--out").arg(directory.join("exported")).output().unwrap());
-    for file in ["torchscript", "description", "graph"] {
+    for file in ["torchscript", "onnx", "description", "graph"] {
         assert!(fs::metadata(files[file].as_str().unwrap()).unwrap().len() > 100, "{file}");
     }
     let last = fs::read(files["weights"].as_str().unwrap()).unwrap();

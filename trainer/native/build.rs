@@ -7,7 +7,8 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 3] = ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp"];
+    const FILES: [&str; 4] =
+        ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp", "src/trace.cpp"];
     for file in FILES {
         println!("cargo::rerun-if-changed={file}");
     }

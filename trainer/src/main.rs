@@ -72,7 +72,7 @@ enum Command {
     Retrain(retrain::Arguments),
     /// Compare ASNG, SNG and random search with the same steps and seeds, each result retrained
     Compare(compare::Arguments),
-    /// Export a retrained network for other programs: TorchScript, safetensors, JSON, Graphviz
+    /// Export a retrained network for other programs: TorchScript, ONNX, safetensors, JSON, Graphviz
     Export(export::Arguments),
     /// Fetch data sets, or look at a directory of images
     #[command(subcommand)]

@@ -20,6 +20,7 @@ use self::{
 use crate::{
     images::{Images, Info, Preprocess, Request},
     optim::{Method, cosine},
+    torch::Tensors,
 };
 
 /// One task with its settings, for a search or for a retraining: what `engine`, `retrain`, `evaluate`, `export` and `compare`
@@ -96,7 +97,12 @@ pub trait Task: Send {
 }
 
 /// A function of images from 0 to 1.
-pub type Exported = Box<dyn Fn(&Tensor) -> Tensor>;
+pub struct Exported {
+    /// Computes it.
+    pub forward: Box<dyn Fn(&Tensor) -> Tensor>,
+    /// The tensors that it reads beside the network's, by name.
+    pub constants: Tensors,
+}
 
 /// A minibatch, on the network's device and of its kind.
 #[derive(Debug)]

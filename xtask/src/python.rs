@@ -1,8 +1,8 @@
-//! The Python package's lints and tests, in an environment of their own: target/python.
+//! The environment of all tests that run Python, target/python, and the Python package's lints and tests in it.
 
 use std::{
     env, fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -25,12 +25,10 @@ const SOURCES: [&str; 5] = [
 /// Lints, checks the types and runs the tests, against the controller and asngctl of a debug build.
 pub(crate) fn test(root: &Path) -> Result<()> {
     run(&mut cargo(root, ["build", "--locked", "-p", "asng-controller", "--bins"]))?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), |dir| root.join(dir));
-    let (controller, environment) = (target.join("debug/asng-controller"), target.join("python"));
-    install(root, &environment)?;
+    let (controller, program) = (target(root).join("debug/asng-controller"), install(root)?);
     let package = root.join("clients/python");
     let python = |module| {
-        let mut python = Command::new(environment.join("bin/python"));
+        let mut python = Command::new(&program);
         python
             .current_dir(&package)
             .args(["-m", module])
@@ -43,9 +41,15 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     run(&mut python("pytest"))
 }
 
-/// Makes the environment, with the package installed so that it follows its sources; quiet if it is there already. It is one of
-/// Debian's Python where that has PyTorch, for the tests of `asng.torch`.
-fn install(root: &Path, environment: &Path) -> Result<()> {
+fn target(root: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), |dir| root.join(dir))
+}
+
+/// Makes the environment, with the package installed so that it follows its sources, and returns its Python; quiet if it is there
+/// already. It is one of Debian's Python where that has PyTorch, for the tests of `asng.torch` and of the trainer's exports.
+pub(crate) fn install(root: &Path) -> Result<PathBuf> {
+    let environment = target(root).join("python");
+    let program = environment.join("bin/python");
     let pytorch = debian::has_pytorch();
     ensure!(
         pytorch || env::var_os("CI").is_none(),
@@ -61,15 +65,16 @@ fn install(root: &Path, environment: &Path) -> Result<()> {
     }
     let stamp = environment.join("made-from");
     if fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) {
-        return Ok(());
+        return Ok(program);
     }
     // Without pip, which Debian's python3 cannot put there: its own installs from outside.
     let mut venv = Command::new(python);
-    run(venv.args(["-m", "venv", "--clear", "--without-pip"]).args(packages).arg(environment))?;
+    run(venv.args(["-m", "venv", "--clear", "--without-pip"]).args(packages).arg(&environment))?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "--python"]).arg(environment);
+    pip.args(["-m", "pip", "--python"]).arg(&environment);
     pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-input", "--editable"]);
     run(pip.arg("clients/python[test]").current_dir(root).stdin(Stdio::null()))
         .context("on Debian, `apt-get install python3-pip`")?;
-    fs::write(&stamp, made_from).with_context(|| format!("cannot write {}", stamp.display()))
+    fs::write(&stamp, made_from).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(program)
 }

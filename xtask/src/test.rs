@@ -45,6 +45,7 @@ const BUF: &str = "@bufbuild/buf@1.75.0";
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     setup::setup(root)?;
     setup::test_data(root)?;
+    let python = python::install(root)?;
     run(&mut cargo(
         root,
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
@@ -56,7 +57,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     }
     // libtorch's threads spin while they wait, and take the time from those that they wait for.
     tests.env("GOMP_SPINCOUNT", "10000");
-    run(&mut tests)?;
+    run(tests.env("ASNG_PYTHON", &python))?;
     python::test(root)?;
     run(cargo(root, ["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
@@ -64,7 +65,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         run(&mut cargo(root, ["package", "--locked", "-p", "asng-proto", "-p", "asng-client"]))?;
         dist::dist(root, &dist::Arguments::default())?;
         demo::demo(root, &demo::Arguments::default())?;
-        oldest_pytorch(root)?;
+        oldest_pytorch(root, &python)?;
     }
     Ok(())
 }
@@ -83,7 +84,7 @@ fn contract(root: &Path) -> anyhow::Result<()> {
 ///
 /// That takes another Cargo.lock, and cargo reads the one beside Cargo.toml. So the build runs in a directory of links to
 /// all that lies in the checkout, with a copy of Cargo.lock alone; the checkout stays as it is.
-fn oldest_pytorch(root: &Path) -> anyhow::Result<()> {
+fn oldest_pytorch(root: &Path, python: &Path) -> anyhow::Result<()> {
     let directory = root.join("target/oldest-pytorch");
     let (libtorch, checkout) = (directory.join("libtorch"), directory.join("checkout"));
     let tch = setup::oldest_libtorch(root, &libtorch)?;
@@ -94,6 +95,7 @@ fn oldest_pytorch(root: &Path) -> anyhow::Result<()> {
     let trainer = |arguments: &[&str]| {
         let mut command = cargo(&checkout, arguments);
         command.env("LIBTORCH", &libtorch).env("CARGO_TARGET_DIR", directory.join("target"));
+        command.env("ASNG_PYTHON", python);
         // torch-sys would look there instead.
         for variable in ["LIBTORCH_USE_PYTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB"] {
             command.env_remove(variable);

@@ -1,14 +1,16 @@
-//! Operations that libtorch lacks, and modes that tch does not reach, in C++ against its headers: the only unsafe code of the project.
+//! Operations that libtorch lacks, and modes and traces that tch does not reach, in C++ against its headers: the only unsafe code of the project.
 //!
 //! An exception of C++ becomes a [`TchError`] with its message.
 
 mod autocast;
 mod cuda;
 mod memory;
+mod trace;
 
 pub use autocast::Autocast;
 pub use cuda::load_cuda;
 pub use memory::empty_cache;
+pub use trace::trace;
 
 use std::{
     ffi::{CStr, c_char},

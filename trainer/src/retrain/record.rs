@@ -324,10 +324,15 @@ pub(crate) mod tests {
             ),
         };
         let space = Space { name: space.into(), settings: given(of_study), ..Space::default() };
+        begin(space, values, preset, settings)
+    }
+
+    /// Begins a retraining of these values on [`data`].
+    pub(crate) fn begin(space: Space, values: &[i64], preset: Preset, given: &Given) -> Record {
         let task = study::task(&space).unwrap();
         let data = data();
         Record {
-            settings: retraining(&*task, &data.info, values, preset, settings).unwrap().settings(),
+            settings: retraining(&*task, &data.info, values, preset, given).unwrap().settings(),
             space,
             values: values.to_vec(),
             source: Source { architecture: "mode".into(), study: Some("a".into()), study_id: None },

@@ -440,9 +440,12 @@ impl Task for Classification {
         let channels =
             |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1]);
         let (mean, std, values) = (channels(&info.mean), channels(&info.std), values.to_vec());
-        Box::new(move |images| {
+        let constants = [("mean", &mean), ("std", &std)]
+            .map(|(name, tensor)| (format!("normalisation.{name}"), tensor.shallow_clone()));
+        let forward = move |images: &Tensor| {
             network.forward(&((images - &mean) / &std), &values, Mode::Evaluate).main
-        })
+        };
+        Exported { forward: Box::new(forward), constants: constants.into() }
     }
 }
 
@@ -742,7 +745,7 @@ mod tests {
         let _guard = tch::no_grad_guard();
         let expected =
             build().forward(&normalised.expand([2, 3, 8, 8], false), &values, Mode::Evaluate);
-        assert_eq!(alone.exported(build(), &info, &values)(&images), expected.main);
+        assert_eq!((alone.exported(build(), &info, &values).forward)(&images), expected.main);
         let interface = Value::Object(alone.interface(&info));
         assert_eq!(interface["input"]["normalisation"]["mean"], json!([0.5, 0.25, 0.0]));
         assert_eq!(interface["output"]["classes"], json!(["0", "1"]));

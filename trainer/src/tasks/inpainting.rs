@@ -22,6 +22,7 @@ use super::{
 use crate::{
     images::{Augment, Images, Info, Preprocess, Request},
     optim::Method,
+    torch::Tensors,
 };
 
 pub use self::space::Coding;
@@ -358,15 +359,16 @@ impl Task for Inpainting {
                 "range": [0, 1],
                 "hidden": "0 in all channels",
             },
-            "output": {"name": "images", "shape": shape, "range": [0, 1]},
+            "output": {"name": "restored", "shape": shape, "range": [0, 1]},
         }))
     }
 
     fn exported(&self, network: Network, _: &Info, values: &[i64]) -> Exported {
         let values = values.to_vec();
-        Box::new(move |images| {
+        let forward = move |images: &Tensor| {
             network.forward(images, &values, Mode::Evaluate).main.clamp(0.0, 1.0)
-        })
+        };
+        Exported { forward: Box::new(forward), constants: Tensors::new() }
     }
 }
 
@@ -633,7 +635,7 @@ mod tests {
             network.forward(&images, &[], Mode::Evaluate).main
         });
         assert!(f64::try_from(expected.max()).unwrap() > 1.0);
-        let output = tch::no_grad(|| task.exported(network, &info, &values)(&images));
+        let output = tch::no_grad(|| (task.exported(network, &info, &values).forward)(&images));
         assert_eq!(output, expected.clamp(0.0, 1.0));
     }
 
@@ -649,7 +651,7 @@ mod tests {
         for parameter in network.parameters.values() {
             let _ = parameter.set_requires_grad(false);
         }
-        let function = task.exported(network, &info, &values);
+        let function = task.exported(network, &info, &values).forward;
         let images = |count| Tensor::rand([count, 3, 18, 18], (Kind::Float, Device::Cpu)) + 0.5;
         let mut forward = |images: &[Tensor]| vec![function(&images[0])];
         let traced = CModule::create_by_tracing("Network", "forward", &[images(2)], &mut forward);
