@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use tempfile::TempDir;
+
 use crate::{
     process::{read, run},
     setup,
@@ -61,6 +63,8 @@ pub(crate) fn dist(root: &Path, arguments: &Arguments) -> Result<()> {
     if wanted(Wheel::AsngController) {
         let mut maturin = tools.maturin("controller", &out);
         run(maturin.args(["--zig", "--compatibility", CONTROLLER_PLATFORM]))?;
+        let environment = tools.install_alone("asng-controller", &out)?;
+        run(Command::new(environment.path().join("bin/asng-controller")).arg("--version"))?;
     }
     if wanted(Wheel::AsngTrainer) {
         setup::setup(root)?;
@@ -68,6 +72,13 @@ pub(crate) fn dist(root: &Path, arguments: &Arguments) -> Result<()> {
         // libtorch is PyTorch's to bring: it is not to be copied into the wheel.
         maturin.args(["--auditwheel", "skip", "--compatibility", TRAINER_PLATFORM]);
         run(maturin.env("ASNG_LIBTORCH_RPATH", libtorch_of_pythons()))?;
+        // The program has to find libtorch where PyTorch has it.
+        let environment = tools.install_alone("asng-trainer", &out)?;
+        let pytorch = packages(environment.path())?.join("torch");
+        fs::create_dir(&pytorch)?;
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(root.join("libtorch/lib").canonicalize()?, pytorch.join("lib"))?;
+        run(Command::new(environment.path().join("bin/asng-trainer")).arg("--version"))?;
     }
     let sums = checksums(&out)?;
     fs::write(out.join("SHA256SUMS"), &sums).context("cannot write SHA256SUMS")?;
@@ -126,14 +137,34 @@ impl Tools {
         command
     }
 
+    /// Makes an environment in which a wheel is installed without what it depends on.
+    fn install_alone(&self, wheel: &str, from: &Path) -> Result<TempDir> {
+        let environment = self.environment()?;
+        let mut pip = self.pip(environment.path());
+        run(pip.args(["--no-deps", "--no-index", "--find-links"]).arg(from).arg(wheel))?;
+        Ok(environment)
+    }
+
+    /// Makes an empty environment.
+    fn environment(&self) -> Result<TempDir> {
+        let environment = tempfile::tempdir()?;
+        run(self.python("venv").arg("--without-pip").arg(environment.path()))?;
+        Ok(environment)
+    }
+
+    /// A command that installs into an environment.
+    fn pip(&self, environment: &Path) -> Command {
+        let mut pip = self.python("pip");
+        pip.arg("--python").arg(environment).args(["install", "--quiet"]);
+        pip.arg("--disable-pip-version-check");
+        pip
+    }
+
     /// Writes the SBOM of the Python package, of an environment in which its wheel is installed; maturin puts the others into
     /// their wheels.
     fn list_parts(&self, root: &Path, out: &Path) -> Result<()> {
-        let environment = tempfile::tempdir()?;
-        run(self.python("venv").arg("--without-pip").arg(environment.path()))?;
-        let mut pip = self.python("pip");
-        pip.arg("--python").arg(environment.path()).args(["install", "--quiet"]);
-        run(pip.args(["--disable-pip-version-check", "--find-links"]).arg(out).arg("asng"))?;
+        let environment = self.environment()?;
+        run(self.pip(environment.path()).arg("--find-links").arg(out).arg("asng"))?;
         let mut parts = self.program("cyclonedx-py");
         parts.arg("environment").arg(environment.path().join("bin/python"));
         parts.args(["--output-reproducible", "--pyproject"]);
@@ -141,6 +172,13 @@ impl Tools {
         fs::write(out.join("asng.cdx.json"), read(&mut parts)?)?;
         Ok(())
     }
+}
+
+/// Where an environment has its packages.
+fn packages(environment: &Path) -> Result<PathBuf> {
+    let mut pythons = fs::read_dir(environment.join("lib"))?;
+    let python = pythons.next().context("an environment without a Python")??;
+    Ok(python.path().join("site-packages"))
 }
 
 /// Lines of `sha256sum` for all files there but the list of them.
