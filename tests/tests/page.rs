@@ -30,7 +30,8 @@ fn ask(http: SocketAddr, request: &str, lines: &[&str]) -> (u16, String, String)
     (status, head.into(), body.into())
 }
 
-const STATE: &str = "document.querySelector('.title .state').textContent";
+/// The state that a page shows; undefined while the page is being read.
+const STATE: &str = "document.querySelector('.title .state')?.textContent";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_follows_a_search_and_pauses_resumes_and_stops_it() {
@@ -65,12 +66,12 @@ async fn a_page_follows_a_search_and_pauses_resumes_and_stops_it() {
     study_when(&controller, "artificial", |study| !paused(study)).await;
 
     // What somebody else does is seen, and does not take the keyboard's place away.
-    browser.run(
-        "window.opened = true; document.querySelector('.controls form + form button').focus()",
+    browser.wait(
+        "const stop = document.querySelector('.controls form + form button'); stop?.focus(); return window.opened = !!stop",
     );
     studies.pause_study(v1::PauseStudyRequest { name: "artificial".into() }).await.unwrap();
     browser.wait(&format!("return window.opened && {STATE} === 'PAUSED'"));
-    browser.wait("return document.querySelector('.controls button').textContent === 'Resume'");
+    browser.wait("return document.querySelector('.controls button')?.textContent === 'Resume'");
     assert_eq!(browser.run("return document.activeElement.textContent"), "Stop…");
 
     browser.click("Stop…");
@@ -444,19 +445,19 @@ async fn studies_are_found_by_name_and_state_while_the_page_follows_them() {
         ..Default::default()
     };
     controller.search().lease_step(request).await.unwrap();
-    browser.wait(&format!("return document.body.innerText.includes('inpaint-cat: {reason}')"));
+    browser.wait(&format!("return document.body?.innerText.includes('inpaint-cat: {reason}')"));
     assert_eq!(browser.run("return window.opened && document.activeElement.value"), "odd");
 
     // The keyboard alone: Enter in the field sends the form.
     browser.type_into("name", "\u{e007}");
-    browser.wait("return document.body.innerText.includes('35 matching studies')");
+    browser.wait("return document.body?.innerText.includes('35 matching studies')");
     assert!(browser.url().ends_with("/?name=odd&state="), "{}", browser.url());
     browser.run("document.getElementById('state').value = 'PAUSED'");
     browser.click("Search");
-    browser.wait("return document.body.innerText.includes('1 matching study')");
+    browser.wait("return document.body?.innerText.includes('1 matching study')");
     assert_eq!(browser.run(names), "Odd-69");
     studies.pause_study(v1::PauseStudyRequest { name: "Odd-1".into() }).await.unwrap();
-    browser.wait("return document.body.innerText.includes('2 matching studies')");
+    browser.wait("return document.body?.innerText.includes('2 matching studies')");
     assert_eq!(browser.run(names), "Odd-69,Odd-1");
 
     // A search goes on to its next page.
@@ -476,7 +477,7 @@ async fn studies_are_found_by_name_and_state_while_the_page_follows_them() {
     browser.wait("return location.search === '?name=odd'");
     browser.click("All studies");
     browser
-        .wait("return location.search === '' && document.body.innerText.includes('130 studies')");
+        .wait("return location.search === '' && document.body?.innerText.includes('130 studies')");
     assert_eq!(browser.console(), [""; 0]);
 
     let nothing = ask(controller.http, "GET /?name=nothing", &[]);
