@@ -261,6 +261,8 @@ def test_a_study_is_created_once(daemon: Daemon) -> None:
             "name",
             "spec.stop.max_steps",
         ]
-        with pytest.raises(TypeError, match="no such setting; there are algorithm, alpha"):
+        with pytest.raises(
+            TypeError, match="no such setting; there are direction, algorithm, alpha"
+        ):
             controller.create_study("typo", SPACE, max_steps=2, alfa=1)  # type: ignore[call-arg]
     assert daemon.study("twice").spec.algorithm.seed == 3

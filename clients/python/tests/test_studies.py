@@ -235,7 +235,7 @@ def daemon_size(daemon: Daemon, name: str) -> int:
         return len(stub(v1.GetStudyRequest(name=name).SerializeToString()))
 
 
-def test_pages_are_smaller_where_a_proxy_takes_no_large_messages(
+def test_a_long_history_is_read_through_a_proxy_that_takes_no_large_messages(
     daemon: Daemon, between: Between
 ) -> None:
     # The proxy between takes 4 MiB, as gRPC does by default.
@@ -246,11 +246,6 @@ def test_pages_are_smaller_where_a_proxy_takes_no_large_messages(
             step.report([1, 2], metrics)
         assert len(direct.study("wide").history()) == 1000
         assert len(controller.study("wide").history()) == 1000
-    sizes = [
-        v1.ListReportsRequest.FromString(request).page_size
-        for request in between.wait_for("ListReports", 3)
-    ]
-    assert sizes[:2] == [1000, 250] and sizes[-1] == 250
 
 
 def test_asyncio_has_the_same(daemon: Daemon) -> None:

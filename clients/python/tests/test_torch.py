@@ -960,7 +960,7 @@ def test_a_step_function_s_values_are_maximized(daemon: Daemon) -> None:
 
     options: Any = {"max_steps": 200, "lambda_x": 0, "lambda_theta": 4, "seed": 1}
     with asng.connect(daemon.address) as controller:
-        search = Search(controller, "max", Net(), direction="maximize", **options)
+        search = Search(controller, "torch-max", Net(), direction="maximize", **options)
         result = search.run(step=depth, log=lambda metrics, step: figures.append(metrics))
         most = max(row["depth"] for row in result._history)
         assert result.architecture["depth"] == most > 1

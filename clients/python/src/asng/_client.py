@@ -20,7 +20,7 @@ from asng import _protocol as protocol
 from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
 from asng._background import BackgroundThread
-from asng._errors import Error, ResourceExhausted, brief
+from asng._errors import Error, brief
 from asng._options import Options, PathOrStr, Place, log
 from asng._protocol import STEP_LIMIT, Method, Settings, TrainerSession
 from asng._sigterm import sigterm_ends_the_loop
@@ -103,15 +103,9 @@ class Connection:
         return self._send(self._places.current, method, request, timeout)
 
     def pages(self, method: Method[Any, Any], request: Any) -> Iterator[Any]:
-        """Calls for page after page of a list, for smaller ones where a proxy on the way takes no messages so large."""
+        """Calls for page after page of a list."""
         while True:
-            try:
-                page = self.call(method, request)
-            except ResourceExhausted:
-                if request.page_size == 1:
-                    raise
-                request.page_size = max(request.page_size // 4, 1)
-                continue
+            page = self.call(method, request)
             yield page
             if not page.next_page_token:
                 return

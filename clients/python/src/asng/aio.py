@@ -22,7 +22,7 @@ from asng import _protocol as protocol
 from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
 from asng._background import BackgroundTask
-from asng._errors import Error, ResourceExhausted, brief
+from asng._errors import Error, brief
 from asng._options import Options, PathOrStr, Place, log
 from asng._protocol import STEP_LIMIT, Method, Settings, TrainerSession
 from asng._sigterm import sigterm_ends_the_loop
@@ -105,15 +105,9 @@ class Connection:
         return await self._send(self._places.current, method, request, timeout)
 
     async def pages(self, method: Method[Any, Any], request: Any) -> AsyncIterator[Any]:
-        """Calls for page after page of a list, for smaller ones where a proxy on the way takes no messages so large."""
+        """Calls for page after page of a list."""
         while True:
-            try:
-                page = await self.call(method, request)
-            except ResourceExhausted:
-                if request.page_size == 1:
-                    raise
-                request.page_size = max(request.page_size // 4, 1)
-                continue
+            page = await self.call(method, request)
             yield page
             if not page.next_page_token:
                 return
