@@ -22,10 +22,12 @@ def test_the_client_that_waits_is_that_for_asyncio() -> None:
 
 def test_the_import_is_quick_and_brings_no_pytorch() -> None:
     code = "import asng, sys; assert not {'torch', 'numpy', 'asng.aio'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)  # Once, so that it is compiled.
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - start < 0.3
+    times = [time.monotonic()]
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", code], check=True)
+        times.append(time.monotonic())
+    # The first run compiles it, and others may be disturbed.
+    assert min(end - start for start, end in itertools.pairwise(times)) < 0.3
 
 
 def test_a_step_takes_the_client_less_than_a_millisecond(daemon: Daemon) -> None:
