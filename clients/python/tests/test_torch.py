@@ -776,7 +776,7 @@ from asng.torch import Search
 from interrupted_search import DataLoader, F, Net, data
 
 with asng.connect(sys.argv[1]) as controller:
-    search = Search(controller, "loader-workers", Net(), max_steps=12, warmup_steps=0, lease=1)
+    search = Search(controller, "loader-workers", Net(), max_steps=12, warmup_steps=0, lease=3)
     loaders = [DataLoader(data().dataset, 30, num_workers=1) for _ in range(2)]
     search.run(*loaders, loss=F.cross_entropy, checkpoint=sys.argv[2], progress_bar=False)
 """
