@@ -198,7 +198,7 @@ async fn studies_are_listed_by_owner_and_labels() {
     assert!(list("", &[("team", "vision"), ("x", "")]).await.is_empty());
 }
 
-/// What gRPC's libraries take in one message unless they are told otherwise, as the generated clients here do.
+/// The default limit of gRPC's libraries for one message, which the generated clients here have.
 const MESSAGE: usize = 4 << 20;
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub struct Arguments {
     /// Its weights to export
     #[arg(long, value_enum, default_value = "last")]
     weights: Weights,
-    /// What to write the network as, beside its weights and its description
+    /// Formats of the network's file, beside its weights and its description; the file of another format is removed
     #[arg(
         long,
         value_enum,

@@ -15,7 +15,7 @@ use crate::{
     setup,
 };
 
-/// What builds the wheels. The linker of Zig links to the symbols of an old glibc, whichever this machine has.
+/// The packages that build wheels. The linker of Zig links to the symbols of an old glibc, whichever this machine has.
 const TOOLS: [&str; 4] =
     ["build==1.6.1", "maturin==1.16.0", "ziglang==0.17.1", "cyclonedx-bom==7.5.0"];
 /// The oldest Linux that the controller runs on: that of 2014, with glibc 2.17.
@@ -25,18 +25,21 @@ const TRAINER_PLATFORM: &str = "manylinux_2_34";
 /// The Pythons beside whose programs the trainer looks for PyTorch.
 const PYTHONS: std::ops::RangeInclusive<u8> = 10..=14;
 
+/// The default directory of the wheels.
+const OUT: &str = "target/dist";
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The wheels to build [default: all]
     wheels: Vec<Wheel>,
     /// Directory for the wheels and their SHA256SUMS, made if it is not there.
-    #[arg(long, value_name = "DIR", default_value = "target/dist")]
+    #[arg(long, value_name = "DIR", default_value = OUT)]
     out: PathBuf,
 }
 
 impl Default for Arguments {
     fn default() -> Arguments {
-        Arguments { wheels: Vec::new(), out: "target/dist".into() }
+        Arguments { wheels: Vec::new(), out: OUT.into() }
     }
 }
 

@@ -65,7 +65,8 @@ def test_a_search_needs_nothing_but_the_two_wheels(tmp_path: Path) -> None:
         "--out",
         dist,
     ]
-    run(maturin(), "build", *options, "--manifest-path", PACKAGE / "../../controller/Cargo.toml")
+    maturin = Path(sys.executable).with_name("maturin")
+    run(maturin, "build", *options, "--manifest-path", PACKAGE / "../../controller/Cargo.toml")
 
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
@@ -84,8 +85,3 @@ with asng.local("state") as controller:
 """
     assert "3 of 3 steps" in run(python, "-W", "error", "-c", code)
     assert "asngctl" in run(tmp_path / "venv/bin/asngctl", "--version")
-
-
-def maturin() -> Path:
-    """Returns the program that builds wheels of Rust programs, beside this Python."""
-    return Path(sys.executable).with_name("maturin")

@@ -29,8 +29,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
     ];
     facts.extend(words::warm_up(study).map(|steps| ("warm-up", steps)));
     facts.extend(study.incumbent.as_ref().map(|best| {
-        let label = if words::maximizes(study) { "best value" } else { "best loss" };
-        (label, format!("{} (step {})", words::number(best.loss), best.step_id))
+        (words::best(study), format!("{} (step {})", words::number(best.loss), best.step_id))
     }));
     facts.extend(sight.rate.map(|rate| ("rate", format!("{rate:.2} steps/s"))));
     facts.extend(eta.map(|eta| ("time left", words::brief(eta))));

@@ -38,6 +38,11 @@ pub fn loss(study: &Study) -> &'static str {
     if maximizes(study) { "Value" } else { "Loss" }
 }
 
+/// Returns the name of the best loss or value.
+pub fn best(study: &Study) -> &'static str {
+    if maximizes(study) { "best value" } else { "best loss" }
+}
+
 /// Returns the plural of [`loss`].
 pub fn losses(study: &Study) -> &'static str {
     if maximizes(study) { "Values" } else { "Losses" }

@@ -146,7 +146,7 @@ struct Model {
     /// Steps whose report was acknowledged, with the outcome then.
     acknowledged: BTreeMap<StepId, Outcome>,
     limit: Option<f64>,
-    /// What makes losses of what is reported: -1 where that is maximized.
+    /// The factor that turns reported values into losses: -1 where they are maximized.
     sign: f64,
     /// Losses and sizes that wait for their batch.
     pending: BTreeMap<StepId, ([f64; 2], [f64; 2])>,

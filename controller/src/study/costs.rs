@@ -26,7 +26,7 @@ pub type Costs = BTreeMap<String, f64>;
 pub struct CostRule {
     /// The cost's name.
     pub cost: String,
-    /// What a unit of it adds to the loss, or subtracts from one that is maximized.
+    /// The amount that a unit of it adds to the loss, or subtracts from one that is maximized.
     pub weight: Option<f64>,
     /// The most that is allowed.
     pub limit: Option<f64>,
@@ -258,7 +258,7 @@ impl Selection {
         &self.fronts
     }
 
-    /// Whether it can be that of a study with this spec and variables.
+    /// Returns true if a study with this spec and variables can have it.
     pub(super) fn fits(&self, spec: &Spec, variables: &[asng::Variable]) -> bool {
         let within =
             |costs: &Costs| matches!(Standing::of(spec, 0.0, Some(costs)), Standing::Within(_));

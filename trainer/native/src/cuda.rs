@@ -4,10 +4,10 @@ use std::{mem, sync::OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// Loads libtorch's CUDA library if there is one where the program finds libtorch. A program that was linked without it then has GPUs
-/// too, such as one built with a libtorch for CPUs and started beside a PyTorch with CUDA.
+/// Loads libtorch's CUDA library if there is one where the program finds libtorch, also into a program that was linked to a libtorch
+/// for CPUs and is started beside a PyTorch with CUDA.
 ///
-/// It registers itself with libtorch, which looks for it once: call this before anything that asks for GPUs.
+/// The library registers itself with libtorch, which looks for it once: call this before anything that asks for GPUs.
 ///
 /// # Errors
 ///

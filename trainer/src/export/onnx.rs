@@ -20,7 +20,7 @@ const OPSET: i64 = 17;
 /// The version of the format of that release.
 const IR_VERSION: i64 = 8;
 
-/// What [`asng_native::trace`] returns.
+/// The graph that [`asng_native::trace`] returns.
 #[derive(Deserialize)]
 struct Trace {
     input: String,

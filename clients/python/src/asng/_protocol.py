@@ -72,7 +72,7 @@ class Settings(TypedDict, total=False):
     semicolon."""
 
     direction: Literal["minimize", "maximize"] | None
-    """Whether the reported numbers, which are called losses here, are to be small, or large, as accuracies are; "minimize"."""
+    """The direction of the reported numbers, which are called losses here: "minimize", or "maximize" for accuracies; "minimize"."""
     algorithm: Literal["asng", "sng", "random"] | None
     """How the distribution moves: with a step that adapts, with a constant step, or not at all; "asng"."""
     alpha: float | None
@@ -100,7 +100,7 @@ class Settings(TypedDict, total=False):
     """The most that an architecture may cost, by the cost's name, above 0; none. What costs more ranks last, and is never
     `best`. Every report has to give these costs, and those of `penalties`."""
     penalties: Mapping[str, float] | None
-    """What a unit of a cost adds to the loss, or subtracts from a value that is maximized, by the cost's name, above 0; none."""
+    """The amount that a unit of a cost adds to the loss, or subtracts from a maximized value, by the cost's name, above 0; none."""
 
 
 _DIRECTIONS = {"minimize": v1.DIRECTION_MINIMIZE, "maximize": v1.DIRECTION_MAXIMIZE}

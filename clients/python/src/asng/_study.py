@@ -108,7 +108,7 @@ class StudySummary:
     space: str
     """The name of its space; empty if it was created with its variables."""
     direction: str
-    """Whether its losses are to be small, "minimize", or large, "maximize"."""
+    """The direction of the reported losses: "minimize" or "maximize"."""
     state: StudyState
     progress: Progress
     best_loss: float | None

@@ -88,7 +88,7 @@ pub(crate) struct CreationArgs {
 /// What may be typed of a spec, new or cloned.
 #[derive(Debug, Args)]
 struct SpecArgs {
-    /// Whether reported values are to be small, as losses are, or large, as accuracies are: minimize or maximize. The project's
+    /// Direction of the search: minimize reported values such as losses, or maximize them, such as accuracies. The project's
     /// trainer reports losses and serves minimize alone [default: minimize].
     #[arg(long, value_parser = direction)]
     direction: Option<Direction>,
@@ -111,7 +111,7 @@ struct SpecArgs {
     /// The largest cost allowed, by its name in reports; the project's trainer reports parameters and macs; repeatable.
     #[arg(long = "limit", value_name = "COST=MOST", value_parser = cost)]
     limits: Vec<(String, f64)>,
-    /// What a unit of a cost adds to the loss, or subtracts from a value that is maximized; repeatable.
+    /// Penalty that a unit of a cost adds to the loss, or subtracts from a value that is maximized; repeatable.
     #[arg(long = "penalty", value_name = "COST=WEIGHT", value_parser = cost)]
     penalties: Vec<(String, f64)>,
     /// Start from the distribution that this study has now.

@@ -306,7 +306,7 @@ fn progress(study: &Study) -> Vec<Row> {
         row("generation", p.generation),
         row("convergence", format!("{:.3}", p.convergence)),
         row(
-            &format!("best {}", loss(study).to_lowercase()),
+            asng_controller::pictures::words::best(study),
             or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id))),
         ),
         row("pending", p.pending),
@@ -361,7 +361,7 @@ pub(crate) fn architecture_rows(study: &Study) -> Vec<[String; 4]> {
 /// Points of a front that a person compares.
 const POINTS: usize = 12;
 
-/// What has been paid for which loss, or value.
+/// Formats the best losses, or values, by cost.
 fn front(front: &Front, loss: &str) -> String {
     let points = &front.points;
     let title = format!("{loss} against {} among what was evaluated", front.cost);
