@@ -95,7 +95,7 @@ pub fn sections(sight: &Sight) -> Vec<Section> {
         theta,
         drawn("convergence", "Convergence", course::convergence(sight)),
         drawn("loss", losses_title, losses),
-        drawn("architecture", "Final architecture as things stand", architecture(sight)),
+        drawn("architecture", "Current best guess", architecture(sight)),
         drawn("front", front_title, front::panels(sight)),
         trainers,
         reports,
@@ -160,13 +160,13 @@ pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
             (what, course::losses(sight), no_trace)
         }
         Picture::Architecture => {
-            let nothing = "no graph can be drawn: no variable is called NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
-                           stage0.block0, as docs/external-trainers.md says";
+            let nothing = "no graph can be drawn: no variable is named NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
+                           stage0.block0 (docs/external-trainers.md describes these names)";
             ("architecture", architecture(sight), nothing)
         }
         Picture::Front => {
             let what = if maximizes { "value against cost" } else { "loss against cost" };
-            (what, front::panels(sight), "no report of the study has given costs")
+            (what, front::panels(sight), "no report of the study has costs")
         }
     };
     if panels.is_empty() {
@@ -176,5 +176,5 @@ pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
 }
 
 const WARM_UP: &str = "no architecture has been ranked yet: the study is in its warm-up, whose steps train the weights alone";
-const NO_TRACE: &str = "the controller tells nothing of how the search went: no report has been applied yet, or the controller \
-                        is older than this program";
+const NO_TRACE: &str = "the controller has no trace of the search: no report has been applied yet, or the controller is older \
+                        than this program";

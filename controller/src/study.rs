@@ -967,7 +967,7 @@ impl Study {
         self.search.as_ref().map(|search| search.asng.mode())
     }
 
-    /// The final architecture, as things stand: the mode, or what is chosen in its place where a limit is not known to be
+    /// Returns the current best guess at the final architecture: the mode, or what is chosen in its place where a limit is not known to be
     /// kept by it.
     pub fn chosen(&self) -> Option<Candidate> {
         let Search { asng, selection, .. } = self.search.as_ref()?;

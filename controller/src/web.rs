@@ -61,14 +61,14 @@ const PORT: u16 = 50052;
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
-    /// Address to serve HTTP on, as --listen takes it, or off: the live page for browsers, /metrics for Prometheus, /healthz and /readyz for
-    /// probes. With https:// before it, under TLS with the certificate of --tls-cert. The page asks for a token where
-    /// tokens are in use; whoever reads the metrics learns the names of studies
+    /// Address to serve HTTP on, in the form of --listen, or off: the live page for browsers, /metrics for Prometheus, /healthz and
+    /// /readyz for probes. https:// in front serves TLS with the certificate of --tls-cert. The page asks for a token if --token-file
+    /// is given; the metrics are open to all and contain the names of studies
     #[arg(long, env = "ASNG_HTTP", default_value = "127.0.0.1:50052")]
     #[arg(value_name = "[https://]ADDRESS|off", value_parser = Place::parse)]
     http: Place,
-    /// Path under which a reverse proxy shows the page, such as /asng: links, forms and the cookie begin with it. The page is
-    /// found at / as well, whether the proxy passes the prefix on or strips it
+    /// Path under which a reverse proxy serves the page, such as /asng; links, forms and the cookie start with it. The proxy may
+    /// pass the prefix on or strip it: the page is also served at /
     #[arg(long, env = "ASNG_HTTP_PREFIX", value_name = "PATH")]
     http_prefix: Option<Prefix>,
 }
@@ -428,7 +428,7 @@ async fn log_out(State(site): State<Site>, visitor: Visitor) -> impl IntoRespons
 impl http::Sight for Api {
     fn alive(&self) -> Result<(), String> {
         if self.studies.have_ended() {
-            return Err("the thread that owns the studies has ended".into());
+            return Err("the thread that owns the studies has died".into());
         }
         Ok(())
     }
@@ -445,7 +445,7 @@ impl http::Sight for Api {
         };
         match timeout(PATIENCE, answers).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("the studies have not answered within {PATIENCE:?}")),
+            Err(_) => Err(format!("the studies' thread did not answer within {PATIENCE:?}")),
         }
     }
 

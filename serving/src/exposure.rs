@@ -46,17 +46,17 @@ impl Exposure {
             _ if listen.ip().to_canonical().is_loopback() => None,
             None => Some(format!(
                 "would be in plain text. For TLS give --{prefix}tls-cert and --{prefix}tls-key, which \
-                 `asng-controller certs --host NAME` makes"
+                 `asng-controller certs --host NAME` creates"
             )),
             Some(Files { client_ca: None, .. }) if token_file.is_none() => Some(format!(
-                "would let anybody do anything. Give --{prefix}tls-client-ca, which `asng-controller \
-                 certs --host NAME` makes, or --{prefix}token-file"
+                "would give everyone full access. Give --{prefix}tls-client-ca, which `asng-controller \
+                 certs --host NAME` creates, or --{prefix}token-file"
             )),
             Some(_) => None,
         };
         if let Some(danger) = open_to_all {
             if !insecure {
-                bail!("serving other machines, on {listen}, {danger}; or say --{prefix}insecure");
+                bail!("serving other machines, on {listen}, {danger}; or give --{prefix}insecure");
             }
             warn!("insecure: serving other machines, on {listen}, {danger}");
         }

@@ -37,16 +37,15 @@ pub(crate) fn denied(denied: &Denied, server: &str) -> Status {
     let (reason, message) = match denied {
         Denied::NoToken => (
             "TOKEN_MISSING",
-            format!("this {server} wants a token: send it as `authorization: Bearer TOKEN`"),
+            format!("the {server} needs a token: send it as `authorization: Bearer TOKEN`"),
         ),
         Denied::Malformed => (
             "TOKEN_MALFORMED",
-            "the authorization of this request is not of the form `Bearer TOKEN`".into(),
+            "the header `authorization` is not of the form `Bearer TOKEN`".into(),
         ),
-        Denied::Unknown => (
-            "TOKEN_UNKNOWN",
-            format!("this token is not, or no longer, one that the {server} knows"),
-        ),
+        Denied::Unknown => {
+            ("TOKEN_UNKNOWN", format!("unknown or revoked token: the {server} does not accept it"))
+        }
         Denied::Role { method, needed, name, role } => {
             let message =
                 format!("{method} needs a token of role {needed}; {name:?} has role {role}");
@@ -58,7 +57,7 @@ pub(crate) fn denied(denied: &Denied, server: &str) -> Status {
 
 /// RESOURCE_EXHAUSTED for a client that asks too often, and may again after `wait`.
 pub(crate) fn too_many_requests(client: &Client, wait: Duration) -> Status {
-    let message = format!("too many requests of {client}: send this one again in {wait:.1?}");
+    let message = format!("too many requests from {client}: retry in {wait:.1?}");
     let mut details = ErrorDetails::with_retry_info(Some(wait));
     details.add_quota_failure_violation(client.to_string(), "requests a second");
     Status::with_error_details(Code::ResourceExhausted, message, details)
@@ -66,7 +65,7 @@ pub(crate) fn too_many_requests(client: &Client, wait: Duration) -> Status {
 
 /// DEADLINE_EXCEEDED, by the server's own limit.
 pub(crate) fn took_too_long(server: &str, limit: Duration) -> Status {
-    let message = format!("not answered within the {server}'s limit of {limit:?}");
+    let message = format!("no response within the {server}'s time limit of {limit:?}");
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
     Status::with_error_details(Code::DeadlineExceeded, message, details)
 }

@@ -220,7 +220,7 @@ async fn what_ends_a_study_for_good_asks_first() {
         let (code, shown) = on_a_terminal(&url, &format!("study {verb} s"), "n\n");
         assert_eq!((code, &*state()), (Some(1), "RUNNING"), "{shown}");
         assert!(shown.contains(&format!("{verb} study `s` (RUNNING, 0 reports) for good? [y/N]")));
-        assert!(shown.contains("the study stays as it was"), "{shown}");
+        assert!(shown.contains("cancelled; the study is unchanged"), "{shown}");
     }
     let (code, shown) = on_a_terminal(&url, "study stop s", "y\n");
     assert_eq!((code, &*state()), (Some(0), "STOPPED"), "{shown}");
@@ -343,7 +343,10 @@ fn the_doctor_says_what_is_wrong_where() {
     let lines = String::from_utf8(output.stdout).unwrap();
     let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!((&last["check"], &last["ok"]), (&"connection".into(), &false.into()));
-    assert!(last["detail"].as_str().unwrap().contains("is the controller running"), "{last}");
+    assert!(
+        last["detail"].as_str().unwrap().contains("check that the controller is running"),
+        "{last}"
+    );
 }
 
 #[test]

@@ -152,9 +152,9 @@ fn booleans_in_the_environment_are_words() {
     }
     for word in ["0", "False", "no", "off"] {
         let (code, log) = controller(word);
-        assert!(code == Some(2) && log.contains("or say --insecure"), "{log}");
+        assert!(code == Some(2) && log.contains("or give --insecure"), "{log}");
         let log = trainer(word);
-        assert!(log.contains("or say --serve-insecure"), "{log}");
+        assert!(log.contains("or give --serve-insecure"), "{log}");
     }
     let words = "expected 1, true, yes, on, 0, false, no or off";
     let (code, log) = controller("maybe");
@@ -189,12 +189,12 @@ fn nobody_is_served_in_plain_text_or_unknown_by_oversight() {
     assert!(
         text.starts_with("error: serving other machines, on 0.0.0.0:0, would be in plain text")
     );
-    assert!(text.contains("`asng-controller certs --host NAME` makes"), "{text}");
+    assert!(text.contains("`asng-controller certs --host NAME` creates"), "{text}");
     // Tokens do not make up for it: they could be read on their way.
     let tokens = [&plain[..], &["--token-file", "tokens.toml"]].concat();
     assert_eq!(refusal(&tokens), text);
     let unknown = refusal(&[&plain[..], &["--tls-cert", &cert, "--tls-key", &key]].concat());
-    assert!(unknown.contains("would let anybody do anything. Give --tls-client-ca"), "{unknown}");
+    assert!(unknown.contains("would give everyone full access. Give --tls-client-ca"), "{unknown}");
     assert!(!directory.path().join("state").exists());
 
     let mut insecure = Command::new(asng_controller());
@@ -218,7 +218,7 @@ async fn clients_that_ask_too_often_are_told_when_to_ask_again() {
         }
     };
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let message = "too many requests of address 127.0.0.1: send this one again in ";
+    let message = "too many requests from address 127.0.0.1: retry in ";
     assert!(status.message().starts_with(message), "{status}");
     let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
     assert!(wait <= Duration::from_millis(500), "{wait:?}");
@@ -263,5 +263,5 @@ async fn a_request_that_takes_too_long_ends() {
     let codec = ProstCodec::<_, v1::GetStudyResponse>::default();
     let status = client.client_streaming(Request::new(never_sent), path, codec).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_eq!(status.message(), "not answered within the controller's limit of 50ms");
+    assert_eq!(status.message(), "no response within the controller's time limit of 50ms");
 }

@@ -161,15 +161,15 @@ async fn people_read_of_values_and_not_of_losses() {
     let points = shown["fronts"][1]["points"].as_array().unwrap();
     assert!(points.is_sorted_by(|a, b| a["loss"].as_f64() < b["loss"].as_f64()), "{points:?}");
     assert!(run("study list").contains(&format!("{best:.4}")));
-    assert!(run("study watch max").contains(&format!("best {best:.4}")));
+    assert!(run("study watch max").contains(&format!("best value {best:.4}")));
 
     run("study report max --out max.html");
     let report = std::fs::read_to_string(directory.path().join("max.html")).unwrap();
     for words in [
         "Values and metrics",
         "best value",
-        "Values: median, and the middle half",
-        "The largest value for so many or fewer parameters",
+        "Values: median and interquartile range",
+        "Largest value by parameters: Pareto front",
     ] {
         assert!(report.contains(words), "{words}");
     }

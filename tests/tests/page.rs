@@ -75,7 +75,7 @@ async fn a_page_follows_a_search_and_pauses_resumes_and_stops_it() {
     assert_eq!(browser.run("return document.activeElement.textContent"), "Stop…");
 
     browser.click("Stop…");
-    browser.click("Stop it for good");
+    browser.click("Stop the study");
     browser.wait(&format!("return {STATE} === 'STOPPED'"));
     assert!(browser.run("return document.querySelector('.controls button')").is_null());
 
@@ -126,7 +126,7 @@ async fn whoever_has_a_token_logs_in_and_sees_and_does_what_it_allows() {
     browser.type_into("token", "a-secret-of-nobody-here");
     browser.click("Log in");
     browser.wait("return document.querySelector('.fault')");
-    assert!(browser.text().contains("this token is not, or no longer, one that"));
+    assert!(browser.text().contains("unknown or revoked token"));
     browser.type_into("token", "a-secret-of-the-guest");
     browser.click("Log in");
     browser.wait("return document.querySelector('.title')");
@@ -321,11 +321,11 @@ async fn a_study_that_maximizes_has_values_and_no_losses() {
                 format!("best {loss}"),
                 format!("{losses} and metrics"),
                 format!("{losses} of ranked architectures"),
-                format!("The {best} {loss} for so many or fewer parameters"),
+                format!("{best} {loss} by parameters: Pareto front"),
             ]
         };
-        let losses = words("loss", "Losses", "smallest").map(|words| page.contains(&words));
-        let values = words("value", "Values", "largest").map(|words| page.contains(&words));
+        let losses = words("loss", "Losses", "Smallest").map(|words| page.contains(&words));
+        let values = words("value", "Values", "Largest").map(|words| page.contains(&words));
         let maximizes = direction == v1::Direction::Maximize;
         assert_eq!((losses, values), ([!maximizes; 4], [maximizes; 4]), "{page}");
         let request = v1::DeleteStudyRequest { name: "s".into() };
@@ -493,8 +493,8 @@ fn other_machines_are_not_shown_a_page_by_oversight() {
     fs::write(&tokens, GUEST).unwrap();
     let tokens = format!("--token-file={}", tokens.display());
     for (arguments, status, words) in [
-        (&[][..], 403, "would let anybody do anything. Give --token-file; or say --insecure"),
-        (&[&*tokens], 403, "would be in plain text. Say --http https://"),
+        (&[][..], 403, "would give everyone full access. Give --token-file; or give --insecure"),
+        (&[&*tokens], 403, "would be in plain text. Give --http https://"),
         (&["--insecure"], 200, "There are no studies yet"),
         (&[&*tokens, "--insecure"], 303, ""),
     ] {

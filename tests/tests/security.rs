@@ -217,14 +217,14 @@ async fn a_token_allows_what_its_role_does() {
     HealthClient::new(controller.channel()).check(check).await.unwrap();
     let get = v1::GetStudyRequest { name: "s".into() };
     let status = studies.get_study(get.clone()).await.unwrap_err();
-    let message = "this controller wants a token: send it as `authorization: Bearer TOKEN`";
+    let message = "the controller needs a token: send it as `authorization: Bearer TOKEN`";
     assert_eq!(told(&status), (Code::Unauthenticated, "TOKEN_MISSING".into(), message.into()));
     let mut reflection = ServerReflectionClient::new(controller.channel());
     let ask = tokio_stream::once(ServerReflectionRequest::default());
     let status = reflection.server_reflection_info(ask).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     let status = studies.get_study(bearing("unknown", get.clone())).await.unwrap_err();
-    let message = "this token is not, or no longer, one that the controller knows";
+    let message = "unknown or revoked token: the controller does not accept it";
     assert_eq!(told(&status), (Code::Unauthenticated, "TOKEN_UNKNOWN".into(), message.into()));
 
     for (token, name) in [(&viewer, "a-viewer"), (&trainer, "a-trainer")] {

@@ -283,7 +283,7 @@ async fn who_may_not_ask_is_refused() {
         (status.code(), reason, status.message().to_owned())
     };
     let nobody = told(client.get_status(v1::GetStatusRequest {}).await.unwrap_err());
-    let wants = "this trainer wants a token: send it as `authorization: Bearer TOKEN`";
+    let wants = "the trainer needs a token: send it as `authorization: Bearer TOKEN`";
     assert_eq!(nobody, (Code::Unauthenticated, "TOKEN_MISSING".into(), wants.into()));
     client.get_status(bearing(&viewer.0, v1::GetStatusRequest {})).await.unwrap();
     let evaluation = bearing(&viewer.0, evaluation("", vec![0; 30], 0));

@@ -88,7 +88,7 @@ pub fn directory(work_dir: &Path, study: &v1::Study) -> PathBuf {
     work_dir.join("studies").join(format!("{}-{}", study.name, study.study_id))
 }
 
-/// The final architecture of a study, as things stand.
+/// The current best guess at the final architecture of a study.
 pub fn chosen(study: &v1::Study) -> Option<v1::Architecture> {
     study.chosen.as_ref()?.architecture.clone()
 }
@@ -135,10 +135,10 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// The architecture that a command is about.
 #[derive(Clone, Debug, Args)]
 pub struct Subject {
-    /// The study whose architecture, space and settings are meant
+    /// Study whose architecture, space and settings are used
     #[arg(long)]
     pub study: Option<String>,
-    /// The architecture: "chosen" (the study's final one as things stand: the most likely one, within the limits on costs),
+    /// The architecture: "chosen" (the study's current best guess: the most likely one, within the limits on costs),
     /// "mode" (the most likely one), "incumbent" (the one with the smallest loss reported), "selected" (the one that
     /// `asng-trainer select` chose, in --work-dir), "random:SEED" (drawn uniformly), or a JSON file [default: chosen]
     #[arg(long, value_name = "WHICH")]
@@ -323,7 +323,7 @@ pub(crate) fn draw(space: &Space, seed: u64) -> anyhow::Result<Vec<i64>> {
 /// Which architecture a person named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The final one of the study, as things stand.
+    /// The study's current best guess at the final one.
     Chosen,
     /// The most likely one of the study.
     Mode,

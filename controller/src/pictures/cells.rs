@@ -39,7 +39,7 @@ const TOP: f64 = 26.0;
 /// The name of a node that is the cell's result.
 const OUTPUT: &str = "output";
 
-/// Returns the final architecture as things stand, which is the most likely one if nothing else is known.
+/// Returns the current best guess at the final architecture: the most likely one if nothing else is known.
 pub(super) fn architecture(sight: &Sight) -> Option<&Architecture> {
     let chosen = sight.study.chosen.as_ref().and_then(|chosen| chosen.architecture.as_ref());
     chosen.or(sight.study.mode.as_ref())

@@ -31,7 +31,7 @@ const BELOW: f64 = 34.0;
 /// What a block does that is left out.
 const SKIP: &str = "skip";
 
-/// Returns a panel with the final architecture as things stand, if its space is a chain.
+/// Returns a panel with the current best guess at the final architecture, if its space is a chain.
 pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
     let Some(architecture) = cells::architecture(sight) else { return Vec::new() };
     let stages = stages(&sight.study.variables, &architecture.values);

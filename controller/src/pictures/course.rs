@@ -35,7 +35,7 @@ pub(super) fn convergence(sight: &Sight) -> Vec<Panel> {
     ];
     let charts = [
         ("Convergence, and entropy of the distribution", Scale::Unit, both),
-        ("Delta: the step is delta_init / Delta", Scale::Fit, delta),
+        ("Delta (step size = delta_init / Delta)", Scale::Fit, delta),
         ("Signal-to-noise ratio of the updates", Scale::Fit, signal),
     ];
     let panels = charts.into_iter().filter_map(|(title, scale, layers)| {
@@ -54,9 +54,9 @@ pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
     let diverged: Vec<f64> = diverged.map(|point| point.applied as f64).collect();
     let total: u64 = sight.trace.iter().map(|point| point.diverged).fold(0, u64::saturating_add);
     let losses = words::losses(&sight.study);
-    let mut title = format!("{losses} of ranked architectures: median, and the middle half");
+    let mut title = format!("{losses} of ranked architectures: median and interquartile range");
     if total > 0 {
-        title = format!("{losses}: median, and the middle half; {total} diverged (marks below)");
+        title = format!("{losses}: median and interquartile range; {total} diverged (marks below)");
     }
     let median = bands().map(|(x, band)| (x, band.median)).collect();
     let layers = vec![

@@ -43,8 +43,8 @@ fn chart(sight: &Sight, front: &Front) -> Chart {
         };
         layers.extend(shape.map(|shape| Layer { ink: Ink::Green, shape }));
     }
-    let best = if words::maximizes(&sight.study) { "largest value" } else { "smallest loss" };
-    let title = format!("The {best} for so many or fewer {cost}");
+    let best = if words::maximizes(&sight.study) { "Largest value" } else { "Smallest loss" };
+    let title = format!("{best} by {cost}: Pareto front of the evaluated architectures");
     Chart { title, x: cost.clone(), scale: Scale::Fit, layers }
 }
 

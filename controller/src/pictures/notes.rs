@@ -411,7 +411,7 @@ mod tests {
             }],
             ..trainer("gpu-1", &["inpaint-cat"], "")
         };
-        let expected = "gpu-1 has set this study aside: none of the 2 checkpoints is whole; tries again in 40s";
+        let expected = "gpu-1 has set this study aside: none of the 2 checkpoints is whole; tries again in 40 s";
         let waiting = study(StudyState::Waiting);
         assert_eq!(told(&waiting, &[aside("faces", "f1")]), [expected]);
         let mut over = aside("faces", "f1");

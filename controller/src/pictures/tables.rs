@@ -34,7 +34,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
     facts.extend(sight.rate.map(|rate| ("rate", format!("{rate:.2} steps/s"))));
     facts.extend(eta.map(|eta| ("time left", words::brief(eta))));
     let counts = [
-        ("outstanding", p.outstanding),
+        ("steps in progress", p.outstanding),
         ("pending", p.pending),
         ("stale", p.stale),
         ("duplicate", p.duplicate),
@@ -79,7 +79,7 @@ pub(super) fn trainers(sight: &Sight) -> Option<Markup> {
             div.wide { table {
                 thead { tr {
                     th scope="col" { "trainer" }
-                    th scope="col" { "last heard of" }
+                    th scope="col" { "last seen" }
                     th scope="col" { "holds" }
                     th.figure scope="col" { "applied" }
                     th.figure scope="col" { "stale" }

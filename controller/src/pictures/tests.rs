@@ -570,8 +570,8 @@ fn tables_have_a_row_for_each_trainer_and_the_latest_reports() {
     let rows = |id| section(id).descendants().filter(|n| n.has_tag_name("tr")).count();
     assert_eq!((rows("trainers"), rows("reports")), (1 + 2, 1 + 20));
     assert!(text.contains("1.5000, diverged"), "{text}");
-    assert!(text.contains("50s ago") && text.contains("step 20001"), "{text}");
-    assert!(text.contains("20000 of 39000 (51.3 %)") && text.contains("48m 43s"), "{text}");
+    assert!(text.contains("50 s ago") && text.contains("step 20001"), "{text}");
+    assert!(text.contains("20000 of 39000 (51.3 %)") && text.contains("48 min 43 s"), "{text}");
 }
 
 #[test]

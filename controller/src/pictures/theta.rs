@@ -47,7 +47,7 @@ pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
 pub(super) fn note(sight: &Sight) -> Option<String> {
     let variables = sight.distribution.as_ref()?.marginals.len();
     (variables > VARIABLES).then(|| {
-        format!("{VARIABLES} of {variables} variables; `asngctl study distribution` prints all.")
+        format!("The first {VARIABLES} of {variables} variables; `asngctl study distribution` prints all.")
     })
 }
 
@@ -106,7 +106,7 @@ fn panel(group: Option<&str>, rows: &[&Row<'_>], cells: usize) -> Panel {
         }
     };
     let likely: Vec<_> = rows.iter().map(|row| likeliest(row)).collect();
-    let label = format!("The likeliest of each variable: {}", likely.join(", "));
+    let label = format!("The most likely value of each variable: {}", likely.join(", "));
     Panel { width: WIDTH, height: top + rows.len() as f64 * ROW + 2.0, label, body }
 }
 

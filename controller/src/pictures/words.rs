@@ -63,10 +63,15 @@ pub fn choice(variable: &Variable, value: i64) -> String {
     .unwrap_or_else(|| value.to_string())
 }
 
-/// A duration in its two largest units.
+/// Formats a duration in its two largest units, such as "2 days 23 h".
 pub fn brief(duration: Duration) -> String {
     let text = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    let part = |part: &str| {
+        let unit = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let count = &part[..part.len() - unit.len()];
+        format!("{count} {}", if unit == "m" { "min" } else { unit })
+    };
+    text.split(' ').take(2).map(part).collect::<Vec<_>>().join(" ")
 }
 
 /// How long ago something was.
@@ -89,6 +94,30 @@ pub fn number(value: f64) -> String {
     } else {
         format!("{value:.3e}")
     }
+}
+
+/// Formats a cost in three digits with its unit, such as "4.78 M MACs".
+pub fn cost(name: &str, value: f64) -> String {
+    // Rounded first, so that 999,999 is 1 M and not 1000 k.
+    let rounded: f64 = format!("{value:.2e}").parse().unwrap_or(value);
+    let number = match rounded.abs() {
+        1e9..1e12 => format!("{} G", rounded / 1e9),
+        1e6..1e9 => format!("{} M", rounded / 1e6),
+        1e3..1e6 => format!("{} k", rounded / 1e3),
+        size if size == 0.0 || (1e-3..1e3).contains(&size) => rounded.to_string(),
+        _ => format!("{rounded:e}"),
+    };
+    let unit = match name {
+        "macs" => "MACs",
+        "latency_ms" => "ms",
+        name => name,
+    };
+    format!("{number} {unit}")
+}
+
+/// Returns the number of steps that trainers hold, such as "1 step in progress".
+pub fn in_progress(steps: u64) -> String {
+    format!("{steps} {} in progress", if steps == 1 { "step" } else { "steps" })
 }
 
 /// Spaces that a trainer cannot serve, a line for each.
@@ -150,8 +179,14 @@ mod tests {
             [0.0, 0.5, -12.0, 1e-9].map(number),
             ["0.0000", "0.5000", "-12.0000", "1.000e-9"]
         );
-        assert_eq!(brief(Duration::from_millis(93_784_900)), "1day 2h");
-        assert_eq!(brief(Duration::from_millis(900)), "0s");
+        assert_eq!(brief(Duration::from_millis(93_784_900)), "1 day 2 h");
+        assert_eq!(brief(seconds(2 * 86_400 + 62)), "2 days 1 min");
+        assert_eq!(brief(Duration::from_millis(900)), "0 s");
+        assert_eq!(cost("macs", 4_780_352.0), "4.78 M MACs");
+        assert_eq!(cost("parameters", 19_794.0), "19.8 k parameters");
+        assert_eq!(cost("parameters", 999_999.0), "1 M parameters");
+        assert_eq!(cost("latency_ms", 3.24159), "3.24 ms");
+        assert_eq!([0.0, 12.5, 1e-7].map(|x| cost("x", x)), ["0 x", "12.5 x", "1e-7 x"]);
         assert_eq!(short("größer", 6), "größer");
         assert_eq!(short("größere", 6), "größe…");
     }

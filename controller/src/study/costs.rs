@@ -282,7 +282,7 @@ impl Selection {
             && self.fronts.iter().all(|(cost, front)| is_label(cost) && sound(front))
     }
 
-    /// The final architecture, as things stand: the mode, if there is no limit or it was evaluated within all; else the
+    /// Returns the current best guess at the final architecture: the mode, if there is no limit or it was evaluated within all; else the
     /// most probable candidate.
     pub(super) fn chosen(&self, asng: &Asng, rules: &[CostRule]) -> Option<Candidate> {
         let mode = asng.mode().settled(asng.variables());

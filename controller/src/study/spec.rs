@@ -21,7 +21,7 @@ const MAX_SETTINGS: usize = 100;
 const MAX_VALUES_PER_STEP: usize = 1 << 18;
 /// Bounds a study's state: probabilities and integers' parameters.
 const MAX_PARAMETERS: usize = 1 << 17;
-const MAX_STEPS: u64 = 1_000_000_000_000;
+const MAX_STEPS: u64 = 1_000_000_000_000; // 10^12 and 10^9 in the texts below.
 const MAX_EVERY: u64 = 1_000_000_000;
 const MAX_LABELS: usize = 50;
 /// Longest definition of a space, in bytes.
@@ -363,15 +363,15 @@ impl Spec {
             ("algorithm.steps_per_update", self.steps_per_update(), 1),
         ] {
             if !(least..=MAX_LAMBDA).contains(&value) {
-                refuse(field, format!("{value} is not in {least}..={MAX_LAMBDA}"));
+                refuse(field, format!("is {value}; must be between {least} and {MAX_LAMBDA}"));
             }
         }
         if self.max_staleness() > 1_000_000 {
-            refuse("algorithm.max_staleness", "must be in 0..=1000000".into());
+            refuse("algorithm.max_staleness", "must be between 0 and 1000000".into());
         }
         let warmup_steps = self.warmup_steps();
         if warmup_steps > 0 && self.lambda_x() == 0 {
-            let description = "the warm-up trains weights, which lambda_x = 0 says there are none of; leave warmup_steps out";
+            let description = "a warm-up trains weights, and lambda_x = 0 means that there are none; leave warmup_steps out";
             refuse("algorithm.warmup_steps", description.into());
         } else if warmup_steps > self.max_steps {
             let description = format!("{warmup_steps} is above stop.max_steps, {}", self.max_steps);
@@ -381,7 +381,7 @@ impl Spec {
             refuse(&format!("algorithm.{}", error.field), error.to_string());
         }
         if !(1..=MAX_STEPS).contains(&self.max_steps) {
-            refuse("stop.max_steps", format!("{} is not in 1..={MAX_STEPS}", self.max_steps));
+            refuse("stop.max_steps", format!("is {}; must be between 1 and 10^12", self.max_steps));
         }
         if self.max_duration.is_some_and(|duration| !DURATION_RANGE.contains(&duration)) {
             refuse("stop.max_duration", "must be from 1 s to 10 years".into());
@@ -422,10 +422,10 @@ impl Spec {
         }
         match self.retention {
             Some(Retention::Every(every)) if !(1..=MAX_EVERY).contains(&every) => {
-                refuse("retention.every", format!("must be in 1..={MAX_EVERY}"));
+                refuse("retention.every", "must be between 1 and 10^9".into());
             }
             Some(Retention::Last(last)) if !(1..=MAX_STEPS).contains(&last) => {
-                refuse("retention.last", format!("must be in 1..={MAX_STEPS}"));
+                refuse("retention.last", "must be between 1 and 10^12".into());
             }
             _ => {}
         }

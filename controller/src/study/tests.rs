@@ -632,7 +632,7 @@ fn a_rule_about_a_cost_that_is_not_reported_fails_the_study() {
 fn a_rejected_study_fails_with_the_reasons() {
     let waiting = Spec { space: "enas-micro".into(), variables: Vec::new(), ..spec() };
     let mut bench = Bench::new(waiting);
-    let reasons = vec![Violation::new("settings.cells", "2 is not in 3..=50")];
+    let reasons = vec![Violation::new("settings.cells", "is 2; must be between 3 and 50")];
     bench.study.reject(reasons.clone(), bench.now).unwrap();
     assert_eq!(*bench.study.state(), State::Failed(reasons));
     assert!(bench.study.describe(spec().variables, None, bench.now).is_err());

@@ -78,20 +78,22 @@ impl Door {
         let danger = if loopback || insecure {
             None
         } else if !gate.wants_tokens() {
-            Some("would let anybody do anything. Give --token-file".into())
+            Some("would give everyone full access. Give --token-file".into())
         } else if !https {
             Some(format!(
-                "would be in plain text. Say --http https://{address}, with --tls-cert and --tls-key, which \
-                 `asng-controller certs --host NAME` makes"
+                "would be in plain text. Give --http https://{address} with --tls-cert and --tls-key, which \
+                 `asng-controller certs --host NAME` creates"
             ))
         } else {
             None
         };
         let closed = danger.map(|danger| {
-            format!("showing the page to other machines, on {address}, {danger}; or say --insecure")
+            format!(
+                "serving the page to other machines, on {address}, {danger}; or give --insecure"
+            )
         });
         if let Some(closed) = &closed {
-            info!("there is no page for people: {closed}");
+            info!("the live page is disabled: {closed}");
         }
         let local = loopback && !gate.wants_tokens();
         Door { gate, sessions: Mutex::default(), closed, local, https, prefix }
@@ -166,7 +168,7 @@ impl Door {
         let host = text(headers, &HOST).unwrap_or_default();
         if self.local && !is_loopback(host) {
             return refuse(
-                "this page is for this machine alone: open it under localhost or 127.0.0.1",
+                "this page is served to this machine only: open it as localhost or 127.0.0.1",
             );
         }
         let own = match (text(headers, &SEC_FETCH_SITE), text(headers, &ORIGIN)) {
@@ -177,7 +179,9 @@ impl Door {
             (None, None) => false,
         };
         if *method == Method::POST && !own {
-            return refuse("this did not come from a page of this controller");
+            return refuse(
+                "this form was not sent from a page of this controller: open the page and try again",
+            );
         }
         Ok(())
     }

@@ -155,8 +155,8 @@ pub(super) fn controls(prefix: &Prefix, study: &Study, elsewhere: Option<&str>) 
     };
     html! {
         @match (elsewhere, study.state()) {
-            (Some(""), _) => span.note { "No controller owns this study now." },
-            (Some(address), _) => span.note { "Owned by the controller at " code { (address) } ", where it can be paused and stopped." },
+            (Some(""), _) => span.note { "No running controller owns this study." },
+            (Some(address), _) => span.note { "The controller at " code { (address) } " owns this study: pause or stop it there." },
             (None, StudyState::Waiting) => (stop()),
             (None, StudyState::Running) => { (post("pause", "Pause")) (stop()) },
             (None, StudyState::Paused) => { (post("resume", "Resume")) (stop()) },
@@ -176,12 +176,12 @@ pub(super) fn ask_to_stop(frame: &Frame, study: &Study) -> Markup {
         html! {
             h1 { "Stop " (study.name) "?" }
             p {
-                "It has done " (applied) " of " (max_steps) " steps. Stopping ends it for good: what has been found stays, but it "
-                "cannot be resumed. To go on later, pause it."
+                (applied) " of " (max_steps) " steps are done. A stopped study cannot be resumed; its results stay. To continue "
+                "later, pause it."
             }
             div.controls {
                 form method="post" action={ (here) "/stop" } {
-                    button.danger { "Stop it for good" }
+                    button.danger { "Stop the study" }
                 }
                 a href=(here) { "Back to the study" }
             }
@@ -205,8 +205,7 @@ pub(super) fn log_in(frame: &Frame, to: &str, fault: Option<&str>) -> Markup {
                 button { "Log in" }
                 @if let Some(fault) = fault { p.fault role="alert" { (fault) } }
                 p.note #about {
-                    "This controller shows its studies to whoever has one of its tokens, which "
-                    code { "asng-controller token" } " makes."
+                    "This controller needs a token; " code { "asng-controller token" } " creates one."
                 }
             }
         },
@@ -267,9 +266,8 @@ pub(super) fn studies(
         @if rows.is_empty() && listing.is_filtered() {
             p { "No study matches." }
         } @else if rows.is_empty() && newest {
-            p { "There are no studies yet. On this machine," }
-            pre { code { "asngctl study create first --space enas-micro --preset quick" } }
-            p { "creates one; " code { "asng-trainer serve" } " works on it." }
+            p { "There are no studies yet. Create one and start a trainer, on this machine with" }
+            pre { code { "asngctl study create first --space enas-micro --preset quick\nasng-trainer serve" } }
         } @else {
             p.note { (total) (matching) @if total == 1 { " study" } @else { " studies" } }
             div.wide tabindex="0" role="region" aria-label="Studies" { table.studies {
@@ -318,12 +316,12 @@ pub(super) fn trainers(prefix: &Prefix, trainers: &[Trainer], now: SystemTime) -
     };
     html! {
         @if trainers.is_empty() {
-            p { "No trainer has asked this controller for work since its start; " code { "asng-trainer serve" } " starts one." }
+            p { "No trainer has asked this controller for work since its start. Start one with " code { "asng-trainer serve" } "." }
         } @else {
             div.wide tabindex="0" role="region" aria-label="Trainers" { table.trainers {
                 thead { tr {
                     th scope="col" { "trainer" }
-                    th scope="col" { "last heard of" }
+                    th scope="col" { "last seen" }
                     th scope="col" { "works on" }
                     th scope="col" { "serves" }
                     th scope="col" { "data sets" }

@@ -113,7 +113,7 @@ pub(super) async fn follow(
     subject: Subject,
 ) -> Result<Response, Status> {
     let place = site.views.places.clone().try_acquire_owned().map_err(|_| {
-        Status::unavailable("too many pages are open; this one is brought up to date by a reload")
+        Status::unavailable("too many pages are open; reload this one to update it")
     })?;
     if let Subject::Study(name) = &subject {
         let request = v1::GetStudyRequest { name: name.clone() };
@@ -145,7 +145,7 @@ async fn tell(
     let mut told: Option<Arc<Drawing>> = None;
     loop {
         let Some(drawing) = next(&mut view, opened).await else {
-            let gone = Event::default().event("end").data("This study is no longer here.");
+            let gone = Event::default().event("end").data("This study does not exist any more.");
             let _ = sender.send(Ok(gone)).await;
             return;
         };

@@ -116,7 +116,7 @@ mod tests {
     fn a_batch_that_cannot_be_filled_is_refused() {
         for batch_size in [0, 11] {
             let error = Batches::new(0, 10, batch_size).unwrap_err();
-            assert!(error.to_string().contains("is not in 1..=10"), "{error}");
+            assert!(error.to_string().contains("must be between 1 and 10,"), "{error}");
         }
     }
 }

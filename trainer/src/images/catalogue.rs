@@ -266,7 +266,7 @@ mod tests {
         );
         for size in [15, 257, -1] {
             let error = open(&catalogue, "cats", Some(size)).to_string();
-            assert_eq!(error, format!("image size {size} is not in 16..=256"));
+            assert_eq!(error, format!("image size {size} must be between 16 and 256"));
         }
     }
 

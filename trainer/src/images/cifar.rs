@@ -120,7 +120,7 @@ impl Files {
         if let Some((record, label)) = labels.enumerate().find(|(_, label)| **label >= self.classes)
         {
             let last = self.classes - 1;
-            return refuse(format!("record {record}: label {label} is not in 0..={last}"));
+            return refuse(format!("record {record}: label {label} must be between 0 and {last}"));
         }
         let shape = [records as i64, record_bytes as i64];
         Ok(Tensor::from_data_size(&bytes, &shape, Kind::Uint8))
@@ -257,7 +257,10 @@ mod tests {
     #[test]
     fn a_label_that_is_no_class_names_file_and_record() {
         let error = complaint("data_batch_2.bin", |content| content[3 * 3073] = 37);
-        assert!(error.contains("data_batch_2.bin: record 3: label 37 is not in 0..=9"), "{error}");
+        assert!(
+            error.contains("data_batch_2.bin: record 3: label 37 must be between 0 and 9"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -57,10 +57,10 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] files::Error),
     /// The image size is out of range.
-    #[error("image size {0} is not in {min}..={max}", min = IMAGE_SIZES.start(), max = IMAGE_SIZES.end())]
+    #[error("image size {0} must be between {min} and {max}", min = IMAGE_SIZES.start(), max = IMAGE_SIZES.end())]
     ImageSize(i64),
     /// A batch cannot be filled.
-    #[error("batch size {batch_size} is not in 1..={examples}, the number of examples")]
+    #[error("batch size {batch_size} must be between 1 and {examples}, the number of examples")]
     BatchSize {
         /// The batch size asked for.
         batch_size: usize,

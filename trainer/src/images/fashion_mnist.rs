@@ -65,7 +65,7 @@ fn images(directory: &Path, part: &str, records: usize) -> Result<Images, Error>
     if let Some(record) = labels.iter().position(|label| usize::from(*label) >= CLASSES.len()) {
         return Err(malformed(
             &file,
-            format!("record {record}: label {} is not in 0..=9", labels[record]),
+            format!("record {record}: label {} must be between 0 and 9", labels[record]),
         ));
     }
     let count = records as i64;
@@ -240,7 +240,7 @@ mod tests {
     fn a_label_that_is_no_class_names_file_and_record() {
         let labels = idx(LABELS_MAGIC, &[3], [4, 10, 0].into_iter());
         let error = complaint("t10k-labels-idx1-ubyte.gz", &labels);
-        assert!(error.contains("ubyte.gz: record 1: label 10 is not in 0..=9"), "{error}");
+        assert!(error.contains("ubyte.gz: record 1: label 10 must be between 0 and 9"), "{error}");
     }
 
     #[test]

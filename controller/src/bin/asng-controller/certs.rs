@@ -1,4 +1,4 @@
-//! Makes a private certificate authority and the certificates that it signs.
+//! Creates a private certificate authority and the certificates that it signs.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,20 +22,20 @@ const CA_DAYS: u32 = 3653;
 /// The certificate of a client, when none is named.
 const CLIENT: &str = "client";
 
-/// An authority that is there is used again: so a client can be added later, or a certificate renewed.
+/// An existing authority is reused, so that a client can be added later, or a certificate renewed.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Directory of the files, made if it is not there.
+    /// Directory to write the files to, created if it does not exist.
     #[arg(long, value_name = "DIR", default_value = "certs")]
     out: PathBuf,
     /// Name or address by which clients reach the controller; repeatable [default: localhost, 127.0.0.1, ::1 and this
     /// machine's name].
     #[arg(long = "host", value_name = "NAME")]
     hosts: Vec<String>,
-    /// Name of a client that is to have a certificate; repeatable [default: client].
+    /// Name of a client to create a certificate for; repeatable [default: client].
     #[arg(long = "client", value_name = "NAME")]
     clients: Vec<String>,
-    /// For how long the certificates are valid; the authority is for ten years.
+    /// Days for which the certificates are valid; the authority is valid for ten years.
     #[arg(long, value_name = "N", default_value_t = 397)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
@@ -44,7 +44,7 @@ pub(crate) struct Options {
     force: bool,
 }
 
-/// Makes what is not there yet, and prints how to use it.
+/// Creates the files that do not exist yet, and prints how to use them.
 pub(crate) fn make(options: &Options) -> anyhow::Result<()> {
     let Options { out, hosts, clients, days, force } = options;
     let mut wanted = vec![("server", !hosts.is_empty())];
@@ -53,9 +53,9 @@ pub(crate) fn make(options: &Options) -> anyhow::Result<()> {
         wanted.push((CLIENT, false));
     }
     for (i, (name, _)) in wanted.iter().enumerate() {
-        ensure!(is_name(name), "{name:?} cannot be the name of a file: use a-z, 0-9, '-', '.'");
+        ensure!(is_name(name), "{name:?} cannot be the name of a file: use a-z, 0-9, '-' and '.'");
         let taken = *name == "ca" || wanted[..i].iter().any(|(other, _)| other == name);
-        ensure!(!taken, "{name:?} cannot be the name of a client: it is another's");
+        ensure!(!taken, "{name:?} cannot be the name of a client: it is in use");
     }
     // What was not named stays as it is.
     wanted.retain(|(name, named)| *named || !out.join(format!("{name}.pem")).exists());
@@ -110,7 +110,11 @@ fn authority(out: &Path) -> anyhow::Result<Issuer<'static, KeyPair>> {
             write(out, "ca.pem", 0o644, &ca.self_signed(&pair)?.pem())?;
             Ok(Issuer::new(ca, pair))
         }
-        _ => bail!("of {} and {} only one is there", cert.display(), key.display()),
+        _ => bail!(
+            "only one of {} and {} exists: restore the other, or move it away",
+            cert.display(),
+            key.display()
+        ),
     }
 }
 
@@ -162,13 +166,13 @@ fn print_usage(out: &str, host: &str, client: &str) {
     );
     println!(
         "
-The controller:
+Start the controller:
   asng-controller --listen 0.0.0.0:50051 --tls-cert {out}/server.pem \\
     --tls-key {out}/server-key.pem --tls-client-ca {out}/ca.pem
-A trainer, with ca.pem, {client}.pem and {client}-key.pem:
+Start a trainer, which needs ca.pem, {client}.pem and {client}-key.pem:
   asng-trainer serve {connect}
-A person, with the same files:
+Use the command line, with the same files:
   asngctl {connect} study list
-Keep ca-key.pem to yourself: whoever has it can make clients."
+Keep ca-key.pem secret: anyone who has it can create client certificates."
     );
 }

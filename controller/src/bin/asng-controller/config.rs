@@ -1,4 +1,4 @@
-//! What `serve` is told: by flags, else the environment, else a TOML file, else defaults. An option is declared once, in
+//! Reads the options of `serve` from flags, else the environment, else a TOML file, else defaults. An option is declared once, in
 //! [`Options`]; the file's values are installed as its defaults, so they are checked as those of flags are.
 
 use std::{
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::{backup, certs, token};
 
-/// Owns the studies of a neural architecture search: hands out steps to trainers, takes their reports, moves the
+/// Runs the studies of a neural architecture search: leases steps to trainers, stores their reports and updates the
 /// distributions.
 #[derive(Parser)]
 #[command(name = "asng-controller", version, after_help = EXAMPLES)]
@@ -45,29 +45,31 @@ Examples:
     asng-controller --listen 0.0.0.0:50051 --tls-client-ca certs/ca.pem \\
       --tls-cert certs/server.pem --tls-key certs/server-key.pem
 
-Everything is kept in the state directory; a report that was acknowledged survives a crash at any moment. SIGTERM ends \
-it after the requests that run, a second one at once; SIGHUP reads certificates and tokens again, as do their changes.
+All state is kept in the state directory; an acknowledged report survives a crash at any moment. After SIGTERM, running requests \
+finish and the controller exits; a second SIGTERM ends it at once. Certificates and tokens are read again on SIGHUP and when their \
+files change.
 
-Exit status: 0 when it was asked to end, 1 on an error, 2 when the command line or configuration is wrong.";
+Exit status: 0 after SIGTERM or Ctrl-C, 1 on an error, 2 if the command line or configuration is wrong.";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Serve studies; also without this word.
+    /// Serve studies (default).
     Serve(Box<Options>),
-    /// Make a private certificate authority, and certificates of the controller and its clients.
+    /// Create a private certificate authority, and certificates for the controller and its clients.
     Certs(certs::Options),
-    /// Make a token and its entry for the file of tokens.
+    /// Create a token and its entry for the token file.
     Token(token::Options),
-    /// Copy the studies of a state directory to a file, while the controller runs.
+    /// Copy the studies of a state directory to a file, also while the controller runs.
     Backup(backup::BackupOptions),
-    /// Bring the studies of such a file back.
+    /// Restore the studies from a file that `backup` wrote.
     Restore(backup::RestoreOptions),
 }
 
-/// Each can be given by a flag, by its environment variable, or in the file.
+/// Options of `serve`, from a flag, its environment variable or the configuration file.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// TOML file of options, named as the flags: `state-dir = "/var/lib/asng"`. Flags and environment variables win.
+    /// TOML file of options, named as the flags: `state-dir = "/var/lib/asng"`. Flags and environment variables take
+    /// precedence.
     #[arg(long, env = "ASNG_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address to serve gRPC on: HOST:PORT, HOST, PORT on loopback, or :PORT on every interface. Port 0 takes any free port
@@ -75,21 +77,20 @@ pub(crate) struct Options {
     #[arg(long, env = "ASNG_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     #[arg(value_parser = |text: &str| listen_address(text, CONTROLLER_PORT))]
     pub(crate) listen: SocketAddr,
-    /// Directory of the database, made if it is not there; one controller at a time.
+    /// Directory of the SQLite database, created if it does not exist; for one controller at a time.
     #[arg(long, env = "ASNG_STATE_DIR", value_name = "DIR", default_value = "asng-state")]
     state_dir: PathBuf,
-    /// PostgreSQL to keep the studies in instead, shared by several controllers: postgres://USER:PASSWORD@HOST/DATABASE.
+    /// Store the studies in PostgreSQL instead, which several controllers may share: postgres://USER:PASSWORD@HOST/DATABASE.
     #[arg(long, env = "ASNG_STORE", value_name = "URL")]
     store: Option<String>,
-    /// Address under which clients reach this controller when another on the same PostgreSQL sends them here [default: of
-    /// --listen].
+    /// Address to which other controllers on the same PostgreSQL redirect clients [default: the address of --listen].
     #[arg(long, env = "ASNG_ADVERTISE", value_name = "ADDRESS", requires = "store")]
     advertise: Option<String>,
     #[command(flatten)]
     pub(crate) web: web::Options,
     #[command(flatten)]
     pub(crate) telemetry: telemetry::Options,
-    /// How long requests that run may take to end once the controller is asked to.
+    /// Time that running requests have to finish when the controller shuts down.
     #[arg(long, env = "ASNG_GRACE", value_name = "DURATION", default_value = "10s")]
     #[arg(value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -100,13 +101,13 @@ pub(crate) struct Options {
     /// PEM file of the certificate's private key.
     #[arg(long, env = "ASNG_SERVE_TLS_KEY", value_name = "FILE", help_heading = ACCESS)]
     tls_key: Option<PathBuf>,
-    /// PEM file of the authority of the clients' certificates, which they must then have: mutual TLS.
+    /// PEM file of the certificate authority of the clients; with it, every client must have a certificate (mutual TLS).
     #[arg(long, env = "ASNG_SERVE_TLS_CLIENT_CA", value_name = "FILE", help_heading = ACCESS)]
     tls_client_ca: Option<PathBuf>,
-    /// TOML file of the tokens, one of which every client must then have; `token` makes its entries.
+    /// TOML file of tokens; with it, every client must have one of them. `asng-controller token` creates its entries.
     #[arg(long, env = "ASNG_SERVE_TOKEN_FILE", value_name = "FILE", help_heading = ACCESS)]
     token_file: Option<PathBuf>,
-    /// Serve other machines also in plain text, or without knowing who they are.
+    /// Allow other machines to connect in plain text, or without authentication.
     #[arg(long, env = "ASNG_SERVE_INSECURE", help_heading = ACCESS)]
     pub(crate) insecure: bool,
 
@@ -114,27 +115,27 @@ pub(crate) struct Options {
     #[arg(long, env = "ASNG_MAX_MESSAGE_SIZE", value_name = "BYTES", help_heading = LIMITS)]
     #[arg(default_value_t = 16 << 20)]
     max_message_size: usize,
-    /// Connections open at a time; further ones are closed.
+    /// Largest number of open connections; further ones are closed.
     #[arg(long, env = "ASNG_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS)]
     #[arg(default_value_t = 4096)]
     max_connections: usize,
-    /// Requests that run at a time on one connection; further ones wait.
+    /// Largest number of concurrent requests on one connection; further ones wait.
     #[arg(long, env = "ASNG_MAX_STREAMS", value_name = "N", help_heading = LIMITS)]
     #[arg(default_value_t = 1000)]
     max_streams: u32,
-    /// How long a request may take until its answer begins.
+    /// Time until the response to a request must begin.
     #[arg(long, env = "ASNG_REQUEST_TIMEOUT", value_name = "DURATION", help_heading = LIMITS)]
     #[arg(default_value = "60s", value_parser = humantime::parse_duration)]
     request_timeout: Duration,
-    /// Studies that may exist.
+    /// Largest number of studies.
     #[arg(long, env = "ASNG_MAX_STUDIES", value_name = "N", help_heading = LIMITS)]
     #[arg(default_value_t = 10_000)]
     max_studies: usize,
-    /// Bytes the database may take: near it there are warnings, beyond it no study is created and no step handed out,
-    /// but reports still count [default: any number].
+    /// Largest size of the database in bytes. Near it, warnings are logged; beyond it, no study is created and no step is
+    /// leased, but reports still count [default: no limit].
     #[arg(long, env = "ASNG_DISK_BUDGET", value_name = "BYTES", help_heading = LIMITS)]
     disk_budget: Option<u64>,
-    /// Requests a second of each client (the name of its token, or else its address) [default: any number].
+    /// Requests per second of each client, identified by the name of its token or else its address [default: no limit].
     #[arg(long, env = "ASNG_RATE_LIMIT", value_name = "N", help_heading = LIMITS)]
     rate_limit: Option<NonZeroU32>,
 }
@@ -150,12 +151,12 @@ impl Options {
             Some(url) => {
                 if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
                     bail!(
-                        "--store is the URL of a PostgreSQL, postgres://...; SQLite is what --state-dir holds without it"
+                        "--store must be the URL of a PostgreSQL, postgres://...; for SQLite, omit --store and give --state-dir"
                     );
                 }
                 if self.advertise.is_none() && self.listen.ip().is_unspecified() {
                     bail!(
-                        "--store needs --advertise ADDRESS: clients cannot reach {}",
+                        "--store needs --advertise ADDRESS: other machines cannot connect to {}",
                         self.listen
                     );
                 }
@@ -253,7 +254,7 @@ fn with_file(command: clap::Command, file: &Path) -> Result<clap::Command, Strin
             toml::Value::String(value) => value,
             toml::Value::Integer(value) => value.to_string(),
             toml::Value::Boolean(value) => value.to_string(),
-            _ => return Err(format!("`{key}` is a text, a whole number, true or false")),
+            _ => return Err(format!("`{key}` must be a string, an integer, true or false")),
         };
         values.insert(key, value);
     }
@@ -346,7 +347,7 @@ mod tests {
             "there is no option `state_dir`; the nearest is `state-dir`"
         );
         assert!(refused("config = \"x\"").starts_with("there is no option `config`"));
-        assert_eq!(refused("grace = []"), "`grace` is a text, a whole number, true or false");
+        assert_eq!(refused("grace = []"), "`grace` must be a string, an integer, true or false");
         assert!(refused("grace = 3").contains("invalid value '3' for '--grace <DURATION>'"));
         assert!(refused("grace =").contains("TOML parse error at line 1"));
     }

@@ -1,4 +1,4 @@
-//! Makes tokens.
+//! Creates tokens.
 
 use std::io::Write;
 
@@ -9,24 +9,26 @@ use data_encoding::HEXLOWER;
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
-/// The entry goes to standard output, to be added to the file of tokens, the token to standard error, to be given to
-/// whoever is to have it:
+/// The entry for the token file goes to standard output; the token itself, for the client, goes to standard error:
 ///
 ///   asng-controller token --name lab --role trainer >> tokens.toml 2> lab.token
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Options {
-    /// Who will have it, for the log; also the owner of studies that it creates without naming one.
+    /// Name of the token's holder, for the log; also the default owner of studies that are created with the token.
     #[arg(long, default_value = "anybody")]
     name: String,
-    /// What it allows: viewer to look, trainer to work on studies as well, admin everything.
+    /// Role: viewer may read, trainer may also work on studies, admin may do everything.
     #[arg(long, default_value = "trainer", value_parser = ["viewer", "trainer", "admin"])]
     role: String,
 }
 
-/// Prints a fresh token.
+/// Prints a new token.
 pub(crate) fn make(Options { name, role }: &Options) -> anyhow::Result<()> {
-    ensure!(is_label(name), "--name has 1 to 200 characters, none of them a control character");
+    ensure!(
+        is_label(name),
+        "--name must have 1 to 200 characters, none of them a control character"
+    );
     let mut random = [0; 32];
     rand::rng().fill_bytes(&mut random);
     let token = format!("asng_{}", HEXLOWER.encode(&random));

@@ -105,7 +105,7 @@ fn read_part(file: &mut impl BufRead) -> io::Result<Option<StudyPart>> {
             break;
         }
         if shift >= 56 {
-            return Err(io::Error::other("this is no exported study"));
+            return Err(io::Error::other("not an exported study"));
         }
     }
     // Grows as the file yields, whatever length it claims.
@@ -114,7 +114,7 @@ fn read_part(file: &mut impl BufRead) -> io::Result<Option<StudyPart>> {
         return Err(io::Error::other("the file ends within a part"));
     }
     let part = StudyPart::decode(&bytes[..]);
-    part.map(Some).map_err(|_| io::Error::other("this is no exported study"))
+    part.map(Some).map_err(|_| io::Error::other("not an exported study"))
 }
 
 /// A bar on stderr, if that is a terminal.

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line: commands, arguments and their help.
 
 use std::path::PathBuf;
 
@@ -38,26 +38,25 @@ Examples:
 
 Results go to standard output; errors go to standard error as text, also with --output json.
 
-Exit status: 0 when all went well, 1 on an error or a FAILED study, 2 when the command line is wrong, 130 after Ctrl-C.";
+Exit status: 0 on success, 1 on an error or a FAILED study, 2 if the command line is wrong, 130 after Ctrl-C.";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people.
+    /// Text and tables for people.
     #[default]
     Table,
-    /// For programs: JSON, names as in the contract, times in RFC 3339. `watch` and `history` print an object a line.
+    /// JSON for programs, with the names of the proto and times in RFC 3339; `watch` and `history` print one object per line.
     Json,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Studies: what is searched, how far it has come, what it has found.
+    /// Create, show, watch and end studies.
     Study {
         #[command(subcommand)]
         command: StudyCommand,
     },
-    /// Trainers: which ones the controller knows; what one does, how good an architecture is with its weights, saving and
-    /// ending it.
+    /// List trainers; show the status of one, evaluate an architecture with its weights, save its weights, or end it.
     Trainer {
         /// Address of the trainer: HOST, HOST:PORT or a URL, https:// for TLS; the options of TLS and tokens go for it as well.
         #[arg(long, global = true, env = "ASNG_TRAINER", value_name = "ADDRESS")]
@@ -66,19 +65,19 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TrainerCommand,
     },
-    /// Check each controller address, one thing after the other, and say what to do about what fails.
-    #[command(after_help = "Exit status: 0 when nothing failed, 1 otherwise.")]
+    /// Diagnose the connection to each controller address: name, port, TLS, health, clock, token; print a remedy for each failure.
+    #[command(after_help = "Exit status: 0 if nothing failed, 1 otherwise.")]
     Doctor,
-    /// Ask a controller, or a trainer, whether it is well: for the health check of a container.
-    #[command(after_help = "Exit status: 0 when it is SERVING, 1 otherwise.")]
+    /// Check the health of a controller or a trainer, for a container's health check.
+    #[command(after_help = "Exit status: 0 if it is SERVING, 1 otherwise.")]
     Health {
-        /// Address of what is asked [default: that of the controller].
+        /// Address of the controller or trainer [default: the address of the controller].
         address: Option<String>,
     },
-    /// Try a trainer on a controller that misbehaves on purpose, and say rule by rule what it did.
+    /// Test a trainer against a controller that misbehaves on purpose, and report the verdict on each rule.
     #[command(after_help = conformance::HELP)]
     Conformance(ConformanceArgs),
-    /// Print a script that makes a shell complete asngctl's command lines.
+    /// Print a shell's completion script for asngctl.
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {
         /// The shell.
@@ -94,38 +93,38 @@ pub(crate) enum StudyCommand {
     /// Create a study; the same name and spec again return the study that exists.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Box<CreateArgs>),
-    /// Create a study with the spec of another, but for what is given here; its seed is drawn anew.
+    /// Create a study from the spec of another with the changes given here; a new seed is drawn.
     #[command(after_help = CLONE_EXAMPLE)]
     Clone(Box<CloneArgs>),
     /// List studies.
     List(ListArgs),
-    /// Show all of a study: state, spec, progress, mode and incumbent.
+    /// Show a study: state, spec, progress, and the architectures found.
     Show(ShowArgs),
-    /// Follow a study until it ends, through restarts of the controller; then print what it has found.
+    /// Follow a study until it ends, through restarts of the controller; then print the architectures found.
     #[command(after_help = WATCH_HELP)]
     Watch(StudyName),
     /// Stop handing out steps; reports of steps already handed out still count.
     Pause(StudyName),
     /// Hand out steps again.
     Resume(StudyName),
-    /// End a study early and for good; its results stay.
+    /// End a study early; its results stay, and it cannot be resumed.
     Stop(EndArgs),
     /// Remove a study and its history, whatever its state.
     Delete(EndArgs),
     /// Print the distribution that architectures are sampled from now.
     Distribution(StudyName),
-    /// List the trainers that have worked on a study since its controller took it up, the latest heard of first.
+    /// List the trainers that have worked on a study since its controller loaded it, the most recently seen first.
     Trainers(StudyName),
-    /// Print the history: every step of the past with its architectures and losses.
+    /// Print the history: every closed step with its architectures and losses.
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),
-    /// Draw one picture of a study into a file.
+    /// Write one picture of a study to a file.
     #[command(after_help = PLOT_HELP)]
     Plot(PlotArgs),
-    /// Write what there is to see of a study into one HTML file, to be mailed or kept.
+    /// Write a report of a study as one self-contained HTML file.
     #[command(after_help = REPORT_HELP)]
     Report(ReportArgs),
-    /// Write all of a study to a file, to be kept or to be imported elsewhere.
+    /// Export a study to a file, as an archive or for import by another controller.
     #[command(after_help = EXPORT_HELP)]
     Export(ExportArgs),
     /// Create a study from a file that `export` wrote.
@@ -134,34 +133,34 @@ pub(crate) enum StudyCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TrainerCommand {
-    /// List all trainers that the controller has heard of since its start: what each works on, what it serves, which data sets
-    /// it has, which spaces it cannot serve and which studies it has set aside, and why.
+    /// List all trainers that the controller has seen since its start: current study, spaces, data sets, and the spaces and
+    /// studies that each cannot serve, with the reason.
     List,
-    /// Show what a trainer does: study, step, last losses, last checkpoint, what it cannot work on and why.
+    /// Show the status of a trainer: study, step, last losses, last checkpoint, and what it cannot serve, with the reason.
     Status,
-    /// Measure an architecture on test images with the weights that the trainer has now, between two steps.
+    /// Evaluate an architecture on test images with the trainer's current shared weights, between two steps.
     Evaluate(EvaluateArgs),
-    /// Have a trainer save its weights, and wait until they are on the disk.
+    /// Save a trainer's weights, and wait until they are on disk.
     Checkpoint,
-    /// Have a trainer finish and report its step, save its weights and end.
+    /// Let a trainer finish and report its step, save its weights and exit.
     Drain,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct EvaluateArgs {
-    /// The architecture: chosen (the final one as things stand), mode or incumbent, for which the controller is asked, or
-    /// its values, such as 0,3,1.
+    /// Architecture: chosen (the current best guess), mode (the most likely one) or incumbent (the best evaluated one), read
+    /// from the controller; or its values, such as 0,3,1.
     #[arg(long, default_value = "chosen", value_name = "ARCHITECTURE", value_parser = Which::parse)]
     pub(crate) architecture: Which,
-    /// How many test images, the first ones; for cells in steps of 250 [default: all].
+    /// Number of test images, taken from the first; a multiple of 250 for spaces of cells [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) images: Option<u32>,
 }
 
-/// Which architecture is meant.
+/// An architecture of a study.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
-    /// The final one, as things stand.
+    /// The current best guess at the final one.
     Chosen,
     /// The most likely one.
     Mode,
@@ -198,25 +197,25 @@ pub(crate) struct StudyName {
 pub(crate) struct ShowArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// Print only the definition of the study's space, the text of the file that it was created with.
+    /// Print only the definition of the study's space: the text of the space file that the study was created with.
     #[arg(long)]
     pub(crate) definition: bool,
 }
 
 const WATCH_HELP: &str = "\
-On a terminal this is a full-screen view: progress, losses, the distribution and the trainers. Arrows and Page Up and Down move \
-through the variables, q or Ctrl-C leaves, and the search goes on. Elsewhere a line is printed when something has changed: progress \
-at most every 5 s, another state or an outage of the controller at once. With --output json each \
+On a terminal, a full-screen view shows progress, losses, the distribution and the trainers. Arrows, Page Up and Page Down scroll \
+through the variables; q or Ctrl-C leaves, and the search goes on. If the output is not a terminal, a line is printed for each \
+change: progress at most every 5 s, a change of state or an outage of the controller at once. With --output json, each \
 line is the study as `show` prints it, with steps_per_second, eta_seconds and outage.
 
-Exit status: 0 when the study ended FINISHED or STOPPED, 1 when it FAILED, 130 after q or Ctrl-C.";
+Exit status: 0 if the study ended FINISHED or STOPPED, 1 if it FAILED, 130 after q or Ctrl-C.";
 
 /// A study to end for good.
 #[derive(Debug, Args)]
 pub(crate) struct EndArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// Do not ask; required without a terminal.
+    /// Do not ask for confirmation; required without a terminal.
     #[arg(long, short)]
     pub(crate) yes: bool,
 }
@@ -232,44 +231,44 @@ pub(crate) struct ListArgs {
     /// Only studies in this state, such as running; repeatable.
     #[arg(long = "state", value_name = "STATE", value_parser = state)]
     pub(crate) states: Vec<StudyState>,
-    /// Only studies whose name contains this text, whatever its case; up to 100 characters.
+    /// Only studies whose name contains this text, ignoring case; up to 100 characters.
     #[arg(long = "name", value_name = "TEXT")]
     pub(crate) name_contains: Option<String>,
-    /// From the newest study backwards [default: oldest first].
+    /// List the newest study first [default: oldest first].
     #[arg(long)]
     pub(crate) newest_first: bool,
-    /// Show at most N studies, and say how many match where these are more [default: all].
+    /// List at most N studies, and the number that match if there are more [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
 }
 
 const HISTORY_HELP: &str = "\
-As CSV there is a line for each architecture: those of `use` train only trained the weights, those of rank \
-have a loss, and costs if these were reported. Metrics and costs are JSON objects in a column each, variables are the \
-last columns. As JSON there is a line \
-for each step, with the names of the contract. A step that was closed unreported has the outcome UNSPECIFIED.";
+CSV has a line for each architecture. Architectures whose `use` is train only trained the weights; those whose `use` is rank \
+have a loss, and costs if these were reported. The columns metrics and costs hold JSON objects; the last columns are the \
+variables. JSON has a line for each step, with the names of the proto. A step that was closed without a report has the outcome \
+UNSPECIFIED.";
 
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// How it is written [default: csv, or json with --output json].
+    /// Format [default: csv, or json with --output json].
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
-    /// From the end backwards.
+    /// Print the newest step first.
     #[arg(long)]
     pub(crate) newest_first: bool,
-    /// File to write, replaced when all is there; - for standard output.
+    /// File to write, atomically; - for standard output.
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub(crate) out: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Format {
-    /// A line for each architecture.
+    /// One line for each architecture.
     #[default]
     Csv,
-    /// A line for each step.
+    /// One line for each step.
     Json,
 }
 
@@ -278,36 +277,36 @@ Examples:
   asngctl study plot cifar --what theta --out theta.svg
   asngctl study plot cifar --what architecture --out cells.html
 
-Both kinds of file need no other, and are dark where the viewer's screen is.";
+Both kinds of file are self-contained and follow the viewer's light or dark mode.";
 
 #[derive(Debug, Args)]
 pub(crate) struct PlotArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// What is drawn.
+    /// Picture to draw.
     #[arg(long, value_enum)]
     pub(crate) what: What,
-    /// File to write, .svg or .html, replaced when all is there; - for SVG to standard output [default: NAME-WHAT.svg].
+    /// File to write, atomically, .svg or .html; - for SVG to standard output [default: NAME-WHAT.svg].
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     pub(crate) out: Option<PathBuf>,
 }
 
-/// What can be drawn.
+/// A picture of a study.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum What {
-    /// The distribution: how likely each choice is.
+    /// The distribution: the probability of each choice.
     Theta,
     /// Convergence, entropy, Delta and the signal-to-noise ratio over the steps.
     Convergence,
     /// Losses of ranked architectures over the steps.
     Loss,
-    /// The final architecture as a graph of cells, or as a chain of blocks.
+    /// The current best guess as a graph of cells, or as a chain of blocks.
     Architecture,
     /// Loss against each cost.
     Front,
 }
 
-/// Takes a path whose ending says what is written.
+/// Parses the path of a picture; its extension selects the format.
 fn picture_file(path: &str) -> Result<PathBuf, &'static str> {
     let path = PathBuf::from(path);
     match path.extension().and_then(|ending| ending.to_str()) {
@@ -318,38 +317,39 @@ fn picture_file(path: &str) -> Result<PathBuf, &'static str> {
 }
 
 const REPORT_HELP: &str = "\
-The file needs no other and asks for none: it can be opened where there is no network. It holds the spec, progress, pictures, \
-trainers, the latest reports, and the architectures found.";
+The file is self-contained and can be opened offline. It holds the spec, progress, pictures, trainers, the latest reports, and \
+the architectures found.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// File to write, replaced when all is there; - for standard output [default: NAME.html].
+    /// File to write, atomically; - for standard output [default: NAME.html].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }
 
 const EXPORT_HELP: &str = "\
-A study that is WAITING or RUNNING would go on while its copy does too: pause it first, or make a --fork.";
+A study that is WAITING or RUNNING is not exported, since the original and the copy would both continue: pause it first, or pass \
+--fork.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// Name of the study.
     pub(crate) name: String,
-    /// File to write, replaced when all is there; - for standard output [default: NAME.asng].
+    /// File to write, atomically; - for standard output [default: NAME.asng].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// The copy is to become another study, and this one may go on.
+    /// Make the copy a study with its own id, so that the original may continue.
     #[arg(long)]
     pub(crate) fork: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// The file; - for standard input.
+    /// File that `export` wrote; - for standard input.
     pub(crate) file: PathBuf,
-    /// Name of the imported study [default: the one it had].
+    /// Name of the imported study [default: its name when it was exported].
     #[arg(long)]
     pub(crate) name: Option<String>,
 }

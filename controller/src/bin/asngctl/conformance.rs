@@ -24,32 +24,32 @@ use crate::{
 };
 
 pub(crate) const HELP: &str = "\
-Start one trainer against the address, with one step in hand at a time:
+Start one trainer against the address, with one step at a time:
   asng-trainer serve --controller http://127.0.0.1:50051
-It works on the study that is offered, or on one that it creates itself, which needs some 50 steps. To see whether leases \
-are extended, let steps take more than a second. Plain text on loopback only: TLS and tokens are not looked at.
+The trainer works on the study that is offered, or on one that it creates; either needs about 50 steps. To test the extension of \
+leases, let steps take more than a second. The test uses plain text on loopback only: TLS and tokens are not tested.
 
-Exit status: 0 when nothing failed, 1 otherwise, 130 after Ctrl-C.";
+Exit status: 0 if nothing failed, 1 otherwise, 130 after Ctrl-C.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ConformanceArgs {
-    /// Loopback address to listen on; port 0 stands for any that is free.
+    /// Loopback address to listen on; port 0 takes any free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     #[arg(value_parser = |text: &str| listen_address(text, CONTROLLER_PORT))]
     listen: SocketAddr,
     /// Space of the study that is offered [default: toy, or none with --variables].
     #[arg(long)]
     space: Option<String>,
-    /// Setting of the space, understood by the trainer; repeatable.
+    /// Setting of the space, interpreted by the trainer; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
-    /// JSON array of the variables, as for `study create`, - for standard input; left out: the trainer describes them.
+    /// JSON array of the variables, as for `study create`, - for standard input [default: the trainer describes them].
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
-    /// How long a step may take without a sign of life before the trainer counts as gone.
+    /// Time without a call after which the trainer counts as gone.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s")]
     timeout: Duration,
-    /// Play only these scenes, and the end of the study [default: all].
+    /// Scenarios to run, before the end of the study [default: all].
     #[arg(value_parser = PossibleValuesParser::new(conformance::scenes().map(|(rule, _)| rule)))]
     scenes: Vec<String>,
 }
@@ -59,7 +59,7 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
     let ConformanceArgs { listen, space, settings, variables, timeout, scenes } = args;
     ensure!(
         listen.ip().to_canonical().is_loopback(),
-        "{listen} can be reached from other machines, and this is served in plain text to everybody; listen on 127.0.0.1"
+        "{listen} is not a loopback address, and the test serves plain text without tokens: listen on 127.0.0.1"
     );
     let default_space = if variables.is_some() { "" } else { "toy" };
     let spec = StudySpec {

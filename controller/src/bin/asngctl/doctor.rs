@@ -1,4 +1,4 @@
-//! Looks at one thing after the other on the way to each controller, and says what to do about what is wrong.
+//! Checks the connection to each controller layer by layer, and prints a remedy for each failure.
 
 use std::{
     process::ExitCode,
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Clocks of two machines that differ by more make ages and times in logs misleading.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 
-/// What was found out about one thing, or what is wrong and what to do.
+/// The result of one check, or the fault and its remedy.
 type Finding = anyhow::Result<String>;
 
 /// Examines every address of `options` and prints a line for each finding.
@@ -110,12 +110,12 @@ async fn reach(url: &str) -> Finding {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let resolved = lookup_host((host, port)).await;
     let addresses: Vec<_> =
-        resolved.with_context(|| format!("is the name {host} right?"))?.collect();
+        resolved.with_context(|| format!("cannot resolve {host}: check the name"))?.collect();
     let stream = timeout(PATIENCE, TcpStream::connect(&addresses[..]))
         .await
-        .with_context(|| format!("no answer within {PATIENCE:?}: is a firewall in between?"))?
-        .context("is the controller running, and the port right?")?;
-    Ok(format!("to {}", stream.peer_addr()?))
+        .with_context(|| format!("no answer within {PATIENCE:?}: check for a firewall"))?
+        .context("cannot connect: check that the controller is running, and its port")?;
+    Ok(format!("connected to {}", stream.peer_addr()?))
 }
 
 /// The time that the certificate has left.
@@ -126,7 +126,7 @@ async fn certificate(options: &Options, url: &str) -> Finding {
     Ok(format!("trusted; the certificate is valid for {}", text::brief(left)))
 }
 
-/// Whether the controller serves, and what came with the answer.
+/// Checks the controller's health; returns the metadata of the reply as well.
 async fn health(connection: &Connection) -> (Finding, Option<MetadataMap>) {
     let request = with_patience(HealthCheckRequest::default());
     match HealthClient::new(connection.clone()).check(request).await {
@@ -134,7 +134,7 @@ async fn health(connection: &Connection) -> (Finding, Option<MetadataMap>) {
             let finding = match reply.get_ref().status() {
                 ServingStatus::Serving => Ok("SERVING".to_owned()),
                 other => Err(anyhow::anyhow!(
-                    "{}: it is starting or shutting down; see its log",
+                    "{}: the controller is starting or shutting down; see its log",
                     other.as_str_name()
                 )),
             };
@@ -149,16 +149,16 @@ fn clock(metadata: &MetadataMap, now: SystemTime) -> Option<Finding> {
     let there = httpdate::parse_http_date(metadata.get("date")?.to_str().ok()?).ok()?;
     let difference = now.duration_since(there).unwrap_or_else(|earlier| earlier.duration());
     Some(if difference <= CLOCK_TOLERANCE {
-        Ok("agrees within seconds".to_owned())
+        Ok("agrees within 5 s".to_owned())
     } else {
         Err(anyhow::anyhow!(
-            "the controller's clock is {} away from this one's; have both follow NTP",
+            "the controller's clock differs from this machine's by {}; synchronize both by NTP",
             text::brief(difference)
         ))
     })
 }
 
-/// What the token is good for: found by calls that a controller refuses in any case, first for the role.
+/// Finds the role of the token, by calls that a controller always refuses, first because of the role.
 async fn access(connection: &Connection) -> Finding {
     let mut studies = StudyServiceClient::new(connection.clone());
     let request = ListStudiesRequest { page_size: 1, ..Default::default() };
@@ -166,17 +166,17 @@ async fn access(connection: &Connection) -> Finding {
     let denied = |status: Status| status.code() == Code::PermissionDenied;
     let pause = studies.pause_study(PauseStudyRequest::default());
     if !pause.await.is_err_and(denied) {
-        return Ok("everything: an admin's token, or none is needed".to_owned());
+        return Ok("role admin, or the controller needs no token".to_owned());
     }
     let mut search = SearchServiceClient::new(connection.clone());
     let lease = search.lease_step(LeaseStepRequest::default());
     Ok(match lease.await.is_err_and(denied) {
-        false => "reading and training: a trainer's token".to_owned(),
-        true => "reading: a viewer's token".to_owned(),
+        false => "role trainer: may read and train".to_owned(),
+        true => "role viewer: may read".to_owned(),
     })
 }
 
-/// Whether tools such as grpcurl find the services.
+/// Checks that gRPC reflection, which tools such as grpcurl use, lists the services.
 async fn reflection(connection: &Connection) -> Finding {
     let request = ServerReflectionRequest {
         host: String::new(),
@@ -195,7 +195,9 @@ async fn reflection(connection: &Connection) -> Finding {
         {
             Ok("lists asng.v1".to_owned())
         }
-        _ => bail!("does not list asng.v1: is this a controller, or something in front of it?"),
+        _ => bail!(
+            "does not list asng.v1: check that the address is that of a controller and not of a proxy"
+        ),
     }
 }
 

@@ -165,7 +165,7 @@ async fn run(
             print(output, text, || json::study_with_notes(&study, &notes))?;
         }
         StudyCommand::Watch(StudyName { name }) => {
-            // Before anything is drawn: is there such a study, and is there still something to see?
+            // Fails before anything is drawn if there is no such study.
             let study = client::study(&mut controller, &name).await?;
             let ended = names::has_ended(study.state());
             let screen = if ended { Screen::new(output) } else { Screen::full(output)? };
@@ -320,7 +320,7 @@ async fn confirm(controller: &mut Controller, verb: &str, name: &str) -> anyhow:
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
-    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "the study stays as it was");
+    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "cancelled; the study is unchanged");
     Ok(())
 }
 
@@ -334,9 +334,7 @@ fn ensure_not_failed(study: &Study) -> anyhow::Result<()> {
 /// Refuses --output json, which describes the file written, where that file is standard output.
 fn refuse_two_outputs(output: Output, out: Option<&Path>) {
     if output == Output::Json && out.is_some_and(is_standard) {
-        refuse(
-            "--out - writes the file to standard output, where --output json would describe it: leave out one of them",
-        );
+        refuse("--out - and --output json both write to standard output: leave out one of them");
     }
 }
 

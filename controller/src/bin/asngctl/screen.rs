@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use asng_controller::pictures::words::in_progress;
 use asng_proto::v1::{Marginal, Progress, Report, Trainer, Variable, marginal, variable::Kind};
 use ratatui::{
     DefaultTerminal, Frame,
@@ -199,16 +200,11 @@ fn facts(view: &View) -> Paragraph<'_> {
         facts.push(format!("Delta {}", text::number(last.delta)));
         facts.push(format!("signal/noise {:.2}", last.signal_to_noise));
     }
-    let best = study.incumbent.as_ref();
-    facts.extend(best.map(|best| format!("best {}", text::number(best.loss))));
-    let counts = [
-        ("outstanding", p.outstanding),
-        ("stale", p.stale),
-        ("diverged", p.diverged),
-        ("over a limit", p.over_limit),
-    ];
+    facts.extend(study.incumbent.as_ref().map(|best| text::best(study, best)));
+    facts.extend((p.outstanding > 0).then(|| in_progress(p.outstanding)));
+    let counts = [("stale", p.stale), ("diverged", p.diverged), ("over a limit", p.over_limit)];
     let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-    facts.extend(counts.map(|(name, count)| format!("{name} {count}")));
+    facts.extend(counts.map(|(name, count)| format!("{count} {name}")));
     Paragraph::new(facts.join("  ")).wrap(Wrap { trim: true })
 }
 
@@ -297,7 +293,8 @@ fn line<'a>(marginal: &Marginal, variable: &'a Variable, map: usize) -> Line<'a>
             let sums = c.probabilities.chunks(each).map(|chunk| chunk.iter().sum::<f64>());
             let blocks = sums.map(shade).collect::<String>();
             let best = (0..).zip(&c.probabilities).max_by(|a, b| a.1.total_cmp(b.1));
-            let words = best.map(|(i, p)| format!("{p:.3} {}", names::choice(variable, i)));
+            let words =
+                best.map(|(i, p)| format!("{}: {:.1} %", names::choice(variable, i), 100.0 * p));
             (blocks, words.unwrap_or_default())
         }
         (Some(marginal::Kind::Integer(i)), Some(Kind::Integer(bounds))) => {
@@ -350,7 +347,7 @@ fn draw_trainers(frame: &mut Frame<'_>, area: Rect, trainers: &[Trainer], now: S
             format!("{:.2}", trainer.mean_staleness),
         ])
     };
-    let header = ["trainer", "last heard of", "holds", "applied", "stale", "expired", "staleness"];
+    let header = ["trainer", "last seen", "holds", "applied", "stale", "expired", "staleness"];
     let widths = [24, 16, 14, 9, 7, 7, 9].map(Constraint::Max);
     let table = Table::new(trainers.iter().take(TRAINERS).map(row), widths);
     let [_, area] = Layout::vertical([Constraint::Max(1), Constraint::Min(0)]).areas(area);
@@ -425,14 +422,14 @@ mod tests {
         let text = lines.join("\n");
         let has = |words: &str| assert!(text.contains(words), "{words} in\n{text}");
         has("a  toy  RUNNING");
-        has("50/200 steps, 25.0 %  2.00 steps/s  ETA 1m 15s");
-        has("best 0.5000");
+        has("50/200 steps, 25.0 %  2.00 steps/s  ETA 1 min 15 s");
+        has("best loss 0.5000");
         has("entropy 0.500");
         has("1.0200 now, from 1.0200 to 3.0000");
         has("··██");
-        has("0.900 conv5");
+        has("conv5: 90.0 %");
         has("36.00 ± 14.00, of 8 to 64");
-        has("gpu-box                  7s ago           step 51");
+        has("gpu-box                  7 s ago          step 51");
         has("gpu-box has set this study aside");
         assert!(!text.contains("does not answer"));
     }

@@ -14,13 +14,13 @@ use clap::Args;
 use crate::{args::pair, file::is_standard, space, start, variables};
 
 pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
-  The paper's search, a small one, and one of settings of its own, in spaces that the project's trainer knows:
+  The paper's search, a small one, and one with settings of your own, in a space of the project's trainer:
     asngctl study create cifar --space enas-micro --preset paper
     asngctl study create small --space enas-micro --preset quick --wait
     asngctl study create own --space enas-micro --set cells=12 --max-steps 50000
-  A space of your own, which a file defines, on your own images:
+  A space of your own, defined by a file, on your own images:
     asngctl study create mine --space-file my.toml --set dataset=flowers --preset quick
-  No larger than 100,000 parameters, and of two that are as good, the smaller one:
+  At most 100,000 parameters, and a preference for smaller networks:
     asngctl study create light --space enas-micro --preset paper --limit parameters=100000 --penalty parameters=1e-7
   Variables of an external trainer:
     asngctl study create mine --variables variables.json --max-steps 10000
@@ -31,21 +31,21 @@ pub(crate) const CREATE_EXAMPLES: &str = r#"Examples:
 pub(crate) struct CreateArgs {
     /// Name: 1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit.
     pub(crate) name: String,
-    /// Name of a space that trainers know, such as enas-micro; may be left out with --variables.
+    /// Name of a space that trainers serve, such as enas-micro; optional with --variables.
     #[arg(long, required_unless_present_any = ["variables", "space_file"])]
     space: Option<String>,
     /// TOML file that defines the space, of the family cells or chain, up to 65536 bytes; - for standard input. It is stored with
     /// the study, so that trainers need no copy of it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["space", "variables"])]
     space_file: Option<PathBuf>,
-    /// JSON array of variables, 1 to 4096, - for standard input; left out: a trainer that serves the space describes them.
+    /// JSON array of 1 to 4096 variables, - for standard input [default: a trainer that serves the space describes them].
     #[arg(long, value_name = "FILE")]
     variables: Option<PathBuf>,
-    /// Settings to start from, as the project's trainer knows them: paper, small (on two cores tens of minutes to hours) or
-    /// quick (minutes). The same as --set preset=NAME, with the --max-steps, --warmup-steps and --delta-init that go with it.
+    /// Preset of the project's trainer: paper, small (tens of minutes to hours on two cores) or quick (minutes). Sets the
+    /// setting preset, and defaults for --max-steps, --warmup-steps and --delta-init.
     #[arg(long, value_parser = ["paper", "small", "quick"], conflicts_with = "variables")]
     preset: Option<String>,
-    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it [default: the preset's].
+    /// Number of reports after which the study is finished, 1 to 10^12; learning-rate schedules follow it [default: the preset's].
     #[arg(long, value_name = "N", required_unless_present = "preset")]
     max_steps: Option<u64>,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(crate) struct CloneArgs {
     pub(crate) source: String,
     /// Name of the new study.
     pub(crate) name: String,
-    /// Reports after which the study is finished, 1 to 10^12; schedules of trainers follow it.
+    /// Number of reports after which the study is finished, 1 to 10^12; learning-rate schedules follow it.
     #[arg(long, value_name = "N")]
     max_steps: Option<u64>,
     #[command(flatten)]
@@ -76,60 +76,60 @@ pub(crate) struct CloneArgs {
 /// Options of `create` and `clone` alike.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CreationArgs {
-    /// Replace the study of this name if it is FAILED: it is deleted first, with its history.
+    /// Replace the study of this name if it is FAILED; it is deleted first, with its history.
     #[arg(long)]
     pub(crate) replace: bool,
-    /// Wait until a trainer has described the space, or rejected the settings (exit status 1); meanwhile say what the study
-    /// waits for.
+    /// Wait until a trainer has described the space or rejected the settings (exit status 1), and print what the study waits
+    /// for.
     #[arg(long)]
     pub(crate) wait: bool,
 }
 
-/// What may be typed of a spec, new or cloned.
+/// Options of a spec, new or cloned.
 #[derive(Debug, Args)]
 struct SpecArgs {
-    /// Direction of the search: minimize reported values such as losses, or maximize them, such as accuracies. The project's
-    /// trainer reports losses and serves minimize alone [default: minimize].
+    /// Direction of the search: minimize the reported values, such as losses, or maximize them, such as accuracies. The
+    /// project's trainer supports only minimize [default: minimize].
     #[arg(long, value_parser = direction)]
     direction: Option<Direction>,
-    /// Setting of the space and its training, understood by the trainer; repeatable, up to 100.
+    /// Setting of the space or the training, interpreted by the trainer; repeatable, up to 100.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
-    /// Keep a variable at one value, a choice or a number, out of the search; repeatable.
+    /// Fix a variable to one value, the name of a choice or an integer; repeatable.
     #[arg(long = "fix", value_name = "NAME=VALUE", value_parser = pair)]
     fixed: Vec<(String, String)>,
-    /// Finish after this time since the variables became known, such as 12h, 1s to 10 years. Pauses count; time in which no
-    /// controller runs does not.
+    /// Finish after this time since the variables became known, such as 12h; 1s to 10 years. Pauses count; time without a
+    /// running controller does not.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_duration: Option<Duration>,
-    /// Finish when the distribution has converged this far, above 0 and up to 1.
+    /// Finish when the convergence of the distribution reaches X, above 0 and up to 1.
     #[arg(long, value_name = "X")]
     converged_at: Option<f64>,
-    /// Finish when a report has a metric this good; "loss" is the best loss of the report.
+    /// Finish when a report has a metric that meets the target; "loss" is the best loss of the report.
     #[arg(long, value_name = "METRIC<=X | METRIC>=X", value_parser = target)]
     target: Option<Target>,
-    /// The largest cost allowed, by its name in reports; the project's trainer reports parameters and macs; repeatable.
-    #[arg(long = "limit", value_name = "COST=MOST", value_parser = cost)]
+    /// Largest allowed cost, by its name in reports; the project's trainer reports parameters and macs; repeatable.
+    #[arg(long = "limit", value_name = "COST=MAX", value_parser = cost)]
     limits: Vec<(String, f64)>,
-    /// Penalty that a unit of a cost adds to the loss, or subtracts from a value that is maximized; repeatable.
+    /// Amount that each unit of a cost adds to the loss, or subtracts from a value that is maximized; repeatable.
     #[arg(long = "penalty", value_name = "COST=WEIGHT", value_parser = cost)]
     penalties: Vec<(String, f64)>,
-    /// Start from the distribution that this study has now.
+    /// Start from the current distribution of this study.
     #[arg(long, value_name = "STUDY", conflicts_with = "start_distribution")]
     start_from: Option<String>,
     /// Start from a distribution in JSON, as `study distribution --output json` prints it; - for standard input.
     #[arg(long, value_name = "FILE")]
     start_distribution: Option<PathBuf>,
-    /// How the distribution moves: asng, or as baselines sng (constant step) and random [default: asng].
+    /// Algorithm that updates the distribution: asng, or as baselines sng (constant step size) and random [default: asng].
     #[arg(long, value_parser = algorithm)]
     algorithm: Option<Algorithm>,
-    /// Threshold of the signal-to-noise ratio of updates, no unit, above 0 [default: 1.5].
+    /// Threshold of the signal-to-noise ratio of updates, above 0 [default: 1.5].
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
-    /// Initial trust region (the paper's delta^0), no unit, above 0 [default: 1].
+    /// Initial trust region (the paper's delta^0), above 0 [default: 1].
     #[arg(long, value_name = "X")]
     delta_init: Option<f64>,
-    /// Upper bound of the paper's Delta, no unit, above 0 [default: none].
+    /// Upper bound of the paper's Delta, above 0 [default: none].
     #[arg(long, value_name = "X")]
     delta_max: Option<f64>,
     /// Architectures per step to train weights on, 0 to 1024; 0 when there are no weights [default: 2].
@@ -141,25 +141,25 @@ struct SpecArgs {
     /// Steps gathered into one update of the distribution, 1 to 1024 [default: 1].
     #[arg(long, value_name = "N")]
     steps_per_update: Option<u32>,
-    /// Generations a report may be late and still count, 0 to 1000000; 0 is sequential [default: 64].
+    /// Largest staleness, in generations, at which a report still counts, 0 to 1000000; 0 makes the search sequential [default: 64].
     #[arg(long, value_name = "N")]
     max_staleness: Option<u32>,
-    /// Steps that train the weights alone, before the distribution moves: 0 to the number of steps [default: 0].
+    /// Steps that only train the weights, before the distribution is updated: 0 to the number of steps [default: 0].
     #[arg(long, value_name = "N")]
     warmup_steps: Option<u64>,
-    /// Seed of everything the study draws, 0 to 2^64 - 1 [default: drawn by the controller].
+    /// Seed of all random draws of the study, 0 to 2^64 - 1 [default: drawn by the controller].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How long a trainer may keep a step without a sign of life, such as 90s, 1s to 24h [default: 60s].
+    /// Time a trainer may hold a step without extending its lease, such as 90s; 1s to 24h [default: 60s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     lease: Option<Duration>,
     /// Label for people and access rules; repeatable, up to 50.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
-    /// Whose study it is [default: the name of the token in use].
+    /// Owner of the study [default: the name of the token in use].
     #[arg(long, value_name = "NAME")]
     owner: Option<String>,
-    /// Keep only every K-th step in the history, by its number [default: all].
+    /// Keep only steps whose number is divisible by K in the history [default: all].
     #[arg(long, value_name = "K", conflicts_with = "keep_last")]
     keep_every: Option<u64>,
     /// Keep only about the newest N steps in the history [default: all].
@@ -173,7 +173,7 @@ impl CreateArgs {
         let files = [&self.variables, &self.space_file, &self.spec.start_distribution];
         ensure!(
             files.iter().filter(|file| file.as_deref().is_some_and(is_standard)).count() < 2,
-            "of --variables, --space-file and --start-distribution, two cannot both be read from standard input"
+            "--variables, --space-file and --start-distribution cannot both be read from standard input: give a file for one of them"
         );
         let variables = self.variables.as_deref().map(variables::read).transpose()?;
         let mut spec = StudySpec {
@@ -188,7 +188,7 @@ impl CreateArgs {
         let max_steps = self.max_steps.or(preset.map(|preset| preset.max_steps));
         let max_steps = max_steps.with_context(|| {
             format!(
-                "how many steps a search in {:?} takes is for you to say: give --max-steps",
+                "space {:?} has no presets with a number of steps: give --max-steps",
                 spec.space
             )
         })?;
@@ -295,7 +295,7 @@ fn insert(
 /// Parses `cost=x`.
 fn cost(text: &str) -> Result<(String, f64), &'static str> {
     let (cost, figure) = pair(text)?;
-    Ok((cost, figure.trim().parse().map_err(|_| "what is behind = must be a number")?))
+    Ok((cost, figure.trim().parse().map_err(|_| "the value after = must be a number")?))
 }
 
 /// Parses `metric<=x` or `metric>=x`.

@@ -5,13 +5,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use asng_controller::pictures::notes::Note;
 pub(crate) use asng_controller::pictures::words::{
     age, brief, loss, maximizes, number, set_aside, unserved, warm_up,
 };
+use asng_controller::pictures::{notes::Note, words};
 use asng_proto::v1::{
-    Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Progress,
-    StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
+    Algorithm, Architecture, CostRule, FieldViolation, Front, GetDistributionResponse, Incumbent,
+    Progress, StopReason, StopRules, Study, StudySpec, StudyState, Trainer, Variable, marginal,
     retention::Keep, start::From,
 };
 use comfy_table::{ContentArrangement, Table, presets};
@@ -66,10 +66,17 @@ pub(crate) fn ending(study: &Study) -> String {
     text
 }
 
+/// Formats the incumbent's loss and costs, such as "best loss 1.6118 (4.78 M MACs, 19.8 k parameters)".
+pub(crate) fn best(study: &Study, best: &Incumbent) -> String {
+    let costs: Vec<_> = best.costs.iter().map(|(name, &cost)| words::cost(name, cost)).collect();
+    let costs = if costs.is_empty() { String::new() } else { format!(" ({})", costs.join(", ")) };
+    format!("{} {}{costs}", words::best(study), number(best.loss))
+}
+
 /// Which stop rule ended a study before its steps did.
 fn early_end(study: &Study) -> Option<&'static str> {
     match study.stop_reason() {
-        StopReason::MaxDuration => Some("its time was over"),
+        StopReason::MaxDuration => Some("its max_duration has passed"),
         StopReason::Convergence => Some("it has converged"),
         StopReason::Target => Some("its target was reached"),
         StopReason::Unspecified | StopReason::MaxSteps | StopReason::Request => None,
@@ -152,8 +159,7 @@ pub(crate) fn show(study: &Study, notes: &[Note], now: SystemTime) -> String {
         section("Progress", progress(study)),
     ];
     if study.mode.is_some() {
-        let title = "Final architecture as things stand (chosen), most likely one (mode), best evaluated so far \
-                     (incumbent)";
+        let title = "Architectures: current best guess (chosen), most likely (mode), best evaluated (incumbent)";
         sections.push(format!("{title}\n{}", architectures(study)));
     }
     sections.extend(study.fronts.iter().map(|front| self::front(front, loss(study))));
@@ -306,16 +312,16 @@ fn progress(study: &Study) -> Vec<Row> {
         row("generation", p.generation),
         row("convergence", format!("{:.3}", p.convergence)),
         row(
-            asng_controller::pictures::words::best(study),
+            words::best(study),
             or_dash(best.map(|i| format!("{} (step {})", number(i.loss), i.step_id))),
         ),
         row("pending", p.pending),
-        row("outstanding", p.outstanding),
+        row("steps in progress", p.outstanding),
         row("stale", p.stale),
         row("duplicate", p.duplicate),
         row("diverged", p.diverged),
         row("over a limit", p.over_limit),
-        row("expired", p.expired),
+        row("expired leases", p.expired),
     ]);
     rows
 }
@@ -364,7 +370,8 @@ const POINTS: usize = 12;
 /// Formats the best losses, or values, by cost.
 fn front(front: &Front, loss: &str) -> String {
     let points = &front.points;
-    let title = format!("{loss} against {} among what was evaluated", front.cost);
+    let title =
+        format!("{loss} against {}: evaluated architectures on the Pareto front", front.cost);
     let mut table = table([&*front.cost.to_uppercase(), &loss.to_uppercase(), "STEP"]);
     let rows = points.len().min(POINTS);
     for row in 0..rows {
@@ -389,8 +396,9 @@ pub(crate) fn distribution(d: &GetDistributionResponse, variables: &[Variable]) 
                 let mut choices: Vec<(i64, f64)> =
                     (0..).zip(c.probabilities.iter().copied()).collect();
                 choices.sort_by(|a, b| b.1.total_cmp(&a.1));
-                let named =
-                    choices.iter().map(|&(i, p)| format!("{p:.3} {}", names::choice(variable, i)));
+                let named = choices
+                    .iter()
+                    .map(|&(i, p)| format!("{}: {:.1} %", names::choice(variable, i), 100.0 * p));
                 named.collect::<Vec<_>>().join("  ")
             }
             Some(marginal::Kind::Integer(i)) => {
@@ -497,7 +505,7 @@ pub(crate) mod tests {
         assert!(
             has_line(
                 &text,
-                &["a", "RUNNING", "toy", "lab", "50/200", "0.000", "0.5000", "3h", "1m"]
+                &["a", "RUNNING", "toy", "lab", "50/200", "0.000", "0.5000", "3", "h", "1", "min"]
             ),
             "{text}"
         );
@@ -516,7 +524,7 @@ pub(crate) mod tests {
             ..Trainer::default()
         };
         let text = trainers(&[trainer], SystemTime::UNIX_EPOCH + Duration::from_secs(62));
-        let words = ["gpu-1", "1m", "2s", "ago", "7", "9", "40", "2", "0", "0", "1.2"];
+        let words = ["gpu-1", "1", "min", "2", "s", "ago", "7", "9", "40", "2", "0", "0", "1.2"];
         assert!(has_line(&text, &words), "{text}");
     }
 
@@ -608,9 +616,9 @@ pub(crate) mod tests {
             ..Trainer::default()
         };
         let text = all_trainers(&[trainer, Trainer::default()], now);
-        let facts = "gpu-1 3s ago cifar enas-micro, toy cifar10, flowers inpaint-cat: no photos x: no whole checkpoint; tries again in 40s";
+        let facts = "gpu-1 3 s ago cifar enas-micro, toy cifar10, flowers inpaint-cat: no photos x: no whole checkpoint; tries again in 40 s";
         assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
-        let facts = "y: no whole checkpoint; tries again in 1m 30s";
+        let facts = "y: no whole checkpoint; tries again in 1 min 30 s";
         assert!(has_line(&text, &facts.split(' ').collect::<Vec<_>>()), "{text}");
         assert!(has_line(&text, &["-", "-", "-", "-", "-", "-"]), "{text}");
         assert!(all_trainers(&[], now).contains("no trainer has asked"));
@@ -648,7 +656,7 @@ pub(crate) mod tests {
             .map(|(name, kind)| Marginal { name: name.into(), kind: Some(kind) });
         let d = GetDistributionResponse { generation: 4, marginals: marginals.into(), delta: 1.0 };
         let text = distribution(&d, &two_variables());
-        assert!(has_line(&text, &["op", "0.750", "conv5", "0.250", "conv3"]), "{text}");
+        assert!(has_line(&text, &["op", "conv5:", "75.0", "%", "conv3:", "25.0", "%"]), "{text}");
         assert!(has_line(&text, &["width", "mean", "36.00", "deviation", "0.25"]), "{text}");
     }
 }

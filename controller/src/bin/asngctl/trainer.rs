@@ -1,4 +1,4 @@
-//! What is asked of a trainer.
+//! The commands that call a trainer.
 
 use std::{
     process::ExitCode,
@@ -75,7 +75,7 @@ pub(crate) async fn run(
         TrainerCommand::Drain => {
             trainer.drain(DrainRequest {}).await.map_err(|status| explained(status.into()))?;
             let text =
-                || "the trainer ends when its step is reported and its weights are saved".into();
+                || "the trainer exits after it has reported its step and saved its weights".into();
             print(output, text, || json!({ "draining": true }))?;
         }
     }
@@ -109,8 +109,8 @@ async fn get_status(
 async fn values_of(options: &Options, study: &str, which: &Which) -> anyhow::Result<Vec<i64>> {
     anyhow::ensure!(
         !study.is_empty(),
-        "the trainer has no study open now; on its machine, `asng-trainer evaluate --study NAME --work-dir DIR` evaluates \
-         with the weights last saved"
+        "the trainer has no study open; run `asng-trainer evaluate --study NAME --work-dir DIR` on its machine to evaluate with \
+         the last saved weights"
     );
     let connection = options.connect()?;
     let url = connection.url();
@@ -121,7 +121,9 @@ async fn values_of(options: &Options, study: &str, which: &Which) -> anyhow::Res
         Which::Mode => found.mode,
         _ => found.chosen.and_then(|chosen| chosen.architecture),
     };
-    let architecture = architecture.with_context(|| format!("study `{study}` has none yet"))?;
+    let architecture = architecture.with_context(|| {
+        format!("study `{study}` has no such architecture yet; give its values")
+    })?;
     Ok(architecture.values)
 }
 
@@ -254,7 +256,7 @@ mod tests {
             ("data sets", "cifar10, flowers"),
             ("checkpoint error", "cannot write checkpoint x: no space left on device"),
             ("cannot serve", "inpaint-cat: no photos in data/photos"),
-            ("set aside", "faces: no whole checkpoint; tries again in 40s"),
+            ("set aside", "faces: no whole checkpoint; tries again in 40 s"),
         ] {
             let row = text.lines().find(|line| line.trim().starts_with(name));
             assert!(row.is_some_and(|row| row.ends_with(value)), "{name} in\n{text}");

@@ -162,27 +162,22 @@ impl View {
     }
 
     fn line(&self) -> String {
-        let progress = self.progress();
+        let (study, progress) = (&self.sight.study, self.progress());
         let mut parts = vec![
-            format!("{}/{}", progress.applied, progress.max_steps),
-            names::state(&self.sight.study).to_owned(),
+            names::state(study).to_owned(),
+            format!("{} of {} steps", progress.applied, progress.max_steps),
         ];
-        parts.extend(words::warm_up(&self.sight.study).map(|steps| format!("warm-up: {steps}")));
-        if self.outage {
-            parts.insert(0, "the controller does not answer, retrying; last seen:".to_owned());
-        }
+        parts.extend(words::warm_up(study).map(|steps| format!("warm-up: {steps}")));
         parts.extend(self.sight.rate.map(|rate| format!("{rate:.2} steps/s")));
         parts.extend(self.eta().map(|eta| format!("ETA {}", text::brief(eta))));
         parts.push(format!("convergence {:.3}", progress.convergence));
-        let best = self.sight.study.incumbent.as_ref();
-        parts.extend(best.map(|best| format!("best {}", text::number(best.loss))));
-        let costs = best.into_iter().flat_map(|best| &best.costs);
-        parts.extend(costs.map(|(name, cost)| format!("its {name} {cost}")));
+        parts.extend(study.incumbent.as_ref().map(|best| text::best(study, best)));
         if progress.over_limit > 0 {
-            parts.push(format!("over a limit {}", progress.over_limit));
+            parts.push(format!("{} over a limit", progress.over_limit));
         }
-        parts.push(format!("outstanding {}", progress.outstanding));
-        parts.join("  ")
+        parts.push(words::in_progress(progress.outstanding));
+        let outage = "the controller does not answer, retrying; last seen: ";
+        format!("{}{}", if self.outage { outage } else { "" }, parts.join(", "))
     }
 
     /// The study as `show` prints it, and how it moves.
@@ -325,7 +320,7 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
-    use asng_proto::v1::{AlgorithmSettings, StudySpec};
+    use asng_proto::v1::{AlgorithmSettings, Incumbent, StudySpec};
 
     use super::*;
 
@@ -374,7 +369,29 @@ mod tests {
             ..Study::default()
         });
         let line = view.line();
-        assert!(line.starts_with("300/2000  RUNNING  warm-up: 300 of 800 steps  "), "{line}");
+        let expected = "RUNNING, 300 of 2000 steps, warm-up: 300 of 800 steps, convergence 0.000, 0 steps in progress";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_line_tells_of_the_best_architecture_and_of_an_outage() {
+        let costs = [("macs", 4_780_352.0), ("parameters", 19_794.0)];
+        let costs = costs.map(|(name, cost)| (name.to_owned(), cost)).into();
+        let mut view = View::new(Study {
+            state: StudyState::Running.into(),
+            progress: Some(Progress {
+                applied: 9,
+                max_steps: 20,
+                outstanding: 1,
+                ..Default::default()
+            }),
+            incumbent: Some(Incumbent { loss: 1.6118, costs, ..Default::default() }),
+            ..Study::default()
+        });
+        view.outage = true;
+        let expected = "the controller does not answer, retrying; last seen: RUNNING, 9 of 20 steps, convergence 0.000, \
+                        best loss 1.6118 (4.78 M MACs, 19.8 k parameters), 1 step in progress";
+        assert_eq!(view.line(), expected);
     }
 
     #[test]
