@@ -152,7 +152,7 @@ pub(crate) struct EvaluateArgs {
     /// from the controller; or its values, such as 0,3,1.
     #[arg(long, default_value = "chosen", value_name = "ARCHITECTURE", value_parser = Which::parse)]
     pub(crate) architecture: Which,
-    /// Number of test images, taken from the first; a multiple of 250 for spaces of cells [default: all].
+    /// Number of test images [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) images: Option<u32>,
 }
