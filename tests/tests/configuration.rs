@@ -172,7 +172,7 @@ fn booleans_in_the_environment_are_words() {
     assert!(asngctl("maybe", &[]).contains("variable ASNG_INSECURE"));
     for (word, arguments) in [("0", &[][..]), ("1", &["--insecure=false"])] {
         let text = asngctl(word, arguments);
-        assert!(text.contains("a token would cross the network"), "{text}");
+        assert!(text.contains("a token would be sent to"), "{text}");
     }
 }
 

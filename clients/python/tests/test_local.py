@@ -86,7 +86,7 @@ def test_a_directory_has_one_controller(tmp_path: Path) -> None:
             asng.local(f"{tmp_path}/../{tmp_path.name}")
     program, _ = start(tmp_path, "input()")
     with pytest.raises(
-        asng.Error, match=r"has not started \(status 1\): .*is in use by another controller"
+        asng.Error, match=r"could not start \(status 1\): .*is in use by another controller"
     ):
         asng.local(tmp_path)
     program.communicate("\n")

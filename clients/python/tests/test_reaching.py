@@ -235,7 +235,7 @@ def test_tokens(start: Callable[..., Daemon], tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("trainer-secret-of-20-letters\nnot this\n")
     with asng.connect(daemon.address, token_file=file) as controller:
-        with pytest.raises(asng.PermissionDenied, match="a token that may do this"):
+        with pytest.raises(asng.PermissionDenied, match="a token with a sufficient role"):
             controller.create_study("other", SPACE, max_steps=2)
         for step in controller.study("mine").steps():
             step.report([0, 1])

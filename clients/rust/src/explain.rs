@@ -138,8 +138,8 @@ fn advice(status: &Status, noun: &str) -> Option<String> {
         return Some(format!("its owner is {owner}: try again, or give --controller that address"));
     }
     match status.code() {
-        Code::Unauthenticated => Some(format!("give a token that the {noun} knows: {TOKEN}")),
-        Code::PermissionDenied => Some(format!("give a token that may do this: {TOKEN}")),
+        Code::Unauthenticated => Some(format!("give a valid token: {TOKEN}")),
+        Code::PermissionDenied => Some(format!("give a token with a sufficient role: {TOKEN}")),
         _ => {
             let pause = status.get_details_retry_info()?.retry_delay?;
             Some(format!("try again in {pause:?}"))
@@ -160,19 +160,21 @@ fn tls_advice(error: &TlsError) -> &'static str {
         // The latter when two authorities have the same name.
         TlsError::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => "name the authority that signed its certificate with --tls-ca FILE",
+        ) => "give the authority that signed its certificate: --tls-ca FILE",
         TlsError::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is for another name: use that one, or give it a certificate for this",
+        ) => {
+            "its certificate is for another host name: use that name, or create a certificate for this one"
+        }
         TlsError::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => "give the controller a new certificate",
-        TlsError::InvalidMessage(_) => "if it serves without TLS, write http://",
+        TlsError::InvalidMessage(_) => "if the server does not use TLS, write http://",
         TlsError::AlertReceived(AlertDescription::NoApplicationProtocol) => {
-            "it serves HTTPS but no gRPC, as the port of the page does: gRPC is on another port, by default 50051"
+            "it serves HTTPS but not gRPC, as the port of the live page does: gRPC is on another port, by default 50051"
         }
         TlsError::AlertReceived(_) => CLIENT_CERTIFICATE,
-        _ => "--tls-ca, --tls-cert and --tls-key must fit its certificates",
+        _ => "check --tls-ca, --tls-cert and --tls-key against its certificates",
     }
 }
 

@@ -34,20 +34,20 @@ pub struct Options {
     #[arg(value_delimiter = ',')]
     #[arg(default_value = "http://127.0.0.1:50051")]
     pub controller: Vec<String>,
-    /// PEM file of the authorities that may have signed the controller's certificate [default: the system's]
+    /// PEM file of the certificate authorities that are trusted for the controller [default: the system's]
     #[arg(long, global = true, env = "ASNG_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// PEM file of this client's certificate, for controllers that ask for one; needs --tls-key
+    /// PEM file of this client's certificate, for controllers that require one; needs --tls-key
     #[arg(long, global = true, env = "ASNG_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
     /// PEM file of the certificate's private key
     #[arg(long, global = true, env = "ASNG_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// File whose first line is the token that says who this is; read again when it changes. ASNG_TOKEN may hold the
-    /// token itself instead
+    /// File whose first line is the token of this client; read again when it changes. ASNG_TOKEN may hold the token itself
+    /// instead
     #[arg(long, global = true, env = "ASNG_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Send the token even where others can read it: over http:// to another machine
+    /// Allow to send the token unencrypted: over http:// to another machine
     #[arg(long, global = true, env = "ASNG_INSECURE")]
     pub insecure: bool,
 }
@@ -150,11 +150,11 @@ impl Rules {
         }
         ensure!(
             self.tls.is_none(),
-            "TLS options are given, but {url} is without TLS; write https://"
+            "TLS options are given, but {url} does not use TLS: write https://"
         );
         ensure!(
             !self.secret || self.insecure || is_loopback(uri.host().unwrap_or_default()),
-            "a token would cross the network to {url} where others can read it; use https://, or say \
+            "a token would be sent to {url} unencrypted; use https://, or give \
              --insecure if nobody else is on the way"
         );
         Ok(endpoint)
@@ -169,7 +169,7 @@ pub fn url(address: &str, default_port: u16, tls: bool) -> anyhow::Result<String
     // The address may hold a password: it is not shown.
     ensure!(
         !address.contains('@'),
-        "the address of a server takes no user name and no password; give a token with --token-file FILE"
+        "the address of a server must not have a user name or password; give a token with --token-file FILE"
     );
     let scheme = if tls { "https" } else { "http" };
     let url = match address.parse::<Ipv6Addr>() {
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(connect(&[&option, "--controller=https://a"], None).unwrap(), "https://a:50051");
         assert_eq!(connect(&[&option, "--controller=a"], None).unwrap(), "https://a:50051");
         let error = connect(&[&option, "--controller=http://a"], None).unwrap_err();
-        assert!(error.contains("http://a:50051 is without TLS; write https://"), "{error}");
+        assert!(error.contains("http://a:50051 does not use TLS: write https://"), "{error}");
     }
 
     #[tokio::test]

@@ -31,14 +31,14 @@ const FAREWELL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
-    /// What to log, as in RUST_LOG: a level, or "info,h2=debug"
+    /// Log filter, in the form of RUST_LOG: a level, or "info,h2=debug"
     #[arg(long, global = true, env = "ASNG_LOG", default_value = "info", value_name = "FILTER")]
     log: EnvFilter,
-    /// Form of the log: text for people, json for machines (one object a line)
+    /// Log format: text for people, json for programs (one object per line)
     #[arg(long, global = true, env = "ASNG_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
-    /// Send traces to the OpenTelemetry collector at this URL, by OTLP over gRPC, such as http://127.0.0.1:4317. Which share of
-    /// them, and how, is for the standard OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and so on [default: no traces]
+    /// Send traces to the OpenTelemetry collector at this URL, by OTLP over gRPC, such as http://127.0.0.1:4317. The standard
+    /// variables, such as OTEL_TRACES_SAMPLER and OTEL_EXPORTER_OTLP_HEADERS, apply [default: no traces]
     #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
 }

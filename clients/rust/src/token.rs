@@ -46,7 +46,7 @@ impl Token {
                 last.version = version;
                 match read(file) {
                     Ok(header) => last.header = header,
-                    Err(error) => warn!("the token stays as it was: {error:#}"),
+                    Err(error) => warn!("the previous token stays in use: {error:#}"),
                 }
             }
         }
@@ -83,7 +83,7 @@ fn read(file: &Path) -> anyhow::Result<HeaderValue> {
 fn header(token: &str) -> anyhow::Result<HeaderValue> {
     let token = token.trim();
     let plain = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    ensure!(plain, "a token is one word of ASCII letters, digits and signs");
+    ensure!(plain, "a token must be one word of ASCII letters, digits and punctuation");
     let mut header = HeaderValue::try_from(format!("Bearer {token}"))?;
     header.set_sensitive(true);
     Ok(header)

@@ -48,16 +48,16 @@ def connect(
     tls_key: PathOrStr | None = None,
     insecure: bool | None = None,
 ) -> Controller:
-    """Names a controller, for a `with` statement; the connection is made when it is first used.
+    """Returns a controller, for a `with` statement; it connects at the first call.
 
     `address` is a host, host:port or a URL, https:// for TLS; several, separated by commas, if several controllers share a
     database. Without a scheme it is https:// if TLS options are given, else http://; without a port it is port 50051.
-    What is not given is taken from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051, ASNG_TOKEN,
+    Options that are not given come from the environment: ASNG_CONTROLLER, by default http://127.0.0.1:50051, ASNG_TOKEN,
     ASNG_TOKEN_FILE, ASNG_TLS_CA, ASNG_TLS_CERT, ASNG_TLS_KEY, ASNG_INSECURE. A variable that is empty counts as unset.
 
     `tls_ca`, `tls_cert` and `tls_key` are PEM files: of the authorities that may have signed the controller's
-    certificate, and of this client's certificate and key, for controllers that ask for one. The first line of `token_file` is
-    read again for every call. `insecure` sends the token even where others can read it.
+    certificate, and of this client's certificate and key, for controllers that ask for one. The token is the first line of
+    `token_file`, which is read again for every call. `insecure` allows to send the token over an unencrypted connection.
 
     A controller on this machine is reached directly. Any other is reached through the proxy that the variable grpc_proxy,
     https_proxy or http_proxy names, unless no_proxy lists its host.
@@ -85,11 +85,11 @@ class Connection:
 
     @property
     def url(self) -> str:
-        """The address that is asked now."""
+        """The address of the controller in use."""
         return self._places.current.url
 
     def call(self, method: Method[Q, R], request: Q, *, for_ever: bool = False) -> R:
-        """Calls until there is an answer, or for half a minute."""
+        """Repeats a call until it is answered, for at most half a minute unless `for_ever`."""
         attempts = Attempts(self._places, for_ever=for_ever)
         while True:
             place = self._places.current
@@ -142,7 +142,7 @@ class Connection:
 
 
 class Controller:
-    """A controller, for a `with` statement. At its end, steps that are still in hand are given back."""
+    """A controller, for a `with` statement, whose end releases the steps that are still held."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -154,16 +154,16 @@ class Controller:
     def create_study(
         self, name: str, space: Space, *, max_steps: int, **settings: Unpack[Settings]
     ) -> Study:
-        """Creates a study of `max_steps` steps, 1 to 10**12. The same again is the same study, which goes on where it is.
+        """Creates a study of `max_steps` steps, 1 to 10**12. A repeated call with the same arguments returns the existing study.
 
         `settings` are those of `asng.Settings`. Raises AlreadyExists if a study of this name has another space or other
-        settings, and InvalidArgument for a setting that is wrong.
+        settings, and InvalidArgument for an invalid setting.
         """
         request = protocol.create_study(name, space, max_steps, settings)
         return self._study((self._connection.call(protocol.CREATE_STUDY, request)).study)
 
     def study(self, name: str) -> Study:
-        """Returns the study of this name, whoever has created it. Raises NotFound if there is none."""
+        """Returns the study of this name. Raises NotFound if there is none."""
         request = v1.GetStudyRequest(name=checks.text("name", name))
         return self._study((self._connection.call(protocol.GET_STUDY, request)).study)
 
@@ -178,7 +178,7 @@ class Controller:
         limit: int | None = None,
     ) -> list[StudySummary]:
         """Lists studies, by default all and the oldest first: those of an owner, with all of some labels, in one of some
-        states, whose name contains a text; the first `limit` of them. Their architectures are left out."""
+        states, whose name contains a text; at most `limit` of them. The summaries have no architectures."""
         request = protocol.list_studies(owner, labels, states, name, newest_first, limit)
         studies: list[StudySummary] = []
         for page in self._connection.pages(protocol.LIST_STUDIES, request):
@@ -188,11 +188,11 @@ class Controller:
         return studies
 
     def show(self, name: str) -> StudySummary:
-        """Returns the study of this name as it is now. Raises NotFound if there is none."""
+        """Returns the current summary of a study. Raises NotFound if there is none of this name."""
         return (self.study(name)).show()
 
     def trainers(self) -> list[Trainer]:
-        """Lists the trainers that the controller has heard of since its start, up to 1000, the latest first."""
+        """Lists the trainers that the controller has seen since its start, at most 1000, most recently seen first."""
         answer = self._connection.call(protocol.LIST_TRAINERS, v1.ListTrainersRequest())
         return [plain.trainer_of(trainer) for trainer in answer.trainers]
 
@@ -200,7 +200,7 @@ class Controller:
         return Study(study, self._connection, self._in_flight)
 
     def close(self) -> None:
-        """Gives back the steps in hand, and closes the connection."""
+        """Releases the steps that are still held, and closes the connection."""
         self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
@@ -215,7 +215,7 @@ class Controller:
 
 
 class Study:
-    """A study on a controller. Its `repr` is of the last answer about it; `show()` asks for a new one."""
+    """A study on a controller. Its `repr` shows the last answer about it; `show()` asks the controller again."""
 
     def __init__(self, study: v1.Study, connection: Connection, in_flight: set[InFlight]) -> None:
         self.name = study.name
@@ -238,20 +238,20 @@ class Study:
         return self._space
 
     def show(self) -> StudySummary:
-        """Returns the study as it is now."""
+        """Returns the current summary of the study."""
         answer = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
         return self._heard(answer.study)
 
     def state(self) -> StudyState:
-        """Returns the state as it is now."""
+        """Returns the current state."""
         return (self.show()).state
 
     def progress(self) -> Progress:
-        """Returns the counters as they are now."""
+        """Returns the current counters."""
         return (self.show()).progress
 
     def wait(self, timeout: float | timedelta | None = None) -> StudySummary:
-        """Waits until the study has ended, through restarts of the controller, and returns it as it is then.
+        """Waits until the study has ended, through restarts of the controller, and returns its final summary.
 
         Raises StudyFailed if it FAILED, NotFound if it is deleted, and TimeoutError after `timeout`, in seconds or as a
         timedelta.
@@ -275,47 +275,47 @@ class Study:
             pause = min(2 * pause, 2)
 
     def pause(self) -> None:
-        """Stops handing out steps; reports of steps already handed out still count."""
+        """Stops leasing steps; reports of steps that are already leased still count."""
         request = v1.PauseStudyRequest(name=self.name)
         self._heard((self._connection.call(protocol.PAUSE_STUDY, request)).study)
 
     def resume(self) -> None:
-        """Hands out steps again."""
+        """Leases steps again."""
         request = v1.ResumeStudyRequest(name=self.name)
         self._heard((self._connection.call(protocol.RESUME_STUDY, request)).study)
 
     def stop(self) -> None:
-        """Ends the study early and for good; its results stay."""
+        """Ends the study early; its results stay, and it cannot be resumed."""
         request = v1.StopStudyRequest(name=self.name)
         self._heard((self._connection.call(protocol.STOP_STUDY, request)).study)
 
     def delete(self) -> None:
-        """Removes the study and its history, whatever its state."""
+        """Deletes the study and its history, in any state."""
         self._connection.call(protocol.DELETE_STUDY, v1.DeleteStudyRequest(name=self.name))
 
     def trainers(self) -> list[Trainer]:
-        """Lists the trainers that have worked on the study since its controller took it up, the latest first."""
+        """Lists the trainers that have worked on the study since its controller loaded it, most recently seen first."""
         request = v1.ListTrainersRequest(name=self.name)
         answer = self._connection.call(protocol.LIST_TRAINERS, request)
         return [plain.trainer_of(trainer) for trainer in answer.trainers]
 
     def distribution(self) -> dict[str, dict[str, float] | Normal]:
-        """Returns the distribution that architectures are drawn from now, by variable: of a Categorical the probability of
-        each choice, of an Integer a Normal."""
+        """Returns the current distribution of each variable: the probability of each choice for a Categorical, a Normal for an
+        Integer."""
         request = v1.GetDistributionRequest(name=self.name)
         answer = self._connection.call(protocol.GET_DISTRIBUTION, request)
         return plain.distribution_of(answer.marginals, self._known_space())
 
     def trace(self) -> list[dict[str, Any]]:
-        """Returns the search from its start until now in at most 256 records, oldest first: applied, generation, time,
+        """Returns time series of the search from its start until now, at most 256 records, oldest first: applied, generation, time,
         convergence, entropy, delta, signal_to_noise, the quartiles loss_low, loss_median and loss_high, diverged, and means
         of metrics as "metrics.NAME". `pandas.DataFrame(study.trace())` is a table of them."""
         answer = self._connection.call(protocol.GET_TRACE, v1.GetTraceRequest(name=self.name))
         return [plain.trace_record(point) for point in answer.points]
 
     def best(self) -> Best:
-        """Returns the final architecture as things stand: the most likely one, or, if that is not known to be within the
-        study's limits, the most likely of those evaluated that were. Raises FailedPrecondition while there is none."""
+        """Returns the current best guess at the final architecture: the most likely one, or, in a study with limits, the
+        most likely of those evaluated within them. Raises FailedPrecondition while there is none."""
         answer = self._connection.call(protocol.GET_STUDY, v1.GetStudyRequest(name=self.name))
         self._heard(answer.study)
         return plain.best_of(answer.study, self.space)
@@ -342,15 +342,14 @@ class Study:
         *,
         step_limit: float | timedelta | None = STEP_LIMIT,
     ) -> Generator[Step, None, None]:
-        """Leases step after step until the study ends, extends each lease while the body of the loop works, and waits for
-        the controller when it is away. Every step is to be reported. An exception or `break` gives the step in hand back, and
-        so do Ctrl-C and, in the main thread of a program that does not handle it itself, SIGTERM, which raises SystemExit.
+        """Leases one step after another until the study ends, extends each lease while the body of the loop runs, and waits
+        while the controller is unreachable. The body must report every step. An exception, `break` and Ctrl-C release the
+        current step; so does SIGTERM, which raises SystemExit in the main thread of a program that does not handle SIGTERM.
 
-        `trainer_id` names this trainer, in 1 to 200 characters: the same after a restart, so that it gets the step that a
-        killed process left behind at once, and different for each trainer. By default one is drawn, and such a step waits
-        until its lease has run out. After `step_limit`, in seconds or as a timedelta, the lease of a step is no longer
-        extended, so that another trainer gets the step of a loop that hangs; None is no limit. Raises StudyFailed, and
-        NotFound when the study is deleted.
+        `trainer_id` is the id of this trainer, 1 to 200 characters, unique and the same after a restart: a restarted process
+        then gets the step of the killed one at once. By default a new id is drawn, and such a step waits until its lease
+        expires. After `step_limit`, in seconds or as a timedelta, the lease of a step is no longer extended, so that another
+        trainer gets the step if the loop hangs; None means no limit. Raises StudyFailed, and NotFound if the study is deleted.
         """
         session = TrainerSession(self.name, trainer_id, step_limit)
         space = self._known_space()
@@ -401,7 +400,7 @@ class Study:
 
 
 class Step(protocol.Step):
-    """A step in hand: train on `train`, then report the losses of `rank`."""
+    """A leased step: train the weights on `train`, then report the losses of `rank`."""
 
     def __init__(
         self, message: search.Step, space: Space, session: TrainerSession, connection: Connection
@@ -416,13 +415,13 @@ class Step(protocol.Step):
         metrics: Mapping[str, SupportsFloat] | None = None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None = None,
     ) -> Outcome:
-        """Reports a loss for each of `rank`, in order; smaller is better, or larger in a study that maximizes; NaN or
-        infinite is one that diverged. In the warm-up `rank` is empty, and so is what is reported.
+        """Reports a loss for each architecture of `rank`, in order. Smaller is better, or larger in a study that maximizes; NaN
+        and infinity mean that the architecture diverged. During the warm-up `rank` is empty: report no losses.
 
         Numbers may be of Python, NumPy or PyTorch, and `losses` a list, an iterator, an array or a tensor of them. `metrics`
-        are further figures for people. `costs` are those of each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
-        Waits for as long as the controller is away; when this returns the report is stored. Raises InvalidArgument for
-        anything else; then the step is still in hand.
+        are further metrics for people. `costs` has one entry for each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
+        Waits while the controller is unreachable; when it returns, the report is stored. Raises InvalidArgument for invalid
+        values; the step can then be reported again.
         """
         request = self._session.report(self, losses, metrics, costs)
         try:
@@ -462,7 +461,7 @@ class InFlight:
                     self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
             except grpc.RpcError as error:
                 log.warning(
-                    "a step was not given back, and waits until its lease runs out: %s",
+                    "a step could not be released; it waits until its lease expires: %s",
                     brief(error),
                 )
 

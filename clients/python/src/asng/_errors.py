@@ -1,4 +1,4 @@
-"""The errors that the client raises, and the words for what gRPC reports."""
+"""The errors that the client raises, and their texts for errors of gRPC."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ M = TypeVar("M", bound=Message)
 
 
 class Error(Exception):
-    """The base of all errors of this package. The message says what is wrong and what to do."""
+    """Base class of all errors of this package. The message names the problem and the remedy."""
 
 
 class Violation(NamedTuple):
-    """A value that is refused: the field or setting, and what is wrong with it."""
+    """An invalid value: the field or setting, and the reason."""
 
     field: str
     description: str
 
 
 class InvalidArgument(Error, ValueError):
-    """A value is refused, by this package or by the controller. `violations` names each field and what is allowed."""
+    """A value is invalid, according to this package or the controller. `violations` names each field and what is allowed."""
 
     def __init__(self, message: str, violations: list[Violation]) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class FailedPrecondition(Error):
 
 
 class Unauthenticated(Error):
-    """The controller asks for a token, or does not know the one that was sent."""
+    """The controller needs a token, or does not accept the one that was sent."""
 
 
 class PermissionDenied(Error):
@@ -88,22 +88,22 @@ _HTTP = re.compile(r"Received http2 header with status: (\d+)|an http1\.x server
 
 _TOKEN = "token=…, token_file=…, or the variables ASNG_TOKEN and ASNG_TOKEN_FILE"
 _ADVICE = {
-    grpc.StatusCode.ALREADY_EXISTS: "take another name, or the same settings; controller.study(name) opens the one that exists",
-    grpc.StatusCode.UNAUTHENTICATED: f"give a token that the controller knows: {_TOKEN}",
-    grpc.StatusCode.PERMISSION_DENIED: f"give a token that may do this: {_TOKEN}",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "the controller is slow, or the network is; try again",
+    grpc.StatusCode.ALREADY_EXISTS: "choose another name, or give the same settings; controller.study(name) opens the existing study",
+    grpc.StatusCode.UNAUTHENTICATED: f"give a valid token: {_TOKEN}",
+    grpc.StatusCode.PERMISSION_DENIED: f"give a token with a sufficient role: {_TOKEN}",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the controller or the network is slow; try again",
 }
 
 
 def brief(error: Exception) -> str:
-    """What has failed, in a line of a log."""
+    """Returns an error as one line for a log."""
     if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):  # What gRPC raises is one of these.
         return f"{error.code().name}: {error.details()}"
     return str(error)
 
 
 def is_for_good(error: Exception) -> bool:
-    """Whether the controller would say the same to the same request again."""
+    """Returns whether the controller would answer a repeated request in the same way."""
     return isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) and error.code() in (
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -140,7 +140,7 @@ class Failure:
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may succeed later without anybody having changed it."""
+        """Whether the same request may succeed later."""
         if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return self.asked_pause > 0
         return self.code in (
@@ -153,7 +153,7 @@ class Failure:
 
     @property
     def asked_pause(self) -> float:
-        """Seconds for which the controller wants to be left alone."""
+        """Seconds that the controller asks the client to wait before it retries."""
         return max(
             (d.retry_delay.ToTimedelta().total_seconds() for d in self._all(details_pb2.RetryInfo)),
             default=0,
@@ -161,14 +161,14 @@ class Failure:
 
     @property
     def owner(self) -> str | None:
-        """Where the study's owner is, if that is what the controller says."""
+        """Address of the controller that owns the study, if the status names it."""
         for info in self._all(details_pb2.ErrorInfo):
             if info.reason == "NOT_OWNER":
                 return info.metadata.get("address") or None
         return None
 
     def exception(self) -> Error:
-        """What the caller gets."""
+        """Returns the exception to raise."""
         violations = [
             Violation(violation.subject, violation.description)
             for request in self._all(details_pb2.BadRequest)
@@ -209,9 +209,9 @@ class Failure:
         if self._status.details:
             return "the controller cannot do this now; try again"
         if "CERTIFICATE_VERIFY_FAILED" in self.message:
-            return "name the authority that signed the controller's certificate with tls_ca=FILE, and call it as the certificate does"
+            return "give the authority that signed the controller's certificate as tls_ca=FILE, and use a host name of the certificate"
         if "WRONG_VERSION_NUMBER" in self.message:
-            return f"if {self.place.url} serves without TLS, write http://"
+            return f"if the server at {self.place.url} does not use TLS, write http://"
         if variable := self.place.proxy:
             host = self.place.host
             return (
@@ -219,9 +219,9 @@ class Failure:
                 f"directly, add it to no_proxy (no_proxy={host}) or unset {variable}; the proxy has to allow CONNECT"
             )
         return (
-            f"no controller answers at {self.place.url}: start one with `asng-controller`, or name another to asng.connect or in "
-            "ASNG_CONTROLLER; if it wants TLS, write https://, and give tls_cert=FILE and tls_key=FILE if it asks for a "
-            "client's certificate"
+            f"no controller answers at {self.place.url}: start one with `asng-controller`, or give another address to asng.connect or in "
+            "ASNG_CONTROLLER; if the controller uses TLS, write https://, and give tls_cert=FILE and tls_key=FILE if it requires "
+            "a client certificate"
         )
 
     def _all(self, kind: type[M]) -> Iterator[M]:

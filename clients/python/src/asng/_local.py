@@ -51,7 +51,7 @@ def local(state_dir: PathOrStr) -> LocalController:
     path = Path(state_dir).resolve()
     if (other := _processes.get(path)) and not other.is_stopped:
         raise Error(
-            f"this program has started a controller with the state directory {path} before: go on with that one, `close()` it, or "
+            f"this program has already started a controller with the state directory {path}: use that one, `close()` it, or "
             f"connect to its address, {other.served.address}"
         )
     process = _processes[path] = Process(find(), path)
@@ -218,7 +218,7 @@ class Process:
             else:
                 reason = self._last_words(begin)
                 raise Error(
-                    f"{NAME} has not started (status {status}): {reason}\n  its log is {self.log}"
+                    f"{NAME} could not start (status {status}): {reason}\n  its log is {self.log}"
                 )
 
     def _serving(self, begin: int) -> Served | None:
@@ -251,7 +251,7 @@ def find() -> Path:
     found = shutil.which(NAME, path=path)
     if not found:
         raise Error(
-            f"there is no {NAME}: `pip install {NAME}` puts it beside this Python; or set ASNG_CONTROLLER_BIN to the file, such "
+            f"{NAME} is not installed: run `pip install {NAME}`, or set ASNG_CONTROLLER_BIN to the file, such "
             "as target/release/asng-controller of a checkout; or use asng.connect for a controller that runs elsewhere"
         )
     return Path(found).absolute()

@@ -144,10 +144,10 @@ class Options:
             )
         tls = parts.scheme == "https"
         if tls_options and not tls:
-            raise Error(f"TLS options are given, but {url} is without TLS; write https://")
+            raise Error(f"TLS options are given, but {url} does not use TLS: write https://")
         if (self._token or self._token_file) and not (tls or self._insecure or _is_loopback(host)):
             raise Error(
-                f"a token would cross the network to {url} where others can read it; use https://, or give insecure=True "
+                f"a token would be sent to {url} unencrypted; use https://, or give insecure=True "
                 "if nobody else is on the way"
             )
         return Place(host, PORT if port is None else port, tls)
@@ -167,7 +167,7 @@ class Options:
         try:
             self._header = self._read_token()
         except Error as error:
-            log.warning("the token stays as it was: %s", error)
+            log.warning("the previous token stays in use: %s", error)
         return self._header
 
     def _read_token(self) -> tuple[tuple[str, str], ...]:
@@ -179,7 +179,7 @@ class Options:
             return ()
         token = token.strip()
         if not token or not all("!" <= sign <= "~" for sign in token):
-            raise Error("a token is one word of ASCII letters, digits and signs")
+            raise Error("a token must be one word of ASCII letters, digits and punctuation")
         return (("authorization", f"Bearer {token}"),)
 
 

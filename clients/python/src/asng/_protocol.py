@@ -24,7 +24,7 @@ Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
 STEP_LIMIT = 1800.0
-"""Seconds for which the lease of a step is kept, by default: as `asng-trainer serve --step-limit`."""
+"""Default time in seconds for which the lease of a step is extended, as `asng-trainer serve --step-limit`."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ RELEASE_STEP = _method(
 
 
 class Settings(TypedDict, total=False):
-    """The settings of a search. One that is left out, or None, has the controller's default, which stands below after the
-    semicolon."""
+    """The settings of a search. A setting that is left out or None takes the controller's default, which is given below after
+    the semicolon."""
 
     direction: Literal["minimize", "maximize"] | None
-    """The direction of the reported numbers, which are called losses here: "minimize", or "maximize" for accuracies; "minimize"."""
+    """Direction of the reported values, which are called losses: "minimize", or "maximize" for accuracies; "minimize"."""
     algorithm: Literal["asng", "sng", "random"] | None
-    """How the distribution moves: with a step that adapts, with a constant step, or not at all; "asng"."""
+    """Algorithm that updates the distribution: "asng" (adaptive step size), "sng" (constant step size) or "random" (no updates);
+    "asng"."""
     alpha: float | None
     """Threshold of the signal-to-noise ratio of the updates, above 0; 1.5."""
     delta_init: float | None
@@ -82,25 +83,27 @@ class Settings(TypedDict, total=False):
     delta_max: float | None
     """Upper bound of the trust region's divisor, above 0; none."""
     lambda_x: int | None
-    """Architectures of a step to train on, 0 to 1024; 2. Use 0 for a problem without weights."""
+    """Architectures per step that train the weights, 0 to 1024; 2. Use 0 for a problem without weights."""
     lambda_theta: int | None
-    """Architectures of a step to be ranked, 2 to 1024; 2."""
+    """Architectures per step that are ranked, 2 to 1024; 2."""
     steps_per_update: int | None
-    """Steps gathered into one update of the distribution, 1 to 1024; 1."""
+    """Reports per update of the distribution, 1 to 1024; 1."""
     max_staleness: int | None
-    """Updates between a step and its report after which the report no longer counts, 0 to 1000000; 64."""
+    """Largest staleness at which a report still counts: updates between the sampling of a step and its report, 0 to 1000000;
+    64."""
     warmup_steps: int | None
-    """Steps at the start that train the weights alone, up to `max_steps`; 0. Their `rank` is empty and the distribution does
-    not move. Needs `lambda_x` above 0."""
+    """Steps at the start that only train the weights, up to `max_steps`; 0. Their `rank` is empty, and the distribution does
+    not change. Needs `lambda_x` above 0."""
     seed: int | None
-    """The seed of everything that the study draws, 0 to 2**64 - 1; drawn by the controller."""
+    """Seed of all random draws of the study, 0 to 2**64 - 1; drawn by the controller."""
     lease: float | timedelta | None
-    """Time, in seconds or as a timedelta, until the step of a trainer that has died goes to another, 1 s to 24 h; 60 s."""
+    """Time, in seconds or as a timedelta, after which another trainer gets the step of a trainer that died, 1 s to 24 h;
+    60 s."""
     limits: Mapping[str, float] | None
-    """The most that an architecture may cost, by the cost's name, above 0; none. What costs more ranks last, and is never
-    `best`. Every report has to give these costs, and those of `penalties`."""
+    """Largest allowed costs of an architecture by name, above 0; none. An architecture over a limit ranks last and is never
+    `best`. Every report must contain these costs, and those of `penalties`."""
     penalties: Mapping[str, float] | None
-    """The amount that a unit of a cost adds to the loss, or subtracts from a maximized value, by the cost's name, above 0; none."""
+    """Amounts that one unit of a cost adds to the loss, or subtracts from a maximized value, by the cost's name, above 0; none."""
 
 
 _DIRECTIONS = {"minimize": v1.DIRECTION_MINIMIZE, "maximize": v1.DIRECTION_MAXIMIZE}
@@ -194,15 +197,15 @@ class Step:
         self.id: int = message.step_id
         """Number of the step within the study, from 1."""
         self.study_id: str = message.study_id
-        """Identity of the study: another one that is given the same name later has another."""
+        """Id of the study; a later study of the same name has another."""
         self.generation: int = message.generation
         """Generation of the distribution that the architectures are drawn from."""
         self.progress: float = message.applied / max(message.max_steps, 1)
-        """The part of the search that is done, from 0 to 1: for schedules, such as of a learning rate."""
+        """Fraction of the search that is done, 0 to 1, for schedules such as of the learning rate."""
         self.train = [Architecture(space._decode(a.values)) for a in message.train]
         """Architectures to train the weights on."""
         self.rank = [Architecture(space._decode(a.values)) for a in message.rank]
-        """Architectures whose losses are to be reported, in this order; none in the warm-up: `report([])`."""
+        """Architectures whose losses are to be reported, in this order; empty during the warm-up: call `report([])`."""
 
     def __repr__(self) -> str:
         return f"Step(id={self.id}, train={self.train}, rank={self.rank})"
@@ -272,7 +275,7 @@ class TrainerSession:
                 return max(answer.no_work.retry_after.ToTimedelta().total_seconds(), 0.01)
             case other:
                 raise Error(
-                    f"the controller answers {other or 'nothing known'}: use a release of asng that fits its own"
+                    f"the controller sent an unknown answer, {other or 'empty'}: use a newer release of asng"
                 )
 
     def report(
@@ -286,7 +289,7 @@ class TrainerSession:
         message = step._message
         if self._hand is not message:
             raise Error(
-                f"step {step.id} is not in hand: it was reported or given back before; report each step once"
+                f"step {step.id} cannot be reported: it was reported or released before; report each step once"
             )
         self._sent = search.ReportStepRequest(
             study=message.study,
@@ -322,7 +325,7 @@ class TrainerSession:
         """Raises NotReported if the step is still in hand."""
         if self._hand is step._message:
             raise NotReported(
-                f"step {step.id} was not reported: call step.report(losses) before the loop goes on"
+                f"step {step.id} was not reported: call step.report(losses) before the next step"
             )
 
     def extend(self, now: float) -> search.ExtendLeaseRequest | None:

@@ -1,4 +1,4 @@
-"""Search spaces and the architectures in them. Of the wire this module knows the messages alone."""
+"""Search spaces and the architectures in them. This module uses the messages of the proto and makes no calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Integer:
-    """A variable that takes a whole number from `low` to `high`, both included."""
+    """A variable that takes an integer from `low` to `high`, both included."""
 
     low: int
     high: int
@@ -123,22 +123,22 @@ class Architecture:
 
 
 class Best(Architecture):
-    """The final architecture of a search as things stand.
+    """The current best guess at the final architecture of a search.
 
-    A variable that is called as one of the attributes below takes its place, so that every architecture is read in the same
-    way; `StudySummary` has the same figures under names of its own.
+    A variable that has the name of one of the attributes below replaces it, so that every architecture is read in the same
+    way; `StudySummary` has the same values under other names.
     """
 
     choice: Literal["mode", "within limits"]
-    """How it was chosen: as the most likely of all, or of those that were evaluated and are within the limits."""
+    """How it was chosen: the most likely of all architectures, or of those that were evaluated within the limits."""
     costs: dict[str, float]
     """Its costs by name, as they were last reported; empty in a study without limits."""
     applied: int
-    """Reports that the search had learned from."""
+    """Number of applied reports."""
     max_steps: int
-    """Reports after which the search is finished."""
+    """Number of applied reports after which the search is finished."""
     convergence: float
-    """How sure the search was, from 0 to 1."""
+    """Convergence of the distribution, 0 to 1."""
 
     def __init__(self, values: dict[str, str | int], study: v1.Study) -> None:
         super().__init__(values)

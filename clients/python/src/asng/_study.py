@@ -23,7 +23,7 @@ class _WireEnum(Enum):
     @classmethod
     def _missing_(cls, value: object) -> Any:
         raise Error(
-            f"the controller answers {cls.__name__} {value}: use a release of asng that fits its own"
+            f"the controller sent the unknown {cls.__name__} {value}: use a newer release of asng"
         )
 
 
@@ -31,17 +31,17 @@ class StudyState(_WireEnum):
     """The state of a study."""
 
     WAITING = v1.STUDY_STATE_WAITING
-    """The study waits for a trainer that describes its variables."""
+    """The study waits for a trainer to describe its variables."""
     RUNNING = v1.STUDY_STATE_RUNNING
-    """The study hands out steps."""
+    """The study leases steps."""
     PAUSED = v1.STUDY_STATE_PAUSED
-    """The study hands out no steps; reports still count."""
+    """The study leases no steps; reports still count."""
     FINISHED = v1.STUDY_STATE_FINISHED
-    """A stop rule has ended it, such as `max_steps`."""
+    """A stop rule, such as `max_steps`, has ended the study."""
     STOPPED = v1.STUDY_STATE_STOPPED
-    """`stop` has ended it."""
+    """`stop` has ended the study."""
     FAILED = v1.STUDY_STATE_FAILED
-    """A trainer rejected its settings."""
+    """A trainer rejected the settings of the study."""
 
     @property
     def has_ended(self) -> bool:
@@ -53,13 +53,13 @@ class Outcome(_WireEnum):
     """The outcome of a report. The loop goes on after each of them."""
 
     APPLIED = v1.REPORT_OUTCOME_APPLIED
-    """The report has entered an update of the distribution."""
+    """The report is part of an update of the distribution."""
     PENDING = v1.REPORT_OUTCOME_PENDING
-    """The report waits for the others of its update (`steps_per_update`)."""
+    """The report is accepted and waits until `steps_per_update` reports have arrived."""
     DUPLICATE = v1.REPORT_OUTCOME_DUPLICATE
     """The step had been reported before, most likely by this call, whose first reply was lost."""
     STALE = v1.REPORT_OUTCOME_STALE
-    """The report came too late to count."""
+    """The report arrived too late to count."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +67,31 @@ class Progress:
     """The counters of a study."""
 
     applied: int
-    """Reports that have entered an update."""
+    """Reports that are part of an update."""
     max_steps: int
-    """Reports after which the study is finished."""
+    """Number of applied reports after which the study is finished."""
     convergence: float
-    """How sure the search is, from 0 to 1."""
+    """Convergence of the distribution, 0 to 1."""
     generation: int
     """Updates of the distribution."""
     pending: int
-    """Reports that wait for the others of their update."""
+    """Reports that wait until `steps_per_update` of them have arrived."""
     outstanding: int
-    """Steps handed out, or to be handed out again, that are not reported."""
+    """Steps in progress: leased, or waiting to be leased again, and not reported yet."""
     stale: int
-    """Reports that came too late to count."""
+    """Reports that arrived too late to count."""
     duplicate: int
     """Reports of steps that had been reported before."""
     diverged: int
     """Losses that were not finite."""
     expired: int
-    """Leases that ran out."""
+    """Leases that expired."""
     over_limit: int
-    """Architectures that cost more than a limit allows."""
+    """Architectures that exceeded a limit."""
 
     @property
     def fraction(self) -> float:
-        """The part of the search that is done, from 0 to 1."""
+        """Fraction of the search that is done, 0 to 1."""
         return self.applied / max(self.max_steps, 1)
 
     def __str__(self) -> str:
@@ -112,10 +112,10 @@ class StudySummary:
     state: StudyState
     progress: Progress
     best_loss: float | None
-    """The best loss reported, of the architectures within the limits: the smallest, or the largest where the study maximizes.
-    Losses are noisy, so it is no verdict."""
+    """The best reported loss among the architectures within the limits: the smallest, or the largest if the study maximizes.
+    Losses are noisy: another evaluation may give another loss."""
     best: Best | None
-    """The final architecture as things stand; None before there is one, and in `list_studies`."""
+    """The current best guess at the final architecture; None before there is one, and in `list_studies`."""
     best_choice: str | None
     """How `best` was chosen: "mode" or "within limits"."""
     best_costs: dict[str, float]
@@ -125,7 +125,7 @@ class StudySummary:
     owner: str
     labels: dict[str, str]
     stop_reason: str | None
-    """The rule that ended it, such as "MAX_STEPS"; None before, and for a study that FAILED."""
+    """The rule that ended the study, such as "MAX_STEPS"; None before its end, and for a study that FAILED."""
     failure: list[Violation]
     """The reasons why the study FAILED."""
     create_time: datetime | None
@@ -179,7 +179,7 @@ class Trainer:
     trainer_id: str
     last_seen: datetime | None
     study: str
-    """The study of the step that it was handed last; empty if it has none."""
+    """The study of the step that it last leased; empty if it holds none."""
     holds: tuple[int, ...]
     """The steps of the study that it holds; empty in the list of all trainers."""
     applied: int
@@ -187,9 +187,9 @@ class Trainer:
     stale: int
     duplicate: int
     expired: int
-    """Its leases that ran out."""
+    """Its leases that expired."""
     mean_staleness: float
-    """Updates between a step and its report, on average."""
+    """Mean number of updates between the sampling of a step and its report."""
     spaces: tuple[str, ...]
     """The spaces that it serves by name."""
     data_sets: tuple[str, ...]
@@ -209,8 +209,8 @@ def space_of(study: v1.Study) -> Space | None:
 
 def no_space(name: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"study {name} has no variables: it waits for a trainer of its space to describe them, or its settings were rejected "
-        "(`study.show()` says which); go on later, or create a study with variables"
+        f"study {name} has no variables yet: it waits for a trainer of its space to describe them, or a trainer rejected its settings "
+        "(see `study.show()`); try again later, or create a study with variables"
     )
 
 
@@ -220,8 +220,8 @@ def best_of(study: v1.Study, space: Space) -> Best:
             f"{rule.cost} {rule.limit:g}" for rule in study.spec.costs if rule.HasField("limit")
         )
         raise FailedPrecondition(
-            f"study {study.name} has evaluated no architecture within its limits ({limits}) so far: let it go on, or create "
-            "another one with higher limits"
+            f"study {study.name} has evaluated no architecture within its limits ({limits}) yet: let it continue, or create "
+            "a study with higher limits"
         )
     return Best(space._decode(study.chosen.architecture.values), study)
 

@@ -274,7 +274,7 @@ async fn tls_needs_the_authority_and_the_name() {
     );
     let address = serve(Fake::default(), Some(ours.server("elsewhere.test"))).await;
     let text = failure(&ours.client(&address)).await;
-    assert!(text.contains("its certificate is for another name"), "{text}");
+    assert!(text.contains("its certificate is for another host name"), "{text}");
 }
 
 #[tokio::test]

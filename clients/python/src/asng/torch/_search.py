@@ -106,31 +106,31 @@ class Search:
         log: Any = None,
         progress_bar: bool = True,
     ) -> Result:
-        """Searches until the study ends, and returns its result. Run again with the same checkpoint, it goes on where it was.
+        """Searches until the study ends, and returns the result. A repeated call with the same checkpoint resumes the search.
 
         `train_loader` and `valid_loader` yield minibatches (input, target), or (input, …, target); they should be of different
         images. Each step trains its `train` architectures on one minibatch of the first, with the mean of their gradients, and
         ranks its `rank` architectures by `loss(output, target)` on one minibatch of the second. A loss that is not finite
-        counts as diverged: it moves no weights, and ranks last.
+        counts as diverged: it does not train the weights, and it ranks last.
 
-        `step`, a function, does all this instead of loaders and a loss: it gets a `Step`, activates its architectures
-        (`search.activate`), moves the weights, and returns a loss for each of `step.rank`, or, in a search with
-        `direction="maximize"`, a value that is larger for what is better, such as an accuracy. What it draws should follow from
-        `step.id`, and `amp` and `clip_grad_norm` are its own business.
+        `step` is a function that replaces the loaders and the loss: it gets a `Step`, activates its architectures
+        (`search.activate`), trains the weights, and returns a loss for each of `step.rank`, or, in a search with
+        `direction="maximize"`, a value that is larger for what is better, such as an accuracy. Its random draws should depend
+        on `step.id` only. `amp` and `clip_grad_norm` do not apply to it.
 
         `optimizer` is made from `model.parameters()`; by default SGD with a learning rate of 0.025, momentum 0.9 and weight
         decay 3e-4. `scheduler` is a function of the progress from 0 to 1, `applied / max_steps`, that returns a factor of the
-        initial learning rates, or a scheduler of PyTorch that needs no loss, which is stepped once a step; None leaves the rate alone.
+        initial learning rates, or a scheduler of PyTorch that needs no loss, which is stepped once per step; None keeps the rate.
 
         `device` is "auto" (CUDA, or MPS, or the CPU) or any device. `amp` is torch.bfloat16 or torch.float16 for autocast; the
-        latter on CUDA with gradient scaling. `clip_grad_norm` is the largest norm of the gradient, None for any.
+        latter on CUDA with gradient scaling. `clip_grad_norm` is the largest norm of the gradient; None means no limit.
 
         `costs` are reported for each ranked architecture: names ("parameters", "latency_ms"), or functions by name that get the
         architecture as a plain module (None for these two). Costs with limits or penalties in the study need not be named again.
 
-        `checkpoint` is a directory. It is saved to every `checkpoint_minutes`, at the end, and when SIGINT or SIGTERM ends the
-        search: when the step in hand is computed, KeyboardInterrupt or SystemExit(143) is raised. The step goes back, and is
-        reported when the search goes on. A program that has a handler for SIGTERM keeps it.
+        `checkpoint` is a directory. The search is saved there every `checkpoint_minutes`, at its end, and when SIGINT or SIGTERM
+        ends it: the current step is computed, and KeyboardInterrupt or SystemExit(143) is raised. The step is released, and
+        reported when the search resumes. A program's own handler for SIGTERM is kept.
 
         `callbacks` are called with a `Report` after each step. `log` gets the metrics of each step: a
         `torch.utils.tensorboard.SummaryWriter`, the module `mlflow`, a run of `wandb`, a logger of Lightning, or a function of a
@@ -138,8 +138,8 @@ class Search:
         """
         if self._maximizes and step is None:
             raise TypeError(
-                "direction='maximize' is for values that `step`, a function, returns: `loss` is minimized by training, and by the "
-                "search; give step, or leave direction out"
+                "direction='maximize' needs `step`, a function that returns the values: training and search minimize `loss`; give step, "
+                "or leave direction out"
             )
         training = Training(
             self.supernet,
