@@ -102,34 +102,34 @@ impl Snapshot {
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut encoder;
-        let help = "Batches of reports applied to theta.";
+        let help = "Updates of theta.";
         self.gauge(to, "asng_study_generation", help, |study| {
             Some(study.progress.generation as f64)
         })?;
-        let help = "How sure the search is, from 0 to 1.";
+        let help = "Convergence of theta, from 0 to 1.";
         self.gauge(to, "asng_study_convergence", help, |study| study.asng.map(|asng| asng.0))?;
-        let help = "The paper's Delta, by which delta_init is divided.";
+        let help = "The paper's Delta (step size = delta_init / Delta).";
         self.gauge(to, "asng_study_delta", help, |study| study.asng.map(|asng| asng.1))?;
-        let help = "Reports that wait for their batch.";
+        let help = "Reports that wait until steps_per_update of them have arrived.";
         self.gauge(to, "asng_study_pending_reports", help, |study| Some(study.pending as f64))?;
-        let help = "Steps handed out, or to be handed out again.";
+        let help = "Steps in progress: leased, or waiting to be leased again.";
         self.gauge(to, "asng_study_outstanding_steps", help, |study| {
             Some(study.outstanding as f64)
         })?;
-        let help = "Time since the oldest lease still held was given or extended, in seconds.";
+        let help = "Time since the oldest lease was given or extended, in seconds.";
         self.gauge(to, "asng_study_oldest_lease_age_seconds", help, |study| {
             study.oldest_lease_age
         })?;
-        let help = "Reports after which the study finishes.";
+        let help = "Number of applied reports after which the study is finished.";
         self.gauge(to, "asng_study_max_steps", help, |study| Some(study.max_steps as f64))?;
-        let help = "Leases that ran out.";
+        let help = "Leases that expired.";
         self.counter(to, "asng_study_leases_expired", help, |study| study.progress.expired)?;
         let help = "Losses that were not finite, in reports that counted.";
         self.counter(to, "asng_study_diverged_losses", help, |study| study.progress.diverged)?;
         let help = "Architectures over a limit on costs, in reports that counted.";
         self.counter(to, "asng_study_over_limit", help, |study| study.progress.over_limit)?;
 
-        let help = "Reports by what became of them.";
+        let help = "Reports by outcome.";
         let name = "asng_study_reports";
         let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
         for study in &self.studies {
