@@ -214,6 +214,7 @@ fn pages(site: Site) -> Router {
         .route("/studies/{name}/pause", post(pause))
         .route("/studies/{name}/resume", post(resume))
         .route("/studies/{name}/stop", get(ask_to_stop).post(stop))
+        .route("/glossary", get(glossary))
         .route("/login", get(log_in_form).post(log_in))
         .route("/logout", post(log_out))
         .layer(DefaultBodyLimit::max(MAX_FORM))
@@ -363,6 +364,11 @@ async fn stop(
     let request = v1::StopStudyRequest { name: name.clone() };
     site.api.stop_study(asked(&identity, request)).await?;
     Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
+}
+
+async fn glossary(State(site): State<Site>, visitor: Visitor) -> Markup {
+    let identity = site.door.holder(&visitor);
+    html::glossary(&identity.map_or_else(|| site.frame(), |identity| site.door.frame(&identity)))
 }
 
 /// Where to go after logging in.

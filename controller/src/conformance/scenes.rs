@@ -43,72 +43,72 @@ pub(super) const WARM_UP: &str = "warm-up";
 pub(super) const SCENES: [Scene; 14] = [
     Scene {
         rule: "unserved",
-        expected: "a step of a study that the trainer cannot serve is given back, or the study rejected, and the trainer asks for other work",
+        expected: "the trainer releases a step that it cannot serve, or rejects the study, and asks for other work",
         play: |stage| Box::pin(unserved(stage)),
     },
     Scene {
         rule: "lost-lease",
-        expected: "LeaseStep whose reply was lost is sent again with the same request_id",
+        expected: "the trainer repeats a LeaseStep whose response was lost with the same request_id",
         play: |stage| Box::pin(lost_lease(stage)),
     },
     Scene {
         rule: "description",
-        expected: "the variables are described when that is asked for, and in the same way when the reply was lost",
+        expected: "the trainer describes the variables on request, and repeats the description if the response was lost",
         play: |stage| Box::pin(description(stage)),
     },
     Scene {
         rule: WARM_UP,
-        expected: "a step of the warm-up, which has no `rank` architectures, is reported with no losses, and the trainer goes on",
+        expected: "the trainer reports a step of the warm-up, which has no `rank` architectures, without losses, and continues",
         play: |stage| Box::pin(warm_up(stage)),
     },
     Scene {
         rule: "lost-report",
-        expected: "a report whose reply was lost is sent again: the same step, lease and losses",
+        expected: "the trainer repeats a report whose response was lost: the same step, lease and losses",
         play: |stage| Box::pin(lost_report(stage)),
     },
     Scene {
         rule: "restart",
-        expected: "a controller that is gone is tried again, and the report that was on its way is sent again",
+        expected: "the trainer reconnects to a restarted controller, and repeats the report that was in flight",
         play: |stage| Box::pin(restart(stage)),
     },
     Scene {
         rule: "slow-reply",
-        expected: "a slow reply is waited for, or asked for again with the same report",
+        expected: "the trainer waits for a slow response, or repeats the report",
         play: |stage| Box::pin(slow_reply(stage)),
     },
     Scene {
         rule: "overtaken",
-        expected: "a lease that is no longer held and the outcome DUPLICATE are no errors: the trainer goes on",
+        expected: "the trainer continues after it has lost a lease, and after the outcome DUPLICATE",
         play: |stage| Box::pin(overtaken(stage)),
     },
     Scene {
         rule: "stale",
-        expected: "the outcome STALE is no error: the trainer goes on",
+        expected: "the trainer continues after the outcome STALE",
         play: |stage| Box::pin(outcome(stage, ReportOutcome::Stale)),
     },
     Scene {
         rule: "pending",
-        expected: "the outcome PENDING is no error: the trainer goes on",
+        expected: "the trainer continues after the outcome PENDING",
         play: |stage| Box::pin(outcome(stage, ReportOutcome::Pending)),
     },
     Scene {
         rule: "retry-info",
-        expected: "UNAVAILABLE with RetryInfo: the same report comes again, and not before that time",
+        expected: "after UNAVAILABLE with RetryInfo, the trainer repeats the report, and not before that time",
         play: |stage| Box::pin(retry_info(stage)),
     },
     Scene {
         rule: "back-off",
-        expected: "UNAVAILABLE for 3 s: at most 20 calls in the first half and 8 in the second, then the same report",
+        expected: "while calls are UNAVAILABLE for 3 s, the trainer sends at most 20 in the first half and 8 in the second; then it repeats the report",
         play: |stage| Box::pin(back_off(stage)),
     },
     Scene {
         rule: "no-work",
-        expected: "told that there is no work, the trainer asks again, and not before `retry_after`",
+        expected: "after `no_work`, the trainer asks again, and not before `retry_after`",
         play: |stage| Box::pin(no_work(stage)),
     },
     Scene {
         rule: "extension",
-        expected: "a lease is extended before it runs out, as long as its step is computed",
+        expected: "the trainer extends a lease before it expires, until it reports the step",
         play: |stage| Box::pin(extension(stage)),
     },
 ];
@@ -116,7 +116,7 @@ pub(super) const SCENES: [Scene; 14] = [
 /// The last one.
 pub(super) const FINISHED: Scene = Scene {
     rule: "finished",
-    expected: "told that the study has ended, the trainer asks for its steps once more at most",
+    expected: "after the end of a study, the trainer asks at most once more for its steps",
     play: |stage| Box::pin(finished(stage)),
 };
 

@@ -16,6 +16,8 @@ use crate::pictures::words;
 pub(super) const STYLE: &str = include_str!("page.css");
 /// Keeps a page as its study is. Without it, a reload does.
 pub(super) const SCRIPT: &str = include_str!("page.js");
+/// The glossary of the manual, a Markdown table of terms and meanings.
+const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
 /// The page's icon: a distribution.
 pub(super) const ICON: &str = include_str!("icon.svg");
 
@@ -45,6 +47,7 @@ fn page(frame: &Frame, title: &str, events: Option<&str>, main: Markup) -> Marku
                 a.skip href="#main" { "Skip to the content" }
                 header.top {
                     a.home href={ (prefix) "/" } { "ASNG-NAS" }
+                    a href={ (prefix) "/glossary" } { "Glossary" }
                     @if let Some(token) = &frame.token {
                         form method="post" action={ (prefix) "/logout" } {
                             span { (token) }
@@ -163,6 +166,33 @@ pub(super) fn controls(prefix: &Prefix, study: &Study, elsewhere: Option<&str>) 
             _ => {}
         }
     }
+}
+
+/// Returns the terms of the glossary and their meanings.
+fn terms() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rows = GLOSSARY.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    rows.filter_map(|row| row.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
+}
+
+/// The glossary.
+pub(super) fn glossary(frame: &Frame) -> Markup {
+    // Code stands between backticks.
+    let text = |text: &'static str| {
+        html! {
+            @for (i, part) in text.split('`').enumerate() {
+                @if i % 2 == 1 { code { (part) } } @else { (part) }
+            }
+        }
+    };
+    page(
+        frame,
+        "Glossary",
+        None,
+        html! {
+            h1 { "Glossary" }
+            dl { @for (term, meaning) in terms() { dt { (term) } dd { (text(meaning)) } } }
+        },
+    )
 }
 
 /// Asks whether a study is to be stopped.
@@ -332,5 +362,19 @@ pub(super) fn trainers(prefix: &Prefix, trainers: &[Trainer], now: SystemTime) -
             } }
             @if trainers.len() > TRAINERS { p.note { (TRAINERS) " of " (trainers.len()) " trainers." } }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_glossary_of_the_manual_is_shown_as_a_list_of_terms() {
+        let rows = GLOSSARY.lines().filter(|line| line.starts_with("| ")).count();
+        assert_eq!(terms().count(), rows - 2, "all rows but the heading and its rule");
+        let page = glossary(&Frame::default()).into_string();
+        assert!(page.contains("<dt>warm-up</dt>") && page.contains("<code>warmup_steps</code>"));
+        assert!(!page.contains('`') && !page.contains(" | "));
     }
 }

@@ -34,8 +34,8 @@ function follow() {
   });
   source.addEventListener("error", () => {
     notice.textContent = source.readyState === EventSource.CLOSED
-      ? "This page is no longer brought up to date. Reload it to go on."
-      : "The controller does not answer; trying again. What you see is what was last heard.";
+      ? "This page is no longer updated. Reload it to continue."
+      : "The controller does not answer; retrying. The page shows the last known state.";
   });
 }
 
