@@ -34,17 +34,17 @@ pub(crate) enum Bench {
         /// A smoke test: one seed, 30 steps, few images; writes no document
         #[arg(long, conflicts_with = "seeds")]
         quick: bool,
-        /// Searches at a time, each on one core [default: one for each core]
+        /// Number of parallel searches, each on one core [default: one for each core]
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         jobs: Option<u64>,
         /// Directory of the results: a JSON file for each search [default: target/oneshot; a temporary one with --quick]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// Variations of ASNG's search, such as --warmup 0.5 or --set channels=16, with an --out of their own; -- --help lists them
+        /// Variations of ASNG's search, such as --warmup 0.5 or --set channels=16, with another --out; -- --help lists them
         #[arg(last = true, value_name = "OPTION")]
         variation: Vec<String>,
     },
-    /// How good the searches are: NAS-Bench-201, and a noisy function with 1 to 64 trainers
+    /// Search quality: NAS-Bench-201, and a noisy function with 1 to 64 trainers
     ///
     /// Takes some minutes, and fetches 36 MB. Writes the tables and curves of docs/quality.md; the last line of the output is JSON.
     Quality {
@@ -57,9 +57,9 @@ pub(crate) enum Bench {
     },
     /// The paper's artificial problem: steps to success of ASNG, of SNG with four steps, of random search, of the authors' code
     ///
-    /// A search that fails goes on for 100,000 steps. Draws docs/toy.svg; the last line of the output is JSON.
+    /// A search that fails takes 100,000 steps. Writes docs/toy.svg; the last line of the output is JSON.
     Toy {
-        /// Seeds of ASNG, and of SNG with steps that get there
+        /// Seeds of ASNG, and of SNG with step sizes that succeed
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
         /// Seeds of SNG with the smallest step and of random search

@@ -23,10 +23,10 @@ const IMAGES: &str = "2000";
 const RANDOM: &str = "20";
 /// Architectures that one is selected from.
 const CANDIDATES: &str = "20";
-/// How asngctl ends when somebody leaves it before the study has ended.
+/// Exit status of asngctl when the user leaves it before the study has ended.
 const INTERRUPTED: i32 = 130;
 
-/// How large a demo. The defaults take a few minutes on two cores.
+/// Sizes of the demo. The defaults take a few minutes on two cores.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Steps of the search
@@ -44,10 +44,10 @@ pub(crate) struct Arguments {
     /// Images in a minibatch of the search
     #[arg(long, default_value_t = Arguments::default().batch_size)]
     batch_size: u32,
-    /// Passes over the training images when the architecture found is retrained
+    /// Epochs of the retraining
     #[arg(long, default_value_t = Arguments::default().epochs)]
     epochs: u32,
-    /// What computes: auto, cpu, cuda:N
+    /// Device to run on: auto, cpu, cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
     /// Leave the controller running at the end, until Ctrl-C

@@ -1,4 +1,4 @@
-//! Everything a person types to work on ASNG-NAS: `cargo xtask setup | demo | test | bench | dist | screenshots`.
+//! The developers' commands of ASNG-NAS: `cargo xtask setup | demo | test | docs | bench | dist | screenshots`.
 //!
 //! This crate must build on a machine that has no libtorch yet, so of the workspace's other members it depends
 //! on the one that fetches data alone.
@@ -11,14 +11,16 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod comments;
 mod demo;
 mod dist;
+mod docs;
 mod process;
 mod python;
 mod setup;
 mod test;
 
-/// Everything a person types to work on ASNG-NAS.
+/// The developers' commands of ASNG-NAS.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -28,25 +30,27 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetches libtorch to ./libtorch and CIFAR-10 to ./data; what is there already stays.
+    /// Fetches libtorch to ./libtorch and CIFAR-10 to ./data, unless they exist.
     Setup {
-        /// Fetch only these.
+        /// Fetch only these parts.
         #[arg(value_name = "PART")]
         parts: Vec<setup::Part>,
-        /// Fetch all of PyTorch with CUDA, 5 GB, to ./libtorch-cuda, and build the trainer with that from now on.
+        /// Fetch PyTorch with CUDA, 5 GB, to ./libtorch-cuda, and build the trainer with it from now on.
         #[arg(long)]
         cuda: bool,
     },
-    /// Starts both services and searches an architecture on real CIFAR-10.
+    /// Starts both services and searches an architecture on CIFAR-10.
     Demo(demo::Arguments),
     /// Tests everything: lints, unit tests, end-to-end tests with the real programs, the Python package, documentation.
     Test(test::Arguments),
+    /// Builds the manual as a book in target/book, and checks the links in all Markdown files.
+    Docs,
     /// Measures speed, memory and growth, in a release build.
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Builds the Python wheels of a release: asng, asng-controller and asng-trainer.
     Dist(dist::Arguments),
-    /// Draws the README's pictures of the page anew, from a real search in a real browser, into docs.
+    /// Updates the pictures of the page in docs, from a real search in a real browser.
     Screenshots,
 }
 
@@ -66,6 +70,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Setup { parts, cuda } => setup::command(&root, &parts, cuda),
         Command::Demo(arguments) => demo::demo(&root, &arguments),
         Command::Test(arguments) => test::test(&root, &arguments),
+        Command::Docs => docs::command(&root),
         Command::Bench(what) => bench::bench(&root, &what),
         Command::Dist(arguments) => dist::dist(&root, &arguments),
         Command::Screenshots => test::screenshots(&root),

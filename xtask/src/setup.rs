@@ -32,21 +32,21 @@ const COMPOSE: &str = "target/tools/docker-compose";
 /// A part of the setup.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
-    /// The CPU libraries of PyTorch that the trainer is built on
+    /// CPU libraries of PyTorch, to build the trainer with
     Libtorch,
-    /// The images that the trainer's first space is searched on
+    /// Images of CIFAR-10, for the demo and for searches of classifiers
     Cifar10,
-    /// What 15,625 networks reach, to measure how good searches are; where it is named here, and for tests and benchmarks
+    /// Accuracies of 15,625 networks, for tests and benchmarks; fetched if named here or needed by them
     Nasbench201,
-    /// Grey images of clothes; where they are named here, and for tests
+    /// Images of Fashion-MNIST, for tests; fetched if named here or needed by them
     FashionMnist,
-    /// The database server that the tests of several controllers start; only where it is named here
+    /// Database server for the tests of several controllers; only if named here
     Postgresql,
-    /// The browser that the tests of the page drive; only where it is named here
+    /// Browser for the tests of the page; only if named here
     Chromium,
-    /// PyTorch for the tests of the Python package's `asng.torch`; only where it is named here
+    /// PyTorch for the tests of `asng.torch`; only if named here
     Pytorch,
-    /// What the tests of images, of monitoring and of distant trainers run: buildah, Prometheus, Docker Compose; only where it is named here
+    /// buildah, Prometheus and Docker Compose for the tests of images, monitoring and remote trainers; only if named here
     Containers,
 }
 
@@ -120,7 +120,7 @@ fn ensure(root: &Path, parts: &[Part]) -> Result<Vec<String>> {
 
 /// Keeps two setups of one checkout from writing to the same folders, until it is dropped. The file
 /// only serves to be locked.
-fn lock(root: &Path) -> Result<File> {
+pub(crate) fn lock(root: &Path) -> Result<File> {
     let path = root.join("Cargo.toml");
     let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {

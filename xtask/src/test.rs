@@ -10,17 +10,17 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    demo, dist,
+    comments, demo, dist, docs,
     process::{cargo, run},
     python, setup,
 };
 
-/// How much to test.
+/// Options of `cargo xtask test`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Many more random lists of operations, kills of either service, hostile requests, seeds of the artificial problem
-    /// and searches within limits; longer disturbances of trainers; the wheels and crates of a release; the demo; and the
-    /// trainer's own tests against PyTorch 2.11, the oldest that it compiles with (10 minutes on two cores)
+    /// Run many more random sequences of operations, kills of either service, hostile requests, seeds of the artificial
+    /// problem and searches within limits; longer disturbances of trainers; the book, the wheels and crates of a release; the
+    /// demo; and the trainer's own tests against PyTorch 2.11, the oldest that it compiles with (10 minutes on two cores)
     #[arg(long)]
     full: bool,
 }
@@ -43,6 +43,7 @@ const BUF: &str = "@bufbuild/buf@1.75.0";
 
 /// Sets up first when needed.
 pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    comments::lint(root)?;
     setup::setup(root)?;
     setup::test_data(root)?;
     let python = python::install(root)?;
@@ -51,6 +52,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ))?;
     contract(root)?;
+    docs::check_links(root)?;
     let mut tests = cargo(root, ["test", "--locked", "--workspace", "--no-fail-fast"]);
     for (variable, short, full) in COUNTS {
         tests.env(variable, if arguments.full { full } else { short });
@@ -63,6 +65,7 @@ pub(crate) fn test(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if arguments.full {
         run(&mut cargo(root, ["package", "--locked", "-p", "asng-proto", "-p", "asng-client"]))?;
+        docs::build(root)?;
         dist::dist(root, &dist::Arguments::default())?;
         demo::demo(root, &demo::Arguments::default())?;
         oldest_pytorch(root, &python)?;
