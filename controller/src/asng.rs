@@ -66,7 +66,7 @@ pub enum Algorithm {
     Random,
 }
 
-/// What the user may set.
+/// The settings that a user may choose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// How theta moves.
@@ -114,9 +114,9 @@ impl Settings {
 pub struct InvalidSetting {
     /// Name of the setting.
     pub field: &'static str,
-    /// What it was.
+    /// The given value.
     pub value: f64,
-    /// What it may be.
+    /// The allowed values.
     pub allowed: &'static str,
 }
 
@@ -129,16 +129,16 @@ pub struct Ranked<'a> {
     pub losses: &'a [f64],
 }
 
-/// What one [`Asng::tell`] did.
+/// The result of one [`Asng::tell`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
-    /// What became of the state.
+    /// The effect on the state.
     pub effect: Effect,
     /// How many losses were NaN or infinite.
     pub diverged: usize,
 }
 
-/// What became of the state.
+/// The effect of an update on the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Theta moved.
@@ -165,7 +165,7 @@ pub enum Marginal {
     },
 }
 
-/// What was wrong with the arguments. Nothing has changed.
+/// Invalid arguments. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// There is nothing to search.
@@ -179,7 +179,7 @@ pub enum Error {
     Variable {
         /// Its place in the space.
         index: usize,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
     /// A setting is out of range.
@@ -193,7 +193,7 @@ pub enum Error {
     Step {
         /// Its place in the batch.
         step: usize,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A state is damaged, or belongs to another space or other settings.

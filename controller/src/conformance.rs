@@ -47,7 +47,7 @@ const LIMITS: Limits = Limits {
 /// How long the database may take to end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What is played, and with whom.
+/// The study that is offered, and how it is tested.
 pub struct Config {
     /// Name and spec of the study that waits for the trainer. One that creates a study of its own is judged by that.
     pub offer: v1::CreateStudyRequest,
@@ -57,12 +57,12 @@ pub struct Config {
     pub scenes: Vec<String>,
 }
 
-/// What is to be said of a rule.
+/// The verdict on a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The trainer did what it must.
     Passed,
-    /// It did not.
+    /// The trainer broke the rule.
     Failed,
     /// There was no occasion to see it.
     NotSeen,
@@ -73,11 +73,11 @@ pub enum Verdict {
 pub struct Finding {
     /// The rule's name.
     pub rule: &'static str,
-    /// What it expects of a trainer.
+    /// The behaviour that the rule expects of a trainer.
     pub expected: &'static str,
-    /// Whether the trainer kept it.
+    /// The verdict on the trainer.
     pub verdict: Verdict,
-    /// What was done to the trainer, and what it did.
+    /// The fault that was injected, and the reaction of the trainer.
     pub seen: String,
 }
 

@@ -51,7 +51,7 @@ use self::{
     studies::Studies,
 };
 
-/// What a controller is to be.
+/// The configuration of a controller.
 pub struct Config {
     /// Where the database is.
     pub location: Location,

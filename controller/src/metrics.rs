@@ -1,4 +1,4 @@
-//! What the store's commits cost, counted where they happen, for `/metrics`.
+//! Times and counts of the store's commits, for `/metrics`.
 
 use std::{sync::LazyLock, time::Duration};
 

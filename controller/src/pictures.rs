@@ -1,5 +1,5 @@
-//! What is drawn of a study, for the page, for files and for reports: SVG and HTML from the replies of StudyService, by
-//! one code. Colours are the style sheet's, so that a page can be light or dark.
+//! Pictures and tables of a study, for the page, for files and for reports: SVG and HTML from the replies of StudyService.
+//! Colours are those of the style sheet, so that a page can be light or dark.
 
 mod cells;
 mod chain;
@@ -30,19 +30,19 @@ pub const STYLE: &str = include_str!("pictures/style.css");
 pub struct Sight {
     /// The study.
     pub study: v1::Study,
-    /// What it samples from; absent while its variables are not known.
+    /// The distribution that it samples from; absent while its variables are not known.
     pub distribution: Option<v1::GetDistributionResponse>,
     /// How the search went, oldest first.
     pub trace: Vec<v1::TracePoint>,
     /// The latest of its history, newest first.
     pub reports: Vec<v1::Report>,
-    /// Who works on it.
+    /// The trainers that have worked on it.
     pub trainers: Vec<v1::Trainer>,
     /// Notes about the study for people.
     pub notes: Vec<Note>,
     /// Steps per second, where that is known.
     pub rate: Option<f64>,
-    /// When all this was asked.
+    /// The time of the requests.
     pub now: SystemTime,
 }
 
@@ -68,7 +68,7 @@ pub struct Section {
     pub id: &'static str,
     /// Its heading.
     pub title: &'static str,
-    /// What is below the heading.
+    /// The content below the heading.
     pub body: Markup,
 }
 

@@ -39,10 +39,10 @@ const MAX_METRICS: usize = 50;
 const MAX_SPACES: usize = 100;
 /// Longest part of a name that studies are listed by, in characters.
 const MAX_NAME_PART: usize = 100;
-/// When to ask again if the controller is shutting down: it, or another one, may be there by then.
+/// The time after which trainers ask again if the controller is shutting down: it, or another one, may serve by then.
 const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 
-/// What their callers must meet.
+/// The requirements for their callers.
 pub(crate) const RULES: Rules =
     Rules { server: "controller", least_role, unhurried: &["/asng.v1.StudyService/ImportStudy"] };
 
@@ -105,7 +105,7 @@ impl Api {
     }
 }
 
-/// What the sender of a request may see and touch.
+/// The sender of a request, with access to the studies in its scope.
 #[derive(Clone)]
 struct Caller {
     api: Api,

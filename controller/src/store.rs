@@ -37,7 +37,7 @@ pub enum Error {
         .0.display()
     )]
     InUse(PathBuf),
-    /// It has a database already.
+    /// The state directory has a database already.
     #[error("state directory {} has a database already; move that away, or name another", .0.display())]
     Occupied(PathBuf),
     /// A check of the whole file found a fault.
@@ -45,7 +45,7 @@ pub enum Error {
     Corrupt {
         /// The file.
         file: PathBuf,
-        /// What SQLite says.
+        /// The message of SQLite.
         found: String,
     },
     /// A later release wrote it.
@@ -63,12 +63,12 @@ pub enum Error {
     /// A development version before the first release wrote it.
     #[error("database {0} was written before the first release and cannot be read; name another")]
     Older(String),
-    /// What is stored makes no sense.
+    /// The stored data are inconsistent.
     #[error("database is damaged: study {study}: {what}")]
     Damaged {
         /// The study's row.
         study: i64,
-        /// What is wrong.
+        /// The inconsistency.
         what: String,
     },
     /// Another controller has taken the studies over.
@@ -148,7 +148,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// What a commit makes durable.
+/// The changes that a commit makes durable.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Changes {
@@ -244,7 +244,7 @@ impl Changes {
         self.late.push((study.0.cast_signed(), step.0.cast_signed(), row));
     }
 
-    /// What became of a step, if it is here that it went into the history.
+    /// Returns the outcome of a step, if these changes put it into the history.
     pub fn closed(&self, study: StudyId, step: StepId) -> Option<Closed> {
         let key = (study.0.cast_signed(), step.0.cast_signed());
         self.past.iter().rev().find(|row| row.step.key() == key).map(PastRow::closed)
@@ -260,7 +260,7 @@ impl Changes {
         self.points.push(PointRow::new(study, point, full));
     }
 
-    /// Whether there is nothing to make durable.
+    /// Returns true if there is nothing to make durable.
     pub(crate) fn is_empty(&self) -> bool {
         self.deleted.is_empty()
             && self.importing.is_empty()
@@ -290,7 +290,7 @@ impl Changes {
     }
 }
 
-/// What time brought: studies that this controller owns from now on, and those that it lost to another.
+/// The studies that this controller owns from now on, and those that it lost to another.
 #[derive(Default)]
 pub struct Tick {
     /// As they are stored; one that was known before is to be replaced.
@@ -356,7 +356,7 @@ impl Store {
         }
     }
 
-    /// What the history knows of a step.
+    /// Returns the outcome of a step in the history.
     pub fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
         match self {
             Store::Sqlite(sqlite) => sqlite.closed(study, step),
@@ -485,7 +485,7 @@ impl Reader {
         }
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     pub async fn check(&self) -> Result<(), Error> {
         match &self.source {
             Source::Sqlite(sqlite) => sqlite.check().await,
@@ -511,7 +511,7 @@ pub enum PageStart {
 pub struct Page {
     /// Steps of the past, in its direction.
     pub steps: Vec<Past>,
-    /// Whether there are more after these.
+    /// True if there are more after these.
     pub more: bool,
     limit: usize,
     bytes: usize,

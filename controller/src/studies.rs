@@ -201,7 +201,7 @@ impl Studies {
         self.failing_writes.lock().describe().map_or(Ok(()), Err)
     }
 
-    /// Whether the thread that owns the studies has ended.
+    /// Returns true if the thread that owns the studies has ended.
     pub fn have_ended(&self) -> bool {
         self.jobs.is_closed()
     }
@@ -237,11 +237,11 @@ pub struct Shelf {
     studies: BTreeMap<String, Study>,
     /// Studies outside it do not exist for the operation that runs.
     scope: Scope,
-    /// What the next commit makes durable, apart from what is noted in `changed`.
+    /// The changes of the next commit, apart from those in `changed`.
     changes: Changes,
     /// Studies whose state has to be saved with the next commit, and their steps that changed.
     changed: BTreeMap<String, Changed>,
-    /// What happened since the last batch, to be logged after the commit of this one.
+    /// The events since the last batch, to be logged after the commit of this one.
     happened: Vec<(String, Event)>,
     /// Wake those who follow a study.
     watchers: HashMap<StudyId, watch::Sender<()>>,
@@ -284,10 +284,10 @@ pub struct LeaseRequest<'a> {
     pub origin: &'a Origin,
 }
 
-/// What changed of a study.
+/// The changes of a study.
 #[derive(Default)]
 struct Changed {
-    /// Whether its variables became known.
+    /// True if its variables became known.
     described: bool,
     steps: BTreeSet<StepId>,
 }

@@ -50,11 +50,11 @@ use crate::asng::{Architecture, Asng};
 const MAX_LIVE_STEPS: usize = 4096;
 /// Bounds the counters of a study that comes from elsewhere.
 const MAX_COUNTER: u64 = 1 << 62;
-/// When to ask again if other trainers hold every step that is allowed.
+/// The time after which a trainer asks again if other trainers hold every step that is allowed.
 const RETRY_WHEN_BUSY: Duration = Duration::from_millis(200);
 /// How much of the time that counts towards a limit may be lost when the controller is killed.
 const TIME_NOTED_EVERY: Duration = Duration::from_secs(10);
-/// When to ask again if a person has to act first.
+/// The time after which a trainer asks again if a person has to act first.
 pub const RETRY_WHEN_IDLE: Duration = Duration::from_secs(2);
 
 /// The time, as the shell reads it: leases and time limits run on the monotonic clock, records carry the other.
@@ -98,9 +98,9 @@ pub enum Event {
     Reported {
         /// The step.
         step: StepId,
-        /// Who reported.
+        /// The trainer that reported.
         trainer: String,
-        /// What became of it.
+        /// The outcome of the report.
         outcome: Outcome,
         /// Generation of the study when it arrived, minus the step's.
         staleness: u64,
@@ -114,14 +114,14 @@ pub enum Event {
     TimePassed,
     /// A stretch of the search has ended.
     Traced {
-        /// It.
+        /// The trace point that was completed.
         point: Box<TracePoint>,
-        /// Whether the trace is full with it, and is to be thinned.
+        /// True if the trace is full with it, and has to be thinned.
         full: bool,
     },
 }
 
-/// What a trainer gets that asks for a step.
+/// The answer to a trainer that asks for a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// The step with this number; see [`Study::step`].
@@ -137,9 +137,9 @@ pub enum Next {
 /// The answer to a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// What became of the step's first report; none if the history of that step is no longer kept.
+    /// The outcome of the step's first report; none if the history of that step is no longer kept.
     pub outcome: Option<Outcome>,
-    /// Whether this report was not that first one, and so changed nothing.
+    /// True if this report was not the first one, and so changed nothing.
     pub duplicate: bool,
     /// Generation of the study when the report arrived, minus the step's.
     pub staleness: u64,
@@ -148,7 +148,7 @@ pub struct Receipt {
 /// A step that is no longer live, as the history has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
-    /// What became of its report; none if it was closed unreported.
+    /// The outcome of its report; none if it was closed unreported.
     pub outcome: Option<Outcome>,
     /// Generation it was sampled from.
     pub generation: u64,
@@ -179,7 +179,7 @@ pub enum Error {
     /// The study's state does not allow it.
     #[error("it is {state}, which does not allow to {action} it")]
     WrongState {
-        /// What was asked.
+        /// The requested action.
         action: &'static str,
         /// The state.
         state: &'static str,
@@ -187,7 +187,7 @@ pub enum Error {
     /// Reports of it have counted, so it can be served.
     #[error("{0} of its reports counted, so it can no longer be rejected; stop it instead")]
     HasReports(u64),
-    /// It would go on while its copy does.
+    /// The study would continue beside its copy.
     #[error("it is {0} and goes on; pause it before it is exported, or ask for a fork")]
     GoesOn(&'static str),
     /// The variables are known and different.
@@ -403,7 +403,7 @@ impl Study {
         }
     }
 
-    /// What has happened since this was last called, oldest first.
+    /// Returns the events since the last call, oldest first.
     pub fn take_events(&mut self) -> Vec<Event> {
         if !self.events.is_empty() {
             self.elapsed_noted = self.elapsed;
@@ -551,7 +551,7 @@ impl Study {
         }
     }
 
-    /// Whether the history, rather than this, knows what became of step `id`.
+    /// Returns true if the outcome of step `id` is in the history rather than here.
     pub fn is_closed(&self, id: StepId) -> bool {
         (1..=self.progress.sampled).contains(&id.0)
             && !self.live.contains_key(&id)
@@ -938,7 +938,7 @@ impl Study {
         }
     }
 
-    /// What is pending is applied (rule 7), what is outstanding is closed.
+    /// Ends the study: pending reports are applied (rule 7), outstanding steps are closed.
     fn end(&mut self, state: State, now: Now) {
         self.update(now);
         self.end_stretch(false);
@@ -974,7 +974,7 @@ impl Study {
         selection.chosen(asng, &self.spec.costs)
     }
 
-    /// What is remembered of evaluated architectures for their costs.
+    /// Returns the evaluated architectures that are kept for their costs.
     pub fn selection(&self) -> Arc<Selection> {
         self.search.as_ref().map_or_else(Arc::default, |search| search.selection.clone())
     }
@@ -1006,7 +1006,7 @@ impl Study {
         self.asng().map_or(0.0, Asng::convergence)
     }
 
-    /// Whether it would go on while a copy of it does.
+    /// Errors if the study would continue beside its copy.
     pub fn goes_on(&self) -> Result<(), Error> {
         match self.state {
             State::Waiting | State::Running => Err(Error::GoesOn(self.state.name())),
@@ -1100,7 +1100,7 @@ impl Study {
         &self.start
     }
 
-    /// When its variables became known.
+    /// Returns the time at which its variables became known.
     pub fn started(&self) -> Option<SystemTime> {
         self.started
     }
@@ -1111,7 +1111,7 @@ impl Study {
         self.elapsed
     }
 
-    /// When it was created.
+    /// Returns the time of its creation.
     pub fn created(&self) -> SystemTime {
         self.created
     }
@@ -1121,7 +1121,7 @@ impl Study {
         &self.state
     }
 
-    /// When the state last changed.
+    /// Returns the time of the last change of state.
     pub fn state_since(&self) -> SystemTime {
         self.state_since
     }

@@ -57,7 +57,7 @@ const MAX_FORM: usize = 4096;
 /// The port of HTTP by default.
 const PORT: u16 = 50052;
 
-/// What a person decides about HTTP.
+/// Options of the HTTP server.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
@@ -128,7 +128,7 @@ impl Place {
 }
 
 impl Options {
-    /// Whether it is to be under TLS.
+    /// Returns true if it serves TLS.
     pub fn https(&self) -> bool {
         self.http.https
     }
@@ -160,7 +160,7 @@ impl Listener {
     }
 }
 
-/// What the pages have.
+/// The state that the pages share.
 #[derive(Clone)]
 struct Site {
     api: Api,
@@ -397,7 +397,7 @@ async fn log_in_form(
     }
 }
 
-/// What a log-in form holds.
+/// The fields of a log-in form.
 #[derive(Deserialize)]
 struct LogIn {
     token: String,

@@ -1,4 +1,4 @@
-//! Who may do what: tokens, the role of each, and the studies it is bound to.
+//! Tokens, with the role of each and the studies that it is bound to.
 //!
 //! A token is a secret that a client sends with every request, as `authorization: Bearer TOKEN`. The file of tokens
 //! holds their SHA-256; a token that comes in is hashed and compared with all of them in constant time.
@@ -21,7 +21,7 @@ use crate::files::{Fault, Watched};
 /// Shortest token in clear that a file may hold: what is shorter could be guessed.
 const MIN_TOKEN: usize = 20;
 
-/// What a token allows; each role allows all that those before it do.
+/// The role of a token; each role allows all that those before it do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -54,7 +54,7 @@ pub(crate) enum Denied {
     Unknown,
     /// The token does not allow it.
     Role {
-        /// What was to be called.
+        /// The method that was called.
         method: String,
         /// The least role that may.
         needed: Role,
@@ -73,7 +73,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Whether a study of this owner and these labels is within.
+    /// Returns true if a study of this owner with these labels is in the scope.
     pub fn holds(&self, owner: &str, labels: &BTreeMap<String, String>) -> bool {
         self.owner.as_ref().is_none_or(|own| own == owner)
             && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -89,7 +89,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What is remembered of a token that somebody has shown: enough to know it again, too little to use it.
+/// The hash of a token that a client has sent: enough to recognise it, too little to use it.
 #[derive(Clone, Copy)]
 pub struct Fingerprint([u8; 32]);
 
@@ -108,7 +108,7 @@ struct Token {
     scope: Scope,
 }
 
-/// Who sends a request: the holder of a token, or anybody, where none are in use.
+/// The sender of a request: the holder of a token, or anybody if no tokens are in use.
 #[derive(Clone)]
 pub struct Identity(Option<Arc<Token>>);
 

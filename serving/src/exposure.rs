@@ -1,4 +1,4 @@
-//! Who may connect, as a person says it; and what would be open to the world by oversight.
+//! The options of access control, and the check that nothing is open to other machines by accident.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
 /// The options of who may connect. Each program names them by a prefix of its own.
 #[derive(Clone, Debug)]
 pub struct Exposure {
-    /// What the names of the options begin with: "" for --tls-cert and so on.
+    /// The prefix of the options' names: "" for --tls-cert and so on.
     pub prefix: &'static str,
     /// Of --tls-cert.
     pub tls_cert: Option<PathBuf>,

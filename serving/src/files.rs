@@ -8,13 +8,13 @@ use std::{
 use tokio::sync::watch;
 use tracing::{error, info};
 
-/// What is wrong with a file.
+/// A fault of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {fault}", file.display())]
 pub struct Fault {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong with it, and what to do. Holds nothing secret.
+    /// The fault and its remedy. Contains no secret.
     pub fault: String,
 }
 

@@ -1,4 +1,4 @@
-//! What every request passes first: who sends it, whether they may, and whether there are too many.
+//! The check of every request: its sender, their permission, and the rate limit.
 
 use std::{
     net::SocketAddr,
@@ -22,10 +22,10 @@ use crate::{
     status,
 };
 
-/// What the methods of a program ask of those who call them.
+/// The roles that the methods of a program need.
 #[derive(Clone, Copy)]
 pub struct Rules {
-    /// What the program is called in errors, such as "controller".
+    /// The name of the program in errors, such as "controller".
     pub server: &'static str,
     /// The least role that may call a method of its own services, given by its path such as
     /// "/asng.v1.StudyService/GetStudy".
@@ -61,7 +61,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether whoever calls must have a token.
+    /// Returns true if every caller must have a token.
     pub fn wants_tokens(&self) -> bool {
         self.tokens.is_some()
     }
@@ -71,7 +71,7 @@ impl Gate {
         self.identify(token).ok()
     }
 
-    /// Whether somebody may call the method at `path`.
+    /// Returns true if an identity may call the method at `path`.
     pub fn allows(&self, identity: &Identity, path: &str) -> bool {
         self.rules.least_role(path).is_none_or(|role| identity.check_role(path, role).is_ok())
     }

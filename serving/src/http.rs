@@ -25,13 +25,13 @@ use crate::{
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the pages look at.
+/// The state of a program that probes and metrics read.
 pub trait Sight: Clone + Send + Sync + 'static {
-    /// Whether the process should go on living; the error is a sentence that says why not.
+    /// Returns an error with the reason if the process cannot work and should be restarted.
     fn alive(&self) -> Result<(), String>;
-    /// Whether requests are of use here.
+    /// Returns an error with the reason if the program cannot answer requests now.
     fn ready(&self) -> impl Future<Output = Result<(), String>> + Send;
-    /// What is not counted where it happens but looked at now.
+    /// Returns the metrics that are read at the time of a scrape.
     fn look(&self) -> impl Future<Output = Registry> + Send;
 }
 

@@ -74,22 +74,22 @@ const MAX_RESETS: usize = 64;
 /// How soon a change of a file is noticed.
 const FILES_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a person decides about serving.
+/// The configuration of a server.
 pub struct Config {
-    /// What TLS is served with; absent: plain text.
+    /// Certificate and key of TLS; plain text if absent.
     pub tls: Option<Watched<ServerConfig>>,
-    /// Who may do what; absent: everybody everything.
+    /// The accepted tokens; full access for everyone if absent.
     pub tokens: Option<Watched<Tokens>>,
     /// How much clients may ask for.
     pub limits: Limits,
     /// How long running requests may take to end after a shutdown began.
     pub grace: Duration,
-    /// When notified, `tls` and `tokens` are read again at once. Without, it may take a second.
+    /// A notification to read `tls` and `tokens` again at once. Otherwise it may take a second.
     pub reload: Arc<Notify>,
 }
 
 impl Config {
-    /// What requests have to pass, for a program with these rules.
+    /// Returns the access check of a program with these rules.
     pub fn gate(&self, rules: Rules) -> Gate {
         Gate {
             rules,
@@ -111,17 +111,17 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// What is served.
+/// The services of a server.
 pub struct Services {
     /// The program's own services.
     pub routes: Routes,
-    /// What is said of them; made of their names.
+    /// The health of the services; made of their names.
     pub health: Health,
-    /// What their callers have to pass; made of the same configuration.
+    /// The access check of the services; made of the same configuration.
     pub gate: Gate,
 }
 
-/// What a server says of itself over `grpc.health.v1`.
+/// The health of a server over `grpc.health.v1`.
 #[derive(Clone)]
 pub struct Health {
     reporter: HealthReporter,

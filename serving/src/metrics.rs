@@ -1,4 +1,4 @@
-//! What every program tells in `/metrics`: its RPCs, its release, and what the process takes.
+//! The metrics that every program has: its RPCs, its release, and the resources of the process.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use prometheus_client::{
 
 use crate::rpc;
 
-/// What every program tells; it adds its own.
+/// Returns a registry with the metrics that every program has; it adds its own.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     rpc::register(&mut registry);
@@ -21,7 +21,7 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// What the process takes of the machine, under the names that every dashboard knows.
+/// The resources of the process, under the names that every dashboard knows.
 #[derive(Debug)]
 struct ThisProcess;
 

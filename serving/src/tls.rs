@@ -135,7 +135,7 @@ fn certificates(file: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
     Ok(certificates)
 }
 
-/// What is to be said of a certificate's time at `now`, in seconds since 1970.
+/// Returns a warning about a certificate's validity at `now`, in seconds since 1970.
 fn warning(validity: &Validity, now: i64) -> Option<String> {
     let left = validity.not_after.timestamp() - now;
     let end = validity.not_after;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const DRIVER: &str = "/usr/bin/chromedriver";
 /// How long a page may take to become as expected.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What names an element in WebDriver's JSON.
+/// The name of an element in WebDriver's JSON.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// A window of a browser of its own; gone when dropped.
@@ -82,7 +82,7 @@ impl Browser {
         self.run("return location.href").as_str().unwrap().into()
     }
 
-    /// What a script in the page returns.
+    /// Returns the result of a script in the page.
     pub fn run(&self, script: &str) -> Value {
         self.post("/execute/sync", &json!({"script": script, "args": []}))
     }

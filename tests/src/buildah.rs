@@ -16,7 +16,7 @@ const DEBIAN: &str = "docker.io/library/debian:bookworm-slim";
 const RUST: &str = "docker.io/library/rust:1.95-bookworm";
 /// Where the toolchain lies in the stand-in for Rust.
 const TOOLCHAIN: &str = "/usr/local/rust";
-/// What this machine may need to reach registries, in the stand-ins as well.
+/// Files that this machine may need to reach registries, in the stand-ins as well.
 const NETWORK: [&str; 2] = ["/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt"];
 
 /// Images and containers of the tests, in the workspace's directory `target/images`, where stand-ins and what was compiled stay for the

@@ -46,7 +46,7 @@ pub const METHODS: [&str; 23] = [
 pub struct Request {
     /// Which method.
     pub method: &'static str,
-    /// What is sent to it: messages, each in its frame, if it is well-formed.
+    /// The body of the request: messages, each in its frame, if it is well-formed.
     pub body: Bytes,
 }
 
@@ -97,7 +97,7 @@ fn put_frame(body: &mut BytesMut, message: &[u8]) {
     body.put_slice(message);
 }
 
-/// Whether a status tells of a fault of the server, rather than of the request.
+/// Returns true if a status tells of a fault of the server, rather than of the request.
 pub fn is_fault(status: &Status) -> bool {
     // What tonic says of bytes that are no message.
     let malformed = ["decode", "protocol error", "Missing request message", "Unexpected EOF"];

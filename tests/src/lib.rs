@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: real processes that are started, killed and asked, and a scripted trainer whose
+//! Shared code of the end-to-end tests: real processes that are started, killed and asked, and a scripted trainer whose
 //! losses follow from a formula. Each file in `tests/` holds one promise.
 
 mod browser;
@@ -491,8 +491,8 @@ pub fn loss(architecture: &v1::Architecture) -> f64 {
     sum + (hash % 1000) as f64 / 1000.0
 }
 
-/// What an architecture of [`create_request`] costs: the more "parameters" the more variables are 0, so that a small loss is
-/// dear, and the more the wider it is; and some "macs".
+/// Returns the costs of an architecture of [`create_request`]: "parameters", which grow with the number of variables that are 0,
+/// so that a small loss is dear, and with the width; and some "macs".
 pub fn costs(architecture: &v1::Architecture) -> v1::Costs {
     let (choices, width) = architecture.values.split_at(10.min(architecture.values.len()));
     let parameters: i64 = choices.iter().map(|choice| 10 * (5 - choice)).sum();

@@ -29,13 +29,13 @@ const AFTERLIFE: Duration = Duration::from_millis(100);
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is closed as soon as it is made.
+    /// The connection is closed as soon as it is made.
     Refused,
-    /// It is cut on both sides, most likely in the middle of a message.
+    /// The connection is cut on both sides, most likely in the middle of a message.
     Cut,
     /// Nothing passes for a while, then it is cut.
     Stalled,
-    /// It is cut on the client's side alone: what the server has got goes on, and its replies are lost.
+    /// The connection is cut on the client's side alone: the server continues with what it has received, and its replies are lost.
     Abandoned,
     /// The same, and all that the client has sent on it is sent again on another connection.
     Replayed,

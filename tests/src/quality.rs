@@ -103,7 +103,7 @@ pub struct Service {
     step: Option<v1::Step>,
 }
 
-/// Who works on studies here.
+/// The trainer of the studies.
 const TRAINER: &str = "bench";
 
 impl Service {

@@ -1,4 +1,4 @@
-//! What is wrong with a request comes back with the field, and nothing has changed.
+//! Invalid requests are refused with the field, and nothing has changed.
 
 use asng_proto::v1::{self, lease_step_response::Next};
 use asng_tests::{Controller, create_request, report};

@@ -12,7 +12,7 @@ use serde_json::Value;
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/docker-compose");
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker");
 
-/// What Docker Compose makes of these files; none where it is not there, and `CI` is not set.
+/// Returns the configuration that Docker Compose reads from these files; none where it is not installed, and `CI` is not set.
 fn config(files: &[&str]) -> Option<Value> {
     if !Path::new(PROGRAM).exists() {
         let missing = "there is no Docker Compose: `cargo xtask setup containers` brings it";

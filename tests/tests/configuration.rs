@@ -1,4 +1,4 @@
-//! What the controller is told by flags, environment and file, what it refuses to be, and the limits it keeps.
+//! The controller's flags, environment and configuration file, the configurations that it refuses, and its limits.
 
 use std::{fs, process::Command, time::Duration};
 

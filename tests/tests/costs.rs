@@ -1,4 +1,4 @@
-//! What architectures cost: the final one is within every limit, and what is known of costs is never lost.
+//! Costs of architectures: the final one is within every limit, and the stored costs are never lost.
 
 use std::env;
 

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker");
 
-/// Whether Prometheus is installed. Where it is not although `CI` is set, panics.
+/// Returns true if Prometheus is installed. Panics if it is not although `CI` is set.
 fn is_there() -> bool {
     let there = Command::new("prometheus").arg("--version").output().is_ok();
     if !there {
@@ -75,7 +75,7 @@ impl Prometheus {
         Some(answer["data"].take())
     }
 
-    /// Whether an expression has any value now.
+    /// Returns true if an expression has any value now.
     fn knows(&self, expression: &str) -> bool {
         let data = self.get("query", &[("query", expression)]);
         data.is_some_and(|data| !data["result"].as_array().unwrap().is_empty())

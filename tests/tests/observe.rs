@@ -1,4 +1,4 @@
-//! What the controller tells of itself: metrics, probes, logs and traces.
+//! Metrics, probes, logs and traces of the controller.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,4 +1,4 @@
-//! What the search finds on problems whose answers are known, through the real service; docs/quality.md has the same at
+//! The quality of searches on problems whose answers are known, through the real service; docs/quality.md has the same at
 //! greater length. The thresholds are those of many searches by another implementation of the same formulas.
 
 use std::sync::Arc;

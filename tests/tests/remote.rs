@@ -31,7 +31,7 @@ const LEASE_SECONDS: i64 = 3;
 
 type Studies = StudyServiceClient<Connection>;
 
-/// What `asng-controller` prints when it makes certificates or a token.
+/// Returns the output of `asng-controller` when it makes certificates or a token.
 fn make(arguments: &[&str], directory: &Path) -> (String, String) {
     let mut command = Command::new(asng_controller());
     let output = command.args(arguments).current_dir(directory).output().unwrap();

@@ -1,4 +1,4 @@
-//! Who is not meant to reach the controller, or to do something there, is refused, and told why.
+//! Callers without access to the controller, or without the right to do something, are refused with the reason.
 
 use std::{
     error::Error,
@@ -170,7 +170,7 @@ fn certs_keeps_its_authority_and_what_was_not_named() {
     assert_eq!(["ca.pem", "ca-key.pem", "server.pem", "client.pem"].map(read), before);
 }
 
-/// What `asng-controller token` makes: the token, and its entry.
+/// Returns a token and its entry from `asng-controller token`.
 fn new_token(name: &str, role: &str) -> (String, String) {
     let mut command = Command::new(asng_controller());
     let output = command.args(["token", "--name", name, "--role", role]).output().unwrap();

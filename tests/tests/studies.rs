@@ -1,4 +1,4 @@
-//! What a study can be asked to be: where it starts, what stays fixed, when it ends, what it keeps, whose it is.
+//! The spec of a study: its start, fixed variables, stop rules, retention and owner.
 
 use std::collections::BTreeMap;
 

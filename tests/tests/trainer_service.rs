@@ -43,7 +43,7 @@ fn evaluation(study: &str, values: Vec<i64>, images: u32) -> v1::EvaluateArchite
     v1::EvaluateArchitectureRequest { study: study.into(), architecture, images }
 }
 
-/// What `asngctl` prints as JSON.
+/// Returns the JSON that `asngctl` prints.
 fn asngctl_json(arguments: &[&str]) -> Value {
     let output = Command::new(asngctl()).args(["--output", "json"]).args(arguments).output();
     let output = output.unwrap();

@@ -134,7 +134,7 @@ pub struct Duplicate {
     pub first: String,
     /// The other one.
     pub second: String,
-    /// Whether the first is a training image and the other is for tests.
+    /// True if the first is a training image and the other is for tests.
     pub across: bool,
 }
 

@@ -56,7 +56,7 @@ pub struct Config {
     pub threads: Option<u16>,
     /// The number format of steps.
     pub precision: Precision,
-    /// Whether latencies are measured and reported as a cost.
+    /// True if latencies are measured and reported as a cost.
     pub measure_latency: bool,
 }
 

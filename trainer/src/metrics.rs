@@ -1,4 +1,4 @@
-//! What the trainer does, counted where it happens, for `/metrics`.
+//! The trainer's metrics, counted where they happen, for `/metrics`.
 
 use std::{
     sync::LazyLock,

@@ -121,7 +121,7 @@ pub(crate) struct How {
     /// The hidden part of each image: center, pixel or half [default: the study's]
     #[arg(long, value_name = "MASK", help_heading = AUTOENCODERS)]
     mask: Option<String>,
-    /// Whether batch normalisation follows the nodes' convolutions [default: the study's]
+    /// Use batch normalisation after the convolutions of the nodes [default: the study's]
     #[arg(long, value_name = "BOOL", help_heading = AUTOENCODERS)]
     batch_norm: Option<String>,
     /// Write a checkpoint this often, and after each evaluation: what a crash can cost

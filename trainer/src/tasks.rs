@@ -44,7 +44,7 @@ pub trait Task: Send {
     /// The images that networks learn from; none if the task needs none.
     fn images(&self) -> Option<Request>;
 
-    /// Whether pixels are normalised by the mean and the deviation of the training images, or lie between 0 and 1.
+    /// Returns true if pixels are normalised by the mean and the deviation of the training images, false if they lie between 0 and 1.
     fn normalised(&self) -> bool;
 
     /// Errors with a sentence if networks cannot read images of this kind.

@@ -1,4 +1,4 @@
-//! What the trainer adds to libtorch: its errors as values, and named tensors in files.
+//! Additions to libtorch: its errors as values, and named tensors in files.
 //!
 //! Tensor code uses tch's plain calls, which panic when libtorch refuses something. [`attempt`] turns that panic into an
 //! [`Error`], once, around a whole computation.

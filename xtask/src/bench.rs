@@ -9,7 +9,7 @@ use crate::{
     setup,
 };
 
-/// What to measure.
+/// A benchmark.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// The controller against an echo server: rates, latencies, memory, growth, restarts

@@ -90,7 +90,7 @@ struct Random {
     max: f64,
 }
 
-/// What `asngctl study show` says, as far as it is used here.
+/// The fields of `asngctl study show` that are used here.
 #[derive(Deserialize)]
 struct Study {
     state: String,
@@ -103,7 +103,7 @@ struct Progress {
     convergence: f64,
 }
 
-/// What `asng-trainer evaluate` says.
+/// The output of `asng-trainer evaluate`.
 #[derive(Deserialize)]
 struct Evaluation {
     architecture: Vec<i64>,
@@ -111,13 +111,13 @@ struct Evaluation {
     random: Random,
 }
 
-/// What `asng-trainer retrain` says.
+/// The output of `asng-trainer retrain`.
 #[derive(Deserialize)]
 struct Retrained {
     test_accuracy: f64,
 }
 
-/// What the trainer says of its own work.
+/// The trainer's summary of its own work.
 #[derive(Deserialize)]
 struct Summary {
     steps: u64,
@@ -280,7 +280,7 @@ fn address(controller: &mut Service, log: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// What the trainer wrote of its own work on the only study there is.
+/// Returns the trainer's summary of its work on the only study.
 fn summary(work_dir: &Path) -> anyhow::Result<Summary> {
     let mut studies = fs::read_dir(work_dir.join("studies"))?;
     let study = studies.next().context("the trainer has left no files")??;

@@ -15,7 +15,7 @@ const TOKEN: &str = "--token-file FILE, ASNG_TOKEN_FILE or ASNG_TOKEN";
 const CLIENT_CERTIFICATE: &str = "if it asks for a client certificate: --tls-cert FILE and --tls-key FILE, signed by an \
                                   authority that it knows";
 
-/// Who was called, in words.
+/// The kind of server that was called, in words.
 struct Peer {
     noun: &'static str,
     program: &'static str,
@@ -109,7 +109,7 @@ pub(crate) fn tls_explained(error: io::Error) -> anyhow::Error {
     }
 }
 
-/// What is wrong with what.
+/// Returns a line for each violation in the details of a status.
 fn field_lines(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let line = |subject: &str, description: &str| format!("{subject}: {description}");
@@ -132,7 +132,7 @@ fn field_lines(status: &Status) -> Vec<String> {
     lines
 }
 
-/// What to do.
+/// Returns the remedy for an error, if one is known.
 fn advice(status: &Status, noun: &str) -> Option<String> {
     if let Some(owner) = owner(status) {
         return Some(format!("its owner is {owner}: try again, or give --controller that address"));
@@ -147,7 +147,7 @@ fn advice(status: &Status, noun: &str) -> Option<String> {
     }
 }
 
-/// What the peers disagree on, if the connection failed for that.
+/// Returns the TLS error that made the connection fail, if there is one.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a TlsError> {
     // An I/O error's own source leaves out the error that it holds.
     let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -75,7 +75,7 @@ where
         .map(Response::into_inner)
 }
 
-/// Whether the same request may succeed later without anybody having changed it.
+/// Returns true if the same request may succeed later without a change by the user.
 pub fn is_transient(status: &Status) -> bool {
     matches!(
         status.code(),

@@ -1,4 +1,4 @@
-//! What a person sets to reach controllers, and what it means.
+//! The options for the connection to controllers, and their meaning.
 
 use std::{
     env, fs,
@@ -118,11 +118,11 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// What every address must meet, also one that a controller names.
+/// The requirements for every address, also one that a controller names.
 pub(crate) struct Rules {
     /// Set when there are TLS options.
     tls: Option<ClientTlsConfig>,
-    /// Whether a token goes with every call.
+    /// True if a token is sent with every call.
     secret: bool,
     insecure: bool,
 }

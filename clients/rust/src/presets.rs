@@ -1,4 +1,4 @@
-//! What goes with a preset of the project's spaces in a study's spec, beside the settings that the trainer knows.
+//! The part of a study's spec that a preset of the project's spaces sets, besides the settings of the trainer.
 
 /// How a preset of a space searches.
 #[derive(Clone, Copy, Debug)]

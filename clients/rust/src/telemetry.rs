@@ -1,4 +1,4 @@
-//! What a program tells of itself while it runs: log lines on standard error, and traces to an OpenTelemetry collector.
+//! Logs on standard error, and traces to an OpenTelemetry collector.
 //!
 //! A trace follows a step through the programs: the context of the span that sends a request travels in its headers
 //! ([`inject`]), and the span that answers it continues there ([`continue_trace`]). Without a collector there are no traces,
@@ -27,7 +27,7 @@ use tracing_subscriber::{
 /// How long the last spans may take to reach the collector when the program ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// What a person decides about logs and traces.
+/// Options of logs and traces.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Options {
@@ -52,7 +52,7 @@ enum LogFormat {
     Json,
 }
 
-/// What [`start`](Options::start) has set up; to be [`flush`](Telemetry::flush)ed when the program ends.
+/// The telemetry that [`start`](Options::start) has set up; to be [`flush`](Telemetry::flush)ed when the program ends.
 #[must_use]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,

@@ -19,7 +19,7 @@ pub(crate) struct Token {
 
 struct Read {
     header: HeaderValue,
-    /// What tells one version of the file from another.
+    /// Modification time and size, which distinguish versions of the file.
     version: Option<(SystemTime, u64)>,
 }
 

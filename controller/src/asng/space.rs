@@ -1,4 +1,4 @@
-//! What is searched: variables, and architectures that give each of them a value. Knows neither
+//! Variables, and architectures that give each of them a value. Knows neither
 //! probabilities nor losses.
 
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ impl Variable {
         }
     }
 
-    /// Whether a draw can settle on `value`.
+    /// Returns true if a draw can settle on `value`.
     fn settles_on(self, value: i64) -> bool {
         match self {
             Variable::Categorical { choices } => (0..choices as i64).contains(&value),
@@ -70,7 +70,7 @@ impl Variable {
         }
     }
 
-    /// Whether `value` can have been drawn for this variable.
+    /// Returns true if `value` can have been drawn for this variable.
     pub(super) fn accepts(self, value: Value) -> bool {
         match (self, value) {
             (Variable::Categorical { choices }, Value::Choice(choice)) => {
@@ -83,7 +83,7 @@ impl Variable {
     }
 }
 
-/// What an architecture holds for one variable. In JSON a choice is `3` and a real `2.75` or `3.0`.
+/// The value of an architecture for one variable. In JSON a choice is `3` and a real `2.75` or `3.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
@@ -93,7 +93,7 @@ pub enum Value {
     Real(f64),
 }
 
-/// Whether these are the values of a settled architecture of `variables`.
+/// Returns true if these are the values of a settled architecture of `variables`.
 pub fn is_settled(values: &[i64], variables: &[Variable]) -> bool {
     values.len() == variables.len()
         && variables.iter().zip(values).all(|(variable, &value)| variable.settles_on(value))
@@ -105,7 +105,7 @@ pub fn is_settled(values: &[i64], variables: &[Variable]) -> bool {
 pub struct Architecture(pub Box<[Value]>);
 
 impl Architecture {
-    /// Whether it gives each of `variables` a value that can have been drawn for it.
+    /// Returns true if it gives each of `variables` a value that can have been drawn for it.
     pub fn fits(&self, variables: &[Variable]) -> bool {
         self.0.len() == variables.len()
             && self.0.iter().zip(variables).all(|(value, variable)| variable.accepts(*value))

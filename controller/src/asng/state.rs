@@ -1,4 +1,4 @@
-//! What must be kept of the optimiser, and its bytes. Knows neither the variables nor whether the
+//! The state of the optimiser that must be stored, and its bytes. Knows neither the variables nor whether the
 //! numbers make sense together: [`Asng::from_state`](super::Asng::from_state) checks that.
 
 use super::Error;

@@ -1,4 +1,4 @@
-//! What the losses of one step are worth. Knows the losses and nothing of what they belong to.
+//! The utilities of the losses of one step. Knows the losses, and not the architectures that they belong to.
 
 /// The best mu = ceil(lambda / 4) get 1/mu, the worst mu get -1/mu, the rest 0. Equal losses share
 /// the mean of their places; losses that are NaN or infinite tie after every finite one.

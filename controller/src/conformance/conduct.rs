@@ -1,4 +1,4 @@
-//! What must hold all the time, whatever is played.
+//! The rules that hold in every scenario.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ pub(super) const RULES: [(&str, &str); 7] = [
     (ENDURANCE, "a trainer works on until the study has ended"),
 ];
 
-/// What a trainer was seen to do.
+/// The behaviour of a trainer so far.
 #[derive(Default)]
 pub(super) struct Conduct {
     /// How it broke a rule, for the first time.
@@ -44,7 +44,7 @@ pub(super) struct Conduct {
     steps: BTreeMap<(String, u64), Handed>,
     /// The step whose report had a loss that is not finite.
     diverged: Option<u64>,
-    /// Whether anything came after that.
+    /// True if any call came after that.
     survived: bool,
     ended: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct Conduct {
 /// A step that was handed out.
 struct Handed {
     step: Step,
-    /// Whether it was reported or released.
+    /// True if it was reported or released.
     back: bool,
 }
 
@@ -134,7 +134,7 @@ impl Conduct {
         self.fault(ENDURANCE, format!("nothing came of it for {}", seconds(timeout)));
     }
 
-    /// Whether a step was handed out.
+    /// Returns true if a step was handed out.
     pub(super) fn has_begun(&self) -> bool {
         !self.steps.is_empty()
     }
@@ -150,7 +150,7 @@ impl Conduct {
         self.steps.get(&(study.into(), step)).map(|handed| handed.step.rank.len())
     }
 
-    /// What is to be said of it, when all is over.
+    /// Returns the findings at the end.
     pub(super) fn findings(mut self) -> impl Iterator<Item = Finding> {
         let count = self.steps.values().filter(|step| step.back).count();
         let last = self.steps.iter().rfind(|(_, step)| step.back).map(|(key, _)| key);

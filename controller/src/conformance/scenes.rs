@@ -505,7 +505,7 @@ async fn goes_on(stage: &mut Stage, done: &v1::ReportStepRequest) -> Result<Play
     }
 }
 
-/// Whether two reports say the same, bit for bit: NaN is not equal to itself.
+/// Returns true if two reports are equal, bit for bit: NaN is not equal to itself.
 fn is_same(a: &v1::ReportStepRequest, b: &v1::ReportStepRequest) -> bool {
     let bits = |report: &v1::ReportStepRequest| {
         report.losses.iter().map(|loss| loss.to_bits()).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! What every scene stands on: the calls of the trainer, and the real answers to them.
+//! The base of every scenario: the calls of the trainer, and the real answers to them.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) enum Over {
     Broken(Error),
 }
 
-/// What the trainer was told last.
+/// The last answer to the trainer.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Told {
     Nothing,
@@ -56,9 +56,9 @@ pub(super) struct Stage {
     pub(super) door: Door,
     timeout: Duration,
     pub(super) told: Told,
-    /// What the present scene has done to the trainer.
+    /// The fault that the current scenario has injected.
     fault: Option<String>,
-    /// When the trainer last did anything of use, or was given something to do.
+    /// The time at which the trainer last did something useful, or was given something to do.
     busy: Instant,
     asked: Option<v1::LeaseStepRequest>,
     conduct: Conduct,
@@ -327,12 +327,12 @@ impl Stage {
         self.conduct.unranked()
     }
 
-    /// Whether a report is of a step that was handed out, and has as many losses as it must.
+    /// Returns true if a report is of a step that was handed out, and has the right number of losses.
     fn fits(&self, report: &v1::ReportStepRequest) -> bool {
         self.conduct.ranked(&report.study, report.step_id) == Some(report.losses.len())
     }
 
-    /// What is to be said of the trainer all in all.
+    /// Returns the findings about the trainer as a whole.
     pub(super) fn findings(self) -> impl Iterator<Item = Finding> {
         self.conduct.findings()
     }

@@ -27,7 +27,7 @@ const INPUTS: usize = 256;
 const CELLS: usize = 8;
 /// Letters of a word in a graph.
 const LETTERS: usize = 22;
-/// What they are wide at most, words and names.
+/// The largest width of a letter, in operations and in names.
 const LETTER: f64 = 5.5;
 /// Height of a node, and of what is between two of them.
 const BOX: f64 = 38.0;
@@ -59,7 +59,7 @@ pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
 /// Nodes that belong together.
 struct Cell<'a> {
     name: &'a str,
-    /// Whether its result is its last node.
+    /// True if its result is its last node.
     ends_with_last: bool,
     nodes: Vec<Node<'a>>,
 }
@@ -67,7 +67,7 @@ struct Cell<'a> {
 struct Node<'a> {
     name: &'a str,
     inputs: Vec<Input<'a>>,
-    /// What it does, number and word.
+    /// The operations of the node, each with the number of its input.
     does: Vec<(&'a str, String)>,
 }
 
@@ -121,14 +121,14 @@ fn cells<'a>(variables: &'a [Variable], values: &[i64]) -> Vec<Cell<'a>> {
 }
 
 impl Node<'_> {
-    /// What is done with an input.
+    /// Returns the operations on an input.
     fn does_with(&self, input: &Input<'_>) -> Vec<&str> {
         let of =
             self.does.iter().filter(|(number, _)| *number == input.number && !number.is_empty());
         of.map(|(_, word)| word.as_str()).collect()
     }
 
-    /// What it does with all of them.
+    /// Returns the operations on all inputs.
     fn does(&self) -> Vec<&str> {
         let numbers: Vec<_> = self.inputs.iter().map(|input| input.number).collect();
         let of = self.does.iter().filter(|(n, _)| n.is_empty() || !numbers.contains(n));

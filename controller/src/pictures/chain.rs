@@ -18,7 +18,7 @@ use super::{
 const BLOCKS: usize = 256;
 /// Letters of a word in a block, and of the name of a stage.
 const LETTERS: usize = 26;
-/// What they are wide at most.
+/// The largest width of a letter.
 const LETTER: f64 = 5.9;
 /// Width of a block.
 const BOX: f64 = 18.0;
@@ -28,7 +28,7 @@ const GAP: f64 = 3.0;
 const STAGE_GAP: f64 = 10.0;
 /// Height of the two lines below the blocks.
 const BELOW: f64 = 34.0;
-/// What a block does that is left out.
+/// The operation of a block that is left out.
 const SKIP: &str = "skip";
 
 /// Returns a panel with the current best guess at the final architecture, if its space is a chain.
@@ -44,7 +44,7 @@ struct Stage<'a> {
     name: &'a str,
     /// The number of channels, where it is searched.
     channels: Option<String>,
-    /// What each block does.
+    /// The operation of each block.
     blocks: Vec<String>,
 }
 

@@ -20,7 +20,7 @@ use super::{
 
 /// Height of a chart.
 const HEIGHT: f64 = 246.0;
-/// What is below its axis: the ticks, and what the axis shows.
+/// The height below the axis: the ticks, and the name of the axis.
 const BELOW: f64 = 38.0;
 /// plotters knows whole pixels only, so it is given smaller ones: this many to one of ours.
 const FINE: f64 = 4.0;
@@ -29,18 +29,18 @@ const LETTERS: f64 = 11.0;
 const LETTER: f64 = 6.0;
 /// Least distance between the baselines of two labels.
 const LABEL_GAP: f64 = 13.0;
-/// What is larger than this has no place on an axis.
+/// The largest value that has a place on an axis.
 const LARGE: f64 = 1e100;
 
 /// A chart.
 pub(super) struct Chart {
-    /// What is shown, above it.
+    /// The title, above the chart.
     pub(super) title: String,
-    /// What grows to the right.
+    /// The name of the horizontal axis.
     pub(super) x: String,
     /// How values go upwards.
     pub(super) scale: Scale,
-    /// What is drawn, the first below.
+    /// The layers, the lowest first.
     pub(super) layers: Vec<Layer>,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Layer {
     pub(super) shape: Shape,
 }
 
-/// What can be drawn. What is not finite is left out.
+/// A shape. Values that are not finite are left out.
 pub(super) enum Shape {
     /// A curve, named at its end.
     Line { points: Vec<(f64, f64)>, label: String },

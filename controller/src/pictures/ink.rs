@@ -4,7 +4,7 @@
 use maud::Render;
 use plotters::style::RGBColor;
 
-/// What a colour is for.
+/// A colour, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ink {
     /// Words that are to be read first.
@@ -13,13 +13,13 @@ pub(super) enum Ink {
     Faint,
     /// Hairlines.
     Grid,
-    /// What is drawn on, and words on a strong colour.
+    /// The background, and words on a strong colour.
     Surface,
     /// The first curve, and probabilities.
     Blue,
     /// The second curve, bounds, and what went wrong.
     Orange,
-    /// What was chosen.
+    /// The chosen architecture.
     Green,
 }
 

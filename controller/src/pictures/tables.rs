@@ -1,4 +1,4 @@
-//! What is told in words and figures.
+//! Tables and counters of a study.
 
 use asng_proto::v1::{Progress, Report, Trainer};
 use maud::{Markup, html};
@@ -57,7 +57,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
     }
 }
 
-/// Who works on it.
+/// Returns a table of the trainers that have worked on the study.
 pub(super) fn trainers(sight: &Sight) -> Option<Markup> {
     let all = &sight.trainers;
     let row = |trainer: &Trainer| {

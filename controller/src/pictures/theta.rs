@@ -17,7 +17,7 @@ const ROW: f64 = 20.0;
 const TOP: f64 = 24.0;
 /// Where the cells begin: beside the names of the variables.
 const LEFT: f64 = 124.0;
-/// What a letter of a name is wide at most, and one of a choice.
+/// The largest width of a letter of a name, and of a choice.
 const LETTER: f64 = 6.1;
 const SMALL_LETTER: f64 = 5.4;
 /// From this probability on a cell is so strong that words on it are better read in the colour of the surface.
@@ -43,7 +43,7 @@ pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
     groups(&rows).into_iter().map(|(name, rows)| panel(name, &rows, cells)).collect()
 }
 
-/// What to say below them.
+/// Returns the note below the panels, if some variables are left out.
 pub(super) fn note(sight: &Sight) -> Option<String> {
     let variables = sight.distribution.as_ref()?.marginals.len();
     (variables > VARIABLES).then(|| {

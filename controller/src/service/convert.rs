@@ -254,7 +254,7 @@ fn front((cost, points): (&String, &Vec<Point>)) -> v1::Front {
     v1::Front { cost: cost.clone(), points: points.iter().map(point).collect() }
 }
 
-/// Whether a study, as people see it, has ended.
+/// Returns true if a study in a message has ended.
 pub(super) fn has_ended(study: &v1::Study) -> bool {
     use v1::StudyState::{Failed, Finished, Stopped};
     matches!(study.state(), Finished | Stopped | Failed)
@@ -403,7 +403,7 @@ pub(super) fn announcement(
     }
 }
 
-/// What a trainer is told to do next. `about` is the study in question, if there is one.
+/// Returns the next action of a trainer as a message. `about` is the study in question, if there is one.
 pub(super) fn next(next: &Next, about: Option<&Study>) -> v1::LeaseStepResponse {
     use v1::lease_step_response::Next as Message;
     let message = match (next, about) {

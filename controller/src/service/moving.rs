@@ -209,7 +209,7 @@ pub(super) async fn import(
     imported
 }
 
-/// Whether a study of this id is here, or something is left of one.
+/// Returns true if a study of this id exists, or part of a deleted one is still stored.
 async fn is_known(caller: &Caller, id: StudyId) -> Result<bool, Status> {
     // Also if the caller may not see it.
     let here = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));

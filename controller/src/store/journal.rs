@@ -1,4 +1,4 @@
-//! What SQLite has in its journal and not yet in its tables.
+//! The commits that are in SQLite's journal and not yet in its tables.
 //!
 //! A commit of many studies touches many pages, and most of what it writes is overtaken soon after. So a commit appends one
 //! row to the journal, and every so often what has gathered goes to the tables: in their order, and part by part, so that
@@ -24,7 +24,7 @@ const PARTS: usize = 8;
 /// Study and step.
 type Key = (i64, i64);
 
-/// What is in the journal.
+/// The content of the journal.
 #[derive(Default)]
 pub(super) struct Journal {
     newer: Gathered,
@@ -45,7 +45,7 @@ struct Gathered {
     last: i64,
 }
 
-/// What is to be written to the tables.
+/// A part of the journal that is to be written to the tables.
 pub(super) struct Part {
     pub(super) changes: Changes,
     /// The last row of the journal that is not needed after that.
@@ -87,7 +87,7 @@ impl Journal {
         self.newer.last = id;
     }
 
-    /// What is to be written next; none if little has gathered, unless it is wanted `soon`.
+    /// Returns the part to be written next; none if there is little, unless it is wanted `soon`.
     pub(super) fn part(&mut self, soon: bool) -> Option<Part> {
         let due = self.newer.steps() >= FULL || soon && !self.newer.is_empty();
         if self.older.is_none() && due {
@@ -120,7 +120,7 @@ impl Journal {
         self.parts().all(Gathered::is_empty)
     }
 
-    /// What became of a step, if that is here.
+    /// Returns the outcome of a step, if it is in the journal.
     pub(super) fn closed(&self, key: Key) -> Option<Closed> {
         let PastRow { step, report, .. } =
             self.parts().find_map(|gathered| gathered.past.get(&key))?;
@@ -133,7 +133,7 @@ impl Journal {
         ))
     }
 
-    /// Whether a step that was closed unreported was reported after all.
+    /// Returns true if a step that was closed unreported was reported after all.
     pub(super) fn is_late(&self, key: Key) -> bool {
         self.parts().any(|gathered| gathered.late.contains_key(&key))
     }

@@ -740,7 +740,7 @@ fn step_architectures(row: &PgRow, column: &str) -> Result<Arc<[Architecture]>, 
         .map_err(|what| sqlx::Error::ColumnDecode { index: column.into(), source: what.into() })
 }
 
-/// What a column holds as JSON; null is JSON's null.
+/// Returns the JSON of a column; null is JSON's null.
 fn json<T: DeserializeOwned>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
     let text: Option<String> = row.try_get(column)?;
     serde_json::from_str(text.as_deref().unwrap_or("null"))

@@ -217,7 +217,7 @@ impl PastRow {
         size_of::<f64>() * values + texts.map(str::len).sum::<usize>()
     }
 
-    /// What became of it.
+    /// Returns the outcome of the step.
     pub(super) fn closed(&self) -> Closed {
         let made = self.report.as_ref().and_then(|report| report.generation_made);
         closed(self.step.generation, self.step.applied, self.report.is_some(), made)
@@ -272,14 +272,14 @@ pub(super) fn trace(study: StudyId, points: &[String]) -> Result<Vec<TracePoint>
     points.iter().map(|point| parse(study, "point", point)).collect()
 }
 
-/// What becomes of a trace that is full.
+/// Returns the points of a full trace after it is thinned.
 pub(super) fn thinned(study: i64, points: &[String]) -> Result<Vec<PointRow>, Error> {
     let study = StudyId(study.cast_unsigned());
     let points = study::thin(trace(study, points)?);
     Ok(points.iter().map(|point| PointRow::new(study, point, false)).collect())
 }
 
-/// What became of a step, as its row in the history says.
+/// Returns the outcome of a step from its row in the history.
 pub(super) fn closed(
     generation: i64,
     applied: i64,
@@ -355,7 +355,7 @@ pub(super) fn study(
 /// Theta, and what is remembered of costs.
 pub(super) type Learnt = (Option<Vec<u8>>, Option<Arc<Selection>>);
 
-/// What has been learnt when the reports of `past` have entered that entered later updates than `state` knows of.
+/// Rebuilds theta and the selection from the reports of `past` that were applied after `state` was saved.
 pub(super) fn replay<'a>(
     row: &StudyRow,
     state: &StateRow,

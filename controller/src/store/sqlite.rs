@@ -57,7 +57,7 @@ const SWEEP: i64 = 5_000;
 pub struct Sqlite {
     connection: Connection,
     journal: Journal,
-    /// Whether there may be deleted studies whose history is still there.
+    /// True if the history of deleted studies may still be stored.
     sweeping: bool,
     _lock: File,
 }

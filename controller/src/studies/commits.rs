@@ -18,7 +18,7 @@ use crate::{
     study::{Event, State},
 };
 
-/// What a number of operations did, on its way into the database.
+/// The changes of several operations, on their way into the database.
 pub(super) struct Batch {
     changes: Changes,
     happened: Vec<(String, Event)>,

@@ -17,7 +17,7 @@ use crate::{
 const TRAINERS: usize = 3;
 const STUDY: &str = "s";
 
-/// What can happen. Numbers pick among what there is to pick from.
+/// An operation. Numbers select among the existing studies and steps.
 #[derive(Clone, Debug)]
 enum Operation {
     /// A trainer asks for a step; under the request id of before, or a new one.
@@ -134,11 +134,11 @@ fn specs() -> impl Strategy<Value = Spec> {
     )
 }
 
-/// What must be true of the study, kept apart from it.
+/// The expected state of the study, kept apart from it.
 struct Model {
     asng: Asng,
     max_staleness: u64,
-    /// Whether the history does not keep all.
+    /// True if the history is not kept completely.
     forgets: bool,
     generation: u64,
     /// Every step ever handed out: its generation and what is ranked.
@@ -156,7 +156,7 @@ struct Model {
     /// Sizes of the architectures that were within the limit when they were last evaluated.
     within: BTreeMap<Vec<i64>, f64>,
     applied: u64,
-    /// What is exact of each point of the trace: applied, diverged, and what the optimiser says.
+    /// The exact values of each point of the trace: applied, diverged, and those of the optimiser.
     trace: Vec<(u64, u64, [f64; 4])>,
 }
 
@@ -468,13 +468,13 @@ impl Simulation {
     }
 }
 
-/// What a trace tells of an optimiser.
+/// Returns the values of an optimiser that a trace contains.
 fn figures(asng: &Asng) -> [f64; 4] {
     [asng.convergence(), asng.entropy(), asng.state().snr_factor, asng.signal_to_noise()]
 }
 
 impl Simulation {
-    /// What is stored of a study's trace.
+    /// Returns the stored trace of a study.
     fn trace(&mut self, study: StudyId) -> Vec<TracePoint> {
         self.shelf().settle().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -542,7 +542,7 @@ impl Simulation {
 }
 
 impl Model {
-    /// What is sent of sizes: nothing where no rule wants it.
+    /// Returns the costs to report for these sizes: none if there is no rule about them.
     fn costs(&self, sizes: &[f64]) -> Vec<study::Costs> {
         let costs = |&size| [("size".to_owned(), size)].into();
         if self.limit.is_none() { Vec::new() } else { sizes.iter().map(costs).collect() }

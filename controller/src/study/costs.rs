@@ -1,5 +1,5 @@
-//! What architectures cost: the rules of a study about it, how evaluated architectures rank by loss and costs, and which
-//! of them are remembered for their costs. Knows costs by name alone, whatever they count.
+//! Costs of architectures: the rules of a study about them, the ranking of evaluated architectures by loss and costs, and the
+//! architectures that are kept for their costs. Costs are known by name only, whatever they count.
 
 #[cfg(test)]
 mod tests;
@@ -18,10 +18,10 @@ const MAX_POINTS: usize = 128;
 /// Values of architectures among the candidates, and on a front: bounds both where a space has many variables.
 const MAX_VALUES: usize = 1 << 16;
 
-/// What an architecture costs, by the costs' names; finite and not below 0.
+/// The costs of an architecture by name; finite and not below 0.
 pub type Costs = BTreeMap<String, f64>;
 
-/// What a cost of an architecture counts for.
+/// A rule about a cost of an architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostRule {
     /// The cost's name.
@@ -59,13 +59,13 @@ pub(super) fn rule_violations(rules: &[CostRule]) -> Vec<Violation> {
     found
 }
 
-/// Whether these can be the costs of an architecture.
+/// Returns true if these can be the costs of an architecture.
 pub fn are_costs(costs: &Costs) -> bool {
     let sound = |(name, cost): (&String, &f64)| is_label(name) && (0.0..=f64::MAX).contains(cost);
     costs.len() <= MAX_COSTS && costs.iter().all(sound)
 }
 
-/// What [`are_costs`] asks for.
+/// The condition of [`are_costs`].
 pub const COSTS_RULE: &str =
     "up to 10 costs of an architecture, finite and not below 0, names of 1 to 200 characters";
 
@@ -152,8 +152,8 @@ pub(super) fn standings(
     losses.iter().enumerate().map(|(i, &loss)| Standing::of(spec, loss, costs.get(i)))
 }
 
-/// What the optimiser ranks in place of losses: numbers in the order of the standings, equal where these are. Without rules
-/// the losses themselves, negated where they are maximized.
+/// Returns the numbers that the optimiser ranks in place of losses: in the order of the standings, equal where these are. Without
+/// rules they are the losses themselves, negated where they are maximized.
 fn keys<'a>(spec: &Spec, losses: &'a [f64], costs: &[Costs]) -> Cow<'a, [f64]> {
     if spec.costs.is_empty() {
         return match spec.direction {
@@ -228,7 +228,7 @@ pub struct Point {
     pub step: StepId,
 }
 
-/// What a study remembers of evaluated architectures for their costs: bounded, and empty where none are reported.
+/// The evaluated architectures that a study keeps for their costs: bounded, and empty where none are reported.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Selection {
     /// Sorted by their values. None without limits.
@@ -243,12 +243,12 @@ impl Selection {
         Selection { candidates, fronts }
     }
 
-    /// Whether nothing is remembered.
+    /// Returns true if nothing is kept.
     pub fn is_empty(&self) -> bool {
         self.candidates.is_empty() && self.fronts.is_empty()
     }
 
-    /// What was evaluated within the limits.
+    /// Returns the architectures that were evaluated within the limits.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
@@ -336,7 +336,7 @@ impl Selection {
         }
     }
 
-    /// When there are too many candidates, the less probable half goes.
+    /// Drops the less probable half of the candidates if there are too many.
     fn thin_out(&mut self, asng: &Asng) {
         let room = room(MAX_CANDIDATES, asng.variables().len());
         if self.candidates.len() <= room {

@@ -1,4 +1,4 @@
-//! What a database keeps of a study, but for its history.
+//! The stored state of a study, without its history.
 
 use std::{
     collections::BTreeMap,
@@ -26,13 +26,13 @@ pub struct Record {
     pub owner: String,
     /// Where theta is to start, once the variables are known.
     pub start: Vec<NamedMarginal>,
-    /// When it was created.
+    /// The time of its creation.
     pub created: SystemTime,
     /// State.
     pub state: State,
-    /// When it last changed.
+    /// The time of the last change of state.
     pub state_since: SystemTime,
-    /// When the variables became known.
+    /// The time at which the variables became known.
     pub started: Option<SystemTime>,
     /// Time since then in which a controller had it.
     pub elapsed: Duration,
@@ -44,7 +44,7 @@ pub struct Record {
     pub progress: Progress,
     /// Best so far.
     pub incumbent: Option<Incumbent>,
-    /// What is remembered of evaluated architectures for their costs.
+    /// The evaluated architectures that are kept for their costs.
     pub selection: Arc<Selection>,
     /// Steps handed out, or to be handed out again.
     pub live: Vec<Step>,
@@ -76,7 +76,7 @@ pub enum State {
 }
 
 impl State {
-    /// Whether the study has ended for good.
+    /// Returns true if the study has ended for good.
     pub fn has_ended(&self) -> bool {
         matches!(self, State::Finished(_) | State::Stopped | State::Failed(_))
     }
@@ -94,7 +94,7 @@ impl State {
     }
 }
 
-/// What a study can be finished by.
+/// A rule that can finish a study.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopRule {
@@ -137,7 +137,7 @@ fn is_zero(counter: &u64) -> bool {
 /// The best architecture evaluated so far, of those within the limits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incumbent {
-    /// What was evaluated.
+    /// The evaluated architecture.
     pub architecture: Architecture,
     /// The best finite loss reported; where costs have weights, that of what ranks first by both.
     pub loss: f64,
@@ -153,7 +153,7 @@ pub struct Incumbent {
 pub struct Pending {
     /// The step.
     pub step: Step,
-    /// Who reported.
+    /// The trainer that reported.
     pub trainer: String,
     /// Losses of the step's `rank` architectures.
     pub losses: Vec<f64>,
@@ -163,7 +163,7 @@ pub struct Pending {
     pub metrics: BTreeMap<String, f64>,
     /// Generation of the study when it arrived, minus the step's.
     pub staleness: u64,
-    /// When it arrived.
+    /// The time of its arrival.
     pub at: SystemTime,
 }
 
@@ -179,7 +179,7 @@ pub struct Past {
 /// A report of the past.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PastReport {
-    /// Who reported.
+    /// The trainer that reported.
     pub trainer: String,
     /// Losses of the step's `rank` architectures; NaN for whatever was not finite.
     pub losses: Vec<f64>,
@@ -189,7 +189,7 @@ pub struct PastReport {
     pub metrics: BTreeMap<String, f64>,
     /// Generation of the study when it arrived, minus the step's.
     pub staleness: u64,
-    /// When it arrived.
+    /// The time of its arrival.
     pub at: SystemTime,
     /// The generation that its update made; none if it was stale.
     pub update: Option<u64>,

@@ -1,4 +1,4 @@
-//! What a study is asked to be, as submitted, and the limits within which it must lie.
+//! The definition of a study, as submitted, and the limits within which it must lie.
 //!
 //! A spec keeps "absent" apart from "set to the default", since a study may be created again only with the same words.
 
@@ -33,7 +33,7 @@ const DURATION_RANGE: std::ops::RangeInclusive<Duration> =
 const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
-/// What is wrong with one field of a request, and what would be right.
+/// The fault of one field of a request, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Path of the field, such as `spec.variables[3].choices`.
@@ -60,12 +60,12 @@ impl fmt::Display for Violation {
 pub struct Variable {
     /// Unique within the space.
     pub name: String,
-    /// What values it takes.
+    /// The domain of the variable.
     #[serde(flatten)]
     pub kind: Kind,
 }
 
-/// What values a variable takes.
+/// The domain of a variable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -165,7 +165,7 @@ pub struct Target {
     pub metric: String,
     /// The figure.
     pub value: f64,
-    /// Whether it is reached from below.
+    /// True if the target is reached from below.
     pub at_least: bool,
 }
 
@@ -179,7 +179,7 @@ pub enum Retention {
     Last(u64),
 }
 
-/// What is to be searched, and how: the words of whoever created the study.
+/// The definition of a study, as its creator submitted it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
     /// Name of a space that trainers know; may be empty when `variables` are given.
@@ -232,7 +232,7 @@ pub struct Spec {
     pub owner: String,
     /// How much of the history is kept; all when absent.
     pub retention: Option<Retention>,
-    /// What costs of architectures count for.
+    /// The rules about costs of architectures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub costs: Vec<CostRule>,
     /// The TOML text that defines the space; empty for a space that trainers know by its name.
@@ -470,7 +470,7 @@ impl Spec {
         if found.is_empty() { Ok(shapes) } else { Err(found) }
     }
 
-    /// Whether a report with these figures reaches the target; `losses` are those that count.
+    /// Returns true if a report with these metrics reaches the target; `losses` are those that count.
     pub fn reaches_target(
         &self,
         losses: impl Iterator<Item = f64>,
@@ -546,20 +546,20 @@ impl Spec {
     }
 }
 
-/// What `is_name` asks for.
+/// The condition of `is_name`.
 pub const NAME_RULE: &str =
     "1 to 100 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or digit";
-/// What `is_label` asks for.
+/// The condition of `is_label`.
 pub const LABEL_RULE: &str = "names have 1 to 200 characters, none of them a control character";
 
-/// Whether `name` can name a study or a space: it is safe in a URL, a file name and a log line.
+/// Returns true if `name` can name a study or a space: it is safe in a URL, a file name and a log line.
 pub fn is_name(name: &str) -> bool {
     name.len() <= 100
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
 }
 
-/// Whether `label` can name a variable, a choice or a trainer.
+/// Returns true if `label` can name a variable, a choice or a trainer.
 pub fn is_label(label: &str) -> bool {
     (1..=200).contains(&label.chars().count()) && !label.chars().any(char::is_control)
 }

@@ -136,12 +136,12 @@ pub struct Lease {
     pub until: Instant,
 }
 
-/// What a trainer says of a step.
+/// A trainer's report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// The lease under which it had the step.
     pub lease: LeaseId,
-    /// Who reports.
+    /// The trainer that reports.
     pub trainer: String,
     /// Losses of the step's `rank` architectures, in order.
     pub losses: Vec<f64>,
@@ -151,14 +151,14 @@ pub struct Report {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// What became of a step's first report.
+/// The outcome of a step's first report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It entered an update of theta.
+    /// The report is part of an update of theta.
     Applied,
-    /// It waits for its batch to fill.
+    /// The report waits for its batch to fill.
     Pending,
-    /// It came too late and changed nothing.
+    /// The report came too late and changed nothing.
     Stale,
 }
 

@@ -62,7 +62,7 @@ impl Bench {
     }
 }
 
-/// What an event adds to the history.
+/// Returns the step that an event adds to the history.
 fn past(event: Event) -> Option<Past> {
     match event {
         Event::Passed(past) => Some(*past),
@@ -830,7 +830,7 @@ fn rule_11_without_a_limit_the_final_architecture_is_the_mode() {
     }
 }
 
-/// What an event adds to the trace.
+/// Returns the point that an event adds to the trace.
 fn traced(event: Event) -> Option<TracePoint> {
     match event {
         Event::Traced { point, .. } => Some(*point),

@@ -31,7 +31,7 @@ pub struct TracePoint {
     pub applied: u64,
     /// Updates of theta until then.
     pub generation: u64,
-    /// When that was, to the millisecond.
+    /// The time of the point, to the millisecond.
     #[serde(rename = "time_ms", serialize_with = "to_ms", deserialize_with = "from_ms")]
     pub time: SystemTime,
     /// Convergence of theta.
@@ -66,12 +66,12 @@ fn stride(applied: u64) -> u64 {
     (applied / MAX_POINTS as u64 + 1).next_power_of_two()
 }
 
-/// Whether an update ends a stretch that raises the applied reports from `before` to `after`.
+/// Returns true if an update ends a stretch that raises the applied reports from `before` to `after`.
 pub(super) fn ends_stretch(before: u64, after: u64) -> bool {
     before / stride(after) < after / stride(after)
 }
 
-/// Whether that update leaves no room for points of the stride before.
+/// Returns true if that update leaves no room for points of the stride before.
 pub(super) fn fills_trace(before: u64, after: u64) -> bool {
     stride(before) < stride(after)
 }
@@ -99,7 +99,7 @@ pub fn thin(points: Vec<TracePoint>) -> Vec<TracePoint> {
 }
 
 impl TracePoint {
-    /// Whether one that comes from elsewhere could be of a study.
+    /// Returns true if a point that comes from elsewhere could be of a study.
     pub fn is_sound(&self) -> bool {
         let losses = self.losses.iter().flat_map(|band| [band.low, band.median, band.high]);
         let figures = [self.convergence, self.entropy, self.delta, self.signal_to_noise];
@@ -132,10 +132,10 @@ impl TracePoint {
     }
 }
 
-/// What has been reported in the stretch that is open.
+/// The reports in the stretch that is open.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stretch {
-    /// When its last update was; none if it has had none.
+    /// The time of its last update; none if it has had none.
     time: Option<SystemTime>,
     /// Of its finite losses the first, and each whose number is divisible by 2^`halvings`.
     sample: Vec<f64>,
@@ -229,8 +229,8 @@ fn from_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::
     Ok(UNIX_EPOCH + Duration::from_millis(u64::deserialize(deserializer)?))
 }
 
-/// What a share of the numbers, of which there are some, in order, is smaller than; between neighbours where it falls
-/// between them.
+/// Returns the quantile of sorted numbers, of which there is at least one: that below which a share of them lies, interpolated
+/// between neighbours.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    /// What is kept of a study that is updated by so many reports each time.
+    /// Returns the trace of a study that is updated by so many reports each time.
     fn traced(updates: impl IntoIterator<Item = u64>) -> Vec<TracePoint> {
         let (mut points, mut before, mut end) = (Vec::new(), 0, 0);
         for reports in updates {

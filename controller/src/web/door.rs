@@ -1,4 +1,4 @@
-//! Who asks: tokens and sessions; and what a browser must not be talked into by a page from elsewhere.
+//! Access to the pages: tokens, sessions, and protection against requests from other sites.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ use super::{Frame, Prefix, Refusal};
 const SESSION: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions at a time; beyond, the oldest ends.
 const MAX_SESSIONS: usize = 1000;
-/// What a page may load and do: its own files and forms, and nothing else.
+/// The content security policy: a page may load its own files, submit its own forms, and nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                       connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
@@ -45,20 +45,20 @@ pub(super) const PAUSE: &str = "/asng.v1.StudyService/PauseStudy";
 pub(super) const RESUME: &str = "/asng.v1.StudyService/ResumeStudy";
 pub(super) const STOP: &str = "/asng.v1.StudyService/StopStudy";
 
-/// Who sends a request, as far as the request says.
+/// The sender of a request, as far as the request identifies it.
 #[derive(Clone)]
 pub(super) struct Visitor {
     session: Option<String>,
     peer: SocketAddr,
 }
 
-/// What a visitor has to pass.
+/// The access check of the pages.
 pub(super) struct Door {
     gate: Gate,
     sessions: Mutex<Sessions>,
     /// Why pages are not shown at all.
     closed: Option<String>,
-    /// Whether pages are for this machine alone, to whoever uses it.
+    /// True if pages are served to this machine only, to all its users.
     local: bool,
     https: bool,
     prefix: Prefix,
@@ -111,7 +111,7 @@ impl Door {
         self.gate.enter(self.token(visitor).as_ref(), path, visitor.peer)
     }
 
-    /// Who the visitor is now, if anybody who is known.
+    /// Returns the identity of the visitor now, if it is known.
     pub(super) fn holder(&self, visitor: &Visitor) -> Option<Identity> {
         self.gate.holder(self.token(visitor).as_ref())
     }
@@ -120,12 +120,12 @@ impl Door {
         self.sessions.lock().token(visitor.session.as_deref()?, Instant::now())
     }
 
-    /// Whether somebody may pause, resume and stop studies.
+    /// Returns true if an identity may pause, resume and stop studies.
     pub(super) fn may_change(&self, identity: &Identity) -> bool {
         [PAUSE, RESUME, STOP].iter().all(|path| self.gate.allows(identity, path))
     }
 
-    /// What is around the pages that somebody sees.
+    /// Returns the frame of the pages of an identity.
     pub(super) fn frame(&self, identity: &Identity) -> Frame {
         Frame { prefix: self.prefix.clone(), token: identity.name().map(String::from) }
     }
@@ -193,7 +193,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Whether a Host, with or without a port, is a name of this machine that no other site can take.
+/// Returns true if a Host, with or without a port, is a name of this machine that no other site can take.
 fn is_loopback(host: &str) -> bool {
     if let Some(v6) = host.strip_prefix('[') {
         return v6
@@ -249,7 +249,7 @@ pub(super) fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// Who is logged in: by a random id, the token that was shown and the end.
+/// The sessions by their random id: the hash of the token that was shown, and the end.
 #[derive(Default)]
 struct Sessions(HashMap<String, (Fingerprint, Instant)>);
 

@@ -1,4 +1,4 @@
-//! What is shown of a study, or of all: asked of the services, drawn by `pictures`.
+//! The drawing of a study, or of the list: its data are requested from the services and drawn by `pictures`.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,7 +27,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// Least time that a speed is measured over.
 const RATE_LEAST: Duration = Duration::from_secs(1);
 
-/// What somebody looks at.
+/// The content of a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
     /// A page of the list of studies, and all trainers.
@@ -110,20 +110,20 @@ pub(super) struct Part {
 /// A subject, drawn.
 #[derive(Clone, Debug)]
 pub(super) struct Drawing {
-    /// When it was asked for: what was done before is in it.
+    /// The time of the requests: earlier changes are in it.
     pub(super) asked: Instant,
     /// In a word, to be read aloud when it changes.
     pub(super) state: String,
-    /// What those who may can do.
+    /// The buttons, for visitors who may use them.
     pub(super) controls: String,
     /// In the order of reading.
     pub(super) parts: Vec<Part>,
-    /// Whether it will never change again.
+    /// True if it will never change again.
     pub(super) ended: bool,
 }
 
 impl Drawing {
-    /// What to put where on a page that shows `before`: pairs of an id and HTML. Controls are for those who may use them.
+    /// Returns the changes for a page that shows `before`: pairs of an id and HTML. Controls are for those who may use them.
     pub(super) fn changes(
         &self,
         before: Option<&Drawing>,
@@ -269,7 +269,7 @@ async fn trace(api: &Api, identity: &Identity, name: &str) -> Vec<TracePoint> {
     answer.map_or_else(|_| Vec::new(), |answer| answer.into_inner().points)
 }
 
-/// Whether nothing will happen to it any more.
+/// Returns true if the study will not change any more.
 fn has_ended(study: &Study) -> bool {
     matches!(study.state(), StudyState::Finished | StudyState::Stopped | StudyState::Failed)
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::pictures::words;
 
-/// What pages add to the style sheet of pictures.
+/// The additions of pages to the style sheet of pictures.
 pub(super) const STYLE: &str = include_str!("page.css");
 /// Keeps a page as its study is. Without it, a reload does.
 pub(super) const SCRIPT: &str = include_str!("page.js");
@@ -21,7 +21,7 @@ const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
 /// The page's icon: a distribution.
 pub(super) const ICON: &str = include_str!("icon.svg");
 
-/// What is around a page.
+/// The frame around a page.
 #[derive(Clone, Default)]
 pub(super) struct Frame {
     /// The beginning of the addresses of all pages.
@@ -142,7 +142,7 @@ fn badge(study: &Study) -> Markup {
     html! { span.state.(state.to_lowercase()) { (state) } }
 }
 
-/// What can be done with a study in its state; `elsewhere` is the address of another controller that owns it.
+/// Returns the buttons for a study in its state; `elsewhere` is the address of another controller that owns it.
 pub(super) fn controls(prefix: &Prefix, study: &Study, elsewhere: Option<&str>) -> Markup {
     let post = |what: &str, label: &str| {
         html! {

@@ -21,7 +21,7 @@ pub(super) struct Snapshot {
     store_bytes: u64,
 }
 
-/// What is told of a study.
+/// The metrics of a study.
 #[derive(Debug)]
 struct Figures {
     name: String,

@@ -1,5 +1,5 @@
-//! What somebody follows is drawn once a second, once for all who may see the same of it, and told to each as it changes.
-//! Whoever reads slowly misses what was in between, and nobody waits for them.
+//! Pages that are open are drawn once a second, once for all visitors with the same access, and each visitor is sent the changes.
+//! A slow reader skips the versions in between, and nobody waits for it.
 
 use std::{
     collections::HashMap,

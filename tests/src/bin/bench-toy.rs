@@ -15,7 +15,7 @@ use asng_tests::{
 use clap::Parser;
 use plotters::prelude::*;
 
-/// What is run: a name, the algorithm, and its step.
+/// The searches: a name, the algorithm, and its step size.
 const SEARCHES: [(&str, Algorithm, f64); 6] = [
     ("ASNG", Algorithm::Asng, 1.0),
     ("SNG, steps of 1", Algorithm::Sng, 1.0),

@@ -15,7 +15,7 @@ const OPERATIONS: [&str; 5] = ["none", "skip", "conv1x1", "conv3x3", "avgpool"];
 /// Of the tables: an architecture's key is its operations' numbers, edge after edge.
 const ARCHITECTURES: usize = 15_625;
 
-/// What the cells were trained on.
+/// The data set that the cells were trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataSet {
     /// CIFAR-10.
@@ -54,7 +54,7 @@ pub struct NasBench201 {
     accuracies: Vec<Vec<f64>>,
 }
 
-/// What the file says of an architecture.
+/// The entry of an architecture in the file.
 #[derive(Deserialize)]
 struct Entry {
     val_acc: Vec<f64>,

@@ -41,7 +41,7 @@ impl Separable {
     }
 }
 
-/// What is searched.
+/// The problem that is searched.
 pub enum Problem<'a> {
     /// The function with noise. Solved when the best choices have a probability of 0.9 on average.
     Separable,
@@ -78,7 +78,7 @@ impl Problem<'_> {
         }
     }
 
-    /// Whether `theta`, a row for each variable, is a solution.
+    /// Returns true if `theta`, a row for each variable, is a solution.
     fn solved(&self, theta: &[Vec<f64>]) -> bool {
         match self {
             Problem::Separable => {

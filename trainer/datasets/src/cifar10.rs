@@ -30,7 +30,7 @@ const TARBALL: Pinned = Pinned {
     sha256: "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
 };
 
-/// What the conversion must give: these are the official files, byte for byte. The first five are the
+/// The official files, which the conversion must produce byte for byte. The first five are the
 /// training set.
 const FILES: [Pinned; 6] = [
     official(

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-/// What to say of a full disk.
+/// The hint about a full disk.
 pub const DISK_FULL: &str =
     "the disk is full: fetching takes 0.1 GB (photos) to 1.1 GB (libtorch) free while it works";
 
@@ -103,7 +103,7 @@ fn explain_start(tool: &str, error: io::Error) -> anyhow::Error {
     anyhow::anyhow!(advice)
 }
 
-/// What the tool said is the last word; above it stands what it means, where that is known.
+/// Returns the tool's last words as an error, and above them their meaning where it is known.
 fn explain_failure(tool: &str, output: &Output) -> String {
     const NO_NETWORK: [&str; 12] = [
         "name resolution",

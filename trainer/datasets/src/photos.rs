@@ -30,12 +30,12 @@ const SUMS: &str = "SHA256SUMS";
 
 /// Height and width of a patch in pixels.
 const SIDE: u32 = 64;
-/// What the shorter side of a photo is scaled to.
+/// The lengths that the shorter side of a photo is scaled to.
 const SCALES: [u32; 3] = [192, 320, 512];
 /// A patch whose brightness, 0 to 255, has a smaller standard deviation is flat.
 const FLAT: f64 = 8.0;
 
-/// Whether there is nothing but what has come from here.
+/// Returns true if the folder contains only files that were written here.
 pub(crate) fn may_be_written_to(folder: &Path) -> Result<bool> {
     if !folder.exists() {
         return Ok(true);

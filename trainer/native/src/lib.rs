@@ -38,7 +38,7 @@ unsafe extern "C" {
 /// Batch normalisation of `[batch, channels, height, width]` with the statistics of the batch, each channel by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<'a> {
-    /// What the normalised values of each channel are multiplied by, and what is added then.
+    /// The factors and then the summands of the normalised values of each channel.
     pub weight_and_bias: Option<(&'a Tensor, &'a Tensor)>,
     /// Running mean and (unbiased) variance of each channel, which are moved towards the batch's.
     pub running_mean_and_var: Option<(&'a Tensor, &'a Tensor)>,
@@ -46,7 +46,7 @@ pub struct BatchNorm<'a> {
     pub momentum: f64,
     /// Added to the variance.
     pub epsilon: f64,
-    /// Whether negative results are then set to 0.
+    /// True if negative results are then set to 0.
     pub relu: bool,
 }
 

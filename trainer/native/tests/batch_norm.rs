@@ -18,7 +18,7 @@ fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// What an operation is given, each case with tensors of its own.
+/// The arguments of an operation, each case with its own tensors.
 struct Case {
     x: Tensor,
     affine: Option<(Tensor, Tensor)>,

@@ -10,7 +10,7 @@ use super::batches::generator;
 pub struct Augment {
     /// Black pixels added to each side of an image before its own size is cropped from anywhere.
     pub padding: u16,
-    /// Whether images are mirrored left to right, each with probability 1/2.
+    /// True if images are mirrored left to right, each with probability 1/2.
     pub flip: bool,
     /// Side in pixels of the square that is set to 0 (the mean colour); 0 for none. Its centre lies
     /// anywhere in the image and what is beyond the border is clipped (DeVries and Taylor, "Improved
@@ -56,7 +56,7 @@ pub(super) struct Draw {
     pub(super) top: i64,
     /// First column of the crop in the padded image.
     pub(super) left: i64,
-    /// Whether the crop is mirrored.
+    /// True if the crop is mirrored.
     pub(super) mirrored: bool,
     /// Row of the cutout's centre.
     pub(super) row: i64,

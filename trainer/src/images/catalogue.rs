@@ -25,7 +25,7 @@ pub struct Request {
     pub name: String,
     /// Height and width in pixels; none for the native size, which is 64 for image files in folders.
     pub image_size: Option<i64>,
-    /// Whether the classes matter. If not, image files may also lie in no folder, and where there are ten folders or more, whole
+    /// True if the classes matter. If not, image files may also lie in no folder, and where there are ten folders or more, whole
     /// folders are held out for tests.
     pub labels: bool,
 }

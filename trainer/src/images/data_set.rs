@@ -116,7 +116,7 @@ pub struct DataSet {
     pub test: Images,
     /// The image files that are left out.
     pub refused: Vec<Refused>,
-    /// Whether images lie in the order of their files, and so of their classes, rather than in a random one.
+    /// True if images lie in the order of their files, and so of their classes, rather than in a random one.
     pub sorted: bool,
 }
 

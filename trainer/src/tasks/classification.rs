@@ -62,7 +62,7 @@ pub struct Classification {
     family: Family,
     definition: Definition,
     settings: Settings,
-    /// Whether networks are trained alone.
+    /// True if networks are trained alone.
     alone: bool,
 }
 
@@ -78,7 +78,7 @@ struct Settings {
     dataset: String,
     /// Height and width that images are brought to; 0 leaves them as they are.
     image_size: i64,
-    /// Whether training images are mirrored at random.
+    /// True if training images are mirrored at random.
     flip: bool,
     /// Side of the square cut out of each training image, in pixels.
     cutout: i64,

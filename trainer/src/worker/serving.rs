@@ -118,7 +118,7 @@ impl Options {
 /// An address to listen on.
 struct Port {
     address: SocketAddr,
-    /// Whether the address was given, and is not the default.
+    /// True if the address was given, and is not the default.
     named: bool,
     option: &'static str,
 }

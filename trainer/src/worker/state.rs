@@ -23,7 +23,7 @@ pub(super) struct State {
     pub(super) unserved: Vec<v1::UnservedSpace>,
     pub(super) data_sets: Vec<String>,
     pub(super) started: Instant,
-    /// Whether the trainer was asked to end.
+    /// True if the trainer was asked to end.
     pub(super) draining: bool,
     /// Studies that the trainer cannot work on for now.
     pub(super) set_aside: SetAside,

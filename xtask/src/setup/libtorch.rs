@@ -101,7 +101,7 @@ impl Release {
 const STAMP_FILE: &str = ".complete";
 const HEADER: &str = "include/torch/csrc/api/include/torch/torch.h";
 
-/// What only a PyTorch with CUDA has, in the folder that pip installs it in.
+/// A library that only a PyTorch with CUDA has, in the folder that pip installs it in.
 const CUDA_LIBRARY: &str = "torch/lib/libtorch_cuda.so";
 
 /// Where the libtorch in use comes from.

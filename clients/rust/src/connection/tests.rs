@@ -251,7 +251,7 @@ fn tls_options(address: &str) -> Options {
     Options { controller: vec![format!("https://{address}")], ..Options::default() }
 }
 
-/// What a person reads when a call over `options` fails.
+/// Returns the text of the error when a call over `options` fails.
 async fn failure(options: &Options) -> String {
     let connection = options.connect().unwrap();
     explain(&call(&connection).await.unwrap_err(), &connection.url())

@@ -1,4 +1,4 @@
-//! What holds in any space, for any settings and any losses.
+//! Properties that hold in any space, for any settings and any losses.
 
 use proptest::{collection::vec, prelude::*};
 

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use self::config::{Cli, Command, Options};
 
-/// What one thread allocates another frees here, for every report: glibc's allocator is slow at that.
+/// Every report allocates on one thread and frees on another, for which glibc's allocator is slow.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -21,7 +21,7 @@ use crate::{
     file::{self, Draft},
 };
 
-/// What was written.
+/// The result of an export.
 pub(crate) struct Exported {
     pub(crate) file: PathBuf,
     pub(crate) reports: u64,

@@ -108,7 +108,7 @@ fn completions(shell: Shell) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether whoever read our output has seen enough, as `head` does.
+/// Returns true if the reader of our output has closed it, as `head` does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -245,7 +245,7 @@ async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+/// The exit status after Ctrl-C, as shells expect it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// Creates a study, follows it until it is described if that is asked for, and prints it.

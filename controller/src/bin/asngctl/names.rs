@@ -36,7 +36,7 @@ pub(crate) fn stop_reason(study: &Study) -> &'static str {
     study.stop_reason().as_str_name().trim_start_matches("STOP_REASON_")
 }
 
-/// Whether a study in this state stays in it.
+/// Returns true if a study in this state stays in it.
 pub(crate) fn has_ended(state: StudyState) -> bool {
     matches!(state, StudyState::Finished | StudyState::Stopped | StudyState::Failed)
 }

@@ -268,7 +268,7 @@ fn stop(stop: &StopRules) -> String {
     rules.join("\n")
 }
 
-/// What costs count for, a line for each.
+/// Formats the rules about costs, a line for each.
 fn costs(study: &Study, rules: &[CostRule]) -> String {
     let counts = match maximizes(study) {
         true => "subtracted from the value",

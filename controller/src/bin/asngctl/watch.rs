@@ -26,7 +26,7 @@ use crate::{
     text,
 };
 
-/// What is shown is brought up to date after this time even when nothing has changed: speed falls, time passes.
+/// The display is updated after this time even without a change of the study, since speed and ages change.
 const TICK: Duration = Duration::from_secs(1);
 /// A controller that does not answer is asked again after 1, 2, 4 and then every 8 seconds.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
@@ -143,7 +143,7 @@ impl Feed<'_> {
 pub(crate) struct View {
     /// The study; steps per second while it is RUNNING.
     pub(crate) sight: Sight,
-    /// Whether the controller has not answered since.
+    /// True if the controller has not answered since.
     pub(crate) outage: bool,
 }
 

@@ -14,7 +14,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-/// What it answers.
+/// An echo service with its answer.
 struct Echo(v1::ReportStepResponse);
 
 /// Serves until killed, on a free port that it prints.

@@ -29,7 +29,7 @@ pub(crate) enum Length {
     Reports(u64),
 }
 
-/// What a phase came to.
+/// The result of a phase.
 pub(crate) struct Phase {
     reports: u64,
     elapsed: Duration,

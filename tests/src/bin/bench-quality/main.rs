@@ -17,7 +17,7 @@ use clap::Parser;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-/// What is compared.
+/// The algorithms that are compared.
 const ALGORITHMS: [(&str, Algorithm); 4] = [
     ("ASNG", Algorithm::Service(v1::Algorithm::Asng)),
     ("SNG", Algorithm::Service(v1::Algorithm::Sng)),

@@ -144,7 +144,7 @@ fn normalise(norm: &BatchNorm, x: &Tensor, mode: Mode, rectify: bool) -> Value {
 /// The place of a cell in the network.
 #[derive(Clone, Copy, Debug)]
 struct CellPlace {
-    /// Whether the cell halves height and width.
+    /// True if the cell halves height and width.
     reduction: bool,
     /// The previous cell does, so the output of the cell before that is twice as high and wide.
     after_reduction: bool,
