@@ -67,7 +67,7 @@ struct Cell<'a> {
 struct Node<'a> {
     name: &'a str,
     inputs: Vec<Input<'a>>,
-    /// The operations of the node, each with the number of its input.
+    /// The operations of the node: the number of the input that each reads, and its name.
     does: Vec<(&'a str, String)>,
 }
 
