@@ -251,7 +251,7 @@ impl StudyService for Api {
         let mut violations = Vec::new();
         let states = convert::states(&states, &mut violations);
         if name_contains.chars().count() > MAX_NAME_PART {
-            let description = format!("has up to {MAX_NAME_PART} characters");
+            let description = format!("must have at most {MAX_NAME_PART} characters");
             violations.push(Violation::new("name_contains", description));
         }
         if !violations.is_empty() {
@@ -459,7 +459,7 @@ impl SearchService for Api {
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
         if request_id.chars().count() > 100 {
-            violations.push(Violation::new("request_id", "has up to 100 characters"));
+            violations.push(Violation::new("request_id", "must have at most 100 characters"));
         }
         check_spaces(&spaces, &mut violations);
         check_data_sets(&data_sets, &mut violations);
@@ -520,7 +520,7 @@ impl SearchService for Api {
             }
             Some(Answer::Rejection(rejection)) => {
                 if rejection.violations.is_empty() {
-                    let what = "say at least one reason";
+                    let what = "give at least one violation";
                     violations.push(Violation::new("rejection.violations", what));
                 }
                 let reasons = rejection.violations.into_iter();
@@ -644,7 +644,7 @@ impl SearchService for Api {
             self.open(request)?;
         let mut violations = Vec::new();
         if reason.chars().count() > 1000 {
-            violations.push(Violation::new("reason", "has up to 1000 characters"));
+            violations.push(Violation::new("reason", "must have at most 1000 characters"));
         }
         let lease = check_lease(&lease_id, step_id, &mut violations);
         let Some(lease) = lease.filter(|_| violations.is_empty()) else {

@@ -324,7 +324,7 @@ async fn keeps_nothing_spoilt(controller: Controller) {
     for (spoilt, expected) in [
         ([&parts[..=traced], &parts[traced..]].concat(), "part.trace"),
         (parts[..last].to_vec(), "cut short"),
-        (parts[1..].to_vec(), "the first part is the archive"),
+        (parts[1..].to_vec(), "the first part must be the archive"),
         ([&parts[..1], &parts[last..]].concat(), "0 reports arrived of"),
         (archive(|archive| archive.format = 2), "this release reads 1"),
         (archive(|archive| archive.sampled = 3), "out of order"),

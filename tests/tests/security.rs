@@ -137,7 +137,7 @@ async fn certificates_can_be_replaced_while_the_controller_runs() {
         fs::copy(new.join(name), used.join(name)).unwrap();
     }
     controller.signal("HUP");
-    controller.log_with("hung up: certificates and tokens are read again");
+    controller.log_with("SIGHUP: changed certificates and tokens are read again");
     while list(&mut connect(&controller, new, Some((new, "client")))).await.is_err() {}
     // What is open stays open.
     list(&mut before).await.unwrap();

@@ -21,7 +21,7 @@ use crate::{
 const MAX_ANNOUNCED: usize = 100;
 /// Longest reason for either, in characters.
 const MAX_REASON: usize = 1000;
-const LENGTH_RULE: &str = "seconds are not below 0, nanos are between 0 and 999999999";
+const LENGTH_RULE: &str = "seconds must not be negative, nanos must be between 0 and 999999999";
 
 /// The spec in a request.
 pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
@@ -87,7 +87,7 @@ pub(super) fn spec(spec: v1::StudySpec) -> Result<Spec, Vec<Violation>> {
         Some(Some(v1::retention::Keep::Every(every))) => Some(Retention::Every(every)),
         Some(Some(v1::retention::Keep::Last(last))) => Some(Retention::Last(last)),
         Some(None) => {
-            let description = "say which steps to keep, or leave it out to keep all";
+            let description = "set `every` or `last`, or leave retention out to keep all steps";
             violations.push(Violation::new("spec.retention", description));
             None
         }
@@ -152,7 +152,7 @@ pub(super) fn marginals(
                 asng::Marginal::Integer { mean, deviation }
             }
             Some(_) => return Err(refused("has a number that is not finite")),
-            None => return Err(refused("say whether it is categorical or integer")),
+            None => return Err(refused("must be categorical or integer")),
         };
         Ok(NamedMarginal { name: marginal.name, marginal: converted })
     });
@@ -175,7 +175,7 @@ pub(super) fn variables(
                 Kind::Integer { low, high }
             }
             None => {
-                let description = "say whether it is categorical or integer";
+                let description = "must be categorical or integer";
                 violations.push(Violation::new(format!("{field}[{i}].kind"), description));
                 continue;
             }
@@ -372,7 +372,7 @@ pub(super) fn announcement(
             violations.push(Violation::new(format!("{here}.{named}"), NAME_RULE));
         }
         if reason.chars().count() > MAX_REASON {
-            let description = format!("has up to {MAX_REASON} characters");
+            let description = format!("must have at most {MAX_REASON} characters");
             violations.push(Violation::new(format!("{here}.reason"), description));
         }
     };

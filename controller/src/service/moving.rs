@@ -176,7 +176,7 @@ pub(super) async fn import(
 ) -> Result<v1::Study, Status> {
     let first = requests.message().await?.unwrap_or_default();
     let Some(Part::Archive(archive)) = first.part.and_then(|part| part.part) else {
-        return Err(refuse("part", "the first part is the archive"));
+        return Err(refuse("part", "the first part must be the archive"));
     };
     let fork = archive.fork;
     let mut record = archive::record(archive).map_err(|found| invalid(&found))?;
@@ -187,7 +187,7 @@ pub(super) async fn import(
         return Err(refuse("name", NAME_RULE));
     }
     if !record.owner.is_empty() && !is_label(&record.owner) {
-        return Err(refuse("part.archive.study.owner", "has up to 200 characters"));
+        return Err(refuse("part.archive.study.owner", "must have at most 200 characters"));
     }
     if fork || is_known(&caller, record.id).await? {
         record.id = StudyId(rand::rng().next_u64());
@@ -292,7 +292,9 @@ async fn take_parts(
                 return Err(refuse("part.end", &what));
             }
             Some(_) => return Err(refuse("part", "is out of order")),
-            None => return Err(refuse("part", "the study is cut short: its end is missing")),
+            None => {
+                return Err(refuse("part", "the export is incomplete: its end marker is missing"));
+            }
         }
     }
 }

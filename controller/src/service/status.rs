@@ -69,7 +69,7 @@ pub(super) fn status(error: &Error) -> Status {
         // The log says why when it begins, not for each request.
         Error::Storage(_) | Error::Thread(_) | Error::Died => {
             let retry = ErrorDetails::with_retry_info(Some(Duration::from_secs(5)));
-            let message = "the controller cannot store this now; its log says why";
+            let message = "the controller cannot write to its database now; see its log";
             Status::with_error_details(Code::Unavailable, message, retry)
         }
         Error::ShuttingDown => {

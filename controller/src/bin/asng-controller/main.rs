@@ -80,7 +80,7 @@ async fn run(
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            info!("hung up: certificates and tokens are read again if they have changed");
+            info!("SIGHUP: changed certificates and tokens are read again");
             reload.notify_one();
         }
     });
@@ -105,7 +105,7 @@ async fn run(
         end.signal().await;
         tokio::spawn(async move {
             end.signal().await;
-            warn!("ended at once, by a second signal");
+            warn!("a second signal: ending at once");
             process::exit(1);
         });
     };

@@ -88,7 +88,7 @@ fn all(sight: &Sight) -> Markup {
         @if study.mode.is_some() {
             section id="found" {
                 h2 { "Architectures found" }
-                p { "Chosen is the final one, mode the most likely one, incumbent the best that was evaluated." }
+                p { "Chosen is the current best guess, mode the most likely architecture, incumbent the best evaluated one." }
                 div.wide { table {
                     thead { tr { @for name in text::ARCHITECTURES { th scope="col" { (name.to_lowercase()) } } } }
                     tbody {
@@ -98,7 +98,7 @@ fn all(sight: &Sight) -> Markup {
                     }
                 } }
                 @if !space.is_empty() {
-                    p { "To train the chosen one alone, from scratch, while its controller has the study:" }
+                    p { "This command trains the chosen architecture from scratch, while the controller has the study:" }
                     pre { "asng-trainer retrain --study " (study.name) " --out " (study.name) "-retrained" }
                 }
             }

@@ -31,7 +31,7 @@ fn family(text: &str) -> anyhow::Result<String> {
     match (families.next(), families.next()) {
         (Some(family), None) => Ok(family.into()),
         _ => bail!(
-            "must have a table [cells] or a table [chain], which says what family of spaces it is of"
+            "must have a table [cells] or a table [chain], which selects the family of the space"
         ),
     }
 }
