@@ -128,7 +128,7 @@ struct Summary {
 /// Sets up first when needed.
 pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     setup::setup(root)?;
-    say("building the programs; minutes when it is the first time");
+    say("building the programs, which takes minutes the first time");
     run(&mut cargo(
         root,
         ["build", "--locked", "--release", "-p", "asng-controller", "-p", "asng-trainer"],
@@ -143,7 +143,7 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     command.arg(directory.join("state"));
     let mut controller = Service::start("controller", &mut command, &log)?;
     let url = format!("http://{}", address(&mut controller, &log)?);
-    say(&format!("controller serves {url}"));
+    say(&format!("the controller serves {url}"));
     let asngctl = |arguments: &[&str]| {
         let mut command = program("asngctl");
         command.args(["--controller", &url]).args(arguments);
@@ -171,7 +171,7 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let mut create =
         asngctl(&["study", "create", STUDY, "--space", "enas-micro", "--preset", "quick"]);
     run(create.args(settings).args(["--max-steps", &steps]))?;
-    say("the trainer starts, describes the study's variables, and the search runs");
+    say("starting the trainer; searching");
     let mut command = trainer(&["serve", "--study", STUDY]);
     let mut serving = Service::start("trainer", &mut command, &directory.join("trainer.log"))?;
     // While the trainer fails, nothing would end the watching.
@@ -193,11 +193,9 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let study: Study =
         serde_json::from_str(&read(&mut asngctl(&["study", "show", STUDY, "--output", "json"]))?)?;
     ensure!(study.state == "FINISHED", "the study is {}, not FINISHED", study.state);
-    say(
-        "the most likely architecture and others that are likely, compared with the shared weights",
-    );
+    say("comparing the most likely architecture with other likely ones, with the shared weights");
     run(&mut trainer(&["select", "--study", STUDY, "--candidates", CANDIDATES, "--top", "5"]))?;
-    say(&format!("the selected one against {RANDOM} random ones"));
+    say(&format!("comparing the selected architecture with {RANDOM} random ones"));
     let evaluation = read(&mut trainer(&[
         "evaluate",
         "--study",
@@ -212,10 +210,10 @@ pub(crate) fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     ]))?;
     let evaluation: Evaluation = serde_json::from_str(&evaluation)?;
     let Random { mean, min, max } = &evaluation.random;
-    println!("   accuracy on {IMAGES} test images: found {:.4}", evaluation.accuracy);
+    println!("   accuracy on {IMAGES} test images: selected {:.4}", evaluation.accuracy);
     println!("   random {mean:.4} on average, from {min:.4} to {max:.4}");
 
-    say("the architecture found, alone and from scratch");
+    say("training the selected architecture from scratch");
     let out = directory.join("retrained");
     let [epochs, cells, channels] =
         [arguments.epochs, arguments.cells, arguments.channels].map(|number| number.to_string());
