@@ -85,7 +85,7 @@ pub struct Finding {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody did anything.
-    #[error("no trainer has come in {0:?}; start one against this address")]
+    #[error("no trainer has called within {0:?}; start one against this address")]
     NoTrainer(Duration),
     /// Somebody asked for steps, but there were none for it.
     #[error(
@@ -97,7 +97,7 @@ pub enum Error {
     #[error("the trainer rejects the settings of the study: {0}")]
     Rejected(String),
     /// The study that is to be offered is none.
-    #[error("the study to be offered: {}", .0.message())]
+    #[error("the offered study is invalid: {}", .0.message())]
     Offer(Box<Status>),
     /// The system gives no directory, or no address.
     #[error(transparent)]
@@ -143,7 +143,7 @@ pub async fn run(
     let mut over = None;
     for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([&FINISHED]) {
         let (verdict, seen) = match &over {
-            Some(Over::Silent) => (Verdict::NotSeen, "the trainer had gone".into()),
+            Some(Over::Silent) => (Verdict::NotSeen, "the trainer had stopped calling".into()),
             Some(Over::Ended) if scene.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),
             _ => match (scene.play)(&mut stage).await {
                 Ok(played) => played,
@@ -220,7 +220,7 @@ impl Interposer {
         call: impl FnOnce(Asked<Q, A>) -> Call,
     ) -> Result<Response<A>, Status> {
         let (reply, answer) = oneshot::channel();
-        let lost = || Status::unavailable("the reply is lost, on purpose");
+        let lost = || Status::unavailable("the response is lost (fault injected by the test)");
         let call = call(Asked { request: request.into_inner(), reply });
         self.calls.send(call).await.map_err(|_| lost())?;
         answer.await.map_err(|_| lost())?.map(Response::new)

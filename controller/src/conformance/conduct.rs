@@ -22,14 +22,14 @@ const ENDURANCE: &str = "endurance";
 pub(super) const RULES: [(&str, &str); 7] = [
     (LOSSES, "a report has one loss for each `rank` architecture of its step"),
     (VALID, "no request is refused as INVALID_ARGUMENT"),
-    (TRAINER_ID, "a trainer gives the same trainer_id with every call"),
-    (REQUEST_ID, "each new LeaseStep has a request_id of its own"),
+    (TRAINER_ID, "the trainer sends the same trainer_id with every call"),
+    (REQUEST_ID, "each new LeaseStep has a new request_id"),
     (
         EVERY_STEP,
-        "each step that is handed out is reported or released, also one that comes in the reply to a report",
+        "the trainer reports or releases every step that it gets, also one in the response to a report",
     ),
-    (DIVERGED, "after a loss that is NaN or infinite, the trainer goes on"),
-    (ENDURANCE, "a trainer works on until the study has ended"),
+    (DIVERGED, "the trainer continues after a loss that is NaN or infinite"),
+    (ENDURANCE, "the trainer continues until the study has ended"),
 ];
 
 /// The behaviour of a trainer so far.
@@ -69,7 +69,10 @@ impl Conduct {
                 self.hear_of(&request.trainer_id);
                 if self.answered.contains(&request.request_id) {
                     let id = &request.request_id;
-                    self.fault(REQUEST_ID, format!("{id:?} came again after it was answered"));
+                    self.fault(
+                        REQUEST_ID,
+                        format!("the request_id {id:?} was used again after its response"),
+                    );
                 }
             }
             Call::Describe(Asked { request, .. }) => self.hear_of(&request.trainer_id),
@@ -80,7 +83,8 @@ impl Conduct {
                 step.back = true;
                 let (losses, ranked) = (request.losses.len(), step.step.rank.len());
                 if losses != ranked {
-                    let how = format!("step {id} came with {losses} for {ranked} architectures");
+                    let how =
+                        format!("the report of step {id} had {losses} for {ranked} architectures");
                     self.fault(LOSSES, how);
                 } else if request.losses.iter().any(|loss| !loss.is_finite()) {
                     self.diverged = Some(id);
@@ -99,7 +103,7 @@ impl Conduct {
     fn hear_of(&mut self, trainer_id: &str) {
         let first = self.trainer_id.get_or_insert_with(|| trainer_id.into());
         if first != trainer_id {
-            let how = format!("{first:?}, then {trainer_id:?}");
+            let how = format!("the trainer_id was {first:?}, then {trainer_id:?}");
             self.fault(TRAINER_ID, how);
         }
     }
@@ -131,7 +135,7 @@ impl Conduct {
 
     /// Notes that the trainer fell silent, when nothing had been done to it.
     pub(super) fn gone(&mut self, timeout: Duration) {
-        self.fault(ENDURANCE, format!("nothing came of it for {}", seconds(timeout)));
+        self.fault(ENDURANCE, format!("the trainer made no call for {}", seconds(timeout)));
     }
 
     /// Returns true if a step was handed out.
@@ -156,7 +160,7 @@ impl Conduct {
         let last = self.steps.iter().rfind(|(_, step)| step.back).map(|(key, _)| key);
         let lost = self.steps.iter().find(|(key, step)| !step.back && Some(*key) < last);
         if let Some(((_, id), _)) = lost {
-            let how = format!("step {id} was neither, and later ones were");
+            let how = format!("step {id} was neither reported nor released, but later steps were");
             self.fault(EVERY_STEP, how);
         }
         let came_back = (count > 0).then(|| format!("{count} of {} steps", self.steps.len()));
@@ -167,18 +171,18 @@ impl Conduct {
                 TRAINER_ID => self.trainer_id.clone(),
                 REQUEST_ID => {
                     let count = self.answered.len();
-                    (count > 0).then(|| format!("{count} answered"))
+                    (count > 0).then(|| format!("{count} requests were answered"))
                 }
                 DIVERGED => {
                     let step = self.diverged.filter(|_| self.survived);
                     step.map(|step| format!("step {step} had such a loss"))
                 }
-                _ => self.ended.then(|| "it was there at the end".into()),
+                _ => self.ended.then(|| "the trainer worked until the end".into()),
             };
             let (verdict, seen) = match (self.faults.remove(rule), kept) {
                 (Some(how), _) => (Verdict::Failed, how),
                 (None, Some(kept)) => (Verdict::Passed, kept),
-                (None, None) => (Verdict::NotSeen, "there was no occasion".into()),
+                (None, None) => (Verdict::NotSeen, "the situation did not occur".into()),
             };
             Finding { rule, expected, verdict, seen }
         })

@@ -128,7 +128,7 @@ async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
         }
     };
     let Some(step) = stage.hand_out_unserved(asked).await? else {
-        return Ok((Verdict::NotSeen, "the trainer asks for one study by its name".into()));
+        return Ok((Verdict::NotSeen, "the trainer names its study in LeaseStep".into()));
     };
     stage.fault("the variables of a study were not those of its space");
     let mut let_go = None;
@@ -136,22 +136,24 @@ async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
         let call = stage.next_of_any_kind().await?;
         match &call {
             Call::Release(asked) if asked.request.lease_id == step.lease_id => {
-                let_go.get_or_insert("its step was given back");
+                let_go.get_or_insert("the trainer released its step");
             }
             Call::Describe(asked) if asked.request.study == step.study => {
-                let_go.get_or_insert("it was rejected");
+                let_go.get_or_insert("the trainer rejected the study");
             }
             Call::Report(asked) if asked.request.lease_id == step.lease_id => {
                 stage.answer(call).await;
-                return Ok(stage.verdict(false, "its step was reported all the same"));
+                return Ok(stage.verdict(false, "the trainer reported its step"));
             }
             Call::Lease(_) => {
                 // The next scene begins with the same request, sent again.
                 drop(call);
                 stage.told = Told::Nothing;
                 return Ok(match let_go {
-                    Some(how) => stage.verdict(true, format!("{how}, and other work asked for")),
-                    None => stage.verdict(false, "its step was kept, and other work asked for"),
+                    Some(how) => stage.verdict(true, format!("{how}, and asked for other work")),
+                    None => {
+                        stage.verdict(false, "the trainer kept its step, and asked for other work")
+                    }
                 });
             }
             _ => {}
@@ -168,12 +170,12 @@ async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
                 // What the controller says is what gets lost.
                 drop(stage.really_lease(asked.request.clone()).await);
                 first = Some(asked.request.request_id);
-                stage.fault("the reply to a LeaseStep was lost");
+                stage.fault("the response to a LeaseStep was lost");
             }
             (Call::Lease(asked), Some(first)) => {
                 let again = asked.request.request_id.clone();
                 let same = !again.is_empty() && again == *first;
-                let what = format!("request_id was {first:?}, and then {again:?}");
+                let what = format!("the request_id was {first:?}, then {again:?}");
                 stage.answer(Call::Lease(asked)).await;
                 return Ok(stage.verdict(same, what));
             }
@@ -193,15 +195,15 @@ async fn description(stage: &mut Stage) -> Result<Played, Over> {
         }
     };
     drop(stage.really_describe(first.clone()).await);
-    stage.fault("the reply to DescribeSpace was lost");
+    stage.fault("the response to DescribeSpace was lost");
     let call = stage.next().await?;
     let played = match &call {
         Call::Describe(again) if again.request.answer == first.answer => {
-            stage.verdict(true, "the same description came again")
+            stage.verdict(true, "the trainer repeated the description")
         }
-        Call::Describe(_) => stage.verdict(false, "another description came"),
+        Call::Describe(_) => stage.verdict(false, "the trainer sent a different description"),
         // The answer to LeaseStep says whether the description is there.
-        _ => stage.verdict(true, "the trainer asked what is next"),
+        _ => stage.verdict(true, "the trainer asked for the next step"),
     };
     stage.answer(call).await;
     Ok(played)
@@ -232,9 +234,9 @@ async fn warm_up(stage: &mut Stage) -> Result<Played, Over> {
                     stage.answer(call).await;
                     return goes_on(stage, &request).await;
                 }
-                Some(format!("it was reported with {} losses", request.losses.len()))
+                Some(format!("the trainer reported it with {} losses", request.losses.len()))
             }
-            other => Some(format!("{} came, and no report of it", name(other))),
+            other => Some(format!("the trainer called {} without a report of it", name(other))),
         };
         stage.answer(call).await;
         if let Some(what) = what {
@@ -254,7 +256,7 @@ async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {
     let asked = stage.report().await?;
     drop(stage.really_report(asked.request.clone()).await);
     let step = asked.request.step_id;
-    stage.fault(format!("the report of step {step} was stored and its reply lost"));
+    stage.fault(format!("the report of step {step} was stored and its response lost"));
     drop(asked.reply);
     repeated(stage, &asked.request).await
 }
@@ -268,7 +270,7 @@ async fn restart(stage: &mut Stage) -> Result<Played, Over> {
     stage.door.reopen().await.map_err(|error| Over::Broken(error.into()))?;
     let (step, away) = (asked.request.step_id, seconds(AWAY));
     stage.fault(format!(
-        "the controller was gone for {away} when it had stored the report of step {step}"
+        "the controller was unreachable for {away} after it had stored the report of step {step}"
     ));
     repeated(stage, &asked.request).await
 }
@@ -277,7 +279,11 @@ async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
     let mut asked = stage.report().await?;
     let first = asked.request.clone();
     let answer = stage.really_report(first.clone()).await;
-    stage.fault(format!("the reply to step {} took {}", first.step_id, seconds(SLOW)));
+    stage.fault(format!(
+        "the response to the report of step {} took {}",
+        first.step_id,
+        seconds(SLOW)
+    ));
     let end = Instant::now() + SLOW;
     let mut gave_up = None;
     while let Some(call) = stage.next_until(end).await {
@@ -296,7 +302,7 @@ async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
     }
     stage.give(asked.reply, answer);
     match gave_up {
-        Some(call) => Ok(stage.verdict(false, format!("{call} came meanwhile"))),
+        Some(call) => Ok(stage.verdict(false, format!("the trainer called {call} meanwhile"))),
         None => goes_on(stage, &first).await,
     }
 }
@@ -312,7 +318,10 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
         ..Default::default()
     };
     if !stage.taken_from_another(by_another.clone()).await {
-        return Ok((Verdict::NotSeen, "the study asks for costs, which nobody else knows".into()));
+        return Ok((
+            Verdict::NotSeen,
+            "the study needs costs, which only the trainer can compute".into(),
+        ));
     }
     stage.fault(format!("step {} was reported by another trainer first", step.step_id));
     loop {
@@ -324,7 +333,7 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
             }
             other => {
                 stage.answer(other).await;
-                return Ok(stage.verdict(true, "the trainer let go of it"));
+                return Ok(stage.verdict(true, "the trainer dropped the step"));
             }
         }
     }
@@ -345,8 +354,11 @@ async fn outcome(stage: &mut Stage, outcome: ReportOutcome) -> Result<Played, Ov
 async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
     let asked = stage.report().await?;
     let details = ErrorDetails::with_retry_info(Some(ASKED_PAUSE));
-    let refusal =
-        Status::with_error_details(Code::Unavailable, "come again later, on purpose", details);
+    let refusal = Status::with_error_details(
+        Code::Unavailable,
+        "try again later (fault injected by the test)",
+        details,
+    );
     // Whoever no longer waits sends it again as well.
     let _ = asked.reply.send(Err(refusal));
     let start = Instant::now();
@@ -371,7 +383,7 @@ async fn back_off(stage: &mut Stage) -> Result<Played, Over> {
     }
     let [early, late] = calls;
     stage.fault(format!(
-        "all was UNAVAILABLE for {}: {early} calls came in the first half and {late} in the second",
+        "all calls were UNAVAILABLE for {}: the trainer made {early} in the first half and {late} in the second",
         seconds(OUTAGE)
     ));
     let (verdict, seen) = repeated(stage, &asked.request).await?;
@@ -398,7 +410,7 @@ async fn no_work(stage: &mut Stage) -> Result<Played, Over> {
             let enough = waited >= retry_after.mul_f64(WAITED);
             return Ok(stage.verdict(
                 enough,
-                format!("told to ask again after {asked}, it did after {after}"),
+                format!("the trainer was told to ask again after {asked}, and asked after {after}"),
             ));
         }
         stage.answer(call).await;
@@ -424,11 +436,11 @@ async fn extension(stage: &mut Stage) -> Result<Played, Over> {
         stage.answer(call).await;
     };
     let Some(done) = done else {
-        return Ok(stage.verdict(false, format!("it ran out, extended {extended} times")));
+        return Ok(stage.verdict(false, format!("the lease expired after {extended} extensions")));
     };
     stage.answer(done).await;
-    let took = format!("the trainer had it for {}", seconds(start.elapsed()));
-    let played = stage.verdict(true, format!("{took} and extended it {extended} times"));
+    let took = format!("the trainer held it for {}", seconds(start.elapsed()));
+    let played = stage.verdict(true, format!("{took} and extended its lease {extended} times"));
     Ok(if extended == 0 { (Verdict::NotSeen, took + ", less than a lease") } else { played })
 }
 
@@ -451,11 +463,11 @@ async fn finished(stage: &mut Stage) -> Result<Played, Over> {
         leases +=
             usize::from(matches!(&call, Call::Lease(asked) if !asked.request.study.is_empty()));
         if leases > 1 || matches!(&call, Call::Report(_)) {
-            return Ok(stage.verdict(false, format!("{} came", name(&call))));
+            return Ok(stage.verdict(false, format!("the trainer called {}", name(&call))));
         }
         stage.answer(call).await;
     }
-    Ok(stage.verdict(true, format!("it was asked for {leases} times more")))
+    Ok(stage.verdict(true, format!("the trainer asked for its steps {leases} times more")))
 }
 
 /// Waits for the report `first` to be sent again, and judges whether it is the same.
@@ -464,15 +476,15 @@ async fn repeated(stage: &mut Stage, first: &v1::ReportStepRequest) -> Result<Pl
         let call = stage.next().await?;
         let played = match &call {
             Call::Report(again) if is_same(&again.request, first) => {
-                Some(stage.verdict(true, "the same report came again"))
+                Some(stage.verdict(true, "the trainer repeated the report"))
             }
             Call::Report(again) if again.request.lease_id == first.lease_id => {
                 let (before, now) = (&first.losses, &again.request.losses);
-                Some(stage.verdict(false, format!("the losses were {before:?}, and then {now:?}")))
+                Some(stage.verdict(false, format!("the losses were {before:?}, then {now:?}")))
             }
             Call::Report(again) => {
                 let next = again.request.step_id;
-                Some(stage.verdict(false, format!("step {next} was reported instead")))
+                Some(stage.verdict(false, format!("the trainer reported step {next} instead")))
             }
             _ => None,
         };
@@ -491,10 +503,10 @@ async fn goes_on(stage: &mut Stage, done: &v1::ReportStepRequest) -> Result<Play
             // One that was on its way.
             Call::Extend(asked) if asked.request.lease_id == done.lease_id => None,
             Call::Report(asked) if asked.request.lease_id == done.lease_id => {
-                Some(stage.verdict(false, "the same report came again"))
+                Some(stage.verdict(false, "the trainer repeated the report"))
             }
             other => {
-                let what = format!("{} came next", name(other));
+                let what = format!("the trainer called {} next", name(other));
                 Some(stage.verdict(true, what))
             }
         };

@@ -24,7 +24,7 @@ const UNSERVED: &str = "conformance-unserved";
 const UNSERVED_VARIABLES: usize = 5;
 
 /// Why a scene was not played.
-pub(super) const ENDED: &str = "the study had ended: give it more steps";
+pub(super) const ENDED: &str = "the study had ended: set a higher number of steps";
 
 /// A scene's verdict, and what was seen.
 pub(super) type Played = (Verdict, String);
@@ -108,7 +108,7 @@ impl Stage {
                 None => Error::NoTrainer(self.timeout),
             });
         }
-        let silence = format!("nothing came of it for {}", seconds(self.timeout));
+        let silence = format!("the trainer made no call for {}", seconds(self.timeout));
         if self.fault.is_some() {
             return Ok(self.verdict(false, silence));
         }
