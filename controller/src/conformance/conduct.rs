@@ -83,8 +83,9 @@ impl Conduct {
                 step.back = true;
                 let (losses, ranked) = (request.losses.len(), step.step.rank.len());
                 if losses != ranked {
-                    let how =
-                        format!("the report of step {id} had {losses} for {ranked} architectures");
+                    let how = format!(
+                        "the report of step {id} had {losses} losses for {ranked} architectures"
+                    );
                     self.fault(LOSSES, how);
                 } else if request.losses.iter().any(|loss| !loss.is_finite()) {
                     self.diverged = Some(id);
