@@ -138,7 +138,7 @@ fn advice(status: &Status, noun: &str) -> Option<String> {
         return Some(format!("its owner is {owner}: try again, or give --controller that address"));
     }
     match status.code() {
-        Code::Unauthenticated => Some(format!("give a valid token: {TOKEN}")),
+        Code::Unauthenticated => Some(format!("give a token that the {noun} accepts: {TOKEN}")),
         Code::PermissionDenied => Some(format!("give a token with a sufficient role: {TOKEN}")),
         _ => {
             let pause = status.get_details_retry_info()?.retry_delay?;

@@ -89,7 +89,7 @@ _HTTP = re.compile(r"Received http2 header with status: (\d+)|an http1\.x server
 _TOKEN = "token=…, token_file=…, or the variables ASNG_TOKEN and ASNG_TOKEN_FILE"
 _ADVICE = {
     grpc.StatusCode.ALREADY_EXISTS: "choose another name, or give the same settings; controller.study(name) opens the existing study",
-    grpc.StatusCode.UNAUTHENTICATED: f"give a valid token: {_TOKEN}",
+    grpc.StatusCode.UNAUTHENTICATED: f"give a token that the controller accepts: {_TOKEN}",
     grpc.StatusCode.PERMISSION_DENIED: f"give a token with a sufficient role: {_TOKEN}",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the controller or the network is slow; try again",
 }
