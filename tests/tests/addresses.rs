@@ -188,7 +188,10 @@ fn the_page_under_tls_is_not_grpc_either() {
     let controller = Controller::start_with(&directory.path().join("state"), &options);
     let page = format!("localhost:{}", controller.http.port());
     let text = refused(&["--controller", &page, "--tls-ca", &ca, "study", "list"], 1);
-    assert!(text.contains("it serves HTTPS but no gRPC, as the port of the page does"), "{text}");
+    assert!(
+        text.contains("it serves HTTPS but not gRPC, as the port of the live page does"),
+        "{text}"
+    );
     // TLS options stand for https:// where there is no scheme.
     let grpc = format!("localhost:{}", controller.address.port());
     printed(&["--controller", &grpc, "--tls-ca", &ca, "study", "list"]);

@@ -63,7 +63,7 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
     }
     assert!(refusal(&["--config", "nowhere"]).starts_with("error: nowhere: No such file"));
     let sqlite = refusal(&["--store", "sqlite:asng.db"]);
-    assert!(sqlite.starts_with("error: --store is the URL of a PostgreSQL"), "{sqlite}");
+    assert!(sqlite.starts_with("error: --store must be the URL of a PostgreSQL"), "{sqlite}");
     let elsewhere = refusal(&["--store", "postgres://db/asng", "--advertise", "a:port"]);
     let expected = "error: --advertise: \"a:port\" is not an address such as localhost:50051";
     assert!(elsewhere.starts_with(expected), "{elsewhere}");

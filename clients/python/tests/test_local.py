@@ -82,7 +82,9 @@ def test_a_search_goes_on_where_the_last_one_ended(
 
 def test_a_directory_has_one_controller(tmp_path: Path) -> None:
     with asng.local(tmp_path) as controller:
-        with pytest.raises(asng.Error, match=f"before: go on with .* {controller.address}$"):
+        with pytest.raises(
+            asng.Error, match=f"already started a controller .* {controller.address}$"
+        ):
             asng.local(f"{tmp_path}/../{tmp_path.name}")
     program, _ = start(tmp_path, "input()")
     with pytest.raises(

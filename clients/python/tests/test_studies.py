@@ -182,7 +182,9 @@ def test_a_study_without_variables_can_be_held_but_not_searched(daemon: Daemon) 
             lambda: next(iter(study.steps())),
         ]
         for ask in asks:
-            with pytest.raises(asng.FailedPrecondition, match=r"has no variables: .*study\.show"):
+            with pytest.raises(
+                asng.FailedPrecondition, match=r"has no variables yet: .*study\.show"
+            ):
                 ask()
         study.stop()
         assert study.state() is StudyState.STOPPED

@@ -965,7 +965,7 @@ def test_a_step_function_s_values_are_maximized(daemon: Daemon) -> None:
         most = max(row["depth"] for row in result._history)
         assert result.architecture["depth"] == most > 1
         assert "loss" not in figures[-1] and 0 < figures[-1]["value"] <= most
-        with pytest.raises(TypeError, match="direction='maximize' is for values that `step`"):
+        with pytest.raises(TypeError, match="direction='maximize' needs `step`"):
             search.run(*loaders(), loss=F.cross_entropy)
 
 
