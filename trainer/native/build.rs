@@ -7,8 +7,13 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 4] =
-        ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp", "src/trace.cpp"];
+    const FILES: [&str; 5] = [
+        "src/autocast.cpp",
+        "src/batch_norm.cpp",
+        "src/calls.cpp",
+        "src/memory.cpp",
+        "src/trace.cpp",
+    ];
     for file in FILES {
         println!("cargo::rerun-if-changed={file}");
     }

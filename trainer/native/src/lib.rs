@@ -3,11 +3,13 @@
 //! An exception of C++ becomes a [`TchError`] with its message.
 
 mod autocast;
+mod calls;
 mod cuda;
 mod memory;
 mod trace;
 
 pub use autocast::Autocast;
+pub use calls::count_calls;
 pub use cuda::load_cuda;
 pub use memory::empty_cache;
 pub use trace::trace;
