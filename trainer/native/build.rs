@@ -7,14 +7,15 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 6] = [
         "src/autocast.cpp",
         "src/batch_norm.cpp",
         "src/calls.cpp",
         "src/memory.cpp",
+        "src/optim.cpp",
         "src/trace.cpp",
     ];
-    for file in FILES {
+    for file in FILES.into_iter().chain(["src/border.h"]) {
         println!("cargo::rerun-if-changed={file}");
     }
     for variable in ["DEP_TCH_LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {

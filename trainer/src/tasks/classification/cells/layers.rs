@@ -256,7 +256,8 @@ impl Cell {
         (Cell::Residual(ResBlock::new(at, &place)), channels)
     }
 
-    /// `outputs` are those of the cell before the previous one, and of the previous one. `graph`: none of a residual block.
+    /// `outputs` are those of the cell before the previous one, and of the previous one. `graph`: none of a residual block; with the
+    /// numbers of the nodes that make the output, on the device once a cell of its type needs them.
     fn forward(
         &self,
         outputs: &[Rc<Value>; 2],
