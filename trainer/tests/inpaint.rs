@@ -89,7 +89,7 @@ fn the_networks_are_the_authors() {
         fill(&mut network);
         let images: Tensor = 0.5 + 0.5 * wave("images", &[2, 3, side, side]);
         let mask = wave("mask", &[2, 1, side, side]).gt(0.0).to_kind(Kind::Double);
-        let mode = Mode::Train { drop_path: 0.0 };
+        let mode = Mode::Train { drop_path: None };
         let output = network.forward(&(&images * mask), &case.values, mode).main;
         let loss = output.mse_loss(&images, Reduction::Mean);
         let ours = f64::try_from(&loss).unwrap();

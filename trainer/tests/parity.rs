@@ -26,7 +26,7 @@ const SMALLEST_NORM: f64 = 1e-6;
 const ENAS: (&str, &str) = ("enas-micro", include_str!("data/parity.txt"));
 const NAS_BENCH: (&str, &str) = ("nasbench201", include_str!("data/nasbench201.txt"));
 
-const TRAIN: Mode = Mode::Train { drop_path: 0.0 };
+const TRAIN: Mode = Mode::Train { drop_path: None };
 
 /// `wave` of parity.py.
 fn wave(name: &str, shape: &[i64]) -> Tensor {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// In the search all statistics are the batch's, and nothing is dropped.
-const MODE: Mode = Mode::Train { drop_path: 0.0 };
+const MODE: Mode = Mode::Train { drop_path: None };
 
 /// Shared weights with their optimiser.
 pub struct Supernet {
@@ -230,7 +230,7 @@ mod tests {
         let parameters: Tensors = [("w".to_owned(), weight.shallow_clone())].into();
         let refuse = |text: &str| -> Result<(), TchError> { Err(TchError::Torch(text.into())) };
         let script = RefCell::new(VecDeque::from(script.to_vec()));
-        let forward = move |_: &Tensor, _: &[i64], _| {
+        let forward = move |_: &Tensor, _: &[i64], _: Mode| {
             if let Some(Some(text)) = script.borrow_mut().pop_front() {
                 refuse(text).unwrap();
             }

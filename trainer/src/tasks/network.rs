@@ -3,7 +3,13 @@
 //! The code that builds a network also counts it: with [`Builder::counting`] the same calls add up parameters and
 //! multiplications and make no tensor, so counts and networks cannot disagree.
 
-use std::{cell::Cell, collections::BTreeMap, fmt::Display, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt::Display,
+    rc::Rc,
+    vec,
+};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,13 +25,12 @@ const MOMENTUM: f64 = 0.1;
 pub const AUXILIARY: &str = "auxiliary.";
 
 /// The purpose of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
-    /// Batch statistics; each output of an operation is dropped for an image with the probability `drop_path` (FractalNet,
-    /// Larsson et al. 2017), drawn from libtorch's global generator.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode<'a> {
+    /// Batch statistics.
     Train {
-        /// 0 to below 1; 0 in the search.
-        drop_path: f64,
+        /// The outputs of operations that are dropped; none in the search.
+        drop_path: Option<&'a DropPath>,
     },
     /// Running statistics where a network keeps them, which a supernet does not; nothing is dropped.
     Evaluate,
@@ -374,15 +379,81 @@ pub fn channels_last(images: &Tensor) -> Tensor {
     images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Sets the output of an operation to 0 for a random part of the images, and scales the others so that the mean stays. Nothing
-/// is dropped in evaluation.
+/// Sets outputs of operations to 0, each for a random part of the images, and scales the others so that the mean stays (FractalNet,
+/// Larsson et al. 2017). One serves one forward pass. A named generator draws on the CPU, so that a seed drops the same on every
+/// device.
+#[derive(Debug)]
+pub struct DropPath {
+    /// The probability that an image keeps an output.
+    kept: f64,
+    generator: RefCell<ChaCha8Rng>,
+    /// `[batch, 1, 1, 1]` of 0 and 1 / kept, on the device, for the next outputs.
+    masks: RefCell<vec::IntoIter<Tensor>>,
+}
+
+impl DropPath {
+    /// Masks that are drawn and brought to a device together: enough for 20 cells of 5 nodes.
+    const TOGETHER: i64 = 256;
+
+    /// Drops with a probability from 0 to below 1.
+    pub fn new(probability: f64, generator: ChaCha8Rng) -> DropPath {
+        let (generator, masks) = (RefCell::new(generator), RefCell::new(Vec::new().into_iter()));
+        DropPath { kept: 1.0 - probability, generator, masks }
+    }
+
+    fn apply(&self, x: &Tensor) -> Tensor {
+        let mut masks = self.masks.borrow_mut();
+        if masks.len() == 0 {
+            *masks = self.draw(x.size()[0]).to_device(x.device()).unbind(0).into_iter();
+        }
+        let mask = masks.next().expect("more than one was drawn");
+        x * mask.to_kind(x.kind())
+    }
+
+    /// `[TOGETHER, batch, 1, 1, 1]`
+    fn draw(&self, batch: i64) -> Tensor {
+        let mut generator = self.generator.borrow_mut();
+        let draw = |_| if generator.random_bool(self.kept) { 1.0 / self.kept } else { 0.0 };
+        let values: Vec<f64> = (0..Self::TOGETHER * batch).map(draw).collect();
+        let values = Tensor::from_slice(&values).to_kind(Kind::Float);
+        values.view([Self::TOGETHER, batch, 1, 1, 1])
+    }
+}
+
+/// The output of an operation, dropped for some images in training; nothing is dropped in evaluation.
 pub fn drop_path(x: Tensor, mode: Mode) -> Tensor {
     match mode {
-        Mode::Train { drop_path } if drop_path > 0.0 => {
-            let kept = 1.0 - drop_path;
-            let mut mask = Tensor::empty([x.size()[0], 1, 1, 1], (x.kind(), x.device()));
-            x * (mask.bernoulli_float_(kept) / kept)
-        }
+        Mode::Train { drop_path: Some(paths) } => paths.apply(&x),
         _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_generator_decides_what_is_dropped_and_the_mean_stays() {
+        let x = Tensor::ones([50, 2, 1, 1], (Kind::Double, Device::Cpu));
+        let draw = |seed| {
+            let paths = DropPath::new(0.4, ChaCha8Rng::seed_from_u64(seed));
+            let outputs: Vec<Tensor> =
+                (0..DropPath::TOGETHER + 2).map(|_| paths.apply(&x)).collect();
+            Tensor::stack(&outputs, 0) // [outputs, batch, channels, 1, 1]
+        };
+        let dropped = draw(1);
+        assert_eq!((dropped.size(), dropped.kind()), (vec![258, 50, 2, 1, 1], Kind::Double));
+        assert_eq!(dropped, draw(1));
+        assert_ne!(dropped, draw(2));
+        // A whole image or nothing of it; no two outputs alike, those of the second drawing included.
+        assert_eq!(dropped.select(2, 0), dropped.select(2, 1));
+        let masks = dropped.select(2, 0).view([258, 50]).ne(0.0).to_kind(Kind::Int64);
+        let masks = Vec::<Vec<i64>>::try_from(masks).unwrap();
+        assert_eq!(masks.into_iter().collect::<BTreeSet<_>>().len(), 258);
+        let (mean, largest) = (dropped.mean(Kind::Double), dropped.max());
+        assert!((mean.double_value(&[]) - 1.0).abs() < 0.03, "{mean:?}");
+        assert!((largest.double_value(&[]) - 1.0 / 0.6).abs() < 1e-6);
     }
 }

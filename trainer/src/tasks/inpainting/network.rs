@@ -204,7 +204,7 @@ mod tests {
         torch::Precision,
     };
 
-    const TRAIN: Mode = Mode::Train { drop_path: 0.0 };
+    const TRAIN: Mode = Mode::Train { drop_path: None };
 
     /// Node 0 and node 2 are active in the first (skip, then down), all but node 2 in the second.
     const ARCHITECTURES: [[i64; 15]; 2] = [
