@@ -7,12 +7,13 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 6] = [
+    const FILES: [&str; 7] = [
         "src/autocast.cpp",
         "src/batch_norm.cpp",
         "src/calls.cpp",
         "src/memory.cpp",
         "src/optim.cpp",
+        "src/precision.cpp",
         "src/trace.cpp",
     ];
     for file in FILES.into_iter().chain(["src/border.h"]) {

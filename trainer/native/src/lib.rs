@@ -8,6 +8,7 @@ mod calls;
 mod cuda;
 mod memory;
 mod optim;
+mod precision;
 mod trace;
 
 pub use autocast::Autocast;
@@ -15,6 +16,7 @@ pub use calls::count_calls;
 pub use cuda::load_cuda;
 pub use memory::empty_cache;
 pub use optim::{Adam, Sgd, gradients, spread};
+pub use precision::allow_tf32;
 pub use trace::trace;
 
 use std::{
