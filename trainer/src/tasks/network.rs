@@ -264,6 +264,7 @@ impl Conv {
 /// Batch normalisation over the channels.
 #[derive(Debug)]
 pub struct BatchNorm {
+    /// On a GPU, constant ones and zeros where there are no others: cuDNN does not normalise without.
     weight_and_bias: Option<(Tensor, Tensor)>,
     running_mean_and_var: Option<(Tensor, Tensor)>,
 }
@@ -275,8 +276,16 @@ impl BatchNorm {
             let tensor = |(name, value)| at.tensor(name, &[channels], value, trainable);
             (tensor(one), tensor(other))
         };
+        let on_gpu = at.path.as_ref().filter(|path| path.device().is_cuda());
+        let constants = |path: &nn::Path| {
+            let filled = |value| Tensor::full([channels], value, (path.kind(), path.device()));
+            (filled(1.0), filled(0.0))
+        };
         BatchNorm {
-            weight_and_bias: at.norm.affine.then(|| pair(("weight", 1.0), ("bias", 0.0), true)),
+            weight_and_bias: match at.norm.affine {
+                true => Some(pair(("weight", 1.0), ("bias", 0.0), true)),
+                false => on_gpu.map(constants),
+            },
             running_mean_and_var: at
                 .norm
                 .running
@@ -295,7 +304,10 @@ impl BatchNorm {
     }
 
     fn normalise(&self, x: &Tensor, mode: Mode, relu: bool) -> Tensor {
-        let weight_and_bias = both(&self.weight_and_bias);
+        // A layer may use its first channels alone.
+        let first = |all: &Tensor| first_channels(all, &x.size()[1..2]);
+        let weight_and_bias = both(&self.weight_and_bias).map(|(w, b)| (first(w), first(b)));
+        let weight_and_bias = both(&weight_and_bias);
         let running_mean_and_var = both(&self.running_mean_and_var);
         if let (Mode::Evaluate, Some((mean, var))) = (mode, running_mean_and_var) {
             let (weight, bias) = weight_and_bias.unzip();
@@ -455,5 +467,20 @@ mod tests {
         let (mean, largest) = (dropped.mean(Kind::Double), dropped.max());
         assert!((mean.double_value(&[]) - 1.0).abs() < 0.03, "{mean:?}");
         assert!((largest.double_value(&[]) - 1.0 / 0.6).abs() < 1e-6);
+    }
+
+    /// As on a GPU, where cuDNN normalises no other way.
+    #[test]
+    fn a_constant_weight_and_bias_change_nothing() {
+        let values: Vec<f64> = (0..4 * 3 * 5 * 5).map(|i| (0.37 * (i * i) as f64).sin()).collect();
+        let x = channels_last(&Tensor::from_slice(&values).view([4, 3, 5, 5]));
+        let norm = |weight_and_bias| BatchNorm { weight_and_bias, running_mean_and_var: None };
+        // Of more channels than are used.
+        let filled = |value| Tensor::full([7], value, (Kind::Double, Device::Cpu));
+        for relu in [false, true] {
+            let of = |norm: &BatchNorm| norm.normalise(&x, Mode::Evaluate, relu);
+            let difference = of(&norm(None)) - of(&norm(Some((filled(1.0), filled(0.0)))));
+            assert!(difference.abs().max().double_value(&[]) < 1e-14);
+        }
     }
 }
