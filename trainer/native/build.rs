@@ -7,9 +7,16 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 4] =
-        ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp", "src/trace.cpp"];
-    for file in FILES {
+    const FILES: [&str; 7] = [
+        "src/autocast.cpp",
+        "src/batch_norm.cpp",
+        "src/calls.cpp",
+        "src/memory.cpp",
+        "src/optim.cpp",
+        "src/precision.cpp",
+        "src/trace.cpp",
+    ];
+    for file in FILES.into_iter().chain(["src/border.h"]) {
         println!("cargo::rerun-if-changed={file}");
     }
     for variable in ["DEP_TCH_LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {

@@ -367,9 +367,11 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// The device that a person named: `auto` is the first GPU, or the CPU when there is none.
+/// The device that a person named: `auto` is the first GPU, or the CPU when there is none. What it computes with 32 bits has 32 bits
+/// until [`Precision::Tf32`] is asked for.
 pub fn device(name: &str) -> Result<Device, String> {
     let loaded = asng_native::load_cuda();
+    asng_native::allow_tf32(false);
     let cuda = tch::utils::has_cuda();
     match (name, name.strip_prefix("cuda:").map(str::parse::<usize>)) {
         ("auto", _) => Ok(Device::cuda_if_available()),

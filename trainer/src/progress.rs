@@ -8,8 +8,9 @@ use std::{
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use tracing::info;
 
-/// Time between two lines in the log.
-const EVERY: Duration = Duration::from_secs(30);
+/// Time between two messages on a terminal, and in the log. A GPU is waited for at each.
+const SHOWN: Duration = Duration::from_secs(1);
+const LOGGED: Duration = Duration::from_secs(30);
 /// The time left is told after so many batches, the first of which takes longer than the others, ...
 const TIMED: u64 = 3;
 /// ... or, where these take long, after this time.
@@ -25,7 +26,8 @@ pub(crate) struct Progress {
     first: Cell<Instant>,
     /// Set once the time left has been printed.
     told: Cell<bool>,
-    logged: Cell<Instant>,
+    /// Time of the last message.
+    shown: Cell<Instant>,
 }
 
 impl Progress {
@@ -37,30 +39,40 @@ impl Progress {
         bar.set_position(done);
         bar.reset_eta();
         let started = Instant::now();
-        let [first, logged] = [started; 2].map(Cell::new);
+        let [first, shown] = [started; 2].map(Cell::new);
         let (done, told) = (Cell::new(0), Cell::new(false));
-        Ok(Progress { bar, started, done, first, told, logged })
+        Ok(Progress { bar, started, done, first, told, shown })
     }
 
-    /// Counts a batch; `message` is shown beside the position. Returns the time left once, as soon as it can be told.
+    /// Counts a batch; `message` is shown beside the position from time to time, and waits for the batch. Returns the time left once,
+    /// as soon as it can be told.
     pub(crate) fn advance(&self, message: impl FnOnce() -> String) -> Option<Duration> {
-        let (now, done) = (Instant::now(), self.done.get() + 1);
+        let done = self.done.get() + 1;
         self.done.set(done);
+        self.bar.inc(1);
+        let every = if self.bar.is_hidden() { LOGGED } else { SHOWN };
+        let due = self.shown.get().elapsed() >= every;
+        // The first batches are waited for, so that the time left is that of batches which are done.
+        let message = (due || done <= TIMED).then(message);
+        let now = Instant::now();
         if done == 1 {
             self.first.set(now);
         }
-        self.bar.inc(1);
         let (position, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
         let (spent, batches) = match done {
             1 => (now - self.started, 1),
             _ => (now - self.first.get(), done - 1),
         };
         let left = spent.div_f64(batches as f64).mul_f64(total.saturating_sub(position) as f64);
-        if !self.bar.is_hidden() {
-            self.bar.set_message(message());
-        } else if now - self.logged.get() >= EVERY {
-            self.logged.set(now);
-            info!("{}", line(position, total, left, &message()));
+        if let Some(message) = message {
+            if !self.bar.is_hidden() {
+                self.bar.set_message(message);
+            } else if due {
+                info!("{}", line(position, total, left, &message));
+            }
+            if due {
+                self.shown.set(now);
+            }
         }
         let tell = done >= TIMED || now - self.started >= SOON;
         (tell && !self.told.replace(tell)).then_some(left)
@@ -110,5 +122,24 @@ mod tests {
         let progress = Progress::new(5, 10).unwrap();
         let told: Vec<_> = (0..5).map(|_| progress.advance(String::new).is_some()).collect();
         assert_eq!(told, [false, false, true, false, false]);
+    }
+
+    #[test]
+    fn batches_are_waited_for_until_the_time_left_is_told_and_then_seldom() {
+        let mut progress = Progress::new(0, 10).unwrap();
+        let messages = Cell::new(0);
+        let message = || {
+            messages.set(messages.get() + 1);
+            String::new()
+        };
+        for _ in 0..6 {
+            progress.advance(message);
+        }
+        assert_eq!(messages.get(), TIMED);
+        progress.shown = Cell::new(Instant::now() - LOGGED);
+        for _ in 0..2 {
+            progress.advance(message);
+        }
+        assert_eq!(messages.get(), TIMED + 1);
     }
 }

@@ -26,13 +26,15 @@ pub fn read(numbers: &[Tensor]) -> Vec<f64> {
 }
 
 /// The number formats that training and ranking compute with. Weights, gradients, optimisers and evaluations always have 32
-/// bits.
+/// bits; with `Tf32`, evaluations round as training does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits
     #[default]
     F32,
+    /// 32 bits whose fractions are rounded from 23 to 10 as inputs of convolutions and matrix products (TensorFloat-32): for GPUs
+    Tf32,
     /// 16 bits with the exponent range of 32 (bfloat16)
     Bf16,
 }

@@ -138,7 +138,7 @@ fn every_kind_of_block_computes_what_timm_computes() {
             network.forward(&images, &[], mode).main.log_softmax(1, Kind::Double);
         log_probabilities.nll_loss(&labels)
     };
-    let loss = loss_in(Mode::Train { drop_path: 0.0 });
+    let loss = loss_in(Mode::Train { drop_path: None });
     loss.backward();
     let difference = (f64::try_from(&loss).unwrap() - number("loss")).abs();
     assert!(difference < 1e-10, "loss: {difference}");

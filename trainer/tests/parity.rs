@@ -26,7 +26,7 @@ const SMALLEST_NORM: f64 = 1e-6;
 const ENAS: (&str, &str) = ("enas-micro", include_str!("data/parity.txt"));
 const NAS_BENCH: (&str, &str) = ("nasbench201", include_str!("data/nasbench201.txt"));
 
-const TRAIN: Mode = Mode::Train { drop_path: 0.0 };
+const TRAIN: Mode = Mode::Train { drop_path: None };
 
 /// `wave` of parity.py.
 fn wave(name: &str, shape: &[i64]) -> Tensor {
@@ -139,16 +139,15 @@ fn check_loss(title: &str, ours: &Tensor, theirs: f64) {
 }
 
 /// Both sides have the same names, and for each the same numbers.
-fn check_summaries<'a>(
+fn check_summaries(
     kind: &str,
-    ours: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    ours: &BTreeMap<String, Tensor>,
     theirs: &BTreeMap<String, (f64, f64)>,
 ) {
-    let ours: BTreeMap<&str, &Tensor> = ours.collect();
-    assert!(ours.keys().copied().eq(theirs.keys().map(String::as_str)), "other {kind}s exist");
+    assert!(ours.keys().eq(theirs.keys()), "other {kind}s exist");
     let mut largest = 0.0_f64;
     for (name, (norm, dot)) in theirs {
-        let (our_norm, our_dot) = summary(kind, name, ours[name.as_str()]);
+        let (our_norm, our_dot) = summary(kind, name, &ours[name]);
         let error = (our_norm - norm).abs().max((our_dot - dot).abs()) / norm.max(SMALLEST_NORM);
         assert!(
             error < GRADIENT_TOLERANCE,
@@ -170,7 +169,7 @@ fn check_supernets(reference: (&str, &str), expected: usize) {
         let [loss, _] = case.task.loss(&output, &batch);
         check_loss(&case.title, &loss, case.loss);
         let gradients = Gradients::of(&loss, &network.parameters);
-        check_summaries("gradient", gradients.iter(), &case.gradients);
+        check_summaries("gradient", &gradients.named(), &case.gradients);
     }
 }
 
@@ -188,9 +187,8 @@ fn check_alone(reference: (&str, &str), expected: usize) {
         let [loss, _] = task.loss(&output, &batch);
         check_loss(&case.title, &loss, case.loss);
         let gradients = Gradients::of(&loss, &network.parameters);
-        check_summaries("gradient", gradients.iter(), &case.gradients);
-        let statistics = network.statistics.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        check_summaries("statistic", statistics, &case.statistics);
+        check_summaries("gradient", &gradients.named(), &case.gradients);
+        check_summaries("statistic", &network.statistics, &case.statistics);
         let evaluated = network.forward(&batch.input, &case.values, Mode::Evaluate);
         assert!(evaluated.auxiliary.is_none());
         let [loss, _] = task.loss(&evaluated, &batch);

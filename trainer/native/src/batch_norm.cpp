@@ -19,6 +19,8 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "border.h"
+
 #define INLINE __attribute__((always_inline)) inline
 
 namespace {
@@ -445,21 +447,10 @@ extern "C" at::Tensor* asng_native_batch_norm(
     const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias,
     const at::Tensor* running_mean, const at::Tensor* running_var, double momentum, double epsilon,
     bool relu, char* error, size_t error_size) noexcept {
-  const auto failed = [&](const char* why) {
-    std::strncpy(error, why, error_size - 1);
-    error[error_size - 1] = '\0';
-    return nullptr;
-  };
-  try {
+  return owned(error, error_size, [&] {
     const Options options{
         or_undefined(weight), or_undefined(bias), or_undefined(running_mean),
         or_undefined(running_var), momentum, epsilon, relu};
-    return new at::Tensor(batch_norm(*x, options));
-  } catch (const c10::Error& caught) {
-    return failed(caught.what_without_backtrace());
-  } catch (const std::exception& caught) {
-    return failed(caught.what());
-  } catch (...) {
-    return failed("batch_norm: unknown exception");
-  }
+    return batch_norm(*x, options);
+  });
 }

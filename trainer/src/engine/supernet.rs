@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// In the search all statistics are the batch's, and nothing is dropped.
-const MODE: Mode = Mode::Train { drop_path: 0.0 };
+const MODE: Mode = Mode::Train { drop_path: None };
 
 /// Shared weights with their optimiser.
 pub struct Supernet {
@@ -203,14 +203,19 @@ fn diverged(device: Device) -> [Tensor; 2] {
 mod tests {
     use std::{cell::RefCell, collections::VecDeque};
 
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
     use tch::TchError;
 
     use super::*;
     use crate::{
         optim::Method,
-        tasks::{network::Output, space::Space},
+        tasks::{draw, network::Output, space::Space},
         torch::Tensors,
     };
+
+    /// The bound on the operations of a step. On a GPU most are a kernel, and a small one takes less time than asking for it.
+    const MOST_CALLS: u64 = 4000;
 
     fn task(name: &str, settings: &[(&str, &str)]) -> Box<dyn Task> {
         let settings = settings.iter().map(|(name, text)| (name.to_string(), text.to_string()));
@@ -225,7 +230,7 @@ mod tests {
         let parameters: Tensors = [("w".to_owned(), weight.shallow_clone())].into();
         let refuse = |text: &str| -> Result<(), TchError> { Err(TchError::Torch(text.into())) };
         let script = RefCell::new(VecDeque::from(script.to_vec()));
-        let forward = move |_: &Tensor, _: &[i64], _| {
+        let forward = move |_: &Tensor, _: &[i64], _: Mode| {
             if let Some(Some(text)) = script.borrow_mut().pop_front() {
                 refuse(text).unwrap();
             }
@@ -475,5 +480,26 @@ mod tests {
         let error = refused.unwrap_err().to_string();
         assert_eq!(error.lines().count(), 1, "{error}");
         assert!(error.contains("no architecture of the step can be computed"), "{error}");
+    }
+
+    /// A step of the paper's size; the size of the images makes no difference.
+    #[test]
+    fn a_step_asks_libtorch_for_few_operations() {
+        tch::set_num_threads(1);
+        let task = task("enas-micro", &[]);
+        let info = Info { shape: [3, 8, 8], classes: vec![String::new(); 10], ..Info::default() };
+        let mut supernet = Supernet::new(&*task, &info, Device::Cpu, Precision::F32);
+        let (variables, mut random) = (task.variables(), ChaCha8Rng::seed_from_u64(0));
+        for _ in 0..3 {
+            let [train, rank] = [(); 2].map(|()| [(); 2].map(|()| draw(&variables, &mut random)));
+            let (train_batch, rank_batch) = (batch(0.0), batch(1.0));
+            let mut step = |train: &[Vec<i64>], rank: &[Vec<i64>]| {
+                supernet.step(&*task, (&train_batch, train), (&rank_batch, rank), 0.05).unwrap();
+            };
+            let [training, ranking] = [(&train[..], &[][..]), (&[][..], &rank[..])]
+                .map(|(train, rank)| asng_native::count_calls(|| step(train, rank)));
+            let calls = training.values().chain(ranking.values()).sum::<u64>();
+            assert!(calls <= MOST_CALLS, "{calls} calls: {training:?} {ranking:?}");
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The loop of every retraining: minibatch after minibatch, with an evaluation, a row of the log and a checkpoint
 //! after each round, and further checkpoints in between.
 //!
+//! A GPU is waited for where its numbers are wanted: for a message, a row of the log or a checkpoint. In between, minibatches are
+//! queued while it computes those before them.
+//!
 //! A checkpoint is one file, which holds the weights and the progress, so that whatever moment a crash
 //! chooses, both belong together; rows of the log beyond it are removed. All randomness follows from the
 //! number of the minibatch. So a retraining that was interrupted ends like one that was not.
@@ -13,8 +16,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use indicatif::HumanDuration;
-use rand::RngExt;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::{
@@ -28,10 +30,10 @@ use crate::{
     progress,
     tasks::{
         self, Batch, Draw, Length, Task,
-        network::{Mode, Network},
+        network::{DropPath, Mode, Network},
         test_split::{self, Metrics, TestSplit},
     },
-    torch::{self, Numbers, Precision, Snapshot, read},
+    torch::{self, Numbers, Precision, Snapshot},
 };
 
 /// From this time on, a training is announced with advice.
@@ -59,25 +61,35 @@ struct Progress {
     seconds: f64,
     /// The best metric so far.
     best: f64,
-    /// Sums of the training metrics over the minibatches of the present round.
-    sums: Vec<f64>,
+    /// Sums of the training metrics over the minibatches of the present round, on the device: reading them waits for it.
+    sums: Tensor,
 }
+
+/// The training metrics: the loss, and the task's.
+const METRICS: i64 = 2;
 
 impl Progress {
     fn numbers(&self) -> Numbers {
-        let sums = self.sums.iter().enumerate().map(|(i, sum)| (format!("sum{i}"), *sum));
+        let sums = read(&self.sums).into_iter().enumerate();
+        let sums = sums.map(|(i, sum)| (format!("sum{i}"), sum));
         let rest =
             [(ITERATIONS, self.iterations as f64), ("seconds", self.seconds), ("best", self.best)];
         rest.map(|(name, number)| (name.to_owned(), number)).into_iter().chain(sums).collect()
     }
 
+    fn new(device: Device) -> Progress {
+        let sums = Tensor::zeros([METRICS], (Kind::Double, device));
+        Progress { iterations: 0, seconds: 0.0, best: f64::NEG_INFINITY, sums }
+    }
+
     /// Takes back what [`Progress::numbers`] made.
-    fn of(numbers: &Numbers, file: &Path) -> anyhow::Result<Progress> {
+    fn of(numbers: &Numbers, file: &Path, device: Device) -> anyhow::Result<Progress> {
         let number = |name: &str| {
             let number = numbers.get(name).copied();
             number.with_context(|| format!("{} is no checkpoint of a retraining", file.display()))
         };
-        let sums = (0..).map_while(|i| numbers.get(&format!("sum{i}")).copied()).collect();
+        let sum = |i| numbers.get(&format!("sum{i}")).copied().unwrap_or(0.0);
+        let sums = Tensor::from_slice(&(0..METRICS).map(sum).collect::<Vec<_>>()).to_device(device);
         let (iterations, seconds) = (number(ITERATIONS)? as u64, number("seconds")?);
         Ok(Progress { iterations, seconds, best: number("best")?, sums })
     }
@@ -133,12 +145,10 @@ impl Training {
         self.training.learning_rate_at(iteration, self.batches.per_epoch())
     }
 
-    /// Moves the weights along the gradient of a minibatch. Returns its metrics before they moved.
-    fn train(&mut self, iteration: u64) -> Named {
+    /// Moves the weights along the gradient of a minibatch. Returns its metrics before they moved, in one dimension on the device.
+    fn train(&mut self, iteration: u64) -> Tensor {
         let (learning_rate, per_epoch) = (self.learning_rate(iteration), self.batches.per_epoch());
         let tasks::Training { seed, length, drop_path, .. } = self.training;
-        // Which paths are dropped is drawn by libtorch's own generator.
-        tch::manual_seed(generator(seed, b"droppath", iteration).random());
         let images = self.train.select(self.batches.get(iteration));
         let draw = Draw::Augmented { seed, number: iteration };
         let batch = self.task.batch(&images, &self.preprocess, draw);
@@ -149,15 +159,23 @@ impl Training {
             }
             Length::Batches { .. } => drop_path,
         };
+        let paths = (drop_path > 0.0)
+            .then(|| DropPath::new(drop_path, generator(seed, b"droppath", iteration)));
+        let mode = Mode::Train { drop_path: paths.as_ref() };
         let autocast = self.precision.enter(self.network.device());
-        let output = self.network.forward(&batch.input, &self.values, Mode::Train { drop_path });
+        let output = self.network.forward(&batch.input, &self.values, mode);
         let [loss, metric] = self.task.loss(&output, &batch);
         drop(autocast);
         let gradients = Gradients::of(&loss, &self.network.parameters);
         let _ = self.optimizer.step(&mut self.network.parameters, &gradients, learning_rate);
-        let numbers = read(&[loss.detach(), metric.detach()]);
-        let metric = self.task.step_metrics(&numbers[1..], &[]).swap_remove(0);
-        vec![("train_loss".into(), numbers[0]), (metric.0.into(), metric.1)]
+        Tensor::stack(&[loss, metric].map(|number| number.detach().to_kind(Kind::Double)), 0)
+    }
+
+    /// The means of the training metrics over `count` minibatches.
+    fn means(&self, sums: &Tensor, count: u64) -> Named {
+        let means: Vec<f64> = read(sums).into_iter().map(|sum| sum / count as f64).collect();
+        let metric = self.task.step_metrics(&means[1..], &[]).swap_remove(0);
+        vec![("train_loss".into(), means[0]), (metric.0.into(), metric.1)]
     }
 
     /// The metrics of the present weights on the test images. The first decides which weights are best: the higher, the better.
@@ -181,7 +199,7 @@ impl Training {
         parts.push(("weight", &mut self.network.parameters));
         parts.push(("statistic", &mut self.network.statistics));
         torch::load(file, &mut parts)?;
-        Progress::of(&torch::numbers(file)?, file)
+        Progress::of(&torch::numbers(file)?, file, self.network.device())
     }
 
     /// Trains to the end, from where an earlier run in the same directory came to. Returns the metrics of the last weights. When
@@ -194,8 +212,7 @@ impl Training {
         stop: &AtomicBool,
     ) -> anyhow::Result<Named> {
         let last = directory.join(LAST);
-        let mut progress =
-            Progress { iterations: 0, seconds: 0.0, best: f64::NEG_INFINITY, sums: vec![] };
+        let mut progress = Progress::new(self.network.device());
         if last.exists() {
             progress = self.load(&last)?;
         }
@@ -219,21 +236,19 @@ impl Training {
                     progress.iterations
                 );
             }
-            let metrics = self.train(progress.iterations);
-            progress.sums.resize(metrics.len(), 0.0);
-            progress.sums.iter_mut().zip(&metrics).for_each(|(sum, (_, metric))| *sum += metric);
+            progress.sums += self.train(progress.iterations);
             progress.iterations += 1;
             progress.seconds = before + started.elapsed().as_secs_f64();
             let place = progress.iterations % per_round;
             let count = if place == 0 { per_round } else { place };
             let epoch = progress.iterations as f64 / per_epoch;
-            let message = || message(epoch, &means(&metrics, &progress.sums, count));
+            let message = || message(epoch, &self.means(&progress.sums, count));
             if let Some(left) = shown.advance(message) {
                 let advice = if left > LONG { advice } else { "" };
                 shown.print(|| info!("it takes about {}{advice}", HumanDuration(left)));
             }
             if place == 0 || progress.iterations == total {
-                let mut metrics = means(&metrics, &progress.sums, count);
+                let mut metrics = self.means(&progress.sums, count);
                 shown.show("evaluating on the test images");
                 reached = self.evaluate();
                 metrics.extend(reached.clone());
@@ -252,7 +267,7 @@ impl Training {
                     "the network has diverged before minibatch {}; start again with a smaller --learning-rate and another --out",
                     progress.iterations
                 );
-                progress.sums.clear();
+                let _ = progress.sums.zero_();
                 if reached[0].1 > progress.best {
                     progress.best = reached[0].1;
                     self.network.snapshot().write(&directory.join(BEST))?;
@@ -272,9 +287,9 @@ impl Training {
     }
 }
 
-/// Means over the minibatches of the present round.
-fn means(metrics: &Named, sums: &[f64], count: u64) -> Named {
-    metrics.iter().zip(sums).map(|((name, _), sum)| (name.clone(), sum / count as f64)).collect()
+/// The numbers of a tensor of one dimension.
+fn read(numbers: &Tensor) -> Vec<f64> {
+    Vec::try_from(numbers).expect("one dimension of doubles is a Vec<f64>")
 }
 
 fn message(epoch: f64, metrics: &Named) -> String {
@@ -354,12 +369,11 @@ mod tests {
 
             // Stopped in the middle of the first round, by hand, and at the start of the next run.
             let mut interrupted = training();
-            let mut sums = vec![0.0; 2];
+            let mut progress = Progress::new(Device::Cpu);
             for iteration in 0..3 {
-                let metrics = interrupted.train(iteration);
-                sums.iter_mut().zip(metrics).for_each(|(sum, (_, metric))| *sum += metric);
+                progress.sums += interrupted.train(iteration);
             }
-            let progress = Progress { iterations: 3, seconds: 1.0, best: f64::NEG_INFINITY, sums };
+            (progress.iterations, progress.seconds) = (3, 1.0);
             let last = parts.join(LAST);
             interrupted.save(&last, &progress).unwrap();
             let stopped = training().run(parts, Duration::ZERO, "", &AtomicBool::new(true));
@@ -400,7 +414,10 @@ mod tests {
         let last = directory.path().join(LAST);
         let small = training("enas-micro", &CELLS, Precision::F32);
         small.network.snapshot().write(&last).unwrap();
-        let error = Progress::of(&torch::numbers(&last).unwrap(), &last).err().unwrap().to_string();
+        let error = Progress::of(&torch::numbers(&last).unwrap(), &last, Device::Cpu)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.ends_with("is no checkpoint of a retraining"), "{error}");
         let mut wider = training(
             "enas-micro",

@@ -267,7 +267,7 @@ impl Task for Inpainting {
         };
         let builder = Builder::new(&store, norm);
         let autoencoder = Autoencoder::new(&builder, &layers, info.shape, batch_norm);
-        let forward = move |visible: &Tensor, values: &[i64], mode| {
+        let forward = move |visible: &Tensor, values: &[i64], mode: Mode| {
             let main = match &alone {
                 Some(architecture) => autoencoder.forward(visible, architecture, mode),
                 None => autoencoder.forward(visible, &space.decode(values), mode),

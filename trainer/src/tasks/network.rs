@@ -3,7 +3,13 @@
 //! The code that builds a network also counts it: with [`Builder::counting`] the same calls add up parameters and
 //! multiplications and make no tensor, so counts and networks cannot disagree.
 
-use std::{cell::Cell, collections::BTreeMap, fmt::Display, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt::Display,
+    rc::Rc,
+    vec,
+};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,13 +25,12 @@ const MOMENTUM: f64 = 0.1;
 pub const AUXILIARY: &str = "auxiliary.";
 
 /// The purpose of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
-    /// Batch statistics; each output of an operation is dropped for an image with the probability `drop_path` (FractalNet,
-    /// Larsson et al. 2017), drawn from libtorch's global generator.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode<'a> {
+    /// Batch statistics.
     Train {
-        /// 0 to below 1; 0 in the search.
-        drop_path: f64,
+        /// The outputs of operations that are dropped; none in the search.
+        drop_path: Option<&'a DropPath>,
     },
     /// Running statistics where a network keeps them, which a supernet does not; nothing is dropped.
     Evaluate,
@@ -259,6 +264,7 @@ impl Conv {
 /// Batch normalisation over the channels.
 #[derive(Debug)]
 pub struct BatchNorm {
+    /// On a GPU, constant ones and zeros where there are no others: cuDNN does not normalise without.
     weight_and_bias: Option<(Tensor, Tensor)>,
     running_mean_and_var: Option<(Tensor, Tensor)>,
 }
@@ -270,8 +276,16 @@ impl BatchNorm {
             let tensor = |(name, value)| at.tensor(name, &[channels], value, trainable);
             (tensor(one), tensor(other))
         };
+        let on_gpu = at.path.as_ref().filter(|path| path.device().is_cuda());
+        let constants = |path: &nn::Path| {
+            let filled = |value| Tensor::full([channels], value, (path.kind(), path.device()));
+            (filled(1.0), filled(0.0))
+        };
         BatchNorm {
-            weight_and_bias: at.norm.affine.then(|| pair(("weight", 1.0), ("bias", 0.0), true)),
+            weight_and_bias: match at.norm.affine {
+                true => Some(pair(("weight", 1.0), ("bias", 0.0), true)),
+                false => on_gpu.map(constants),
+            },
             running_mean_and_var: at
                 .norm
                 .running
@@ -290,7 +304,10 @@ impl BatchNorm {
     }
 
     fn normalise(&self, x: &Tensor, mode: Mode, relu: bool) -> Tensor {
-        let weight_and_bias = both(&self.weight_and_bias);
+        // A layer may use its first channels alone.
+        let first = |all: &Tensor| first_channels(all, &x.size()[1..2]);
+        let weight_and_bias = both(&self.weight_and_bias).map(|(w, b)| (first(w), first(b)));
+        let weight_and_bias = both(&weight_and_bias);
         let running_mean_and_var = both(&self.running_mean_and_var);
         if let (Mode::Evaluate, Some((mean, var))) = (mode, running_mean_and_var) {
             let (weight, bias) = weight_and_bias.unzip();
@@ -374,15 +391,96 @@ pub fn channels_last(images: &Tensor) -> Tensor {
     images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Sets the output of an operation to 0 for a random part of the images, and scales the others so that the mean stays. Nothing
-/// is dropped in evaluation.
+/// Sets outputs of operations to 0, each for a random part of the images, and scales the others so that the mean stays (FractalNet,
+/// Larsson et al. 2017). One serves one forward pass. A named generator draws on the CPU, so that a seed drops the same on every
+/// device.
+#[derive(Debug)]
+pub struct DropPath {
+    /// The probability that an image keeps an output.
+    kept: f64,
+    generator: RefCell<ChaCha8Rng>,
+    /// `[batch, 1, 1, 1]` of 0 and 1 / kept, on the device, for the next outputs.
+    masks: RefCell<vec::IntoIter<Tensor>>,
+}
+
+impl DropPath {
+    /// Masks that are drawn and brought to a device together: enough for 20 cells of 5 nodes.
+    const TOGETHER: i64 = 256;
+
+    /// Drops with a probability from 0 to below 1.
+    pub fn new(probability: f64, generator: ChaCha8Rng) -> DropPath {
+        let (generator, masks) = (RefCell::new(generator), RefCell::new(Vec::new().into_iter()));
+        DropPath { kept: 1.0 - probability, generator, masks }
+    }
+
+    fn apply(&self, x: &Tensor) -> Tensor {
+        let mut masks = self.masks.borrow_mut();
+        if masks.len() == 0 {
+            *masks = self.draw(x.size()[0]).to_device(x.device()).unbind(0).into_iter();
+        }
+        let mask = masks.next().expect("more than one was drawn");
+        x * mask.to_kind(x.kind())
+    }
+
+    /// `[TOGETHER, batch, 1, 1, 1]`
+    fn draw(&self, batch: i64) -> Tensor {
+        let mut generator = self.generator.borrow_mut();
+        let draw = |_| if generator.random_bool(self.kept) { 1.0 / self.kept } else { 0.0 };
+        let values: Vec<f64> = (0..Self::TOGETHER * batch).map(draw).collect();
+        let values = Tensor::from_slice(&values).to_kind(Kind::Float);
+        values.view([Self::TOGETHER, batch, 1, 1, 1])
+    }
+}
+
+/// The output of an operation, dropped for some images in training; nothing is dropped in evaluation.
 pub fn drop_path(x: Tensor, mode: Mode) -> Tensor {
     match mode {
-        Mode::Train { drop_path } if drop_path > 0.0 => {
-            let kept = 1.0 - drop_path;
-            let mut mask = Tensor::empty([x.size()[0], 1, 1, 1], (x.kind(), x.device()));
-            x * (mask.bernoulli_float_(kept) / kept)
-        }
+        Mode::Train { drop_path: Some(paths) } => paths.apply(&x),
         _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_generator_decides_what_is_dropped_and_the_mean_stays() {
+        let x = Tensor::ones([50, 2, 1, 1], (Kind::Double, Device::Cpu));
+        let draw = |seed| {
+            let paths = DropPath::new(0.4, ChaCha8Rng::seed_from_u64(seed));
+            let outputs: Vec<Tensor> =
+                (0..DropPath::TOGETHER + 2).map(|_| paths.apply(&x)).collect();
+            Tensor::stack(&outputs, 0) // [outputs, batch, channels, 1, 1]
+        };
+        let dropped = draw(1);
+        assert_eq!((dropped.size(), dropped.kind()), (vec![258, 50, 2, 1, 1], Kind::Double));
+        assert_eq!(dropped, draw(1));
+        assert_ne!(dropped, draw(2));
+        // A whole image or nothing of it; no two outputs alike, those of the second drawing included.
+        assert_eq!(dropped.select(2, 0), dropped.select(2, 1));
+        let masks = dropped.select(2, 0).view([258, 50]).ne(0.0).to_kind(Kind::Int64);
+        let masks = Vec::<Vec<i64>>::try_from(masks).unwrap();
+        assert_eq!(masks.into_iter().collect::<BTreeSet<_>>().len(), 258);
+        let (mean, largest) = (dropped.mean(Kind::Double), dropped.max());
+        assert!((mean.double_value(&[]) - 1.0).abs() < 0.03, "{mean:?}");
+        assert!((largest.double_value(&[]) - 1.0 / 0.6).abs() < 1e-6);
+    }
+
+    /// As on a GPU, where cuDNN normalises no other way.
+    #[test]
+    fn a_constant_weight_and_bias_change_nothing() {
+        let values: Vec<f64> = (0..4 * 3 * 5 * 5).map(|i| (0.37 * (i * i) as f64).sin()).collect();
+        let x = channels_last(&Tensor::from_slice(&values).view([4, 3, 5, 5]));
+        let norm = |weight_and_bias| BatchNorm { weight_and_bias, running_mean_and_var: None };
+        // Of more channels than are used.
+        let filled = |value| Tensor::full([7], value, (Kind::Double, Device::Cpu));
+        for relu in [false, true] {
+            let of = |norm: &BatchNorm| norm.normalise(&x, Mode::Evaluate, relu);
+            let difference = of(&norm(None)) - of(&norm(Some((filled(1.0), filled(0.0)))));
+            assert!(difference.abs().max().double_value(&[]) < 1e-14);
+        }
     }
 }

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Batch, Draw, Exported, Length, Task, Training, Variable,
-    network::{Costs, Network, Output},
+    network::{Costs, Mode, Network, Output},
     settings::{self, Given, Kind as Setting, Preset, Row, Violation},
 };
 use crate::{
@@ -130,7 +130,7 @@ impl Task for Toy {
             (chosen.to_kind(Kind::Double) / choices as f64 + (weights - noise).square()).sum(None)
         };
         let still = Tensor::zeros([variables, 1], (Kind::Double, Device::Cpu));
-        let forward = move |noise: &Tensor, values: &[i64], _| {
+        let forward = move |noise: &Tensor, values: &[i64], _: Mode| {
             let noiseless = tch::no_grad(|| cost(&still, values));
             Output { main: cost(noise, values), auxiliary: Some(noiseless) }
         };
@@ -189,7 +189,6 @@ mod tests {
     use super::*;
     use crate::{
         engine::supernet::{StepOutcome, Supernet},
-        tasks::network::Mode,
         torch::{self, Precision, Tensors},
     };
 

@@ -1,6 +1,11 @@
 //! Named tensors in a safetensors file, written whole or not at all and loaded whole or not at all.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io,
+    path::Path,
+};
 
 use tch::{Device, TchError, Tensor};
 
@@ -27,17 +32,26 @@ const NUMBERS: &str = "progress";
 pub struct Snapshot(Vec<(String, Tensor)>);
 
 impl Snapshot {
-    /// Copies the tensors of every part, named `<prefix>/<name>`.
+    /// Copies the tensors of every part, named `<prefix>/<name>`. Those of one kind on one device are copied together: a GPU is
+    /// waited for once.
     pub fn of(parts: &[(&str, &Tensors)]) -> Snapshot {
-        let copy = |tensor: &Tensor| {
-            let (non_blocking, copy) = (false, true);
-            tensor.detach().to_device_(Device::Cpu, tensor.kind(), non_blocking, copy).contiguous()
+        let _guard = tch::no_grad_guard();
+        let mut groups: HashMap<_, (Vec<String>, Vec<&Tensor>)> = HashMap::new();
+        for (prefix, part) in parts {
+            for (name, tensor) in *part {
+                let (names, tensors) = groups.entry((tensor.kind(), tensor.device())).or_default();
+                names.push(format!("{prefix}/{name}"));
+                tensors.push(tensor);
+            }
+        }
+        let copy = |(names, tensors): (Vec<String>, Vec<&Tensor>)| {
+            let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
+            let lengths: Vec<i64> = flat.iter().map(|tensor| tensor.numel() as i64).collect();
+            let copies = Tensor::cat(&flat, 0).to_device(Device::Cpu).split_with_sizes(lengths, 0);
+            let shaped = copies.into_iter().zip(tensors).map(|(copy, like)| copy.view_as(like));
+            names.into_iter().zip(shaped.collect::<Vec<_>>())
         };
-        let named = |(prefix, part): &(&str, &Tensors)| {
-            let named = |(name, tensor)| (format!("{prefix}/{name}"), copy(tensor));
-            part.iter().map(named).collect::<Vec<_>>()
-        };
-        Snapshot(parts.iter().flat_map(named).collect())
+        Snapshot(groups.into_values().flat_map(copy).collect())
     }
 
     /// Adds numbers.

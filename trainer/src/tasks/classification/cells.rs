@@ -84,7 +84,10 @@ mod tests {
         super::definition::{Definition, Family},
         *,
     };
-    use crate::tasks::{Domain, Variable, draw, network::Mode};
+    use crate::tasks::{
+        Domain, Variable, draw,
+        network::{DropPath, Mode},
+    };
 
     const CIFAR10: Ends = Ends { image: [3, 32, 32], classes: 10 };
 
@@ -292,7 +295,8 @@ mod tests {
             let [_, height, width] = ends.image;
             let images = Tensor::ones([2, image_channels, height, width], (Kind::Float, Device::Cpu));
             let shape = vec![2, classes];
-            let train = Mode::Train { drop_path: 0.5 };
+            let paths = DropPath::new(0.5, ChaCha8Rng::seed_from_u64(seed));
+            let train = Mode::Train { drop_path: Some(&paths) };
 
             let shared = space.network(&ends, None, 0, Device::Cpu, Kind::Float);
             prop_assert_eq!(count(&shared, ""), space.supernet_parameters(&ends));
@@ -344,7 +348,7 @@ mod tests {
                     None => prop_assert!(name.contains("norm"), "{name}"),
                 }
             }
-            let mode = Mode::Train { drop_path: 0.0 };
+            let mode = Mode::Train { drop_path: None };
             let one = shared.forward(&images, &values, mode).main;
             let other = alone.forward(&images, &values, mode).main;
             let difference = (one - other).abs().max().double_value(&[]);

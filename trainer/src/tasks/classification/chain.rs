@@ -197,7 +197,7 @@ impl Chain {
         let norm = if alone.is_some() { NormKind::ALONE } else { NormKind::SHARED };
         let layers = self.build(&Builder::new(&store, norm), ends, alone);
         let (chain, alone) = (self.clone(), alone.map(<[i64]>::to_vec));
-        let forward = move |images: &Tensor, values: &[i64], mode| {
+        let forward = move |images: &Tensor, values: &[i64], mode: Mode| {
             chain.forward(&layers, images, alone.as_deref().unwrap_or(values), mode)
         };
         Network::new(&store, seed, Box::new(forward))
@@ -475,7 +475,7 @@ mod tests {
         let chain = chain(SMALL);
         let supernet = chain.network(&ENDS, None, 1, Device::Cpu, Kind::Double);
         let images = Tensor::rand([2, 3, 9, 9], (Kind::Double, Device::Cpu));
-        let train = Mode::Train { drop_path: 0.0 };
+        let train = Mode::Train { drop_path: None };
         for values in architectures(&chain, 20) {
             let alone = chain.network(&ENDS, Some(&values), 2, Device::Cpu, Kind::Double);
             let _guard = tch::no_grad_guard();

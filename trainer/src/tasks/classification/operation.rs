@@ -415,11 +415,14 @@ impl ResBlock {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
     use tch::{CModule, Device, Kind as Numbers, nn};
 
     use super::*;
+    use crate::tasks::network::DropPath;
 
-    const TRAIN: Mode = Mode::Train { drop_path: 0.0 };
+    const TRAIN: Mode = Mode::Train { drop_path: None };
 
     fn place(inputs: i64, outputs: i64, stride: i64) -> Place {
         let pixels = 64 / (stride * stride);
@@ -546,11 +549,11 @@ mod tests {
 
     #[test]
     fn drop_path_leaves_the_identity_alone() {
-        let mode = Mode::Train { drop_path: 0.999 };
+        let paths = DropPath::new(0.999, ChaCha8Rng::seed_from_u64(1));
+        let mode = Mode::Train { drop_path: Some(&paths) };
         let x = images(4);
         assert_eq!(forward("skip", &place(4, 4, 1), &x, mode), x);
         assert_eq!(forward("max_pool_3x3", &place(4, 4, 1), &x, Mode::Evaluate).size(), x.size());
-        tch::manual_seed(1);
         let dropped = forward("max_pool_3x3", &place(4, 4, 1), &x, mode);
         assert_eq!(dropped.abs().max().double_value(&[]), 0.0);
     }

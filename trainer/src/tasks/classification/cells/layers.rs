@@ -5,7 +5,7 @@
 //! `stem.conv.weight`, `cell3.input1.conv.weight`, `cell3.node2.from1.sep_conv_3x3.depthwise1.weight` (`from0` and `from1` are the
 //! cell's inputs, `from2` is node 0), `cell3.output.conv.weight`, `auxiliary.conv2.weight`, `classifier.bias`.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{cell::OnceCell, collections::BTreeMap, rc::Rc};
 
 use tch::Tensor;
 
@@ -113,7 +113,9 @@ impl Layers {
         let stem = self.stem_conv.forward(&channels_last(images)); // [batch, m * c, h, w]
         let stem = Rc::new(normalise(&self.stem_norm, &stem, mode, self.rectified));
         let mut last_two = [stem.clone(), stem];
-        let auxiliary = self.auxiliary.as_ref().filter(|_| auxiliary && mode != Mode::Evaluate);
+        let graphs: Vec<_> = graphs.iter().map(|graph| (graph, OnceCell::new())).collect();
+        let auxiliary =
+            self.auxiliary.as_ref().filter(|_| auxiliary && matches!(mode, Mode::Train { .. }));
         let mut auxiliary_logits = None;
         for (index, (cell, kind)) in self.cells.iter().enumerate() {
             let rectify = self.rectified && index + 1 < self.cells.len();
@@ -183,7 +185,7 @@ enum InputConv {
 enum CellOutput {
     /// Concatenated; one node as it is.
     Nodes,
-    /// Concatenated, and convolved with the blocks of the weight that are theirs.
+    /// Concatenated, and convolved with the blocks of the weight that are theirs: of `[c, nodes, c]`.
     Conv {
         /// The nodes that the weight is for, one block of channels each, in order.
         nodes: Vec<usize>,
@@ -254,15 +256,16 @@ impl Cell {
         (Cell::Residual(ResBlock::new(at, &place)), channels)
     }
 
-    /// `outputs` are those of the cell before the previous one, and of the previous one. `graph`: none of a residual block.
+    /// `outputs` are those of the cell before the previous one, and of the previous one. `graph`: none of a residual block; with the
+    /// numbers of the nodes that make the output, on the device once a cell of its type needs them.
     fn forward(
         &self,
         outputs: &[Rc<Value>; 2],
-        graph: Option<&Graph>,
+        graph: Option<&(&Graph, OnceCell<Tensor>)>,
         mode: Mode,
         rectify: bool,
     ) -> Value {
-        let (input_convs, inputs, layers, output, graph) = match (self, graph) {
+        let (input_convs, inputs, layers, output, (graph, chosen)) = match (self, graph) {
             (Cell::Searched { input_convs, inputs, layers, output }, Some(graph)) => {
                 (input_convs, *inputs, layers, output, graph)
             }
@@ -295,10 +298,14 @@ impl Cell {
                     conv.forward(&x)
                 } else {
                     // The supernet is built for every node, so a node is its own block.
-                    let block =
-                        |node: &usize| conv.weight.narrow(1, *node as i64 * channels, *channels);
-                    let blocks: Vec<Tensor> = graph.output.iter().map(block).collect();
-                    conv.forward_with(&x, &Tensor::cat(&blocks, 1))
+                    let chosen = chosen.get_or_init(|| {
+                        let nodes: Vec<i64> =
+                            graph.output.iter().map(|&node| node as i64).collect();
+                        Tensor::from_slice(&nodes).to_device(x.device())
+                    });
+                    let blocks = conv.weight.view([*channels, -1, *channels]);
+                    let blocks = blocks.index_select(1, chosen).view([*channels, -1, 1, 1]);
+                    conv.forward_with(&x, &blocks)
                 };
                 normalise(norm, &x, mode, rectify)
             }
