@@ -7,9 +7,15 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 4] =
-        ["src/autocast.cpp", "src/batch_norm.cpp", "src/memory.cpp", "src/trace.cpp"];
-    for file in FILES {
+    const FILES: [&str; 6] = [
+        "src/autocast.cpp",
+        "src/batch_norm.cpp",
+        "src/depthwise.cpp",
+        "src/memory.cpp",
+        "src/pool.cpp",
+        "src/trace.cpp",
+    ];
+    for file in FILES.into_iter().chain(["src/border.h", "src/vectors.h"]) {
         println!("cargo::rerun-if-changed={file}");
     }
     for variable in ["DEP_TCH_LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {

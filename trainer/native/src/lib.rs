@@ -4,12 +4,16 @@
 
 mod autocast;
 mod cuda;
+mod depthwise;
 mod memory;
+mod pool;
 mod trace;
 
 pub use autocast::Autocast;
 pub use cuda::load_cuda;
+pub use depthwise::depthwise;
 pub use memory::empty_cache;
+pub use pool::{average_pool, max_pool};
 pub use trace::trace;
 
 use std::{
@@ -56,10 +60,8 @@ impl BatchNorm<'_> {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let (weight, bias) = pointers(self.weight_and_bias);
         let (running_mean, running_var) = pointers(self.running_mean_and_var);
-        let mut error = [0_u8; 512];
-        // SAFETY: the pointers are null or to tensors that outlive the call; the C++ writes a text with its end into
-        // `error` and lets no exception out.
-        let result = unsafe {
+        // SAFETY: the pointers are null or to tensors that outlive the call.
+        owned(|error, error_size| unsafe {
             asng_native_batch_norm(
                 x.as_ptr(),
                 weight,
@@ -69,17 +71,24 @@ impl BatchNorm<'_> {
                 self.momentum,
                 self.epsilon,
                 self.relu,
-                error.as_mut_ptr().cast(),
-                error.len(),
+                error,
+                error_size,
             )
-        };
-        if result.is_null() {
-            let message = CStr::from_bytes_until_nul(&error).unwrap_or_default();
-            return Err(TchError::Torch(message.to_string_lossy().into_owned()));
-        }
-        // SAFETY: a tensor that was made for the caller to own.
-        Ok(unsafe { Tensor::from_ptr(result) })
+        })
     }
+}
+
+/// Returns the tensor that `call` returns for its caller to own; or the error whose text it puts, with its end, into the buffer that
+/// it is given.
+fn owned(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result<Tensor, TchError> {
+    let mut error = [0_u8; 512];
+    let result = call(error.as_mut_ptr().cast(), error.len());
+    if result.is_null() {
+        let message = CStr::from_bytes_until_nul(&error).unwrap_or_default();
+        return Err(TchError::Torch(message.to_string_lossy().into_owned()));
+    }
+    // SAFETY: a tensor that was made for the caller to own.
+    Ok(unsafe { Tensor::from_ptr(result) })
 }
 
 fn pointers(pair: Option<(&Tensor, &Tensor)>) -> (*const C_tensor, *const C_tensor) {
