@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -31,26 +33,30 @@ struct Shape {
         channels(x.size(1)),
         row(width * channels) {}
 
-  // Calls `work` with each image's first number and its height in rows, on several threads.
+  // Calls `work` with a thread's share of the images: their first numbers are `begin`, `begin + image()` and so on below `end`.
   template <class Work>
-  void for_images(const Work& work) const {
+  void share_images(const Work& work) const {
     // Numbers that are worth a thread.
     constexpr int64_t GRAIN = 32768;
-    const int64_t grain = std::max<int64_t>(GRAIN / std::max<int64_t>(height * row, 1), 1);
+    const int64_t grain = std::max<int64_t>(GRAIN / image(), 1);
     at::parallel_for(0, images, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t image = begin; image < end; image++) work(image * height * row);
+      work(begin * image(), end * image());
     });
   }
+
+  int64_t image() const { return height * row; }
 };
 
-// A row with a pixel of `value` on both sides.
+// Rows with a pixel of `value` on both sides.
 template <class T>
 struct Padded {
   std::vector<T> numbers;
-  T* row;
+  int64_t row, side;
 
-  Padded(const Shape& shape, T value)
-      : numbers(shape.row + 2 * shape.channels, value), row(numbers.data() + shape.channels) {}
+  Padded(const Shape& shape, int64_t rows, T value)
+      : numbers(rows * (shape.row + 2 * shape.channels), value), row(shape.row), side(shape.channels) {}
+
+  T* at(int64_t y) { return numbers.data() + y * (row + 2 * side) + side; }
 };
 
 // ---- averages ---------------------------------------------------------------------------------------------------------
@@ -79,19 +85,21 @@ at::Tensor average(const at::Tensor& x, bool count_padding, bool backward) {
   const T* const from = x.const_data_ptr<T>();
   T* const to = out.data_ptr<T>();
   const T ends = 3 * share<T>(count_padding, 0, shape.width);
-  shape.for_images([&](int64_t image) {
-    Padded<T> sum(shape, 0);
-    for (int64_t y = 0; y < shape.height; y++) {
-      std::fill_n(sum.row, shape.row, T(0));
+  shape.share_images([&](int64_t begin, int64_t end) {
+    Padded<T> padded(shape, 1, 0);
+    T* const sum = padded.at(0);
+    for (int64_t start = begin; start < end; start += shape.row) {
+      const int64_t y = start / shape.row % shape.height;
+      std::fill_n(sum, shape.row, T(0));
       for (int64_t each = std::max<int64_t>(y - 1, 0); each < std::min(y + 2, shape.height); each++) {
         const T weight = backward ? share<T>(count_padding, each, shape.height) : T(1);
-        const T* const row = from + image + each * shape.row;
-        for_each(shape.row, [=, sum = sum.row](int64_t i) INLINED { sum[i] += weight * row[i]; });
+        const T* const row = from + start + (each - y) * shape.row;
+        for_each(shape.row, [=](int64_t i) INLINED { sum[i] += weight * row[i]; });
       }
-      if (backward) scale_ends(sum.row, shape, ends);
+      if (backward) scale_ends(sum, shape, ends);
       const T weight = (backward ? T(1) : share<T>(count_padding, y, shape.height)) / 3;
-      T* const row = to + image + y * shape.row;
-      for_each(shape.row, [=, sum = sum.row, side = shape.channels](int64_t i) INLINED {
+      T* const row = to + start;
+      for_each(shape.row, [=, side = shape.channels](int64_t i) INLINED {
         row[i] = (sum[i - side] + sum[i] + sum[i + side]) * weight;
       });
       if (!backward) scale_ends(row, shape, ends);
@@ -145,75 +153,78 @@ struct Around {
   Around(int64_t y, const Shape& shape) : first(y == 0), last(y + 1 == shape.height ? 1 : 2) {}
 };
 
-// Maxima; the place of each in its window, by rows; and, for each row, the place of the largest of three neighbours.
+// Maxima; and the place of each in its window, 3 times the row and the column, as a number of the same type, which vectors like.
 template <class T>
-variable_list maximum(const at::Tensor& x) {
+std::pair<at::Tensor, at::Tensor> maximum(const at::Tensor& x) {
   const Shape shape(x);
-  const at::Tensor out = at::empty_like(x), rows = at::empty_like(x), columns = at::empty_like(x);
+  const at::Tensor out = at::empty_like(x), places = at::empty_like(x);
   const T* const from = x.const_data_ptr<T>();
-  T *const to = out.data_ptr<T>(), *const row_places = rows.data_ptr<T>();
-  T* const column_places = columns.data_ptr<T>();
-  shape.for_images([&](int64_t image) {
-    Padded<T> padded(shape, -std::numeric_limits<T>::infinity());
-    std::vector<T> sideways(shape.height * shape.row);
-    for (int64_t start = 0; start < shape.height * shape.row; start += shape.row) {
-      std::copy_n(from + image + start, shape.row, padded.row);
-      T *const max = &sideways[start], *const place = column_places + image + start;
-      for_each(shape.row, [=, row = padded.row, side = shape.channels](int64_t i) INLINED {
-        T max_here = row[i - side], place_here = 0;
-        replace(max_here, place_here, row[i], T(1));
-        replace(max_here, place_here, row[i + side], T(2));
-        max[i] = max_here;
-        place[i] = place_here;
-      });
-    }
-    for (int64_t y = 0; y < shape.height; y++) {
-      T *const max = to + image + y * shape.row, *const place = row_places + image + y * shape.row;
-      const auto [first, last] = Around(y, shape);
-      std::copy_n(&sideways[(y + first - 1) * shape.row], shape.row, max);
-      std::fill_n(place, shape.row, T(first));
-      for (int each = first + 1; each <= last; each++) {
-        const T* const row = &sideways[(y + each - 1) * shape.row];
-        for_each(shape.row, [=, here = T(each)](int64_t i) INLINED {
-          T max_here = max[i], place_here = place[i];
-          replace(max_here, place_here, row[i], here);
+  T *const to = out.data_ptr<T>(), *const place_in_window = places.data_ptr<T>();
+  shape.share_images([&](int64_t begin, int64_t end) {
+    Padded<T> padded(shape, 1, -std::numeric_limits<T>::infinity());
+    T* const row = padded.at(0);
+    // Of each pixel and its two neighbours in the row.
+    std::vector<T> largest(shape.image()), columns(shape.image());
+    for (int64_t image = begin; image < end; image += shape.image()) {
+      for (int64_t start = 0; start < shape.image(); start += shape.row) {
+        std::copy_n(from + image + start, shape.row, row);
+        T *const max = &largest[start], *const column = &columns[start];
+        for_each(shape.row, [=, side = shape.channels](int64_t i) INLINED {
+          T max_here = row[i - side], column_here = 0;
+          replace(max_here, column_here, row[i], T(1));
+          replace(max_here, column_here, row[i + side], T(2));
           max[i] = max_here;
-          place[i] = place_here;
+          column[i] = column_here;
         });
+      }
+      for (int64_t y = 0; y < shape.height; y++) {
+        const int64_t start = y * shape.row;
+        T *const max = to + image + start, *const place = place_in_window + image + start;
+        const auto [first, last] = Around(y, shape);
+        for (int each = first; each <= last; each++) {
+          const int64_t other = start + (each - 1) * shape.row;
+          const T *const candidate = &largest[other], *const column = &columns[other];
+          const bool only = each == first;
+          for_each(shape.row, [=, rows = T(3 * each)](int64_t i) INLINED {
+            T max_here = only ? candidate[i] : max[i], place_here = only ? rows + column[i] : place[i];
+            replace(max_here, place_here, candidate[i], rows + column[i]);
+            max[i] = max_here;
+            place[i] = place_here;
+          });
+        }
       }
     }
   });
-  return {out, rows, columns};
+  return {out, places};
 }
 
 template <class T>
-at::Tensor maximum_backward(
-    const at::Tensor& gradient, const at::Tensor& rows, const at::Tensor& columns) {
+at::Tensor maximum_backward(const at::Tensor& gradient, const at::Tensor& places) {
   const Shape shape(gradient);
   at::Tensor out = at::empty_like(gradient);
-  const T *const from = gradient.const_data_ptr<T>(), *const row_places = rows.const_data_ptr<T>();
-  const T* const column_places = columns.const_data_ptr<T>();
+  const T* const from = gradient.const_data_ptr<T>();
+  const T* const place_in_window = places.const_data_ptr<T>();
   T* const to = out.data_ptr<T>();
-  shape.for_images([&](int64_t image) {
-    Padded<T> sum(shape, 0), places(shape, 0);
-    for (int64_t y = 0; y < shape.height; y++) {
-      const int64_t start = image + y * shape.row;
-      const auto [first, last] = Around(y, shape);
-      std::fill_n(sum.row, shape.row, T(0));
-      for (int each = first; each <= last; each++) {
-        const T *const g = from + start + (each - 1) * shape.row;
-        const T *const place = row_places + start + (each - 1) * shape.row;
-        // This row is below the middle of the windows above it.
-        for_each(shape.row, [=, sum = sum.row, here = T(2 - each)](int64_t i) INLINED {
-          sum[i] += if_equal(place[i], here, g[i]);
-        });
+  shape.share_images([&](int64_t begin, int64_t end) {
+    Padded<T> gradients(shape, shape.height, 0), places(shape, shape.height, 0);
+    for (int64_t image = begin; image < end; image += shape.image()) {
+      for (int64_t y = 0; y < shape.height; y++) {
+        std::copy_n(from + image + y * shape.row, shape.row, gradients.at(y));
+        std::copy_n(place_in_window + image + y * shape.row, shape.row, places.at(y));
       }
-      std::copy_n(column_places + start, shape.row, places.row);
-      T* const row = to + start;
-      for_each(shape.row, [=, g = sum.row, place = places.row, side = shape.channels](int64_t i) INLINED {
-        row[i] = if_equal(place[i - side], T(2), g[i - side]) + if_equal(place[i], T(1), g[i]) +
-            if_equal(place[i + side], T(0), g[i + side]);
-      });
+      for (int64_t y = 0; y < shape.height; y++) {
+        T* const sum = to + image + y * shape.row;
+        std::fill_n(sum, shape.row, T(0));
+        const auto [first, last] = Around(y, shape);
+        for (int each = first; each <= last; each++) {
+          const T *const g = gradients.at(y + each - 1), *const place = places.at(y + each - 1);
+          // This pixel is below the middle of the windows above it, and to the right of those on its left.
+          for_each(shape.row, [=, side = shape.channels, row = T(3 * (2 - each))](int64_t i) INLINED {
+            sum[i] += if_equal(place[i - side], row + 2, g[i - side]) +
+                if_equal(place[i], row + 1, g[i]) + if_equal(place[i + side], row, g[i + side]);
+          });
+        }
+      }
     }
   });
   return out;
@@ -221,20 +232,20 @@ at::Tensor maximum_backward(
 
 struct MaxPool : torch::autograd::Function<MaxPool> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x) {
-    variable_list result;
-    AT_DISPATCH_FLOATING_TYPES(
-        x.scalar_type(), "max_pool", [&] { result = maximum<scalar_t>(x); });
-    context->save_for_backward({result[1], result[2]});
-    return result[0];
+    at::Tensor result, places;
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_pool", [&] {
+      std::tie(result, places) = maximum<scalar_t>(x);
+    });
+    context->save_for_backward({places});
+    return result;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "max_pool: there is no second derivative");
     const at::Tensor gradient = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
-    const variable_list places = context->get_saved_variables();
     at::Tensor result;
     AT_DISPATCH_FLOATING_TYPES(gradient.scalar_type(), "max_pool", [&] {
-      result = maximum_backward<scalar_t>(gradient, places[0], places[1]);
+      result = maximum_backward<scalar_t>(gradient, context->get_saved_variables()[0]);
     });
     return {result};
   }
