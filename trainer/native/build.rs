@@ -7,16 +7,18 @@ use std::{
 };
 
 fn main() {
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 9] = [
         "src/autocast.cpp",
         "src/batch_norm.cpp",
         "src/calls.cpp",
+        "src/depthwise.cpp",
         "src/memory.cpp",
         "src/optim.cpp",
+        "src/pool.cpp",
         "src/precision.cpp",
         "src/trace.cpp",
     ];
-    for file in FILES.into_iter().chain(["src/border.h"]) {
+    for file in FILES.into_iter().chain(["src/border.h", "src/vectors.h"]) {
         println!("cargo::rerun-if-changed={file}");
     }
     for variable in ["DEP_TCH_LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {

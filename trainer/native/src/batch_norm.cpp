@@ -20,34 +20,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "border.h"
-
-#define INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// ---- vectors: of a target's width, or a single number -----------------------------------------------------------------
-
-template <class T, int Bytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(Bytes)));
-};
-template <class T, int Bytes>
-using Vector = typename VectorOf<T, Bytes>::type;
-
-template <class V, class T>
-INLINE V load(const T* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <class V, class T>
-INLINE void store(T* to, const V& v) {
-  std::memcpy(to, &v, sizeof v);
-}
 
 // ---- kernels: what is done to one tile of channels of one block of rows -----------------------------------------------
 
@@ -154,56 +132,6 @@ struct GradientOfX {
   }
 };
 
-// ---- which instructions the processor has -----------------------------------------------------------------------------
-
-template <int Bytes, class T, class Kernel>
-INLINE void tiles(const Kernel& kernel, const Block& block, int64_t channels) {
-  constexpr int64_t wide = Bytes / sizeof(T), narrow = 16 / sizeof(T);
-  int64_t channel = 0;
-  for (; channel + wide <= channels; channel += wide)
-    kernel.template tile<Vector<T, Bytes>>(block, channel);
-  for (; channel + narrow <= channels; channel += narrow)
-    kernel.template tile<Vector<T, 16>>(block, channel);
-  for (; channel < channels; channel++) kernel.template tile<T>(block, channel);
-}
-
-#if defined(__x86_64__) && defined(__linux__)
-
-template <class T, class Kernel>
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))) void tiles_avx512(
-    const Kernel& kernel, const Block& block, int64_t channels) {
-  tiles<64, T>(kernel, block, channels);
-}
-
-template <class T, class Kernel>
-__attribute__((target("avx2,fma"))) void tiles_avx2(
-    const Kernel& kernel, const Block& block, int64_t channels) {
-  tiles<32, T>(kernel, block, channels);
-}
-
-template <class T, class Kernel>
-void tiles_of_target(const Kernel& kernel, const Block& block, int64_t channels) {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw");
-  if (avx512)
-    tiles_avx512<T>(kernel, block, channels);
-  else if (avx2)
-    tiles_avx2<T>(kernel, block, channels);
-  else
-    tiles<16, T>(kernel, block, channels);
-}
-
-#else
-
-template <class T, class Kernel>
-void tiles_of_target(const Kernel& kernel, const Block& block, int64_t channels) {
-  tiles<16, T>(kernel, block, channels);
-}
-
-#endif
-
 // ---- blocks -----------------------------------------------------------------------------------------------------------
 
 // A channels_last tensor as rows of channels, in blocks.
@@ -227,10 +155,23 @@ struct Rows {
     return {index, first, std::min(rows_of_block, rows - first)};
   }
 
+  // A kernel on one block.
+  template <class Kernel>
+  struct OnBlock {
+    const Kernel& kernel;
+    Block block;
+
+    template <class V>
+    INLINE void tile(int64_t channel) const {
+      kernel.template tile<V>(block, channel);
+    }
+  };
+
   template <class T, class Kernel>
   void run(const Kernel& kernel) const {
     at::parallel_for(0, blocks, GRAIN, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) tiles_of_target<T>(kernel, block(i), channels);
+      for (int64_t i = begin; i < end; i++)
+        for_columns<T>(OnBlock<Kernel>{kernel, block(i)}, channels);
     });
   }
 };
@@ -442,7 +383,6 @@ at::Tensor or_undefined(const at::Tensor* tensor) {
 
 }  // namespace
 
-// Returns a tensor for the caller to keep; or null, and why in `error`, cut to its size.
 extern "C" at::Tensor* asng_native_batch_norm(
     const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias,
     const at::Tensor* running_mean, const at::Tensor* running_var, double momentum, double epsilon,

@@ -6,16 +6,20 @@
 mod autocast;
 mod calls;
 mod cuda;
+mod depthwise;
 mod memory;
 mod optim;
+mod pool;
 mod precision;
 mod trace;
 
 pub use autocast::Autocast;
 pub use calls::count_calls;
 pub use cuda::load_cuda;
+pub use depthwise::depthwise;
 pub use memory::empty_cache;
 pub use optim::{Adam, Sgd, gradients, spread};
+pub use pool::{average_pool, max_pool};
 pub use precision::allow_tf32;
 pub use trace::trace;
 

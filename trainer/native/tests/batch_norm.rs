@@ -1,22 +1,15 @@
 //! The fused operation against libtorch's own, in 64 bits, and what it refuses.
 
+mod common;
+
 use asng_native::BatchNorm;
 use tch::{Device, Kind, Tensor};
+
+use crate::common::{channels_last, difference, wave};
 
 const MOMENTUM: f64 = 0.1;
 const EPSILON: f64 = 1e-5;
 const TOLERANCE: f64 = 1e-10;
-
-/// Numbers of both signs, by formula.
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    let count: i64 = shape.iter().product();
-    let values: Vec<f64> = (0..count).map(|i| (0.37 * (i * i) as f64 + phase).sin()).collect();
-    Tensor::from_slice(&values).view(shape)
-}
-
-fn channels_last(x: &Tensor) -> Tensor {
-    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-}
 
 /// The arguments of an operation, each case with its own tensors.
 struct Case {
@@ -89,12 +82,6 @@ impl Case {
         }
         all
     }
-}
-
-/// Largest difference, relative to the largest of `theirs`.
-fn difference(ours: &Tensor, theirs: &Tensor) -> f64 {
-    let largest = |tensor: &Tensor| f64::try_from(tensor.abs().max()).unwrap();
-    largest(&(ours - theirs)) / largest(theirs).max(1.0)
 }
 
 fn agree(shape: [i64; 4], kind: Kind, tolerance: f64) {
