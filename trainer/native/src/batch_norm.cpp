@@ -321,7 +321,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "batch_norm: there is no second derivative");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& x = saved[0];
-    const at::Tensor gradient = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor gradient = channels_last(gradients[0]);
     const bool relu = context->saved_data["relu"].toBool();
     variable_list result;
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "batch_norm", [&] {

@@ -96,7 +96,29 @@ at::Tensor kernel_gradient(const at::Tensor& x, const at::Tensor& gradient, cons
       for_columns<T>(block, channels);
     }
   });
-  return sums.sum(0).permute({2, 0, 1}).unsqueeze(1);
+  at::Tensor total = at::empty({channels, 1, K, K}, contiguous);
+  const T* const parts = sums.const_data_ptr<T>();
+  for (int64_t c = 0; c < channels; c++) {
+    for (int64_t place = 0; place < K * K; place++) {
+      double sum = 0;
+      for (int64_t i = 0; i < blocks; i++) sum += parts[(i * K * K + place) * channels + c];
+      total.data_ptr<T>()[c * K * K + place] = T(sum);
+    }
+  }
+  return total;
+}
+
+// The kernels turned by half a turn.
+template <class T>
+at::Tensor turned(const at::Tensor& weight) {
+  const at::Tensor from = weight.is_contiguous() ? weight : weight.contiguous();
+  const int64_t size = from.size(2) * from.size(3);
+  at::Tensor turned = at::empty(from.sizes(), from.options());
+  for (int64_t c = 0; c < from.size(0); c++) {
+    const T* const kernel = from.const_data_ptr<T>() + c * size;
+    std::reverse_copy(kernel, kernel + size, turned.data_ptr<T>() + c * size);
+  }
+  return turned;
 }
 
 struct Depthwise : torch::autograd::Function<Depthwise> {
@@ -117,22 +139,23 @@ struct Depthwise : torch::autograd::Function<Depthwise> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "depthwise: there is no second derivative");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    const at::Tensor gradient = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor gradient = channels_last(gradients[0]);
     const std::vector<int64_t> numbers = context->saved_data["size"].toIntVector();
     const Size size{numbers[0], numbers[1], numbers[2]};
     variable_list result(3);
-    if (context->needs_input_grad(0)) result[0] = of_x(x, weight, gradient, size);
-    if (context->needs_input_grad(1)) {
-      AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "depthwise", [&] {
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "depthwise", [&] {
+      if (context->needs_input_grad(0)) result[0] = of_x<scalar_t>(x, weight, gradient, size);
+      if (context->needs_input_grad(1)) {
         const auto of = weight.size(2) == 3 ? kernel_gradient<scalar_t, 3>
             : weight.size(2) == 5           ? kernel_gradient<scalar_t, 5>
                                             : kernel_gradient<scalar_t, 7>;
         result[1] = of(x, gradient, size);
-      });
-    }
+      }
+    });
     return result;
   }
 
+  template <class T>
   static at::Tensor of_x(
       const at::Tensor& x, const at::Tensor& weight, const at::Tensor& gradient, const Size& size) {
     const auto [stride, padding, dilation] = size;
@@ -151,7 +174,7 @@ struct Depthwise : torch::autograd::Function<Depthwise> {
           gradient.options().memory_format(at::MemoryFormat::ChannelsLast));
       spread.slice(2, 0, std::nullopt, stride).slice(3, 0, std::nullopt, stride).copy_(gradient);
     }
-    return convolution(spread, weight.flip({2, 3}), {1, reach - padding, dilation});
+    return convolution(spread, turned<T>(weight), {1, reach - padding, dilation});
   }
 };
 

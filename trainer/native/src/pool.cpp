@@ -116,7 +116,7 @@ struct AveragePool : torch::autograd::Function<AveragePool> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "average_pool: there is no second derivative");
-    const at::Tensor gradient = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor gradient = channels_last(gradients[0]);
     return {run(gradient, context->saved_data["count_padding"].toBool(), true), at::Tensor()};
   }
 
@@ -242,7 +242,7 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "max_pool: there is no second derivative");
-    const at::Tensor gradient = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor gradient = channels_last(gradients[0]);
     at::Tensor result;
     AT_DISPATCH_FLOATING_TYPES(gradient.scalar_type(), "max_pool", [&] {
       result = maximum_backward<scalar_t>(gradient, context->get_saved_variables()[0]);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include <ATen/core/Tensor.h>
+
 #define INLINE __attribute__((always_inline)) inline
 #define INLINED __attribute__((always_inline))  // of a lambda
 
@@ -111,6 +113,14 @@ struct Loop {
 template <class Each>
 void for_each(int64_t count, const Each& each) {
   with_best(Loop<Each>{count, each});
+}
+
+// ---- tensors ----------------------------------------------------------------------------------------------------------
+
+// The tensor itself, without a call, if its channels lie side by side already.
+INLINE at::Tensor channels_last(const at::Tensor& x) {
+  const auto format = at::MemoryFormat::ChannelsLast;
+  return x.is_contiguous(format) ? x : x.contiguous(format);
 }
 
 }  // namespace
