@@ -82,8 +82,7 @@ at::Tensor kernel_gradient(const at::Tensor& x, const at::Tensor& gradient, cons
   const int64_t rows = gradient.size(0) * gradient.size(2);
   const int64_t rows_of_block = std::max<int64_t>(BLOCK / (out_width * channels), 1);
   const int64_t blocks = (rows + rows_of_block - 1) / rows_of_block;
-  const auto contiguous = x.options().memory_format(at::MemoryFormat::Contiguous);
-  const at::Tensor sums = at::empty({blocks, K, K, channels}, contiguous);
+  std::vector<T> sums(blocks * K * K * channels);
   const KernelGradient<T, K> all{
       x.const_data_ptr<T>(), gradient.const_data_ptr<T>(), x.size(2), x.size(3), gradient.size(2),
       out_width, channels, size, 0, 0, nullptr};
@@ -92,16 +91,16 @@ at::Tensor kernel_gradient(const at::Tensor& x, const at::Tensor& gradient, cons
       KernelGradient<T, K> block = all;
       block.first = i * rows_of_block;
       block.last = std::min(block.first + rows_of_block, rows);
-      block.sum = sums.data_ptr<T>() + i * K * K * channels;
+      block.sum = &sums[i * K * K * channels];
       for_columns<T>(block, channels);
     }
   });
+  const auto contiguous = x.options().memory_format(at::MemoryFormat::Contiguous);
   at::Tensor total = at::empty({channels, 1, K, K}, contiguous);
-  const T* const parts = sums.const_data_ptr<T>();
   for (int64_t c = 0; c < channels; c++) {
     for (int64_t place = 0; place < K * K; place++) {
       double sum = 0;
-      for (int64_t i = 0; i < blocks; i++) sum += parts[(i * K * K + place) * channels + c];
+      for (int64_t i = 0; i < blocks; i++) sum += sums[(i * K * K + place) * channels + c];
       total.data_ptr<T>()[c * K * K + place] = T(sum);
     }
   }
