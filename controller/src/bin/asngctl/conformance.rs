@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub(crate) const HELP: &str = "\
-Start one trainer against the address, with one step in hand at a time:
+Start one trainer against the address, with one step in hand at a time, or as many as --in-hand says:
   asng-trainer serve --controller http://127.0.0.1:50051
 It works on the study that is offered, or on one that it creates itself, which needs some 50 steps. To see whether leases \
 are extended, let steps take more than a second. Plain text on loopback only: TLS and tokens are not looked at.
@@ -49,6 +49,9 @@ pub(crate) struct ConformanceArgs {
     /// How long a step may take without a sign of life before the trainer counts as gone.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s")]
     timeout: Duration,
+    /// How many steps the trainer has in hand at a time: one more than it leases ahead.
+    #[arg(long, value_name = "STEPS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=65))]
+    in_hand: u16,
     /// Play only these scenes, and the end of the study [default: all].
     #[arg(value_parser = PossibleValuesParser::new(conformance::scenes().map(|(rule, _)| rule)))]
     scenes: Vec<String>,
@@ -56,7 +59,7 @@ pub(crate) struct ConformanceArgs {
 
 /// Plays the scenes and prints what was found, as it is found.
 pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let ConformanceArgs { listen, space, settings, variables, timeout, scenes } = args;
+    let ConformanceArgs { listen, space, settings, variables, timeout, in_hand, scenes } = args;
     ensure!(
         listen.ip().to_canonical().is_loopback(),
         "{listen} can be reached from other machines, and this is served in plain text to everybody; listen on 127.0.0.1"
@@ -84,8 +87,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
         }
         findings.push(finding);
     };
+    let config = Config { offer, timeout, scenes, in_hand: in_hand.into() };
     tokio::select! {
-        played = conformance::run(Config { offer, timeout, scenes }, listener, say) => played?,
+        played = conformance::run(config, listener, say) => played?,
         _ = ctrl_c() => return Ok(INTERRUPTED.into()),
     }
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
@@ -111,9 +115,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
 }
 
 fn line(Finding { rule, expected, verdict, seen }: &Finding) -> String {
-    let line = format!("{:<9} {rule:<12} {seen}", word(*verdict));
+    let line = format!("{:<9} {rule:<14} {seen}", word(*verdict));
     match verdict {
-        Verdict::Failed => format!("{line}\n{:23}expected: {expected}", ""),
+        Verdict::Failed => format!("{line}\n{:25}expected: {expected}", ""),
         Verdict::Passed | Verdict::NotSeen => line,
     }
 }
