@@ -70,41 +70,38 @@ async fn main() -> anyhow::Result<()> {
     tokio::spawn(line(listener, server, round_trip));
 
     let (step, round_trip) = (f64::from(arguments.step_ms) / 1e3, round_trip.as_secs_f64());
-    let near = measure(&controller, &arguments, None, "0", 1.0 / step).await?;
-    // As long as a step takes without the line, the calls of a near controller among it.
-    let took = 1.0 / near.rate;
-    let mut table = Table::new(
-        ["`--prefetch`"],
-        ["steps/s", "of the bound", "of the rate without the line", "mean staleness"],
-    );
-    table.row(
-        ["0, without the line"],
-        [format!("{:.1}", near.rate), "".into(), "1.00".into(), format!("{:.2}", near.staleness)],
-    );
+    let columns =
+        ["steps/s", "steps/s without the line", "ratio", "of the bound", "mean staleness"];
+    let mut table = Table::new(["`--prefetch`"], columns);
     let mut figures = serde_json::Map::new();
-    figures.insert("near".into(), near.rate.into());
     for (prefetch, ahead) in PREFETCH {
-        let bound = |ahead: u32| (1.0 / took).min(f64::from(ahead + 1) / (took + round_trip));
-        let bound = ahead.map_or(1.0 / took, bound);
-        let far = measure(&controller, &arguments, Some(far), prefetch, bound).await?;
-        let Measured { rate, staleness } = far;
+        let bound = |step: f64| {
+            let with_line = |ahead: u32| f64::from(ahead + 1) / (step + round_trip);
+            ahead.map_or(1.0 / step, |ahead| with_line(ahead).min(1.0 / step))
+        };
+        // At the same time, so that whatever else the machine does slows both down.
+        let near = measure(&controller, &arguments, None, prefetch, "0", 1.0 / step);
+        let far = measure(&controller, &arguments, Some(far), prefetch, prefetch, bound(step));
+        let (near, Measured { rate, staleness }) = tokio::try_join!(near, far)?;
+        // As long as a step takes without the line, the calls of a near controller among it.
+        let [ratio, of_bound] = [rate / near.rate, rate / bound(1.0 / near.rate)];
         eprintln!(
-            "--prefetch {prefetch}: {rate:.2} steps/s, {:.3} of the bound, staleness {staleness:.2}",
-            rate / bound
+            "--prefetch {prefetch}: {rate:.2} steps/s, {:.2} without the line, {of_bound:.3} of the bound, staleness {staleness:.2}",
+            near.rate
         );
-        let ratios = [rate / bound, rate / near.rate];
         table.row(
             [prefetch],
             [
                 format!("{rate:.1}"),
-                format!("{:.2}", ratios[0]),
-                format!("{:.2}", ratios[1]),
+                format!("{:.1}", near.rate),
+                format!("{ratio:.2}"),
+                format!("{of_bound:.2}"),
                 format!("{staleness:.2}"),
             ],
         );
         figures.insert(
             format!("prefetch_{prefetch}"),
-            json!({ "rate": rate, "of_bound": ratios[0], "of_near": ratios[1], "staleness": staleness }),
+            json!({ "rate": rate, "near": near.rate, "of_bound": of_bound, "staleness": staleness }),
         );
     }
     document.replace("prefetch", &table.text)?;
@@ -134,15 +131,16 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has a trainer search, over the line whose near end is `far` if there is one, at an expected number of steps per second.
+/// Has a trainer search, over the line whose end is `far` if there is one, at an expected number of steps per second.
 async fn measure(
     controller: &Controller,
     arguments: &Arguments,
     far: Option<SocketAddr>,
+    name: &str,
     prefetch: &str,
     expected: f64,
 ) -> anyhow::Result<Measured> {
-    let name = format!("{}-{prefetch}", if far.is_some() { "far" } else { "near" });
+    let name = format!("{}-{name}", if far.is_some() { "far" } else { "near" });
     let steps = START + 10 + (f64::from(arguments.seconds) * expected) as u64;
     let spec = v1::StudySpec {
         space: "toy".into(),
