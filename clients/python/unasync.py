@@ -32,6 +32,7 @@ WORDS = [
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\bgrpc\.aio\.", "grpc."),
     (r"\bBackgroundTask\b", "BackgroundThread"),
+    (r"\bCallTasks\b", "CallThreads"),
 ]
 
 

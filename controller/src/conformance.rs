@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, service::Routes};
 
 use self::{
     door::Door,
-    scenes::{FINISHED, SCENES, Scene, WARM_UP},
+    scenes::{FINISHED, QUEUE_RELEASED, SCENES, Scene, WARM_UP},
     stage::{ENDED, Over, Stage},
 };
 use crate::{
@@ -53,8 +53,11 @@ pub struct Config {
     pub offer: v1::CreateStudyRequest,
     /// How long a trainer may take for a step before it counts as gone.
     pub timeout: Duration,
-    /// Names of the scenes to play, as [`scenes`] has them; empty: all. The end of the study is always played.
+    /// Names of the scenes to play, as [`scenes`] has them; empty: all but that of the queue that is given back, which the trainer does
+    /// not survive. The end of the study is always played, or that one in its place.
     pub scenes: Vec<String>,
+    /// The steps that the trainer has in hand at a time, from 1.
+    pub in_hand: usize,
 }
 
 /// The verdict on a rule.
@@ -112,7 +115,7 @@ pub enum Error {
 
 /// The scenes that can be played, in their order: the rule that each judges, and what it expects.
 pub fn scenes() -> impl Iterator<Item = (&'static str, &'static str)> {
-    SCENES.iter().map(|scene| (scene.rule, scene.expected))
+    SCENES.iter().chain([&QUEUE_RELEASED]).map(|scene| (scene.rule, scene.expected))
 }
 
 /// Plays the scenes with the trainer that connects to `listener`, calls `say` with each finding as soon as it is there, and
@@ -138,10 +141,12 @@ pub async fn run(
     let inner = TcpListener::bind("127.0.0.1:0").await?;
     let door = Door::open(listener, inner.local_addr()?)?;
     let server = serve(api.clone(), Interposer { calls }, inner).await;
-    let mut stage = Stage::new(api, script, door, config.timeout);
+    let mut stage = Stage::new(api, script, door, config.timeout, config.in_hand);
 
+    let queue_is_wanted = config.scenes.iter().any(|scene| scene == QUEUE_RELEASED.rule);
+    let last = if queue_is_wanted { &QUEUE_RELEASED } else { &FINISHED };
     let mut over = None;
-    for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([&FINISHED]) {
+    for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([last]) {
         let (verdict, seen) = match &over {
             Some(Over::Silent) => (Verdict::NotSeen, "the trainer had stopped calling".into()),
             Some(Over::Ended) if scene.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),

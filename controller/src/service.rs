@@ -5,7 +5,10 @@ mod convert;
 mod moving;
 mod status;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
@@ -15,11 +18,11 @@ use asng_serving::{
     access::{Identity, Role},
 };
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::status::{invalid, status};
+use self::status::{invalid, not_in_turn, status};
 use crate::{
     store::{Page, PageStart, Reader},
     studies::{Error, LeaseRequest, Shelf, Studies},
@@ -41,6 +44,12 @@ const MAX_SPACES: usize = 100;
 const MAX_NAME_PART: usize = 100;
 /// The time after which trainers ask again if the controller is shutting down: it, or another one, may serve by then.
 const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
+
+/// Longest time for which a report waits for the one that counts before it: longer than calls of one connection overtake each
+/// other. If that one is lost, its trainer repeats it.
+const IN_TURN_WITHIN: Duration = Duration::from_secs(1);
+/// Time between two checks of whether it has arrived.
+const IN_TURN_PAUSE: Duration = Duration::from_millis(2);
 
 /// The requirements for their callers.
 pub(crate) const RULES: Rules =
@@ -189,6 +198,24 @@ impl Caller {
         let ended = points.last().map_or(0, |last| last.applied);
         points.extend(now.filter(|now| now.applied > ended));
         Ok(study::thin(points))
+    }
+
+    /// Waits until `trainer` no longer holds step `after`, whose report is to count before another one of its.
+    async fn wait_in_turn(&self, study: &str, trainer: &str, after: u64) -> Result<(), Status> {
+        let end = Instant::now() + IN_TURN_WITHIN;
+        loop {
+            let (study, trainer) = (study.to_owned(), trainer.to_owned());
+            let is_held = move |shelf: &mut Shelf, now| {
+                Ok(shelf.get(&study)?.is_held_by(&trainer, StepId(after), now))
+            };
+            if !self.run(is_held).await? {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(not_in_turn(after));
+            }
+            sleep(IN_TURN_PAUSE).await;
+        }
     }
 
     /// Changes the study `name` and returns it as it is then.
@@ -563,9 +590,13 @@ impl SearchService for Api {
             costs,
             spaces,
             data_sets,
+            after,
         } = request;
         let mut violations = Vec::new();
         check_trainer(&trainer_id, &mut violations);
+        if after != 0 && after == step_id {
+            violations.push(Violation::new("after", "is another step than `step_id`, or 0"));
+        }
         if metrics.len() > MAX_METRICS || !metrics.keys().all(|name| is_label(name)) {
             let rule = format!("up to {MAX_METRICS} metrics, names of 1 to 200 characters");
             violations.push(Violation::new("metrics", rule));
@@ -580,6 +611,9 @@ impl SearchService for Api {
         let Some(lease) = lease.filter(|_| violations.is_empty()) else {
             return Err(invalid(&violations));
         };
+        if after != 0 {
+            caller.wait_in_turn(&study, &trainer_id, after).await?;
+        }
         let closing = *self.closing.borrow();
         let response = caller
             .run(move |shelf, now| {
@@ -718,8 +752,8 @@ mod tests {
         asked(&Identity::anybody(), message)
     }
 
-    #[tokio::test]
-    async fn a_controller_that_ends_takes_reports_and_hands_out_nothing() {
+    /// Returns services with a study "s", what keeps them, and what closes them.
+    async fn api_with_study() -> (tempfile::TempDir, watch::Sender<bool>, Api) {
         let directory = tempfile::tempdir().unwrap();
         let location = Location::Directory(directory.path().into());
         let (studies, _ended) = Studies::start(location.clone(), Limits::default()).await.unwrap();
@@ -735,11 +769,30 @@ mod tests {
         let create =
             v1::CreateStudyRequest { name: "s".into(), spec: Some(spec), ..Default::default() };
         api.create_study(by_anybody(create)).await.unwrap();
-        let lease = v1::LeaseStepRequest {
+        (directory, close, api)
+    }
+
+    fn lease(trainer: &str) -> v1::LeaseStepRequest {
+        let (study, trainer_id) = ("s".into(), trainer.into());
+        v1::LeaseStepRequest { study, trainer_id, ..Default::default() }
+    }
+
+    fn report(step: &v1::Step) -> v1::ReportStepRequest {
+        v1::ReportStepRequest {
             study: "s".into(),
+            step_id: step.step_id,
+            lease_id: step.lease_id.clone(),
             trainer_id: "t".into(),
+            losses: vec![1.0, 2.0],
+            lease_next: true,
             ..Default::default()
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_ends_takes_reports_and_hands_out_nothing() {
+        let (_directory, close, api) = api_with_study().await;
+        let lease = lease("t");
         let leased = api.lease_step(by_anybody(lease.clone())).await.unwrap().into_inner();
         let Some(Answer::Step(step)) = leased.next else { panic!("{leased:?}") };
         let watch = by_anybody(v1::WatchStudyRequest { name: "s".into() });
@@ -749,16 +802,7 @@ mod tests {
         let status = api.lease_step(by_anybody(lease)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.get_details_retry_info().is_some());
-        let report = v1::ReportStepRequest {
-            study: "s".into(),
-            step_id: step.step_id,
-            lease_id: step.lease_id,
-            trainer_id: "t".into(),
-            losses: vec![1.0, 2.0],
-            lease_next: true,
-            ..Default::default()
-        };
-        let answer = api.report_step(by_anybody(report)).await.unwrap().into_inner();
+        let answer = api.report_step(by_anybody(report(&step))).await.unwrap().into_inner();
         assert_eq!(answer.outcome(), v1::ReportOutcome::Applied);
         assert!(matches!(answer.next.unwrap().next, Some(Answer::NoWork(_))));
         let status = loop {
@@ -768,6 +812,40 @@ mod tests {
         };
         assert_eq!(status.code(), Code::Unavailable);
         assert!(watched.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_report_waits_for_the_one_before_it() {
+        let (_directory, _close, api) = api_with_study().await;
+        let mut steps = Vec::new();
+        for request_id in ["1", "2", "3"] {
+            let lease = v1::LeaseStepRequest { request_id: request_id.into(), ..lease("t") };
+            let leased = api.lease_step(by_anybody(lease)).await.unwrap().into_inner();
+            let Some(Answer::Step(step)) = leased.next else { panic!("{leased:?}") };
+            steps.push(step);
+        }
+        let report = |i: usize, after: u64| {
+            let request = v1::ReportStepRequest { after, ..report(&steps[i]) };
+            api.report_step(by_anybody(request))
+        };
+        let applied = |answer: Result<Response<v1::ReportStepResponse>, Status>| {
+            assert_eq!(answer.unwrap().into_inner().outcome(), v1::ReportOutcome::Applied);
+        };
+
+        let early = report(1, 1).await.unwrap_err();
+        assert_eq!(early.code(), Code::Unavailable);
+        assert!(early.get_details_retry_info().is_some());
+        let wrong = report(1, 2).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::InvalidArgument);
+
+        let (second, first) = tokio::join!(report(1, 1), report(0, 0));
+        applied(first);
+        applied(second);
+        let history = v1::ListReportsRequest { study: "s".into(), ..Default::default() };
+        let history = api.list_reports(by_anybody(history)).await.unwrap().into_inner().reports;
+        assert_eq!(history.iter().map(|r| r.staleness).collect::<Vec<_>>(), [0, 1]);
+        // A step that nobody knows delays nothing.
+        applied(report(2, 99).await);
     }
 
     #[tokio::test]

@@ -811,6 +811,12 @@ impl Study {
         step.lease.as_ref().map(|lease| &*lease.trainer)
     }
 
+    /// Returns whether `trainer` holds step `id`, unreported.
+    pub fn is_held_by(&self, trainer: &str, id: StepId, now: Now) -> bool {
+        let lease = self.live.get(&id).and_then(|step| step.lease.as_ref());
+        lease.is_some_and(|lease| lease.trainer == trainer && lease.until > now.monotonic)
+    }
+
     /// The lease `id`, if it is still held.
     fn held(&mut self, id: LeaseId) -> Result<Option<&mut Lease>, Error> {
         if id.study != self.id {

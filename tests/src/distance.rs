@@ -110,20 +110,7 @@ impl Distance {
     pub async fn lay(&mut self, server: SocketAddr, round_trip: Duration) -> SocketAddr {
         let listener = TcpListener::bind((GATE_OF_AWAY, 0)).await.unwrap();
         let end = listener.local_addr().unwrap();
-        self.line.spawn(async move {
-            loop {
-                let (near, _) = listener.accept().await.unwrap();
-                tokio::spawn(async move {
-                    let Ok(far) = TcpStream::connect(server).await else { return };
-                    // Without effect on a connection that is gone, which reading from it tells.
-                    let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                    let ((from_near, to_near), (from_far, to_far)) =
-                        (near.into_split(), far.into_split());
-                    tokio::spawn(delay(from_near, to_far, round_trip / 2));
-                    tokio::spawn(delay(from_far, to_near, round_trip / 2));
-                });
-            }
-        });
+        self.line.spawn(line(listener, server, round_trip));
         end
     }
 
@@ -169,6 +156,21 @@ impl Drop for Distance {
             // The interfaces go with it. It fails if it was never made.
             let _ = run("ip", &["netns", "delete", &self.namespace(machine)]);
         }
+    }
+}
+
+/// Lays a line from `listener` to `server`, on which everything takes half of `round_trip` in each direction.
+pub async fn line(listener: TcpListener, server: SocketAddr, round_trip: Duration) {
+    loop {
+        let (near, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let Ok(far) = TcpStream::connect(server).await else { return };
+            // Without effect on a connection that is gone, which reading from it tells.
+            let _ = (near.set_nodelay(true), far.set_nodelay(true));
+            let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
+            tokio::spawn(delay(from_near, to_far, round_trip / 2));
+            tokio::spawn(delay(from_far, to_near, round_trip / 2));
+        });
     }
 }
 

@@ -452,6 +452,7 @@ fn message(method: &str, random: &mut ChaCha8Rng) -> Vec<u8> {
             lease_next: random.random(),
             spaces: vec!["junk".into(); random.random_range(0..3)],
             data_sets: vec![text; random.random_range(0..3)],
+            after: random.random_range(0..3),
         }
         .encode_to_vec(),
         "ExtendLease" => v1::ExtendLeaseRequest { study: name, step_id, lease_id }.encode_to_vec(),

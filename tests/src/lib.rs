@@ -15,6 +15,7 @@ pub mod quality;
 pub mod toy;
 
 use std::{
+    collections::VecDeque,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
@@ -35,7 +36,7 @@ pub use self::{
     browser::Browser,
     buildah::{Buildah, Contained, Container},
     disk::Disk,
-    distance::{Distance, Machine},
+    distance::{Distance, Machine, line},
     postgres::Postgres,
     proxy::{FAULTS, Proxy},
 };
@@ -545,27 +546,51 @@ pub async fn train<C>(
     search: SearchServiceClient<C>,
     name: &str,
     trainer_id: &str,
+    acknowledged: impl FnMut(&v1::Step, &v1::ReportStepResponse),
+) -> v1::Study
+where
+    C: GrpcService<Body, ResponseBody = Body> + Clone,
+{
+    train_ahead(search, name, trainer_id, 1, acknowledged).await
+}
+
+/// Does the same with so many steps in hand, of which it reports the one that it has had for longest.
+pub async fn train_ahead<C>(
+    search: SearchServiceClient<C>,
+    name: &str,
+    trainer_id: &str,
+    in_hand: usize,
     mut acknowledged: impl FnMut(&v1::Step, &v1::ReportStepResponse),
 ) -> v1::Study
 where
     C: GrpcService<Body, ResponseBody = Body> + Clone,
 {
     use v1::lease_step_response::Next;
-    for request in 0.. {
-        let request = v1::LeaseStepRequest {
-            study: name.into(),
-            trainer_id: trainer_id.into(),
-            request_id: format!("{trainer_id}-{request}"),
-            ..Default::default()
-        };
-        let mut next = insist(|| {
-            let (mut search, request) = (search.clone(), request.clone());
-            async move { search.lease_step(request).await }
-        })
-        .await
-        .into_inner()
-        .next;
-        while let Some(Next::Step(step)) = next {
+    let mut held = VecDeque::new();
+    let mut requests = 0;
+    loop {
+        let mut next = None;
+        while held.len() < in_hand {
+            let request = v1::LeaseStepRequest {
+                study: name.into(),
+                trainer_id: trainer_id.into(),
+                request_id: format!("{trainer_id}-{requests}"),
+                ..Default::default()
+            };
+            requests += 1;
+            let answer = insist(|| {
+                let (mut search, request) = (search.clone(), request.clone());
+                async move { search.lease_step(request).await }
+            });
+            match answer.await.into_inner().next {
+                Some(Next::Step(step)) => held.push_back(step),
+                other => {
+                    next = other;
+                    break;
+                }
+            }
+        }
+        while let Some(step) = held.pop_front() {
             let request = report(&step, trainer_id);
             let answer = insist(|| {
                 let (mut search, request) = (search.clone(), request.clone());
@@ -574,7 +599,10 @@ where
             .await
             .into_inner();
             acknowledged(&step, &answer);
-            next = answer.next.and_then(|next| next.next);
+            match answer.next.and_then(|next| next.next) {
+                Some(Next::Step(step)) => held.push_back(step),
+                other => next = other,
+            }
         }
         match next {
             Some(Next::Finished(v1::StudyFinished { study: Some(study) })) => return study,
@@ -582,7 +610,6 @@ where
             other => panic!("unexpected: {other:?}"),
         }
     }
-    unreachable!("the requests are endless")
 }
 
 /// The distribution of a study, every bit of it.

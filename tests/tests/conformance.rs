@@ -61,20 +61,37 @@ fn rules<'a>(found: &'a Value, verdict: &str) -> Vec<&'a str> {
     findings.map(|finding| finding["rule"].as_str().unwrap()).collect()
 }
 
-#[test]
-fn the_real_trainer_keeps_every_rule() {
+/// Checks the real trainer, which finds no fault but these rules without an occasion.
+fn check_trainer(options: &[&str], prefetch: &str, not_seen: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
-    let check = Check::start(&["--set", "preset=quick"]);
+    let check = Check::start(&[&["--set", "preset=quick"], options].concat());
     let mut command = Command::new(trainer_program());
     command.args(["--threads", "1", "--device", "cpu", "--controller", &check.url]);
     command.arg("--work-dir").arg(directory.path());
-    command.args(["serve", "--listen", "off", "--http", "off"]);
+    command.args(["serve", "--listen", "off", "--http", "off", "--prefetch", prefetch]);
     let _trainer = Trainer(command.spawn().unwrap());
     let (status, found, errors) = check.end();
     assert_eq!(rules(&found, "failed"), [""; 0], "{found:#} {errors}");
-    // Its steps are too short, and its losses finite.
-    assert_eq!(rules(&found, "not seen"), ["extension", "diverged"], "{found:#}");
+    assert_eq!(rules(&found, "not seen"), not_seen, "{found:#}");
     assert!(status.success());
+}
+
+#[test]
+fn the_real_trainer_keeps_every_rule() {
+    // Its steps are too short, and its losses finite.
+    check_trainer(&[], "0", &["ordered", "extension", "diverged"]);
+}
+
+#[test]
+fn the_real_trainer_keeps_every_rule_with_several_steps_in_hand() {
+    check_trainer(&["--in-hand", "4"], "3", &["extension", "diverged"]);
+}
+
+#[test]
+fn the_real_trainer_gives_back_the_steps_that_wait() {
+    let scenes = ["--in-hand", "4", "ordered", "extension", "queue-released"];
+    let steps = ["--set", "step_ms=1300"];
+    check_trainer(&[&steps[..], &scenes].concat(), "3", &["diverged", "endurance"]);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
 use asng_controller::asng::{Architecture, Asng, Marginal, Ranked, Settings, Value, Variable};
 use asng_proto::v1::{self, ReportOutcome, StudyState, study_service_client::StudyServiceClient};
-use asng_tests::{Controller, Postgres, create_request, loss, theta, train};
+use asng_tests::{Controller, Postgres, create_request, loss, theta, train_ahead};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -20,6 +20,8 @@ const SPACING: u32 = 28;
 struct Disturbed {
     kills: usize,
     trainers: usize,
+    /// The steps that each of them holds.
+    in_hand: usize,
     steps_per_update: u32,
     /// True where the first half of the search is a warm-up, which ranks nothing.
     has_warm_up: bool,
@@ -46,11 +48,12 @@ impl Disturbed {
         // The trainers give a permit for each acknowledged report; between two kills the killer takes some.
         let acknowledgements = Arc::new(Semaphore::new(0));
         let mut trainers = JoinSet::new();
+        let in_hand = self.in_hand;
         for i in 0..self.trainers {
             let (search, acknowledgements) = (controller.search(), acknowledgements.clone());
             trainers.spawn(async move {
                 let mut reports = Vec::new();
-                train(search, STUDY, &format!("trainer-{i}"), |step, answer| {
+                train_ahead(search, STUDY, &format!("trainer-{i}"), in_hand, |step, answer| {
                     acknowledgements.add_permits(1);
                     match answer.outcome() {
                         // A duplicate is of this very report: its first answer was lost with the process that gave it.
@@ -93,10 +96,15 @@ impl Disturbed {
 }
 
 /// The final theta of a search by one trainer.
-async fn theta_of_one(kills: usize, steps_per_update: u32, has_warm_up: bool) -> Vec<u64> {
+async fn theta_of_one(
+    kills: usize,
+    in_hand: usize,
+    steps_per_update: u32,
+    has_warm_up: bool,
+) -> Vec<u64> {
     let directory = tempfile::tempdir().unwrap();
     let mut controller = Controller::start(directory.path());
-    let disturbed = Disturbed { kills, trainers: 1, steps_per_update, has_warm_up };
+    let disturbed = Disturbed { kills, trainers: 1, in_hand, steps_per_update, has_warm_up };
     disturbed.run(&mut controller).await;
     theta(&mut controller.studies(), STUDY).await
 }
@@ -104,14 +112,21 @@ async fn theta_of_one(kills: usize, steps_per_update: u32, has_warm_up: bool) ->
 #[tokio::test]
 async fn twenty_kills_leave_no_trace_in_theta() {
     let (disturbed, undisturbed) =
-        tokio::join!(theta_of_one(20, 1, true), theta_of_one(0, 1, true));
+        tokio::join!(theta_of_one(20, 1, 1, true), theta_of_one(0, 1, 1, true));
     assert_eq!(disturbed, undisturbed);
 }
 
 #[tokio::test]
 async fn kills_leave_no_trace_when_steps_are_gathered() {
     let (disturbed, undisturbed) =
-        tokio::join!(theta_of_one(5, 4, false), theta_of_one(0, 4, false));
+        tokio::join!(theta_of_one(5, 1, 4, false), theta_of_one(0, 1, 4, false));
+    assert_eq!(disturbed, undisturbed);
+}
+
+#[tokio::test]
+async fn kills_leave_no_trace_when_a_trainer_holds_several_steps() {
+    let (disturbed, undisturbed) =
+        tokio::join!(theta_of_one(10, 4, 1, true), theta_of_one(0, 4, 1, true));
     assert_eq!(disturbed, undisturbed);
 }
 
@@ -132,7 +147,8 @@ async fn the_history_explains_theta_after_kills_on_postgresql() {
 /// Kills a search by many trainers, `ASNG_KILLS` times, and computes theta again from its history.
 async fn history_explains_theta(mut controller: Controller) {
     let kills = env::var("ASNG_KILLS").map_or(20, |kills| kills.parse().expect("a number"));
-    let disturbed = Disturbed { kills, trainers: TRAINERS, steps_per_update: 3, has_warm_up: true };
+    let disturbed =
+        Disturbed { kills, trainers: TRAINERS, in_hand: 3, steps_per_update: 3, has_warm_up: true };
     let acknowledged = disturbed.run(&mut controller).await;
     let mut studies = controller.studies();
     let history = history(&mut studies).await;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use asng_client::{Options, Preset};
+use asng_client::{Options, Prefetch, Preset};
 use asng_proto::v1::{self, Algorithm, StudyState, study_service_client::StudyServiceClient};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -277,6 +277,7 @@ async fn search(
             work_dir: place.work_dir.clone(),
             checkpoint_every: CHECKPOINT_EVERY,
             step_limit: STEP_LIMIT,
+            prefetch: Prefetch::default(),
         };
         let end = worker::asked_to_end()?;
         worker::serve(config, place.engine.clone(), Listeners::NONE, end).await?;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::ensure;
-use asng_client::{Options, environment, telemetry};
+use asng_client::{Options, Prefetch, environment, telemetry};
 use asng_trainer::{
     compare, computing, datasets, engine, evaluate, export,
     images::Catalogue,
@@ -97,6 +97,10 @@ struct Serve {
     /// Let go of the lease of a step that takes longer, so that another trainer gets it
     #[arg(long, env = "ASNG_STEP_LIMIT", default_value = "30m", value_name = "TIME", value_parser = humantime::parse_duration)]
     step_limit: Duration,
+    /// Lease steps ahead to hide the round trip to a distant controller: a number from 0 to 64, or auto, by measured times. Reports are
+    /// as many updates stale; with 0 and one trainer a search can be repeated bit for bit
+    #[arg(long, env = "ASNG_PREFETCH", default_value_t, value_name = "STEPS")]
+    prefetch: Prefetch,
     /// Measure the latency of one image through each ranked architecture, and report it as the cost latency_ms
     #[arg(long, env = "ASNG_MEASURE_LATENCY")]
     measure_latency: bool,
@@ -157,11 +161,18 @@ async fn run(command: Command, common: Common) -> anyhow::Result<()> {
     }
     match command {
         Command::Serve(serve) => {
-            let Serve { study, checkpoint_every, step_limit, measure_latency, .. } = serve;
+            let Serve { study, checkpoint_every, step_limit, prefetch, measure_latency, .. } =
+                serve;
             serve.computing.apply(device)?;
             let engine = engine(serve.computing.precision, measure_latency);
-            let config =
-                worker::Config { controller, study, work_dir, checkpoint_every, step_limit };
+            let config = worker::Config {
+                controller,
+                study,
+                work_dir,
+                checkpoint_every,
+                step_limit,
+                prefetch,
+            };
             let listeners = serve.serving.open().await?;
             worker::serve(config, engine, listeners, worker::asked_to_end()?).await
         }

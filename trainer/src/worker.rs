@@ -11,10 +11,12 @@
 //! | `service` | TrainerService |
 //! | [`serving`] | ports, probes and metrics |
 //! | `set_aside` | studies that cannot be worked on for now |
+//! | `steps` | the steps in hand, and the calls about them that are on their way |
 //! | `state` | the status that TrainerService and the metrics show |
 //! | `work_dir` | the work directory: its lock and the trainer's id |
 //!
-//! The future of the loop may be dropped at any point: the step in flight is kept, so that it can be given back.
+//! Steps may be leased ahead (`--prefetch`): one is computed, others wait, and reports are on their way meanwhile. The future of the loop may be
+//! dropped at any point: what is in hand is kept, so that it can be given back.
 
 mod controller;
 mod describe;
@@ -24,6 +26,7 @@ mod service;
 pub mod serving;
 mod set_aside;
 mod state;
+mod steps;
 mod work_dir;
 
 use std::{
@@ -35,25 +38,26 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use asng_client::Options;
+use asng_client::{Options, Pace, Prefetch};
 use asng_proto::v1::{self, lease_step_response::Next};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::sleep,
+    time::{Instant as Deadline, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use self::{
-    controller::{Controller, FAREWELL, InFlight, values},
+    controller::{Controller, FAREWELL, values},
     first_step::FirstSteps,
     open_study::OpenStudy,
     service::Api,
     serving::Listeners,
     set_aside::SetAside,
     state::{Last, State},
+    steps::{Content, Reply, Reported, Steps},
     work_dir::WorkDir,
 };
 use crate::{
@@ -81,6 +85,8 @@ pub struct Config {
     pub checkpoint_every: Duration,
     /// Time after which a step counts as stuck and its lease is not extended any more.
     pub step_limit: Duration,
+    /// The number of steps leased ahead of the one that is computed.
+    pub prefetch: Prefetch,
 }
 
 /// Returns a future that completes on SIGINT or SIGTERM.
@@ -133,9 +139,10 @@ pub async fn serve(
     let health = serving::health().await;
     let api = Api { engine: engine.clone(), state: state.subscribe(), drain: drain.clone() };
     let served = tokio::spawn(serving::serve(listeners, health.clone(), api, end.clone()));
+    let controller = Controller::new(connection, trainer_id, spaces, unserved, data_sets);
     let mut worker = Worker {
-        controller: Controller::new(connection, trainer_id, spaces, unserved, data_sets),
-        in_flight: None,
+        steps: Steps::new(controller.clone(), config.step_limit, Pace::new(config.prefetch)),
+        controller,
         open: None,
         first_steps,
         work_dir,
@@ -154,7 +161,7 @@ pub async fn serve(
                 () = stop => {}
                 () = drain.cancelled() => {}
             }
-            info!("draining: the current step is finished and reported");
+            info!("draining: the current step is finished and reported, those that wait are given back");
             health.not_serving().await;
             state.send_modify(|state| state.draining = true);
             stopping.cancel();
@@ -188,7 +195,7 @@ struct Worker {
     controller: Controller,
     engine: Engine,
     measure_latency: bool,
-    in_flight: Option<InFlight>,
+    steps: Steps,
     open: Option<OpenStudy>,
     first_steps: FirstSteps,
     work_dir: WorkDir,
@@ -224,24 +231,14 @@ impl Worker {
     /// never interrupted.
     async fn work(&mut self) -> anyhow::Result<()> {
         let stopping = self.stopping.clone();
-        while let Some(next) = stopping.run_until_cancelled(self.lease()).await {
-            let mut next = next?;
-            while let Some(Next::Step(step)) = next {
-                if stopping.is_cancelled() {
-                    return Ok(());
+        while !stopping.is_cancelled() {
+            match self.next().await? {
+                Some(Next::Step(step)) => {
+                    let (study, study_id) = (step.study.clone(), step.study_id.clone());
+                    let span = info_span!("step", study, step = step.step_id);
+                    let computed = self.step(step).instrument(span).await;
+                    self.contain(&study, &study_id, computed).await?;
                 }
-                let (study, study_id) = (step.study.clone(), step.study_id.clone());
-                let span = info_span!("step", study, step = step.step_id);
-                next = match self.step(step).instrument(span).await {
-                    Ok(next) => next,
-                    Err(Fault::Study(error)) if self.config.study.is_none() => {
-                        self.abandon(&study, &study_id, &error).await?;
-                        None
-                    }
-                    Err(fault) => return Err(fault.into_inner()),
-                };
-            }
-            match next {
                 Some(Next::Finished(finished)) => {
                     let study = finished.study.unwrap_or_default();
                     let state = study.state().as_str_name();
@@ -255,15 +252,73 @@ impl Worker {
                 Some(Next::Describe(describe)) => {
                     stopping.run_until_cancelled(self.describe(describe)).await.transpose()?;
                 }
-                Some(Next::NoWork(v1::NoWork { retry_after })) => {
-                    let wait = retry_after.and_then(|wait| Duration::try_from(wait).ok());
-                    let wait = sleep(wait.unwrap_or(Duration::from_secs(1)));
-                    stopping.run_until_cancelled(wait).await;
-                }
-                Some(Next::Step(_)) | None => {}
+                Some(Next::NoWork(no_work)) => self.steps.ask_later(&no_work),
+                None => {}
             }
         }
+        let end = Deadline::now() + FAREWELL;
+        while let Some(reply) = self.steps.reply_until(end).await {
+            self.settle(reply).await?;
+        }
         Ok(())
+    }
+
+    /// Takes in the replies that are here, and returns a step that waits. Without one, waits for a reply or asks the controller. Returns none
+    /// if there is nothing to do yet, or when the trainer is to end.
+    async fn next(&mut self) -> anyhow::Result<Option<Next>> {
+        let stopping = self.stopping.clone();
+        let mut next = None;
+        while let Some(reply) = self.steps.try_reply() {
+            next = self.settle(reply).await?;
+        }
+        if let Some(step) = self.steps.take() {
+            return Ok(Some(Next::Step(step)));
+        }
+        if self.steps.is_calling() {
+            return match stopping.run_until_cancelled(self.steps.reply()).await.flatten() {
+                Some(reply) => self.settle(reply).await,
+                None => Ok(None),
+            };
+        }
+        if next.is_some() {
+            return Ok(next);
+        }
+        let lease = async {
+            sleep(self.steps.pause()).await;
+            self.lease().await
+        };
+        stopping.run_until_cancelled(lease).await.unwrap_or(Ok(None))
+    }
+
+    /// Sets the study aside if it is at fault.
+    async fn contain(
+        &mut self,
+        study: &str,
+        study_id: &str,
+        result: Result<(), Fault>,
+    ) -> anyhow::Result<()> {
+        match result {
+            Err(Fault::Study(error)) if self.config.study.is_none() => {
+                self.abandon(study, study_id, &error).await
+            }
+            result => result.map_err(Fault::into_inner),
+        }
+    }
+
+    /// Takes in a reply. Returns what it says of the study: that it has ended, if no other call is on its way.
+    async fn settle(&mut self, reply: Reply) -> anyhow::Result<Option<Next>> {
+        let next = reply.next().filter(|next| matches!(next, Next::Finished(_))).cloned();
+        let Reply { content, span, .. } = reply;
+        if let Content::Report(reported) = content {
+            let (study, study_id) = (reported.request.study.clone(), reported.study_id.clone());
+            let taken = self.reported(*reported).instrument(span).await;
+            self.contain(&study, &study_id, taken).await?;
+        }
+        if let Some(Next::Finished(v1::StudyFinished { study: Some(study) })) = &next {
+            self.steps.forget(&study.name);
+        }
+        // The replies to other calls say the same.
+        Ok(next.filter(|_| !self.steps.is_calling()))
     }
 
     /// Asks for a step of the open study, whose weights are loaded, or else of the study that was named, if any.
@@ -271,7 +326,8 @@ impl Worker {
         let open = self.open.as_ref().map(|open| &open.name);
         let study = open.or(self.config.study.as_ref()).cloned().unwrap_or_default();
         let set_aside = self.state.borrow().set_aside.at(Instant::now());
-        match self.controller.lease(study.clone(), set_aside).await {
+        let request = self.controller.lease_request(study.clone(), set_aside);
+        match self.controller.lease(&request).await {
             Ok(next) => Ok(next),
             Err(status) if status.code() == Code::NotFound && self.open.is_some() => {
                 warn!(study, "study is gone");
@@ -296,7 +352,7 @@ impl Worker {
         }
     }
 
-    /// Sets a study aside, gives its step back, and saves and closes it.
+    /// Sets a study aside, gives its steps back, and saves and closes it.
     async fn abandon(
         &mut self,
         study: &str,
@@ -348,16 +404,21 @@ impl Worker {
         }
     }
 
-    /// Computes and reports a step. Returns what comes next, if the controller has answered that already.
-    async fn step(&mut self, step: v1::Step) -> Result<Option<Next>, Fault> {
-        self.in_flight = Some(InFlight::Computing(step.clone()));
+    /// Computes a step, and sends its report on its way.
+    async fn step(&mut self, step: v1::Step) -> Result<(), Fault> {
+        let begun = Instant::now();
+        self.steps.computing = Some(step.clone());
         self.state.send_modify(|state| state.take(step.step_id));
         // Images may have to be decoded first, which takes minutes for a large data set.
         let controller = self.controller.clone();
         let limit = self.config.step_limit;
         if !controller.keep_lease(&step, limit, self.open_study(&step)).await? {
             self.give_back("the study is rejected").await;
-            return Ok(None);
+            return Ok(());
+        }
+        if !self.stopping.is_cancelled() {
+            let set_aside = self.state.borrow().set_aside.at(Instant::now());
+            self.steps.ask_ahead(&step.study, set_aside);
         }
         let outcome = self.compute(&step).await?;
         metrics::images(outcome.images);
@@ -369,32 +430,29 @@ impl Worker {
                     / outcome.computing.as_secs_f64().max(f64::MIN_POSITIVE),
             });
         });
-        let computing = outcome.computing;
-        let request = self.controller.report_of(step, outcome, !self.stopping.is_cancelled());
-        self.in_flight = Some(InFlight::Reporting(request.clone()));
-        let started = Instant::now();
-        let stopping = &self.stopping;
-        let patience = async {
-            stopping.cancelled().await;
-            sleep(FAREWELL).await;
-        };
-        let answer = tokio::select! {
-            answer = self.controller.report(&request) => answer,
-            () = patience => return Ok(None),
-        };
-        self.in_flight = None;
+        self.steps.computing = None;
+        self.steps.pace.computed(begun.elapsed());
+        let (computing, study_id) = (outcome.computing, step.study_id.clone());
+        let request = self.controller.report_of(step, outcome);
+        self.steps.report(request, study_id, computing, self.stopping.is_cancelled());
+        Ok(())
+    }
+
+    /// Takes in the answer to a report.
+    async fn reported(&mut self, reported: Reported) -> Result<(), Fault> {
+        let Reported { request, study_id, computing, took, answer } = reported;
         self.state.send_modify(|state| state.step = None);
         let answer = match answer {
             Ok(answer) => answer,
             Err(status) if status.code() == Code::NotFound => {
                 warn!(reason = status.message(), "the step of a report is gone");
-                self.close().await?;
-                return Ok(None);
+                self.steps.forget(&request.study);
+                return self.close().await;
             }
             Err(status) => {
                 let v1::ReportStepRequest { study, step_id, lease_id, .. } = request;
-                let step = v1::Step { study, step_id, lease_id, ..Default::default() };
-                self.in_flight = Some(InFlight::Computing(step));
+                let step = v1::Step { study, step_id, lease_id, study_id, ..Default::default() };
+                self.steps.computing = Some(step);
                 let explanation = self.controller.explain(&status);
                 let error = anyhow!("the controller refuses a report: {explanation}");
                 return Err(match status.code() {
@@ -403,14 +461,10 @@ impl Worker {
                 });
             }
         };
-        metrics::phase(Phase::Report, started.elapsed());
+        metrics::phase(Phase::Report, took);
         metrics::reported(answer.outcome());
         self.state.send_modify(|state| state.steps += 1);
         debug!(outcome = answer.outcome().as_str_name(), losses = ?request.losses, "step reported");
-        let next = answer.next.and_then(|next| next.next);
-        if let Some(Next::Step(step)) = &next {
-            self.in_flight = Some(InFlight::Computing(step.clone()));
-        }
         if let Some(open) = &self.open {
             self.state.send_modify(|state| state.set_aside.clear(&open.study_id));
             self.first_steps.survived(&open.study_id);
@@ -422,7 +476,7 @@ impl Worker {
             let described = stopping.run_until_cancelled(self.describe(describe)).await;
             described.transpose().map_err(Fault::Trainer)?;
         }
-        Ok(next)
+        Ok(())
     }
 
     /// Has the engine compute a step.
@@ -551,11 +605,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Gives back the step in flight, if the controller can be reached in a short time.
+    /// Gives back the steps in hand, if the controller can be reached in a short time.
     async fn give_back(&mut self, reason: &str) {
         self.state.send_modify(|state| state.step = None);
-        if let Some(step) = self.in_flight.take() {
-            self.controller.give_back(step, reason).await;
-        }
+        self.steps.give_back(reason).await;
     }
 }

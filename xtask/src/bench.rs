@@ -55,6 +55,17 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         scaling_runs: u64,
     },
+    /// A trainer far from its controller: steps per second by the number of steps leased ahead, and what their staleness costs
+    ///
+    /// Takes three minutes. Writes the table of docs/remote-gpu.md; the last line of the output is JSON.
+    Remote {
+        /// Milliseconds of a step, which sleeps in place of computing
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+        step_ms: u64,
+        /// Milliseconds of a round trip
+        #[arg(long, default_value_t = 100)]
+        round_trip_ms: u64,
+    },
     /// The paper's artificial problem: steps to success of ASNG, of SNG with four steps, of random search, of the authors' code
     ///
     /// A search that fails takes 100,000 steps. Writes docs/toy.svg; the last line of the output is JSON.
@@ -95,6 +106,11 @@ pub(crate) fn bench(root: &Path, bench: &Bench) -> anyhow::Result<()> {
             setup::nasbench201(root)?;
             let runs = [format!("--runs={runs}"), format!("--scaling-runs={scaling_runs}")];
             program(root, "bench-quality", &runs)
+        }
+        Bench::Remote { step_ms, round_trip_ms } => {
+            let times =
+                [format!("--step-ms={step_ms}"), format!("--round-trip-ms={round_trip_ms}")];
+            program(root, "bench-remote", &times)
         }
         Bench::Toy { seeds, slow_seeds } => program(
             root,

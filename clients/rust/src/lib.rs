@@ -9,6 +9,7 @@
 //! | [`Connection`] | the transport for every generated client: TLS, token, failover, trace context |
 //! | [`insist`], [`insist_for`] | calls until there is an answer, or for a limited time |
 //! | [`explain`] | an error in a person's words, with what to do |
+//! | [`Prefetch`], [`Pace`] | how many steps a trainer leases ahead |
 //! | [`preset`] | steps that go with a preset of the project's spaces |
 //! | [`telemetry`] | logs and traces of a program |
 //!
@@ -28,6 +29,7 @@ pub mod environment;
 mod explain;
 mod insist;
 mod options;
+mod prefetch;
 mod presets;
 pub mod telemetry;
 mod token;
@@ -37,5 +39,6 @@ pub use self::{
     explain::{explain, explain_trainer},
     insist::{insist, insist_for, is_transient},
     options::{CONTROLLER_PORT, Options, TRAINER_PORT, url},
+    prefetch::{MAX_PREFETCH, Pace, Prefetch},
     presets::{Preset, preset},
 };

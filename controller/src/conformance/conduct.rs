@@ -144,6 +144,12 @@ impl Conduct {
         !self.steps.is_empty()
     }
 
+    /// Numbers of the steps that are neither reported nor given back.
+    pub(super) fn held(&self) -> Vec<u64> {
+        let held = self.steps.values().filter(|handed| !handed.back);
+        held.map(|handed| handed.step.step_id).collect()
+    }
+
     /// The first step with no architectures to be ranked that is neither reported nor released.
     pub(super) fn unranked(&self) -> Option<Step> {
         let mut out = self.steps.values().filter(|handed| !handed.back).map(|handed| &handed.step);

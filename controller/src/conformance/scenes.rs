@@ -40,7 +40,7 @@ pub(super) struct Scene {
 pub(super) const WARM_UP: &str = "warm-up";
 
 /// In the order in which they are played.
-pub(super) const SCENES: [Scene; 14] = [
+pub(super) const SCENES: [Scene; 15] = [
     Scene {
         rule: "unserved",
         expected: "the trainer releases a step that it cannot serve, or rejects the study, and asks for other work",
@@ -92,6 +92,11 @@ pub(super) const SCENES: [Scene; 14] = [
         play: |stage| Box::pin(outcome(stage, ReportOutcome::Pending)),
     },
     Scene {
+        rule: "ordered",
+        expected: "a report that is sent before the one before it is answered names that one's step in `after`, and comes again when it is refused",
+        play: |stage| Box::pin(ordered(stage)),
+    },
+    Scene {
         rule: "retry-info",
         expected: "after UNAVAILABLE with RetryInfo, the trainer repeats the report, and not before that time",
         play: |stage| Box::pin(retry_info(stage)),
@@ -118,6 +123,13 @@ pub(super) const FINISHED: Scene = Scene {
     rule: "finished",
     expected: "after the end of a study, the trainer asks at most once more for its steps",
     play: |stage| Box::pin(finished(stage)),
+};
+
+/// In place of the last one, for a trainer with several steps in hand.
+pub(super) const QUEUE_RELEASED: Scene = Scene {
+    rule: "queue-released",
+    expected: "a trainer that cannot go on gives back the steps that wait",
+    play: |stage| Box::pin(queue_released(stage)),
 };
 
 async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
@@ -228,6 +240,7 @@ async fn warm_up(stage: &mut Stage) -> Result<Played, Over> {
         let call = stage.next().await?;
         let what = match &call {
             Call::Describe(_) | Call::Extend(_) => None,
+            Call::Lease(_) if stage.in_hand > 1 => None,
             Call::Report(asked) if asked.request.step_id == id => {
                 let request = asked.request.clone();
                 if request.losses.is_empty() {
@@ -291,9 +304,9 @@ async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
             // Whoever sent it before no longer waits.
             Call::Report(again) if is_same(&again.request, &first) => asked = again,
             other => {
-                if matches!(&other, Call::Report(_))
-                    || matches!(&other, Call::Lease(_) if first.lease_next)
-                {
+                let hurries = matches!(&other, Call::Report(_))
+                    || matches!(&other, Call::Lease(_) if first.lease_next);
+                if hurries && stage.in_hand == 1 {
                     gave_up.get_or_insert(name(&other));
                 }
                 stage.answer(other).await;
@@ -331,6 +344,10 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
                 stage.answer(Call::Report(asked)).await;
                 return goes_on(stage, &by_another).await;
             }
+            // Other steps in hand go on.
+            other if stage.in_hand > 1 && !is_about(&other, &by_another.lease_id) => {
+                drop(stage.answer(other).await);
+            }
             other => {
                 stage.answer(other).await;
                 return Ok(stage.verdict(true, "the trainer dropped the step"));
@@ -349,6 +366,64 @@ async fn outcome(stage: &mut Stage, outcome: ReportOutcome) -> Result<Played, Ov
     stage.give(asked.reply, answer);
     stage.fault(format!("the report of step {step} was answered with {outcome}"));
     goes_on(stage, &asked.request).await
+}
+
+async fn ordered(stage: &mut Stage) -> Result<Played, Over> {
+    if stage.in_hand == 1 {
+        return Ok((Verdict::NotSeen, "the trainer has one step in hand; see --in-hand".into()));
+    }
+    let first = stage.report().await?;
+    let answer = stage.really_report(first.request.clone()).await;
+    let before = first.request.step_id;
+    let end = Instant::now() + SLOW;
+    let second = loop {
+        match stage.next_until(end).await {
+            Some(Call::Report(asked)) if asked.request.step_id != before => break Some(asked),
+            Some(other) => drop(stage.answer(other).await),
+            None => break None,
+        }
+    };
+    let Some(second) = second else {
+        stage.give(first.reply, answer);
+        let seen = format!("no report came in {} after that of step {before}", seconds(SLOW));
+        return Ok((Verdict::NotSeen, format!("{seen}, which was not answered")));
+    };
+    let (step, after) = (second.request.step_id, second.request.after);
+    stage
+        .fault(format!("step {step} was reported before the report of step {before} was answered"));
+    let details = ErrorDetails::with_retry_info(Some(ASKED_PAUSE));
+    let refusal = Status::with_error_details(Code::Unavailable, "not in turn, on purpose", details);
+    let _ = second.reply.send(Err(refusal));
+    stage.give(first.reply, answer);
+    let (verdict, seen) = repeated(stage, &second.request).await?;
+    let verdict = if after == before { verdict } else { Verdict::Failed };
+    Ok((verdict, format!("{seen}; `after` was {after}")))
+}
+
+async fn queue_released(stage: &mut Stage) -> Result<Played, Over> {
+    let asked = loop {
+        let asked = stage.report().await?;
+        // Until enough steps have been leased ahead.
+        if stage.in_hand == 1 || !stage.held().is_empty() {
+            break asked;
+        }
+        stage.answer(Call::Report(asked)).await;
+    };
+    let waiting = stage.held();
+    if waiting.is_empty() {
+        stage.answer(Call::Report(asked)).await;
+        return Ok((Verdict::NotSeen, "no step waits; see --in-hand".into()));
+    }
+    let step = asked.request.step_id;
+    let _ = asked.reply.send(Err(Status::invalid_argument("refused, on purpose")));
+    stage.fault(format!(
+        "the report of step {step} was refused for good while steps {waiting:?} waited"
+    ));
+    while waiting.iter().any(|step| stage.held().contains(step)) {
+        let call = stage.next().await?;
+        stage.answer(call).await;
+    }
+    Ok(stage.verdict(true, "they came back"))
 }
 
 async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
@@ -387,7 +462,9 @@ async fn back_off(stage: &mut Stage) -> Result<Played, Over> {
         seconds(OUTAGE)
     ));
     let (verdict, seen) = repeated(stage, &asked.request).await?;
-    if early > OUTAGE_CALLS[0] || late > OUTAGE_CALLS[1] {
+    // Each report on its way is tried by itself.
+    let most = OUTAGE_CALLS.map(|calls| calls * stage.in_hand);
+    if early > most[0] || late > most[1] {
         return Ok((Verdict::Failed, seen));
     }
     Ok((verdict, seen))
@@ -458,11 +535,13 @@ async fn finished(stage: &mut Stage) -> Result<Played, Over> {
     }
     stage.fault("the study has ended");
     let end = Instant::now() + QUIET;
-    let mut leases = 0;
+    let (mut leases, mut reports) = (0, 0);
     while let Some(call) = stage.next_until(end).await {
         leases +=
             usize::from(matches!(&call, Call::Lease(asked) if !asked.request.study.is_empty()));
-        if leases > 1 || matches!(&call, Call::Report(_)) {
+        reports += usize::from(matches!(&call, Call::Report(_)));
+        // Further reports may have been on their way.
+        if leases > 1 || reports >= stage.in_hand {
             return Ok(stage.verdict(false, format!("the trainer called {}", name(&call))));
         }
         stage.answer(call).await;
@@ -482,7 +561,7 @@ async fn repeated(stage: &mut Stage, first: &v1::ReportStepRequest) -> Result<Pl
                 let (before, now) = (&first.losses, &again.request.losses);
                 Some(stage.verdict(false, format!("the losses were {before:?}, then {now:?}")))
             }
-            Call::Report(again) => {
+            Call::Report(again) if stage.in_hand == 1 => {
                 let next = again.request.step_id;
                 Some(stage.verdict(false, format!("the trainer reported step {next} instead")))
             }
@@ -514,6 +593,16 @@ async fn goes_on(stage: &mut Stage, done: &v1::ReportStepRequest) -> Result<Play
         if let Some(played) = played {
             return Ok(played);
         }
+    }
+}
+
+/// Returns true if a call concerns the step with this lease.
+fn is_about(call: &Call, lease: &str) -> bool {
+    match call {
+        Call::Report(asked) => asked.request.lease_id == lease,
+        Call::Extend(asked) => asked.request.lease_id == lease,
+        Call::Release(asked) => asked.request.lease_id == lease,
+        Call::Lease(_) | Call::Describe(_) => false,
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) struct Stage {
     calls: mpsc::Receiver<Call>,
     pub(super) door: Door,
     timeout: Duration,
+    /// The steps that the trainer has in hand at a time.
+    pub(super) in_hand: usize,
     pub(super) told: Told,
     /// The fault that the current scenario has injected.
     fault: Option<String>,
@@ -70,12 +72,14 @@ impl Stage {
         calls: mpsc::Receiver<Call>,
         door: Door,
         timeout: Duration,
+        in_hand: usize,
     ) -> Stage {
         Stage {
             api,
             calls,
             door,
             timeout,
+            in_hand,
             told: Told::Nothing,
             fault: None,
             busy: Instant::now(),
@@ -320,6 +324,11 @@ impl Stage {
             }
         }
         None
+    }
+
+    /// Numbers of the steps that are neither reported nor given back.
+    pub(super) fn held(&self) -> Vec<u64> {
+        self.conduct.held()
     }
 
     /// A step in the trainer's hands that has no architectures to be ranked.

@@ -79,6 +79,13 @@ pub(super) fn status(error: &Error) -> Status {
     }
 }
 
+/// UNAVAILABLE: a report came before that of step `after`, which is to count first.
+pub(super) fn not_in_turn(after: u64) -> Status {
+    let message = format!("the report of step {after}, which `after` names, has not arrived yet");
+    let retry = ErrorDetails::with_retry_info(Some(Duration::from_millis(100)));
+    Status::with_error_details(Code::Unavailable, message, retry)
+}
+
 /// INVALID_ARGUMENT that lists the violations, unless they are too many for a client to read.
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     let message = match violations {

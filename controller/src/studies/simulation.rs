@@ -25,6 +25,11 @@ enum Operation {
         trainer: usize,
         again: bool,
     },
+    /// A trainer asks for several steps, each under a new request id.
+    LeaseAhead {
+        trainer: usize,
+        steps: usize,
+    },
     /// A trainer reports a step it has, or once had, and asks for the next.
     Report {
         trainer: usize,
@@ -72,6 +77,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let crash = prop::bool::weighted(0.1);
     let operation = prop_oneof![
         8 => (0..TRAINERS, any::<bool>()).prop_map(|(trainer, again)| Lease { trainer, again }),
+        2 => (0..TRAINERS, 1..6_usize).prop_map(|(trainer, steps)| LeaseAhead { trainer, steps }),
         12 => (0..TRAINERS, any::<usize>(), [loss(), loss()], [size(), size()], crash).prop_map(
             |(trainer, held, losses, sizes, crash)| Report { trainer, held, losses, sizes, crash }
         ),
@@ -306,6 +312,12 @@ impl Simulation {
                 let origin = Origin::Request(self.requests.to_string());
                 self.lease(trainer, &origin);
             }
+            LeaseAhead { trainer, steps } => {
+                for _ in 0..steps {
+                    self.requests += 1;
+                    self.lease(trainer, &Origin::Request(self.requests.to_string()));
+                }
+            }
             Report { trainer, held: number, losses, sizes, crash } => {
                 let Some(lease) = held(number) else { return };
                 let ranked = self.model.sampled[&lease.step].1.len();
@@ -368,7 +380,10 @@ impl Simulation {
                 assert_eq!(rejected, self.model.rejected);
             }
             FreshStart { trainer } => {
-                self.shelf().forget_trainer(&format!("t{trainer}")).unwrap();
+                let trainer = format!("t{trainer}");
+                self.shelf().forget_trainer(&trainer).unwrap();
+                let mut steps = self.model.sampled.keys();
+                assert!(!steps.any(|step| self.study().is_held_by(&trainer, *step, self.now)));
             }
             Wait { seconds } => {
                 self.now.monotonic += Duration::from_secs(seconds);

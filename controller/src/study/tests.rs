@@ -177,6 +177,36 @@ fn rule_4_a_released_step_and_those_of_a_restarted_trainer_come_back_at_once() {
 }
 
 #[test]
+fn rule_4_a_trainer_with_several_steps_loses_none_by_a_restart() {
+    let spec = || Spec { max_staleness: Some(3), ..spec() };
+    let (mut killed, mut other) = (Bench::new(spec()), Bench::new(spec()));
+    // A second makes another request of it.
+    let lease = |bench: &mut Bench| {
+        bench.advance(1);
+        bench.lease("t")
+    };
+    let lease_all = |bench: &mut Bench| [1, 2, 3, 4].map(|_| lease(bench));
+    let mut queue: Vec<Step> = lease_all(&mut killed).into();
+    let mut unharmed: Vec<Step> = lease_all(&mut other).into();
+    assert!(matches!(killed.next("t", "x"), Next::NoWork(_)), "1 + max_staleness are out");
+    for i in 0..30 {
+        if i % 7 == 3 {
+            killed.study.forget_trainer("t");
+            assert!(!queue.iter().any(|step| killed.study.is_held_by("t", step.id, killed.now)));
+            queue = lease_all(&mut killed).into();
+        }
+        for (bench, queue) in [(&mut killed, &mut queue), (&mut other, &mut unharmed)] {
+            let step = queue.remove(0);
+            let receipt = bench.report(&step, &[i as f64, 2.0]);
+            assert_eq!(receipt.outcome, Some(Outcome::Applied));
+            assert_eq!(receipt.staleness, i.min(3));
+            queue.push(lease(bench));
+        }
+    }
+    assert_eq!(killed.theta(), other.theta());
+}
+
+#[test]
 fn rule_5_a_report_staler_than_allowed_changes_nothing() {
     let mut bench = Bench::new(Spec { max_staleness: Some(1), ..spec() });
     let (slow, one) = (bench.lease("slow"), bench.lease("t"));

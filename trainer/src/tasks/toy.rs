@@ -5,6 +5,8 @@
 //! k_d / K + (x_dk - t_d)^2, with noise t_d ~ N(0, 1 / K^2), drawn once for the training and once for the ranking, as two
 //! minibatches are. Without noise the smallest cost of all is 0.
 
+use std::{thread::sleep, time::Duration};
+
 use rand_distr::{Distribution, Normal, StandardNormal};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
@@ -36,14 +38,17 @@ pub struct Toy {
     momentum: f64,
     /// Seed of the weights at the start and of the noise.
     seed: i64,
+    /// Milliseconds for which a step sleeps, half of them for each minibatch, as if it computed: for trials of a line or a trainer.
+    step_ms: i64,
 }
 
-const TABLE: [Row<Toy>; 5] = [
+const TABLE: [Row<Toy>; 6] = [
     ("variables", Setting::Whole(1, 1000, |s| &mut s.variables)),
     ("choices", Setting::Whole(2, 100, |s| &mut s.choices)),
     ("learning_rate", Setting::Real(0.0, 10.0, |s| &mut s.learning_rate)),
     ("momentum", Setting::Real(0.0, 0.999, |s| &mut s.momentum)),
     ("seed", Setting::Whole(0, i64::MAX, |s| &mut s.seed)),
+    ("step_ms", Setting::Whole(0, 3_600_000, |s| &mut s.step_ms)),
 ];
 
 impl Toy {
@@ -54,7 +59,8 @@ impl Toy {
             Preset::Small => 20,
             Preset::Quick => 10,
         };
-        let mut toy = Toy { variables, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0 };
+        let mut toy =
+            Toy { variables, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0, step_ms: 0 };
         let violations = settings::apply(NAME, &mut toy, &TABLE, given);
         if violations.is_empty() { Ok(toy) } else { Err(violations) }
     }
@@ -139,7 +145,10 @@ impl Task for Toy {
 
     fn batch(&self, _: &Images, _: &Preprocess, draw: Draw) -> Batch {
         let input = match draw {
-            Draw::Augmented { seed, number } => self.noise(seed, number),
+            Draw::Augmented { seed, number } => {
+                sleep(Duration::from_millis(self.step_ms.cast_unsigned()) / 2);
+                self.noise(seed, number)
+            }
             Draw::Plain { .. } => Tensor::zeros([self.variables, 1], (Kind::Double, Device::Cpu)),
         };
         Batch { input, target: Tensor::new() }

@@ -1,20 +1,26 @@
 //! A trainer's calls of the controller's SearchService. Every failed call is counted. Calls are repeated until the controller answers, except
 //! those that may as well fail: extending a lease, and giving a step back.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use asng_client::{Connection, explain, insist};
 use asng_proto::v1::{
     self, describe_space_request::Answer, lease_step_response::Next,
     search_service_client::SearchServiceClient,
 };
-use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout, timeout_at};
 use tonic::{Response, Status};
 use tracing::{error, info, warn};
 
 use crate::{engine, metrics};
 
-/// Time limit for giving back a step, and for the last report of a trainer that ends.
+/// Time limit for giving back steps, and for the last reports of a trainer that ends.
 pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The controller, as one trainer calls it.
@@ -28,15 +34,8 @@ pub(super) struct Controller {
     data_sets: Vec<String>,
     /// Random number that makes the request ids of this process unique.
     process: u64,
-    requests: u64,
-}
-
-/// A step that the controller expects from this trainer.
-pub(super) enum InFlight {
-    /// The step is leased and not reported.
-    Computing(v1::Step),
-    /// The report is sent and not acknowledged. Its reply may bring, or may already have brought, the next step.
-    Reporting(v1::ReportStepRequest),
+    /// The number of requests for a step so far, of all clones.
+    requests: Arc<AtomicU64>,
 }
 
 /// Returns the values of architectures.
@@ -62,40 +61,46 @@ impl Controller {
             unserved,
             data_sets,
             process,
-            requests: 0,
+            requests: Arc::default(),
         }
     }
 
-    /// Asks for a step of `study`, or of any study when that is empty.
-    pub(super) async fn lease(
-        &mut self,
+    /// Makes a request for a step of `study`, or of any study when that is empty.
+    pub(super) fn lease_request(
+        &self,
         study: String,
         set_aside: Vec<v1::SetAsideStudy>,
-    ) -> Result<Option<Next>, Status> {
-        self.requests += 1;
-        let request = v1::LeaseStepRequest {
+    ) -> v1::LeaseStepRequest {
+        let before = self.requests.fetch_add(1, Ordering::Relaxed);
+        v1::LeaseStepRequest {
             study,
             trainer_id: self.trainer_id.clone(),
             spaces: self.spaces.clone(),
-            request_id: format!("{:016x}-{}", self.process, self.requests),
-            fresh_start: self.requests == 1,
+            request_id: format!("{:016x}-{}", self.process, before + 1),
+            fresh_start: before == 0,
             set_aside,
             unserved: self.unserved.clone(),
             data_sets: self.data_sets.clone(),
-        };
-        let answer = insist(&request, |request| {
+        }
+    }
+
+    /// Asks for a step.
+    pub(super) async fn lease(
+        &self,
+        request: &v1::LeaseStepRequest,
+    ) -> Result<Option<Next>, Status> {
+        let answer = insist(request, |request| {
             let mut search = self.search.clone();
             async move { counted(search.lease_step(request).await) }
         });
         Ok(answer.await?.next)
     }
 
-    /// Makes the report of a computed step; `lease_next` asks for another step in the reply.
+    /// Makes the report of a computed step.
     pub(super) fn report_of(
         &self,
         step: v1::Step,
         outcome: engine::Outcome,
-        lease_next: bool,
     ) -> v1::ReportStepRequest {
         v1::ReportStepRequest {
             study: step.study,
@@ -107,7 +112,7 @@ impl Controller {
             losses: outcome.losses,
             costs: outcome.costs.into_iter().map(costs).collect(),
             metrics: outcome.metrics,
-            lease_next,
+            ..Default::default()
         }
     }
 
@@ -186,35 +191,19 @@ impl Controller {
         Ok(())
     }
 
-    /// Gives a step back, if the controller answers within [`FAREWELL`].
-    pub(super) async fn give_back(&self, step: InFlight, reason: &str) {
-        let mut search = self.search.clone();
-        let given_back = async {
-            let step = match step {
-                InFlight::Computing(step) => step,
-                // A report that is sent twice counts once, and brings the same next step.
-                InFlight::Reporting(request) => {
-                    let answer = search.report_step(request).await?.into_inner();
-                    match answer.next.and_then(|next| next.next) {
-                        Some(Next::Step(step)) => step,
-                        _ => return Ok(()),
-                    }
-                }
-            };
-            let request = v1::ReleaseStepRequest {
-                study: step.study,
-                step_id: step.step_id,
-                lease_id: step.lease_id,
-                reason: reason.chars().take(1000).collect(),
-            };
-            search.release_step(request).await?;
-            info!(step = step.step_id, "step given back");
-            Ok::<(), Status>(())
-        };
-        match timeout(FAREWELL, given_back).await {
-            Ok(Ok(())) => {}
-            Ok(Err(status)) => warn!(reason = status.message(), "step not given back"),
-            Err(_) => warn!("step not given back: the controller does not answer"),
+    /// Gives a step back, if the controller answers before `end`.
+    pub(super) async fn release(&self, step: v1::Step, reason: &str, end: Instant) {
+        let v1::Step { study, step_id, lease_id, .. } = step;
+        let reason = reason.chars().take(1000).collect();
+        let request = v1::ReleaseStepRequest { study, step_id, lease_id, reason };
+        match timeout_at(end, self.search.clone().release_step(request)).await {
+            Ok(Ok(_)) => info!(step = step_id, "step given back"),
+            Ok(Err(status)) => {
+                warn!(step = step_id, reason = status.message(), "step not given back");
+            }
+            Err(_) => {
+                warn!(step = step_id, "step not given back: the controller does not answer");
+            }
         }
     }
 

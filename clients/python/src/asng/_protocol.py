@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ from asng import _checks as checks
 from asng._checks import MAX_UINT32, MAX_UINT64
 from asng._errors import Error, NotReported, is_for_good
 from asng._options import log
+from asng._prefetch import Pace
 from asng._space import Architecture, Space
 from asng._study import Outcome, StudyState, summary_of
 from asng.v1 import search_pb2 as search
@@ -220,14 +222,29 @@ def reason(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class TrainerSession:
-    """The work of one loop on a study: the step in hand, the requests about it, and the meaning of the answers.
+@dataclass
+class _Held:
+    """A step that is here, to the controller's knowledge."""
 
-    Times, `now`, are of a clock that only goes forward, in seconds.
+    step: search.Step
+    since: float
+    """The time at which it came, or at which the body of the loop got it."""
+    lost: bool = False
+    """Whether its lease is no longer extended."""
+
+
+class TrainerSession:
+    """The work of one loop on a study: the steps in hand, the requests about them, and the meaning of the answers.
+
+    Times, `now`, are of a clock that only goes forward, in seconds. With steps leased ahead, several threads use it.
     """
 
     def __init__(
-        self, study: str, trainer_id: str | None, step_limit: float | timedelta | None
+        self,
+        study: str,
+        trainer_id: str | None,
+        step_limit: float | timedelta | None,
+        prefetch: int | Literal["auto"] = 0,
     ) -> None:
         self._study = study
         self._run = secrets.token_hex(8)
@@ -236,18 +253,39 @@ class TrainerSession:
         self._limit = (
             float("inf") if step_limit is None else checks.seconds("step_limit", step_limit)
         )
+        self._pace = Pace(prefetch)
+        self._lock = threading.Lock()
         self._requests = 0
         self._next: search.LeaseStepResponse | None = None
-        # The step that is here, to the controller's knowledge, and the report of it that is on its way.
-        self._hand: search.Step | None = None
-        self._since = 0.0
-        self._lost = False
-        self._sent: search.ReportStepRequest | None = None
+        # The steps that are here by their leases, and by their numbers those that wait for the body of the loop.
+        self._held: dict[str, _Held] = {}
+        self._waiting: dict[int, search.Step] = {}
+        # Reports on their way by their leases, in the order in which they were sent.
+        self._sent: dict[str, search.ReportStepRequest] = {}
+        # The number of requests on their way that bring a step, and whether one of them is a LeaseStep.
+        self._asking = 0
+        self._leasing = False
+        self._ask_again = 0.0
         self.period = 20.0
         """Seconds between two extensions of a lease, once there is one."""
 
+    @property
+    def leases_ahead(self) -> bool:
+        """Whether reports are sent without waiting for their answers."""
+        return self._pace.leases_ahead
+
+    def begin(self, now: float) -> search.Step | None:
+        """Returns a step that waits, for the body of the loop."""
+        with self._lock:
+            if not self._waiting:
+                return None
+            # A step that came back has a smaller number than those that were leased after it.
+            step = self._waiting.pop(min(self._waiting))
+            self._held[step.lease_id] = _Held(step, now)
+            return step
+
     def next(self) -> search.LeaseStepResponse | None:
-        """Returns the part of the last report's reply that is about the next step, once."""
+        """Returns what the last reply without a step said of the next one, once."""
         answer, self._next = self._next, None
         return answer
 
@@ -261,13 +299,33 @@ class TrainerSession:
             fresh_start=self._requests == 1,
         )
 
-    def take(self, answer: search.LeaseStepResponse, now: float) -> search.Step | float | v1.Study:
-        """Returns a step, or seconds after which to ask again, or the study, which has ended. Raises StudyFailed."""
+    def lease_ahead(self, now: float) -> search.LeaseStepRequest | None:
+        """Returns a request for a further step, while one is in the body of the loop, if fewer wait than should."""
+        with self._lock:
+            ahead = len(self._waiting) + self._asking
+            if ahead >= self._pace.ahead() or self._leasing or now < self._ask_again:
+                return None
+            self._asking += 1
+            self._leasing = True
+            return self.lease()
+
+    def leased_ahead(self, answer: search.LeaseStepResponse | None, now: float) -> None:
+        """Takes the answer to a request for a further step; None if it has failed."""
+        with self._lock:
+            self._asking -= 1
+            self._leasing = False
+            # Whatever is wrong shows in the calls that the loop waits for.
+            self._ask_again = now + (0 if answer else 1)
+            if answer:
+                self._told(answer, now)
+
+    def take(self, answer: search.LeaseStepResponse, now: float) -> float | v1.Study:
+        """Takes what comes next. Returns seconds after which to go on, or the study, which has ended. Raises StudyFailed."""
         match answer.WhichOneof("next"):
             case "step":
-                step = answer.step
-                self._hold(step, now)
-                return step
+                with self._lock:
+                    self._hold(answer.step, now)
+                return 0.0
             case "finished":
                 summary_of(answer.finished.study).must_not_have_failed()
                 return answer.finished.study
@@ -284,14 +342,16 @@ class TrainerSession:
         losses: Iterable[SupportsFloat],
         metrics: Mapping[str, SupportsFloat] | None,
         costs: Iterable[Mapping[str, SupportsFloat]] | None,
+        now: float,
     ) -> search.ReportStepRequest:
         """Returns the report of the step in hand. Raises InvalidArgument for what is not numbers; the step stays in hand."""
         message = step._message
-        if self._hand is not message:
+        held = self._held.get(message.lease_id)
+        if not held or held.step is not message or self._is_on_its_way(message):
             raise Error(
                 f"step {step.id} cannot be reported: it was reported or released before; report each step once"
             )
-        self._sent = search.ReportStepRequest(
+        request = search.ReportStepRequest(
             study=message.study,
             step_id=message.step_id,
             lease_id=message.lease_id,
@@ -299,74 +359,122 @@ class TrainerSession:
             losses=checks.losses(losses),
             metrics=checks.figures("metrics", metrics),
             costs=[v1.Costs(figures=figures) for figures in checks.costs(costs)],
-            lease_next=True,
         )
-        return self._sent
+        with self._lock:
+            if again := self._sent.get(message.lease_id):
+                self._no_longer_sent(again)
+            request.lease_next = len(self._waiting) + self._asking <= self._pace.ahead()
+            before = next(reversed(self._sent.values()), None)
+            request.after = before.step_id if before else 0
+            self._asking += request.lease_next
+            self._sent[message.lease_id] = request
+            self._pace.computed(now - held.since)
+        return request
 
-    def reported(self, answer: search.ReportStepResponse, now: float) -> Outcome:
+    def reported(
+        self, request: search.ReportStepRequest, answer: search.ReportStepResponse, now: float
+    ) -> Outcome:
         """Takes the answer to a report: the step is no longer in hand, and the next one may be."""
-        self._sent = self._hand = None
-        # A controller that is about to end takes a report without saying what is next.
-        if answer.next.WhichOneof("next"):
-            self._next = answer.next
-        if answer.next.HasField("step"):
-            self._hold(answer.next.step, now)
+        with self._lock:
+            self._no_longer_sent(request)
+            self._held.pop(request.lease_id, None)
+            # A controller that is about to end takes a report without saying what is next.
+            if answer.next.WhichOneof("next"):
+                self._told(answer.next, now)
         return Outcome(answer.outcome)
 
-    def refused(self) -> None:
+    def answered(self, seconds: float) -> None:
+        """Records the time from a report to its answer."""
+        self._pace.answered(seconds)
+
+    def refused(self, request: search.ReportStepRequest) -> None:
         """Notes that the report was answered with an error: the step is still in hand."""
-        self._sent = None
+        with self._lock:
+            self._no_longer_sent(request)
 
     def interrupted(self) -> search.ReportStepRequest | None:
-        """Returns the report whose answer was not waited for. Sent again it counts once, and brings the same next step."""
-        return self._sent
+        """Returns the report whose answer was not waited for, without steps ahead. Sent again it counts once, and brings the
+        same next step."""
+        return next(iter(self._sent.values()), None) if not self.leases_ahead else None
 
     def must_be_reported(self, step: Step) -> None:
-        """Raises NotReported if the step is still in hand."""
-        if self._hand is step._message:
+        """Raises NotReported if the step is still in hand, and its report not on its way."""
+        message = step._message
+        if message.lease_id in self._held and not self._is_on_its_way(message):
             raise NotReported(
                 f"step {step.id} was not reported: call step.report(losses) before the next step"
             )
 
-    def extend(self, now: float) -> search.ExtendLeaseRequest | None:
-        """Returns the request that extends the lease of the step in hand; None without a step, without its lease, and when
-        the body of the loop has had it for longer than the limit."""
-        if self._lost or not (step := self._hand):
-            return None
-        if now - self._since > self._limit:
-            self._lost = True
-            log.error(
-                "step %d is stuck: the body of the loop has had it for more than %g s (step_limit), so its lease is left to "
-                "run out, and another trainer gets the step; a report still counts if it is the first",
-                step.step_id,
-                self._limit,
-            )
-            return None
-        return search.ExtendLeaseRequest(
-            study=step.study, step_id=step.step_id, lease_id=step.lease_id
-        )
+    def extensions(self, now: float) -> list[search.ExtendLeaseRequest]:
+        """Returns the requests that extend the leases of the steps in hand; none for a lease that is lost, nor for a step that
+        was here for longer than the limit."""
+        requests = []
+        with self._lock:
+            for held in self._held.values():
+                step = held.step
+                if not held.lost and now - held.since > self._limit:
+                    held.lost = True
+                    log.error(
+                        "step %d is stuck: the body of the loop has had it for more than %g s (step_limit), so its lease is "
+                        "left to run out, and another trainer gets the step; a report still counts if it is the first",
+                        step.step_id,
+                        self._limit,
+                    )
+                if not held.lost:
+                    request = search.ExtendLeaseRequest(
+                        study=step.study, step_id=step.step_id, lease_id=step.lease_id
+                    )
+                    requests.append(request)
+        return requests
 
     def not_kept(self, request: search.ExtendLeaseRequest, error: Exception) -> bool:
-        """Notes that the request was answered with an error. Returns whether it is about the lease that is still in hand.
+        """Notes that the request was answered with an error. Returns whether it is about a lease that is still in hand.
 
         A lease that is lost stays lost; the step's report counts all the same if it is the first.
         """
-        if self._lost or not self._hand or self._hand.lease_id != request.lease_id:
+        held = self._held.get(request.lease_id)
+        if not held or held.lost:
             return False
-        self._lost = is_for_good(error)
+        held.lost = is_for_good(error)
         return True
 
-    def release(self, reason: str) -> search.ReleaseStepRequest | None:
-        """Returns the request that gives back the step in hand, which it no longer is."""
-        step, self._hand = self._hand, None
-        if not step:
-            return None
-        return search.ReleaseStepRequest(
-            study=step.study, step_id=step.step_id, lease_id=step.lease_id, reason=reason[:1000]
-        )
+    def releases(self, reason: str) -> list[search.ReleaseStepRequest]:
+        """Returns the requests that give back the steps in hand, which they no longer are."""
+        with self._lock:
+            steps = [held.step for held in self._held.values()]
+            self._held.clear()
+            self._waiting.clear()
+        return [
+            search.ReleaseStepRequest(
+                study=step.study, step_id=step.step_id, lease_id=step.lease_id, reason=reason[:1000]
+            )
+            for step in steps
+        ]
+
+    def _is_on_its_way(self, step: search.Step) -> bool:
+        """Whether the report of a step is sent, and is not waited for."""
+        return self.leases_ahead and step.lease_id in self._sent
+
+    def _no_longer_sent(self, request: search.ReportStepRequest) -> None:
+        if self._sent.pop(request.lease_id, None) is not None:
+            self._asking -= request.lease_next
+
+    def _told(self, answer: search.LeaseStepResponse, now: float) -> None:
+        match answer.WhichOneof("next"):
+            case "step":
+                self._hold(answer.step, now)
+                return
+            case "no_work":
+                pause = answer.no_work.retry_after.ToTimedelta().total_seconds()
+                self._ask_again = now + pause
+            case "finished":
+                # The steps that wait are closed.
+                for step in self._waiting.values():
+                    self._held.pop(step.lease_id, None)
+                self._waiting.clear()
+        self._next = answer
 
     def _hold(self, step: search.Step, now: float) -> None:
-        self._hand = step
-        self._since = now
-        self._lost = False
+        self._waiting[step.step_id] = step
+        self._held[step.lease_id] = _Held(step, now)
         self.period = max(step.lease.ToTimedelta().total_seconds(), 0.003) / 3

@@ -60,6 +60,8 @@ class Outcome(_WireEnum):
     """The step had been reported before, most likely by this call, whose first reply was lost."""
     STALE = v1.REPORT_OUTCOME_STALE
     """The report arrived too late to count."""
+    SENT = v1.REPORT_OUTCOME_UNSPECIFIED
+    """The report is being sent: the loop leases steps ahead (`prefetch`)."""
 
 
 @dataclass(frozen=True)

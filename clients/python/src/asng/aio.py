@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,7 +21,7 @@ from asng import _checks as checks
 from asng import _protocol as protocol
 from asng import _study as plain
 from asng._attempts import FAREWELL, REQUEST_TIMEOUT, Attempts, Places
-from asng._background import BackgroundTask
+from asng._background import BackgroundTask, CallTasks
 from asng._errors import Error, brief
 from asng._options import Options, PathOrStr, Place, log
 from asng._protocol import STEP_LIMIT, Method, Settings, TrainerSession
@@ -343,17 +343,22 @@ class Study:
         trainer_id: str | None = None,
         *,
         step_limit: float | timedelta | None = STEP_LIMIT,
+        prefetch: int | Literal["auto"] = 0,
     ) -> AsyncGenerator[Step, None]:
         """Leases one step after another until the study ends, extends each lease while the body of the loop runs, and waits
         while the controller is unreachable. The body must report every step. An exception, `break` and Ctrl-C release the
-        current step; so does SIGTERM, which raises SystemExit in the main thread of a program that does not handle SIGTERM.
+        leased steps; so does SIGTERM, which raises SystemExit in the main thread of a program that does not handle SIGTERM.
 
         `trainer_id` is the id of this trainer, 1 to 200 characters, unique and the same after a restart: a restarted process
         then gets the step of the killed one at once. By default a new id is drawn, and such a step waits until its lease
         expires. After `step_limit`, in seconds or as a timedelta, the lease of a step is no longer extended, so that another
         trainer gets the step if the loop hangs; None means no limit. Raises StudyFailed, and NotFound if the study is deleted.
+
+        `prefetch` is the number of steps leased ahead of the one in the body, 0 to 64, which hides the round trip to a distant
+        controller; "auto" chooses it from measured times. `Step.report` then returns at once, and the loop raises the errors of
+        reports. Each report is as many updates stale; the study's `max_staleness` bounds them.
         """
-        session = TrainerSession(self.name, trainer_id, step_limit)
+        session = TrainerSession(self.name, trainer_id, step_limit, prefetch)
         space = await self._known_space()
         in_flight = InFlight(session, self._connection)
         self._in_flight.add(in_flight)
@@ -361,6 +366,20 @@ class Study:
         with sigterm_ends_the_loop():
             try:
                 while True:
+                    while await in_flight.calls.one_ended(0):
+                        pass
+                    if message := session.begin(time.monotonic()):
+                        is_paused = False
+                        in_flight.keep()
+                        self._last = self._last.at(message)
+                        in_flight.lease_ahead()
+                        step = Step(message, space, in_flight)
+                        yield step
+                        session.must_be_reported(step)
+                        continue
+                    if in_flight.calls.running:
+                        await in_flight.calls.one_ended()
+                        continue
                     answer = session.next() or await self._connection.call(
                         protocol.LEASE_STEP, session.lease(), for_ever=True
                     )
@@ -368,19 +387,12 @@ class Study:
                         case v1.Study() as study:
                             self._heard(study)
                             return
-                        case float(pause):
+                        case float(pause) if pause:
                             if not is_paused and (is_paused := await self._is_paused()):
                                 log.warning(
                                     "study %s is paused: waiting until it is resumed", self.name
                                 )
                             await asyncio.sleep(pause)
-                        case message:
-                            is_paused = False
-                            in_flight.keep()
-                            self._last = self._last.at(message)
-                            step = Step(message, space, session, self._connection)
-                            yield step
-                            session.must_be_reported(step)
             finally:
                 await in_flight.give_back(protocol.reason(sys.exc_info()[1]))
                 self._in_flight.discard(in_flight)
@@ -404,12 +416,9 @@ class Study:
 class Step(protocol.Step):
     """A leased step: train the weights on `train`, then report the losses of `rank`."""
 
-    def __init__(
-        self, message: search.Step, space: Space, session: TrainerSession, connection: Connection
-    ) -> None:
+    def __init__(self, message: search.Step, space: Space, in_flight: InFlight) -> None:
         super().__init__(message, space)
-        self._session = session
-        self._connection = connection
+        self._in_flight = in_flight
 
     async def report(
         self,
@@ -423,24 +432,21 @@ class Step(protocol.Step):
         Numbers may be of Python, NumPy or PyTorch, and `losses` a list, an iterator, an array or a tensor of them. `metrics`
         are further metrics for people. `costs` has one entry for each of `rank`, in order, such as `[{"parameters": 2e5}, …]`.
         Waits while the controller is unreachable; when it returns, the report is stored. Raises InvalidArgument for invalid
-        values; the step can then be reported again.
+        values; the step can then be reported again. With steps leased ahead (`prefetch`), the report is sent in the background and
+        the outcome is `Outcome.SENT`.
         """
-        request = self._session.report(self, losses, metrics, costs)
-        try:
-            answer = await self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
-        except Error:
-            self._session.refused()
-            raise
-        return self._session.reported(answer, time.monotonic())
+        return await self._in_flight.report(self, losses, metrics, costs)
 
 
 class InFlight:
-    """The step in hand of a session: its lease is extended in the background until it is given back."""
+    """The steps in hand of a session: their leases are extended in the background until they are given back."""
 
     def __init__(self, session: TrainerSession, connection: Connection) -> None:
         self._session = session
         self._connection = connection
         self._background = BackgroundTask()
+        self.calls = CallTasks()
+        """Calls beside the body of the loop, where steps are leased ahead."""
         self._process = os.getpid()
         # Whoever comes second waits until the step is back.
         self._giving = asyncio.Lock()
@@ -449,19 +455,64 @@ class InFlight:
         """Extends the lease of whatever is in hand, from now until it is given back."""
         self._background.start(self._extend)
 
+    def lease_ahead(self) -> None:
+        """Asks for a further step beside the body of the loop, if fewer wait than should."""
+        if request := self._session.lease_ahead(time.monotonic()):
+            self.calls.start(self._lease, request)
+
+    async def _lease(self, request: search.LeaseStepRequest) -> None:
+        answer = None
+        try:
+            answer = await self._connection.call(protocol.LEASE_STEP, request, for_ever=True)
+        except Error as error:
+            log.debug("no further step is leased ahead: %s", error)
+        finally:
+            self._session.leased_ahead(answer, time.monotonic())
+
+    async def report(
+        self,
+        step: Step,
+        losses: Iterable[SupportsFloat],
+        metrics: Mapping[str, SupportsFloat] | None,
+        costs: Iterable[Mapping[str, SupportsFloat]] | None,
+    ) -> Outcome:
+        """Sends the report of a step, and waits for the answer if no steps are leased ahead."""
+        request = self._session.report(step, losses, metrics, costs, time.monotonic())
+        if self._session.leases_ahead:
+            self.calls.start(self._send, request)
+            return Outcome.SENT
+        return await self._send(request)
+
+    async def _send(self, request: search.ReportStepRequest) -> Outcome:
+        start = time.monotonic()
+        try:
+            answer = await self._connection.call(protocol.REPORT_STEP, request, for_ever=True)
+        except Error:
+            self._session.refused(request)
+            raise
+        self._session.answered(time.monotonic() - start)
+        return self._session.reported(request, answer, time.monotonic())
+
     async def give_back(self, reason: str) -> None:
-        """Gives back the step in hand, once a report of it that is on its way has arrived."""
+        """Gives back the steps in hand, once the reports that are on their way have arrived."""
         if os.getpid() != self._process:
             return  # The step is that of the process which has forked this one.
         self._background.stop()
         async with self._giving:
+            end = time.monotonic() + FAREWELL
+            while self.calls.running and (left := end - time.monotonic()) > 0:
+                try:
+                    await self.calls.one_ended(left)
+                except Error as error:
+                    log.warning("a call has failed while the loop ends: %s", error)
+            self.calls.abandon()
             try:
                 if request := self._session.interrupted():
                     answer = await self._connection.try_once(
                         protocol.REPORT_STEP, request, FAREWELL
                     )
-                    self._session.reported(answer, time.monotonic())
-                if release := self._session.release(reason):
+                    self._session.reported(request, answer, time.monotonic())
+                for release in self._session.releases(reason):
                     await self._connection.try_once(protocol.RELEASE_STEP, release, FAREWELL)
             except grpc.RpcError as error:
                 log.warning(
@@ -473,15 +524,15 @@ class InFlight:
         period = self._session.period
         while not await self._background.stopped_within(period):
             period = self._session.period
-            request = self._session.extend(time.monotonic())
-            if not request:
-                continue
-            try:
-                await self._connection.try_once(protocol.EXTEND_LEASE, request, period)
-            except (grpc.RpcError, ValueError, Error) as error:
-                if await self._background.stopped_within(0):
-                    return  # The channel, or the connection, was closed meanwhile.
-                if self._session.not_kept(request, error):
-                    log.warning(
-                        "the lease of step %d cannot be extended: %s", request.step_id, brief(error)
-                    )
+            for request in self._session.extensions(time.monotonic()):
+                try:
+                    await self._connection.try_once(protocol.EXTEND_LEASE, request, period)
+                except (grpc.RpcError, ValueError, Error) as error:
+                    if await self._background.stopped_within(0):
+                        return  # The channel, or the connection, was closed meanwhile.
+                    if self._session.not_kept(request, error):
+                        log.warning(
+                            "the lease of step %d cannot be extended: %s",
+                            request.step_id,
+                            brief(error),
+                        )

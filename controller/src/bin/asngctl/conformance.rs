@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub(crate) const HELP: &str = "\
-Start one trainer against the address, with one step at a time:
+Start one trainer against the address, with one step at a time, or as many as --in-hand says:
   asng-trainer serve --controller http://127.0.0.1:50051
 The trainer works on the study that is offered, or on one that it creates; either needs about 50 steps. To test the extension of \
 leases, let steps take more than a second. The test uses plain text on loopback only: TLS and tokens are not tested.
@@ -49,6 +49,9 @@ pub(crate) struct ConformanceArgs {
     /// Time without a call after which the trainer counts as gone.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s")]
     timeout: Duration,
+    /// Number of steps that the trainer holds at a time: one more than it leases ahead.
+    #[arg(long, value_name = "STEPS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=65))]
+    in_hand: u16,
     /// Scenarios to run, before the end of the study [default: all].
     #[arg(value_parser = PossibleValuesParser::new(conformance::scenes().map(|(rule, _)| rule)))]
     scenes: Vec<String>,
@@ -56,7 +59,7 @@ pub(crate) struct ConformanceArgs {
 
 /// Plays the scenes and prints what was found, as it is found.
 pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let ConformanceArgs { listen, space, settings, variables, timeout, scenes } = args;
+    let ConformanceArgs { listen, space, settings, variables, timeout, in_hand, scenes } = args;
     ensure!(
         listen.ip().to_canonical().is_loopback(),
         "{listen} is not a loopback address, and the test serves plain text without tokens: listen on 127.0.0.1"
@@ -84,8 +87,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
         }
         findings.push(finding);
     };
+    let config = Config { offer, timeout, scenes, in_hand: in_hand.into() };
     tokio::select! {
-        played = conformance::run(Config { offer, timeout, scenes }, listener, say) => played?,
+        played = conformance::run(config, listener, say) => played?,
         _ = ctrl_c() => return Ok(INTERRUPTED.into()),
     }
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
@@ -111,9 +115,9 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
 }
 
 fn line(Finding { rule, expected, verdict, seen }: &Finding) -> String {
-    let line = format!("{:<9} {rule:<12} {seen}", word(*verdict));
+    let line = format!("{:<9} {rule:<14} {seen}", word(*verdict));
     match verdict {
-        Verdict::Failed => format!("{line}\n{:23}expected: {expected}", ""),
+        Verdict::Failed => format!("{line}\n{:25}expected: {expected}", ""),
         Verdict::Passed | Verdict::NotSeen => line,
     }
 }
