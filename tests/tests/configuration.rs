@@ -51,7 +51,7 @@ fn a_wrong_configuration_is_refused_with_a_sentence() {
     for (content, expected) in [
         ("lisen = \"127.0.0.1:1\"", "there is no option `lisen`; the nearest is `listen`"),
         ("listen = \"here\"", "invalid value 'here' for '--listen <ADDRESS>'"),
-        ("listen = [1]", "`listen` is a text, a whole number, true or false"),
+        ("listen = [1]", "`listen` must be a string, an integer, true or false"),
         (
             "http-prefix = \"asng\"",
             "invalid value 'asng' for '--http-prefix <PATH>': expected a path",
