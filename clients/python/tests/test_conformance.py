@@ -72,4 +72,8 @@ def test_the_loops_pass_the_conformance_check() -> None:
                 if finding["verdict"] != "passed"
             }
             # The study comes with its variables, and the loops ask for it by its name.
-            assert not_passed == {"unserved": "not seen", "description": "not seen", "ordered": "not seen"}, found
+            assert not_passed == {
+                "unserved": "not seen",
+                "description": "not seen",
+                "ordered": "not seen",
+            }, found
