@@ -59,7 +59,7 @@ pub(super) struct Reply {
 
 /// The content of a reply.
 pub(super) enum Content {
-    Lease(Result<Option<Next>, Status>),
+    Lease(Box<Result<Option<Next>, Status>>),
     Report(Box<Reported>),
 }
 
@@ -78,7 +78,7 @@ impl Reply {
     /// Returns what the reply says of the next step.
     pub(super) fn next(&self) -> Option<&Next> {
         match &self.content {
-            Content::Lease(answer) => answer.as_ref().ok()?.as_ref(),
+            Content::Lease(answer) => (**answer).as_ref().ok()?.as_ref(),
             Content::Report(reported) => {
                 reported.answer.as_ref().ok()?.next.as_ref()?.next.as_ref()
             }
@@ -120,7 +120,7 @@ impl Steps {
         }
         let request = self.controller.lease_request(study.into(), set_aside);
         let controller = self.controller.clone();
-        self.call(async move { Content::Lease(controller.lease(&request).await) });
+        self.call(async move { Content::Lease(Box::new(controller.lease(&request).await)) });
         self.asking += 1;
         self.leasing = true;
     }
@@ -192,7 +192,7 @@ impl Steps {
             Content::Lease(answer) => {
                 self.asking -= 1;
                 self.leasing = false;
-                if let Err(status) = answer {
+                if let Err(status) = &**answer {
                     debug!(reason = status.message(), "no further step is leased ahead");
                     self.ask_again = Instant::now() + AFTER_FAILURE;
                 }
