@@ -240,7 +240,8 @@ mod tests {
     #[test]
     fn the_defaults_are_the_paper_s() {
         // Section 5.1, as in the authors' toy problem.
-        let paper = Toy { variables: 30, choices: 5, learning_rate: 0.05, momentum: 0.9, seed: 0 };
+        let (learning_rate, momentum) = (0.05, 0.9);
+        let paper = Toy { variables: 30, choices: 5, learning_rate, momentum, seed: 0, step_ms: 0 };
         assert_eq!(Toy::new(&given(&[("preset", "paper")])), Ok(paper.clone()));
         assert_eq!(Toy::new(&Given::new()), Ok(paper.clone()));
         assert_eq!(Toy::new(&paper.settings()), Ok(paper.clone()));
