@@ -19,7 +19,7 @@ use clap::Parser;
 use serde_json::json;
 use tokio::{net::TcpListener, task::spawn_blocking};
 
-/// What is measured: the option of the trainer, and its number of steps ahead where that is known beforehand.
+/// The measured values of the trainer's option, and the number of steps ahead that each sets; "auto" sets none.
 const PREFETCH: [(&str, Option<u32>); 4] =
     [("0", Some(0)), ("2", Some(2)), ("4", Some(4)), ("auto", None)];
 /// Reports at the start that do not count: until then, steps are leased ahead one after the other, and times are measured.

@@ -21,7 +21,7 @@ const SHAPES: [[i64; 4]; 8] = [
     [3, 16, 41, 43],
 ];
 
-/// Whether two operations have the same results, and the same gradients of a loss that sees each element differently.
+/// Asserts that two operations have the same results, and the same gradients of a loss that sees each element differently.
 fn agree(case: &str, inputs: &[&Tensor], ours: impl Fn() -> Tensor, theirs: impl Fn() -> Tensor) {
     let all = |y: Tensor| {
         let loss = (&y * wave(&y.size(), 6.0).to_kind(y.kind())).sum(None::<Kind>);

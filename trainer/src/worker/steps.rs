@@ -34,7 +34,7 @@ pub(super) struct Steps {
     calls: JoinSet<Reply>,
     /// The number of calls on their way that ask for a step.
     asking: usize,
-    /// Whether one of them is a LeaseStep: there is one at a time.
+    /// True if one of them is a LeaseStep: there is at most one at a time.
     leasing: bool,
     /// The study and number of the step that was reported last, as long as its report is not answered.
     unanswered: Option<(String, u64)>,
@@ -159,7 +159,7 @@ impl Steps {
         self.calls.spawn(call.instrument(span));
     }
 
-    /// Whether a call is on its way.
+    /// Returns true if a call has no reply yet.
     pub(super) fn is_calling(&self) -> bool {
         !self.calls.is_empty()
     }
