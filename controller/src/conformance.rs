@@ -129,7 +129,7 @@ pub async fn run(
     let location = Location::Directory(directory.path().into());
     let (studies, ended) = Studies::start(location.clone(), studies::Limits::default()).await?;
     let (_open, closing) = watch::channel(false);
-    let api = Api { studies, reader: Reader::new(&location)?, closing };
+    let api = Api::new(studies, Reader::new(&location)?, closing);
     let wanted = |rule: &str| config.scenes.is_empty() || config.scenes.iter().any(|s| s == rule);
     let mut offer = config.offer;
     if wanted(WARM_UP) {

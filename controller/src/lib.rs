@@ -92,7 +92,7 @@ pub async fn run(
     let (stop, stopped) = watch::channel(false);
     let (end_http, http_ends) = oneshot::channel::<()>();
     let gate = serving.gate(service::RULES);
-    let api = Api { studies: studies.clone(), reader, closing: stopped };
+    let api = Api::new(studies.clone(), reader, stopped);
     if let Some(http) = http {
         let end = async { drop(http_ends.await) };
         let pages = web::serve(http, &serving, api.clone(), gate.clone(), end);

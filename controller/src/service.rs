@@ -5,10 +5,7 @@ mod convert;
 mod moving;
 mod status;
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use asng_proto::v1::{
     self, search_service_server::SearchService, study_service_server::StudyService,
@@ -18,7 +15,10 @@ use asng_serving::{
     access::{Identity, Role},
 };
 use prost::Message as _;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -48,8 +48,6 @@ const RETRY_WHEN_CLOSING: Duration = Duration::from_secs(1);
 /// Longest time for which a report waits for the one that counts before it: longer than calls of one connection overtake each
 /// other. If that one is lost, its trainer repeats it.
 const IN_TURN_WITHIN: Duration = Duration::from_secs(1);
-/// Time between two checks of whether it has arrived.
-const IN_TURN_PAUSE: Duration = Duration::from_millis(2);
 
 /// The requirements for their callers.
 pub(crate) const RULES: Rules =
@@ -77,6 +75,8 @@ pub(crate) struct Api {
     pub(crate) reader: Reader,
     /// Becomes true when the controller is shutting down: no more work is handed out, and streams end.
     pub(crate) closing: watch::Receiver<bool>,
+    /// Notified when a report has been decided or a step released.
+    returned: Arc<Notify>,
 }
 
 /// A request by somebody who has passed the gate.
@@ -87,6 +87,10 @@ pub(crate) fn asked<T>(identity: &Identity, message: T) -> Request<T> {
 }
 
 impl Api {
+    pub(crate) fn new(studies: Studies, reader: Reader, closing: watch::Receiver<bool>) -> Api {
+        Api { studies, reader, closing, returned: Arc::default() }
+    }
+
     /// A request, and its sender's view of the studies.
     fn open<T>(&self, mut request: Request<T>) -> Result<(Caller, T), Status> {
         let identity = request.extensions_mut().remove::<Identity>();
@@ -204,6 +208,8 @@ impl Caller {
     async fn wait_in_turn(&self, study: &str, trainer: &str, after: u64) -> Result<(), Status> {
         let end = Instant::now() + IN_TURN_WITHIN;
         loop {
+            // Made before the check, so that a report in between is not missed.
+            let returned = self.api.returned.notified();
             let (study, trainer) = (study.to_owned(), trainer.to_owned());
             let is_held = move |shelf: &mut Shelf, now| {
                 Ok(shelf.get(&study)?.is_held_by(&trainer, StepId(after), now))
@@ -211,10 +217,7 @@ impl Caller {
             if !self.run(is_held).await? {
                 return Ok(());
             }
-            if Instant::now() >= end {
-                return Err(not_in_turn(after));
-            }
-            sleep(IN_TURN_PAUSE).await;
+            timeout_at(end, returned).await.map_err(|_| not_in_turn(after))?;
         }
     }
 
@@ -654,6 +657,7 @@ impl SearchService for Api {
                 })
             })
             .await?;
+        self.returned.notify_waiters();
         Ok(Response::new(response))
     }
 
@@ -686,6 +690,7 @@ impl SearchService for Api {
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
         caller.run(move |shelf, now| shelf.release(&study, lease, now)).await?;
+        self.returned.notify_waiters();
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }
 }
@@ -758,7 +763,7 @@ mod tests {
         let location = Location::Directory(directory.path().into());
         let (studies, _ended) = Studies::start(location.clone(), Limits::default()).await.unwrap();
         let (close, closing) = watch::channel(false);
-        let api = Api { studies, reader: Reader::new(&location).unwrap(), closing };
+        let api = Api::new(studies, Reader::new(&location).unwrap(), closing);
         let choices = vec!["a".into(), "b".into()];
         let kind = v1::variable::Kind::Categorical(v1::Categorical { choices });
         let spec = v1::StudySpec {
@@ -854,7 +859,7 @@ mod tests {
         let location = Location::Directory(directory.path().into());
         let (studies, _ended) = Studies::start(location.clone(), Limits::default()).await.unwrap();
         let (_close, closing) = watch::channel(false);
-        let api = Api { studies, reader: Reader::new(&location).unwrap(), closing };
+        let api = Api::new(studies, Reader::new(&location).unwrap(), closing);
         let list = Request::new(v1::ListStudiesRequest::default());
         assert_eq!(api.list_studies(list).await.unwrap_err().code(), Code::Internal);
     }
