@@ -91,7 +91,7 @@ async fn steps_that_wait_are_given_back_and_found_again() {
     create(&controller, "s", 100, 200).await;
     let work = directory.path().join("work");
     let holds = async || {
-        let request = v1::ListTrainersRequest { name: "s".into(), ..Default::default() };
+        let request = v1::ListTrainersRequest { name: "s".into() };
         let trainers = controller.studies().list_trainers(request).await.unwrap().into_inner();
         trainers.trainers.iter().map(|trainer| trainer.holds.len()).sum::<usize>()
     };
