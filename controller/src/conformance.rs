@@ -1,14 +1,14 @@
 //! A controller that misbehaves on purpose, to see whether a trainer copes: what `asngctl conformance` runs.
 //!
 //! The studies are real ones, in a directory that is deleted afterwards. Between them and the trainer stands an
-//! `Interposer`, which hands every call of SearchService to a script of scenes (`scenes`), one after the other; each plays one fault
-//! and judges one rule by what the trainer does next. What must hold all the time is in `conduct`. Only what crosses
+//! `Interposer`, which hands every call of SearchService to a script of scenarios (`scenarios`), one after the other; each plays one fault
+//! and judges one rule by what the trainer does next. What must hold all the time is in `invariants`. Only what crosses
 //! the wire is judged: not whether losses are any good, nor what a trainer does with its weights.
 
-mod conduct;
-mod door;
-mod scenes;
-mod stage;
+mod harness;
+mod invariants;
+mod relay;
+mod scenarios;
 
 use std::{io, time::Duration};
 
@@ -27,9 +27,9 @@ use tokio::{
 use tonic::{Request, Response, Status, service::Routes};
 
 use self::{
-    door::Door,
-    scenes::{FINISHED, QUEUE_RELEASED, SCENES, Scene, WARM_UP},
-    stage::{ENDED, Over, Stage},
+    harness::{ENDED, Harness, Over},
+    relay::Relay,
+    scenarios::{FINISHED, QUEUE_RELEASED, SCENES, Scenario, WARM_UP},
 };
 use crate::{
     service::{self, Api},
@@ -53,9 +53,9 @@ pub struct Config {
     pub offer: v1::CreateStudyRequest,
     /// How long a trainer may take for a step before it counts as gone.
     pub timeout: Duration,
-    /// Names of the scenes to play, as [`scenes`] has them; empty: all but that of the queue that is given back, which the trainer does
+    /// Names of the scenarios to play, as [`scenarios`] has them; empty: all but that of the queue that is given back, which the trainer does
     /// not survive. The end of the study is always played, or that one in its place.
-    pub scenes: Vec<String>,
+    pub scenarios: Vec<String>,
     /// The steps that the trainer has in hand at a time, from 1.
     pub in_hand: usize,
 }
@@ -113,12 +113,12 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// The scenes that can be played, in their order: the rule that each judges, and what it expects.
-pub fn scenes() -> impl Iterator<Item = (&'static str, &'static str)> {
-    SCENES.iter().chain([&QUEUE_RELEASED]).map(|scene| (scene.rule, scene.expected))
+/// The scenarios that can be played, in their order: the rule that each judges, and what it expects.
+pub fn scenarios() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SCENES.iter().chain([&QUEUE_RELEASED]).map(|scenario| (scenario.rule, scenario.expected))
 }
 
-/// Plays the scenes with the trainer that connects to `listener`, calls `say` with each finding as soon as it is there, and
+/// Plays the scenarios with the trainer that connects to `listener`, calls `say` with each finding as soon as it is there, and
 /// returns when the study has ended.
 pub async fn run(
     config: Config,
@@ -130,7 +130,8 @@ pub async fn run(
     let (studies, ended) = Studies::start(location.clone(), studies::Limits::default()).await?;
     let (_open, closing) = watch::channel(false);
     let api = Api::new(studies, Reader::new(&location)?, closing);
-    let wanted = |rule: &str| config.scenes.is_empty() || config.scenes.iter().any(|s| s == rule);
+    let wanted =
+        |rule: &str| config.scenarios.is_empty() || config.scenarios.iter().any(|s| s == rule);
     let mut offer = config.offer;
     if wanted(WARM_UP) {
         let spec = offer.spec.get_or_insert_default();
@@ -139,31 +140,31 @@ pub async fn run(
     api.create_study(by_anybody(offer)).await.map_err(|status| Error::Offer(status.into()))?;
     let (calls, script) = mpsc::channel(64);
     let inner = TcpListener::bind("127.0.0.1:0").await?;
-    let door = Door::open(listener, inner.local_addr()?)?;
+    let relay = Relay::open(listener, inner.local_addr()?)?;
     let server = serve(api.clone(), Interposer { calls }, inner).await;
-    let mut stage = Stage::new(api, script, door, config.timeout, config.in_hand);
+    let mut harness = Harness::new(api, script, relay, config.timeout, config.in_hand);
 
-    let queue_is_wanted = config.scenes.iter().any(|scene| scene == QUEUE_RELEASED.rule);
+    let queue_is_wanted = config.scenarios.iter().any(|scenario| scenario == QUEUE_RELEASED.rule);
     let last = if queue_is_wanted { &QUEUE_RELEASED } else { &FINISHED };
     let mut over = None;
-    for scene in SCENES.iter().filter(|scene| wanted(scene.rule)).chain([last]) {
+    for scenario in SCENES.iter().filter(|scenario| wanted(scenario.rule)).chain([last]) {
         let (verdict, seen) = match &over {
             Some(Over::Silent) => (Verdict::NotSeen, "the trainer had stopped calling".into()),
-            Some(Over::Ended) if scene.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),
-            _ => match (scene.play)(&mut stage).await {
+            Some(Over::Ended) if scenario.rule != FINISHED.rule => (Verdict::NotSeen, ENDED.into()),
+            _ => match (scenario.play)(&mut harness).await {
                 Ok(played) => played,
                 Err(Over::Broken(error)) => return Err(error),
                 Err(why) => {
-                    let played = stage.cut_short(&why)?;
+                    let played = harness.cut_short(&why)?;
                     over = Some(why);
                     played
                 }
             },
         };
-        let Scene { rule, expected, .. } = *scene;
+        let Scenario { rule, expected, .. } = *scenario;
         say(Finding { rule, expected, verdict, seen });
     }
-    stage.findings().for_each(say);
+    harness.findings().for_each(say);
     server.abort();
     // Its files go with the directory, whether it has let go of them or not.
     let _ = timeout(GRACE, ended).await;
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn every_rule_is_documented() {
         let document = include_str!("../../docs/conformance.md");
-        for (rule, _) in scenes().chain(conduct::RULES).chain([(FINISHED.rule, "")]) {
+        for (rule, _) in scenarios().chain(invariants::RULES).chain([(FINISHED.rule, "")]) {
             assert!(document.contains(&format!("`{rule}`")), "{rule}");
         }
     }

@@ -27,7 +27,7 @@ pub const STYLE: &str = include_str!("pictures/style.css");
 
 /// All that is shown of a study, as StudyService answers it.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct StudySnapshot {
     /// The study.
     pub study: v1::Study,
     /// The distribution that it samples from; absent while its variables are not known.
@@ -46,10 +46,10 @@ pub struct Sight {
     pub now: SystemTime,
 }
 
-impl Sight {
+impl StudySnapshot {
     /// A study of which nothing else is known.
-    pub fn of(study: v1::Study, now: SystemTime) -> Sight {
-        Sight {
+    pub fn of(study: v1::Study, now: SystemTime) -> StudySnapshot {
+        StudySnapshot {
             study,
             distribution: None,
             trace: Vec::new(),
@@ -73,30 +73,31 @@ pub struct Section {
 }
 
 /// The sections that have something to show, in the order of reading.
-pub fn sections(sight: &Sight) -> Vec<Section> {
+pub fn sections(snapshot: &StudySnapshot) -> Vec<Section> {
     let section = |id, title, body| Section { id, title, body };
     let drawn = |id, title, panels: Vec<Panel>| {
         (!panels.is_empty()).then(|| section(id, title, panel::within_page(&panels)))
     };
-    let theta = drawn("theta", "Distribution", theta::panels(sight)).map(|theta| {
-        let note = theta::note(sight);
+    let theta = drawn("theta", "Distribution", theta::panels(snapshot)).map(|theta| {
+        let note = theta::note(snapshot);
         let body = html! { (theta.body) @if let Some(note) = note { p.note { (note) } } };
         Section { body, ..theta }
     });
-    let losses = course::losses(sight).into_iter().chain(course::metrics(sight)).collect();
-    let (losses_title, front_title) = match words::maximizes(&sight.study) {
+    let losses = course::losses(snapshot).into_iter().chain(course::metrics(snapshot)).collect();
+    let (losses_title, front_title) = match words::maximizes(&snapshot.study) {
         true => ("Values and metrics", "Value against cost"),
         false => ("Losses and metrics", "Loss against cost"),
     };
-    let trainers = tables::trainers(sight).map(|table| section("trainers", "Trainers", table));
-    let reports = tables::reports(sight).map(|table| section("reports", "Recent reports", table));
+    let trainers = tables::trainers(snapshot).map(|table| section("trainers", "Trainers", table));
+    let reports =
+        tables::reports(snapshot).map(|table| section("reports", "Recent reports", table));
     let all = [
-        Some(section("progress", "Progress", tables::progress(sight))),
+        Some(section("progress", "Progress", tables::progress(snapshot))),
         theta,
-        drawn("convergence", "Convergence", course::convergence(sight)),
+        drawn("convergence", "Convergence", course::convergence(snapshot)),
         drawn("loss", losses_title, losses),
-        drawn("architecture", "Current best guess", architecture(sight)),
-        drawn("front", front_title, front::panels(sight)),
+        drawn("architecture", "Current best guess", architecture(snapshot)),
+        drawn("front", front_title, front::panels(snapshot)),
         trainers,
         reports,
     ];
@@ -104,8 +105,8 @@ pub fn sections(sight: &Sight) -> Vec<Section> {
 }
 
 /// The final architecture as graphs of cells, or as a chain.
-fn architecture(sight: &Sight) -> Vec<Panel> {
-    cells::panels(sight).into_iter().chain(chain::panels(sight)).collect()
+fn architecture(snapshot: &StudySnapshot) -> Vec<Panel> {
+    cells::panels(snapshot).into_iter().chain(chain::panels(snapshot)).collect()
 }
 
 /// A document of HTML that needs no other file and asks for none.
@@ -146,33 +147,33 @@ pub enum Picture {
 pub struct Nothing(&'static str);
 
 /// Draws one picture as an SVG file with its style inside.
-pub fn svg(picture: Picture, sight: &Sight) -> Result<String, Nothing> {
-    let maximizes = words::maximizes(&sight.study);
-    let no_trace = if words::warm_up(&sight.study).is_some() { WARM_UP } else { NO_TRACE };
+pub fn svg(picture: Picture, snapshot: &StudySnapshot) -> Result<String, Nothing> {
+    let maximizes = words::maximizes(&snapshot.study);
+    let no_trace = if words::warm_up(&snapshot.study).is_some() { WARM_UP } else { NO_TRACE };
     let (what, panels, nothing) = match picture {
         Picture::Theta => {
             let nothing = "the study's variables are not known yet: there is no distribution";
-            ("distribution", theta::panels(sight), nothing)
+            ("distribution", theta::panels(snapshot), nothing)
         }
-        Picture::Convergence => ("convergence", course::convergence(sight), NO_TRACE),
+        Picture::Convergence => ("convergence", course::convergence(snapshot), NO_TRACE),
         Picture::Loss => {
             let what = if maximizes { "values" } else { "losses" };
-            (what, course::losses(sight), no_trace)
+            (what, course::losses(snapshot), no_trace)
         }
         Picture::Architecture => {
             let nothing = "no graph can be drawn: no variable is named NODE.input, CELL.NODE.input, CELL.NODE.from0 or \
                            stage0.block0 (docs/external-trainers.md describes these names)";
-            ("architecture", architecture(sight), nothing)
+            ("architecture", architecture(snapshot), nothing)
         }
         Picture::Front => {
             let what = if maximizes { "value against cost" } else { "loss against cost" };
-            (what, front::panels(sight), "no report of the study has costs")
+            (what, front::panels(snapshot), "no report of the study has costs")
         }
     };
     if panels.is_empty() {
         return Err(Nothing(nothing));
     }
-    Ok(panel::file(&format!("{}: {what}", sight.study.name), STYLE, &panels))
+    Ok(panel::file(&format!("{}: {what}", snapshot.study.name), STYLE, &panels))
 }
 
 const WARM_UP: &str = "no architecture has been ranked yet: the study is in its warm-up, whose steps train the weights alone";

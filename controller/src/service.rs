@@ -2,8 +2,8 @@
 
 mod archive;
 mod convert;
-mod moving;
 mod status;
+mod streams;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use self::status::{invalid, not_in_turn, status};
 use crate::{
     store::{Page, PageStart, Reader},
-    studies::{Error, LeaseRequest, Shelf, Studies},
+    studies::{Error, LeaseRequest, Studies, StudyRegistry},
     study::{
         self, COSTS_RULE, Costs, LeaseId, NAME_RULE, Next, Now, Origin, Report, StepId, Study,
         StudyId, TracePoint, Violation, are_costs, is_label, is_name,
@@ -104,7 +104,7 @@ impl Api {
         request: Request<v1::GetStudyRequest>,
     ) -> Result<Option<String>, Status> {
         let (caller, v1::GetStudyRequest { name }) = self.open(request)?;
-        match caller.run_within(move |shelf, _| shelf.get(&name).map(drop)).await {
+        match caller.run_within(move |registry, _| registry.get(&name).map(drop)).await {
             Ok(()) => Ok(None),
             Err(Error::NotOwner { address, .. }) => Ok(Some(address)),
             Err(error) => Err(status(&error)),
@@ -128,17 +128,18 @@ struct Caller {
 impl Caller {
     async fn run<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
+        operation: impl FnOnce(&mut StudyRegistry, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
         self.run_within(operation).await.map_err(|error| status(&error))
     }
 
     async fn run_within<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
+        operation: impl FnOnce(&mut StudyRegistry, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let scope = self.identity.scope();
-        let operation = move |shelf: &mut Shelf, now| shelf.within(scope, |s| operation(s, now));
+        let operation =
+            move |registry: &mut StudyRegistry, now| registry.within(scope, |s| operation(s, now));
         self.api.studies.run(operation).await
     }
 
@@ -155,7 +156,9 @@ impl Caller {
         let own = self
             .run_within({
                 let (name, read) = (name.clone(), read.clone());
-                move |shelf, _| read(shelf.get(&name)?).map_err(|source| refused(&name, source))
+                move |registry, _| {
+                    read(registry.get(&name)?).map_err(|source| refused(&name, source))
+                }
             })
             .await;
         let result = match own {
@@ -184,18 +187,18 @@ impl Caller {
         start: PageStart,
         limit: usize,
     ) -> Result<Page, Status> {
-        self.run(|shelf, _| shelf.settle()).await?;
+        self.run(|registry, _| registry.settle()).await?;
         let page = self.api.reader.history(study, start, limit).await;
         page.map_err(|error| status(&Error::Storage(error.into())))
     }
 
-    /// How a study went until `now`, a stretch that has not ended.
+    /// How a study went until `now`, a window that has not ended.
     async fn trace(
         &self,
         study: StudyId,
         now: Option<TracePoint>,
     ) -> Result<Vec<TracePoint>, Status> {
-        self.run(|shelf, _| shelf.settle()).await?;
+        self.run(|registry, _| registry.settle()).await?;
         let points = self.api.reader.trace(study).await;
         let mut points = points.map_err(|error| status(&Error::Storage(error.into())))?;
         // It may have ended meanwhile.
@@ -211,8 +214,8 @@ impl Caller {
             // Made before the check, so that a report in between is not missed.
             let returned = self.api.returned.notified();
             let (study, trainer) = (study.to_owned(), trainer.to_owned());
-            let is_held = move |shelf: &mut Shelf, now| {
-                Ok(shelf.get(&study)?.is_held_by(&trainer, StepId(after), now))
+            let is_held = move |registry: &mut StudyRegistry, now| {
+                Ok(registry.get(&study)?.is_held_by(&trainer, StepId(after), now))
             };
             if !self.run(is_held).await? {
                 return Ok(());
@@ -227,9 +230,9 @@ impl Caller {
         name: String,
         change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error> + Send + 'static,
     ) -> Result<Option<v1::Study>, Status> {
-        self.run(move |shelf, now| {
-            shelf.change(&name, |study| change(study, now))?;
-            Ok(Some(convert::study(shelf.get(&name)?)))
+        self.run(move |registry, now| {
+            registry.change(&name, |study| change(study, now))?;
+            Ok(Some(convert::study(registry.get(&name)?)))
         })
         .await
     }
@@ -245,8 +248,8 @@ impl StudyService for Api {
         let spec = convert::spec(spec.unwrap_or_default()).map_err(|found| invalid(&found))?;
         let creator = caller.identity.owner().to_owned();
         let study = caller
-            .run(move |shelf, now| {
-                let study = shelf.create(&name, spec, &creator, replace_failed, now)?;
+            .run(move |registry, now| {
+                let study = registry.create(&name, spec, &creator, replace_failed, now)?;
                 Ok(Some(convert::study(study)))
             })
             .await?;
@@ -307,10 +310,10 @@ impl StudyService for Api {
         let found = self.reader.studies(None).await;
         let foreign = found.map_err(|error| status(&Error::Storage(error.into())))?;
         let (studies, last, total_size) = caller
-            .run(move |shelf, _| {
-                let own: BTreeSet<_> = shelf.all().map(Study::id).collect();
+            .run(move |registry, _| {
+                let own: BTreeSet<_> = registry.all().map(Study::id).collect();
                 let foreign = foreign.iter().filter(|study| !own.contains(&study.id()));
-                let mut all: Vec<_> = shelf.all().chain(foreign).filter(|s| listed(s)).collect();
+                let mut all: Vec<_> = registry.all().chain(foreign).filter(|s| listed(s)).collect();
                 all.sort_by_key(|study| study.age());
                 if newest_first {
                     all.reverse();
@@ -367,7 +370,7 @@ impl StudyService for Api {
         request: Request<v1::DeleteStudyRequest>,
     ) -> Result<Response<v1::DeleteStudyResponse>, Status> {
         let (caller, v1::DeleteStudyRequest { name }) = self.open(request)?;
-        caller.run(move |shelf, _| shelf.delete(&name)).await?;
+        caller.run(move |registry, _| registry.delete(&name)).await?;
         Ok(Response::new(v1::DeleteStudyResponse {}))
     }
 
@@ -389,7 +392,7 @@ impl StudyService for Api {
         request: Request<v1::WatchStudyRequest>,
     ) -> Result<Response<Self::WatchStudyStream>, Status> {
         let (caller, v1::WatchStudyRequest { name }) = self.open(request)?;
-        Ok(Response::new(moving::watch(caller, name).await?))
+        Ok(Response::new(streams::watch(caller, name).await?))
     }
 
     async fn list_reports(
@@ -421,7 +424,7 @@ impl StudyService for Api {
         request: Request<v1::GetTraceRequest>,
     ) -> Result<Response<v1::GetTraceResponse>, Status> {
         let (caller, v1::GetTraceRequest { name }) = self.open(request)?;
-        let read = |study: &Study| Ok((study.id(), study.stretch_so_far()));
+        let read = |study: &Study| Ok((study.id(), study.current_window()));
         let (id, now) = caller.read(name, read).await?;
         let points = caller.trace(id, now).await?;
         let points = points.into_iter().map(archive::trace_point).collect();
@@ -434,13 +437,13 @@ impl StudyService for Api {
     ) -> Result<Response<v1::ListTrainersResponse>, Status> {
         let (caller, v1::ListTrainersRequest { name }) = self.open(request)?;
         if name.is_empty() {
-            let trainers = caller.run(|shelf, now| Ok(convert::fleet(shelf, now))).await?;
+            let trainers = caller.run(|registry, now| Ok(convert::fleet(registry, now))).await?;
             return Ok(Response::new(v1::ListTrainersResponse { trainers }));
         }
         let mut trainers = caller.read(name, |study| Ok(convert::trainers(study))).await?;
         let trainers = caller
-            .run(|shelf, now| {
-                convert::add_fleet(shelf, &mut trainers, now);
+            .run(|registry, now| {
+                convert::add_fleet(registry, &mut trainers, now);
                 Ok(trainers)
             })
             .await?;
@@ -454,7 +457,7 @@ impl StudyService for Api {
         request: Request<v1::ExportStudyRequest>,
     ) -> Result<Response<Self::ExportStudyStream>, Status> {
         let (caller, v1::ExportStudyRequest { name, fork }) = self.open(request)?;
-        Ok(Response::new(moving::export(caller, name, fork).await?))
+        Ok(Response::new(streams::export(caller, name, fork).await?))
     }
 
     async fn import_study(
@@ -463,7 +466,7 @@ impl StudyService for Api {
     ) -> Result<Response<v1::ImportStudyResponse>, Status> {
         // In a task of its own, which cleans up also when the caller is gone.
         let (caller, parts) = self.open(request)?;
-        let import = tokio::spawn(moving::import(caller, parts));
+        let import = tokio::spawn(streams::import(caller, parts));
         let study = import.await.map_err(|_| Status::internal("the import has failed"))??;
         Ok(Response::new(v1::ImportStudyResponse { study: Some(study) }))
     }
@@ -505,11 +508,11 @@ impl SearchService for Api {
             return Err(status(&Error::ShuttingDown));
         }
         let response = caller
-            .run(move |shelf, now| {
+            .run(move |registry, now| {
                 let set_aside: Vec<_> = announcement.set_aside.iter().map(|s| s.id).collect();
-                shelf.announce(&trainer_id, announcement, now);
+                registry.announce(&trainer_id, announcement, now);
                 if fresh_start {
-                    shelf.forget_trainer(&trainer_id)?;
+                    registry.forget_trainer(&trainer_id)?;
                 }
                 let request = LeaseRequest {
                     study: &study,
@@ -519,8 +522,8 @@ impl SearchService for Api {
                     set_aside: &set_aside,
                     origin: &Origin::Request(request_id),
                 };
-                let (next, about) = shelf.lease(&request, now)?;
-                let about = about.map(|name| shelf.get(&name)).transpose()?;
+                let (next, about) = registry.lease(&request, now)?;
+                let about = about.map(|name| registry.get(&name)).transpose()?;
                 Ok(convert::next(&next, about))
             })
             .await?;
@@ -565,13 +568,13 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         }
         let study = caller
-            .run(move |shelf, now| {
-                shelf.hear(&trainer_id, now);
-                shelf.change(&study, |study| match answer {
+            .run(move |registry, now| {
+                registry.hear(&trainer_id, now);
+                registry.change(&study, |study| match answer {
                     Ok((variables, costs)) => study.describe(variables, costs.as_deref(), now),
                     Err(reasons) => study.reject(reasons, now),
                 })?;
-                Ok(Some(convert::study(shelf.get(&study)?)))
+                Ok(Some(convert::study(registry.get(&study)?)))
             })
             .await?;
         Ok(Response::new(v1::DescribeSpaceResponse { study }))
@@ -619,14 +622,14 @@ impl SearchService for Api {
         }
         let closing = *self.closing.borrow();
         let response = caller
-            .run(move |shelf, now| {
+            .run(move |registry, now| {
                 let report = Report { lease, trainer: trainer_id.clone(), losses, costs, metrics };
-                let receipt = shelf.report(&study, report, now)?;
+                let receipt = registry.report(&study, report, now)?;
                 let next = if lease_next && closing {
                     Some(convert::next(&Next::NoWork(RETRY_WHEN_CLOSING), None))
                 } else if lease_next {
                     // The study knows this trainer's space already.
-                    let own_space = [shelf.get(&study)?.spec().space.clone()];
+                    let own_space = [registry.get(&study)?.spec().space.clone()];
                     let request = LeaseRequest {
                         study: &study,
                         trainer: &trainer_id,
@@ -635,12 +638,12 @@ impl SearchService for Api {
                         set_aside: &[],
                         origin: &Origin::Report(lease),
                     };
-                    let (next, _) = shelf.lease(&request, now)?;
-                    Some(convert::next(&next, Some(shelf.get(&study)?)))
+                    let (next, _) = registry.lease(&request, now)?;
+                    Some(convert::next(&next, Some(registry.get(&study)?)))
                 } else {
                     None
                 };
-                let undescribed = shelf.find_undescribed(&trainer_id, &spaces, &data_sets);
+                let undescribed = registry.find_undescribed(&trainer_id, &spaces, &data_sets);
                 let describe = undescribed.filter(|_| !closing).map(convert::describe);
                 let first = convert::outcome(receipt.outcome);
                 let (outcome, first_outcome) = if receipt.duplicate {
@@ -670,7 +673,7 @@ impl SearchService for Api {
         let Some(lease) = check_lease(&lease_id, step_id, &mut violations) else {
             return Err(invalid(&violations));
         };
-        let lease = caller.run(move |shelf, now| shelf.extend(&study, lease, now)).await?;
+        let lease = caller.run(move |registry, now| registry.extend(&study, lease, now)).await?;
         Ok(Response::new(v1::ExtendLeaseResponse { lease: convert::duration(lease) }))
     }
 
@@ -689,7 +692,7 @@ impl SearchService for Api {
             return Err(invalid(&violations));
         };
         tracing::info!(study, step_id, reason, "trainer gives a step back");
-        caller.run(move |shelf, now| shelf.release(&study, lease, now)).await?;
+        caller.run(move |registry, now| registry.release(&study, lease, now)).await?;
         self.returned.notify_waiters();
         Ok(Response::new(v1::ReleaseStepResponse {}))
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::rows::{OpenRow, PastRow, PointRow, ReportRow, StateRow, StudyRow};
 pub use self::sqlite::{back_up, restore};
-use crate::study::{Closed, Past, PastReport, StepId, Study, StudyId, TracePoint};
+use crate::study::{ClosedOutcome, ClosedReport, ClosedStep, StepId, Study, StudyId, TracePoint};
 
 /// Why the database cannot be used. Nothing that was not committed is stored.
 #[derive(Debug, thiserror::Error)]
@@ -229,23 +229,23 @@ impl Changes {
     }
 
     /// A step went into the history.
-    pub fn past(&mut self, study: StudyId, past: &Past) {
+    pub fn past(&mut self, study: StudyId, past: &ClosedStep) {
         self.past.push(PastRow::new(study, past, false));
     }
 
     /// A step has passed that the history does not keep. Until theta is stored, it follows from its report too.
-    pub fn drop_past(&mut self, study: StudyId, past: &Past) {
+    pub fn drop_past(&mut self, study: StudyId, past: &ClosedStep) {
         self.past.push(PastRow::new(study, past, true));
     }
 
     /// A step that the history has as closed was reported after all.
-    pub fn late(&mut self, study: StudyId, step: StepId, report: &PastReport) {
+    pub fn late(&mut self, study: StudyId, step: StepId, report: &ClosedReport) {
         let row = ReportRow::new(report);
         self.late.push((study.0.cast_signed(), step.0.cast_signed(), row));
     }
 
     /// Returns the outcome of a step, if these changes put it into the history.
-    pub fn closed(&self, study: StudyId, step: StepId) -> Option<Closed> {
+    pub fn closed(&self, study: StudyId, step: StepId) -> Option<ClosedOutcome> {
         let key = (study.0.cast_signed(), step.0.cast_signed());
         self.past.iter().rev().find(|row| row.step.key() == key).map(PastRow::closed)
     }
@@ -255,7 +255,7 @@ impl Changes {
         self.pruned.push((study.0.cast_signed(), step.0.cast_signed()));
     }
 
-    /// A stretch of the search has ended. Where its trace is full by that, it is thinned.
+    /// A window of the search has ended. Where its trace is full by that, it is thinned.
     pub fn trace(&mut self, study: StudyId, point: &TracePoint, full: bool) {
         self.points.push(PointRow::new(study, point, full));
     }
@@ -357,7 +357,7 @@ impl Store {
     }
 
     /// Returns the outcome of a step in the history.
-    pub fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+    pub fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<ClosedOutcome>, Error> {
         match self {
             Store::Sqlite(sqlite) => sqlite.closed(study, step),
             Store::Postgres(postgres) => postgres.closed(study, step),
@@ -468,7 +468,7 @@ impl Reader {
         })
     }
 
-    /// The stretches of a study's search that have ended, oldest first.
+    /// The windows of a study's search that have ended, oldest first.
     pub async fn trace(&self, study: StudyId) -> Result<Vec<TracePoint>, Error> {
         self.record(match &self.source {
             Source::Sqlite(sqlite) => sqlite.trace(study).await,
@@ -510,7 +510,7 @@ pub enum PageStart {
 /// A part of a history.
 pub struct Page {
     /// Steps of the past, in its direction.
-    pub steps: Vec<Past>,
+    pub steps: Vec<ClosedStep>,
     /// True if there are more after these.
     pub more: bool,
     limit: usize,
@@ -566,7 +566,7 @@ mod tests {
     }
 
     /// A step that was closed unreported, of the study of [`changes`].
-    pub(super) fn past(step: u64) -> Past {
+    pub(super) fn past(step: u64) -> ClosedStep {
         let architectures = |choices: [u32; 2]| {
             choices.map(|choice| Architecture([Value::Choice(choice)].into())).into()
         };
@@ -579,7 +579,7 @@ mod tests {
             attempt: 1,
             lease: None,
         };
-        Past { step, report: None }
+        ClosedStep { step, report: None }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All studies of a controller, and the one thread that owns them.
 //!
-//! An operation is a closure that the thread runs on [`Shelf`]. Operations that have queued while another batch ran share
+//! An operation is a closure that the thread runs on [`StudyRegistry`]. Operations that have queued while another batch ran share
 //! a commit, which a second thread makes while the next batch runs; each is answered only after its commit: so what was
 //! acknowledged, or even read, survives a crash. When a commit fails, every operation of its batch fails, and of those that
 //! had already built on it, and the studies are read back from the database, as after a restart.
@@ -29,8 +29,9 @@ pub use self::fleet::{Announcement, FleetTrainer, SetAside, Unserved};
 use crate::{
     store::{self, Changes, Location, Store},
     study::{
-        self, Event, LeaseId, NamedMarginal, Next, Now, Origin, Past, Receipt, Record, Report,
-        Retention, Spec, Start, State, StepId, Study, StudyId, TracePoint, Violation, is_name,
+        self, ClosedStep, Event, LeaseId, NamedMarginal, Next, Now, Origin, Receipt, Record,
+        Report, Retention, Spec, Start, State, StepId, Study, StudyId, TracePoint, Violation,
+        is_name,
     },
 };
 
@@ -121,7 +122,7 @@ pub struct Studies {
 type FailingWrites = Arc<Mutex<Condition>>;
 
 /// An operation, and then the answer to its caller, once it is known whether the commit held.
-type Job = Box<dyn FnOnce(&mut Shelf, Now) -> Answer + Send>;
+type Job = Box<dyn FnOnce(&mut StudyRegistry, Now) -> Answer + Send>;
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Bounds of a controller.
@@ -151,12 +152,13 @@ impl Studies {
         let (end, ended) = oneshot::channel();
         let (ready, started) = oneshot::channel();
         let own = move || {
-            let shelf = Store::open(&location).and_then(|store| Shelf::load(store, limits));
-            match shelf {
-                Ok(shelf) => {
-                    info!(studies = shelf.studies.len(), %location, "studies loaded");
-                    let _ = ready.send(Ok(shelf.failing_writes.clone()));
-                    let _ = end.send(shelf.serve(queue));
+            let registry =
+                Store::open(&location).and_then(|store| StudyRegistry::load(store, limits));
+            match registry {
+                Ok(registry) => {
+                    info!(studies = registry.studies.len(), %location, "studies loaded");
+                    let _ = ready.send(Ok(registry.failing_writes.clone()));
+                    let _ = end.send(registry.serve(queue));
                 }
                 Err(error) => drop(ready.send(Err(Error::Storage(Arc::new(error))))),
             }
@@ -173,16 +175,16 @@ impl Studies {
     /// Runs `operation` and returns its result when all that it did is durable.
     pub async fn run<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&mut Shelf, Now) -> Result<T, Error> + Send + 'static,
+        operation: impl FnOnce(&mut StudyRegistry, Now) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let caller = Span::current();
-        let job = Box::new(move |shelf: &mut Shelf, now| {
+        let job = Box::new(move |registry: &mut StudyRegistry, now| {
             // Whoever has gone away while this waited, or no longer waits, does not count on it.
             if reply.is_closed() {
                 return Box::new(drop) as Answer;
             }
-            let result = operation(shelf, now);
+            let result = operation(registry, now);
             let waiting = commit_span(&caller);
             let answer = move |committed: Result<(), Error>| {
                 drop(waiting);
@@ -219,8 +221,8 @@ async fn tick(jobs: mpsc::WeakSender<Job>) {
     loop {
         interval.tick().await;
         let Some(jobs) = jobs.upgrade() else { return };
-        let job: Job = Box::new(|shelf, now| {
-            shelf.tick(now);
+        let job: Job = Box::new(|registry, now| {
+            registry.tick(now);
             Box::new(|_| {})
         });
         if jobs.send(job).await.is_err() {
@@ -230,7 +232,7 @@ async fn tick(jobs: mpsc::WeakSender<Job>) {
 }
 
 /// The studies in memory, with their database. Lives on the thread that [`Studies::start`] makes.
-pub struct Shelf {
+pub struct StudyRegistry {
     /// Locked by the writer while it commits.
     store: Arc<Mutex<Store>>,
     limits: Limits,
@@ -292,10 +294,10 @@ struct Changed {
     steps: BTreeSet<StepId>,
 }
 
-impl Shelf {
-    fn load(mut store: Store, limits: Limits) -> Result<Shelf, store::Error> {
+impl StudyRegistry {
+    fn load(mut store: Store, limits: Limits) -> Result<StudyRegistry, store::Error> {
         let studies = store.load(Instant::now())?;
-        let mut shelf = Shelf {
+        let mut registry = StudyRegistry {
             size: store.size()?,
             store: Arc::new(Mutex::new(store)),
             limits,
@@ -313,8 +315,8 @@ impl Shelf {
             failing_writes: Arc::new(Mutex::new(Condition::new("cannot write to the database"))),
             failing_reads: store::failing_reads(),
         };
-        shelf.find_waiting();
-        Ok(shelf)
+        registry.find_waiting();
+        Ok(registry)
     }
 
     /// Does what time asks for.
@@ -425,7 +427,11 @@ impl Shelf {
     }
 
     /// Runs `operation`, for which only the studies within `scope` exist.
-    pub fn within<T>(&mut self, scope: Scope, operation: impl FnOnce(&mut Shelf) -> T) -> T {
+    pub fn within<T>(
+        &mut self,
+        scope: Scope,
+        operation: impl FnOnce(&mut StudyRegistry) -> T,
+    ) -> T {
         let before = mem::replace(&mut self.scope, scope);
         let result = operation(self);
         self.scope = before;
@@ -570,7 +576,7 @@ impl Shelf {
         }
     }
 
-    /// Puts a new study on the shelf.
+    /// Adds a new study to the registry.
     fn insert(&mut self, mut study: Study) {
         let name = study.name().to_owned();
         self.note(&name, study.id(), study.spec().retention, study.take_events());
@@ -602,7 +608,7 @@ impl Shelf {
     }
 
     /// Stores a part of the history of a study that is being imported.
-    pub fn import_history(&mut self, id: StudyId, history: &[Past]) {
+    pub fn import_history(&mut self, id: StudyId, history: &[ClosedStep]) {
         for past in history {
             self.changes.past(id, past);
         }
@@ -620,7 +626,7 @@ impl Shelf {
         self.changes.abandon_import(id);
     }
 
-    /// Puts an imported study on the shelf, its history being stored.
+    /// Adds an imported study to the registry, while its history is stored.
     pub fn end_import(&mut self, record: Record) -> Result<&Study, Error> {
         let name = record.name.clone();
         if self.studies.contains_key(&name) {
@@ -685,7 +691,7 @@ impl Shelf {
                 | Event::Reported { step, .. } => {
                     changed.steps.insert(*step);
                 }
-                Event::Passed(past) => {
+                Event::StepClosed(past) => {
                     changed.steps.insert(past.step.id);
                     let kept = match retention {
                         Some(Retention::Every(every)) => past.step.id.0.is_multiple_of(every),
@@ -894,11 +900,11 @@ mod tests {
     /// Leases and reports a step; returns its number once both are durable.
     async fn search(studies: &Studies) -> Result<StepId, Error> {
         let lease = studies
-            .run(|shelf, now| {
+            .run(|registry, now| {
                 let origin = Origin::Request("r".into());
-                let (next, _) = shelf.lease(&request("s", &origin), now)?;
+                let (next, _) = registry.lease(&request("s", &origin), now)?;
                 let Next::Step(id) = next else { panic!("{next:?}") };
-                let study = shelf.get("s")?;
+                let study = registry.get("s")?;
                 Ok(study.lease_id(study.step(id).unwrap()))
             })
             .await?;
@@ -909,7 +915,7 @@ mod tests {
             costs: Vec::new(),
             metrics: BTreeMap::new(),
         };
-        let receipt = studies.run(|shelf, now| shelf.report("s", report, now)).await?;
+        let receipt = studies.run(|registry, now| registry.report("s", report, now)).await?;
         assert_eq!((receipt.outcome, receipt.duplicate), (Some(Outcome::Applied), false));
         Ok(lease.step)
     }
@@ -923,13 +929,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let studies = start(directory.path()).await;
         studies
-            .run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop))
+            .run(|registry, now| registry.create("s", spec(), "", false, now).map(drop))
             .await
             .unwrap();
         search(&studies).await.unwrap();
         studies
-            .run(|shelf, _| {
-                match &*shelf.store.lock() {
+            .run(|registry, _| {
+                match &*registry.store.lock() {
                     Store::Sqlite(sqlite) => sqlite.fill_disk(),
                     Store::Postgres(_) => unreachable!("a directory was opened"),
                 }
@@ -946,7 +952,7 @@ mod tests {
         };
         assert!(matches!(&error, Error::Storage(_)), "{error}");
         assert!(error.to_string().contains("full"), "{error}");
-        let describe = |shelf: &mut Shelf, _| Ok(description(shelf.get("s")?));
+        let describe = |registry: &mut StudyRegistry, _| Ok(description(registry.get("s")?));
         let before = loop {
             match studies.run(describe).await {
                 Ok(description) => break description,
@@ -969,7 +975,7 @@ mod tests {
         let (release, released) = std::sync::mpsc::channel::<()>();
         let handle = studies.clone();
         let busy = tokio::spawn(async move {
-            let wait = move |_: &mut Shelf, _| {
+            let wait = move |_: &mut StudyRegistry, _| {
                 started.send(()).unwrap();
                 released.recv().unwrap();
                 Ok(())
@@ -979,14 +985,14 @@ mod tests {
         has_started.await.unwrap();
         tokio::select! {
             biased;
-            result = studies.run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop)) => {
+            result = studies.run(|registry, now| registry.create("s", spec(), "", false, now).map(drop)) => {
                 panic!("{result:?}")
             }
             () = std::future::ready(()) => {}
         }
         release.send(()).unwrap();
         busy.await.unwrap().unwrap();
-        let result = studies.run(|shelf, _| shelf.get("s").map(drop)).await;
+        let result = studies.run(|registry, _| registry.get("s").map(drop)).await;
         assert!(matches!(result, Err(Error::UnknownStudy(_))), "{result:?}");
     }
 
@@ -995,20 +1001,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let location = Location::Directory(directory.path().into());
         let studies = start(directory.path()).await;
-        let lease = |shelf: &mut Shelf, name: &str, id: &str, now| {
+        let lease = |registry: &mut StudyRegistry, name: &str, id: &str, now| {
             let origin = Origin::Request(id.into());
-            Ok(shelf.lease(&request(name, &origin), now)?.0)
+            Ok(registry.lease(&request(name, &origin), now)?.0)
         };
         let lease_id = studies
-            .run(move |shelf, now| {
-                shelf.create("s", spec(), "", false, now)?;
-                shelf.create("ended", spec(), "", false, now)?;
-                shelf.change("ended", |study| {
+            .run(move |registry, now| {
+                registry.create("s", spec(), "", false, now)?;
+                registry.create("ended", spec(), "", false, now)?;
+                registry.change("ended", |study| {
                     study.stop(now);
                     Ok(())
                 })?;
-                let Next::Step(id) = lease(shelf, "s", "1", now)? else { panic!("no step") };
-                let study = shelf.get("s")?;
+                let Next::Step(id) = lease(registry, "s", "1", now)? else { panic!("no step") };
+                let study = registry.get("s")?;
                 Ok(study.lease_id(study.step(id).unwrap()))
             })
             .await
@@ -1020,14 +1026,18 @@ mod tests {
                 store => break store.unwrap(),
             }
         };
-        let mut shelf = Shelf::load(store, Limits { disk: Some(1), ..Limits::default() }).unwrap();
+        let mut registry =
+            StudyRegistry::load(store, Limits { disk: Some(1), ..Limits::default() }).unwrap();
         let now = now();
-        assert!(matches!(shelf.create("new", spec(), "", false, now), Err(Error::OverBudget(1))));
-        assert!(matches!(lease(&mut shelf, "s", "2", now), Ok(Next::NoWork(_))));
-        assert!(matches!(lease(&mut shelf, "ended", "2", now), Ok(Next::Finished)));
+        assert!(matches!(
+            registry.create("new", spec(), "", false, now),
+            Err(Error::OverBudget(1))
+        ));
+        assert!(matches!(lease(&mut registry, "s", "2", now), Ok(Next::NoWork(_))));
+        assert!(matches!(lease(&mut registry, "ended", "2", now), Ok(Next::Finished)));
         let (losses, costs, metrics) = (vec![1.0, 2.0], Vec::new(), BTreeMap::new());
         let report = Report { lease: lease_id, trainer: "t".into(), losses, costs, metrics };
-        let receipt = shelf.report("s", report, now).unwrap();
+        let receipt = registry.report("s", report, now).unwrap();
         assert_eq!(receipt.outcome, Some(Outcome::Applied));
     }
 
@@ -1036,26 +1046,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let studies = start(directory.path()).await;
         studies
-            .run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop))
+            .run(|registry, now| registry.create("s", spec(), "", false, now).map(drop))
             .await
             .unwrap();
         for _ in 0..20 {
             search(&studies).await.unwrap();
         }
-        let describe = |shelf: &mut Shelf, _| {
-            let study = shelf.get("s")?;
+        let describe = |registry: &mut StudyRegistry, _| {
+            let study = registry.get("s")?;
             Ok((description(study), study.spec().clone(), study.seed(), study.id()))
         };
         let before = studies.run(describe).await.unwrap();
         drop(studies);
         let studies = start(directory.path()).await;
         assert_eq!(studies.run(describe).await.unwrap(), before);
-        let again =
-            studies.run(|shelf, now| shelf.create("s", spec(), "", false, now).map(drop)).await;
+        let again = studies
+            .run(|registry, now| registry.create("s", spec(), "", false, now).map(drop))
+            .await;
         again.expect("the same spec is the same study");
         let other = Spec { max_steps: 5, ..spec() };
-        let other =
-            studies.run(|shelf, now| shelf.create("s", other, "", false, now).map(drop)).await;
+        let other = studies
+            .run(|registry, now| registry.create("s", other, "", false, now).map(drop))
+            .await;
         let expected =
             "study \"s\" exists with another spec: stop.max_steps is 100000 there and 5 here";
         assert_eq!(other.unwrap_err().to_string(), expected);

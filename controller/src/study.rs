@@ -3,10 +3,21 @@
 //! It is pure. It is told what time it is, draws from generators seeded by (study seed, step id), and says what happened
 //! through [`Study::take_events`]; it knows no database, no network and no clock. ARCHITECTURE.md lists the rules it
 //! keeps ("Rules of a step"); comments here cite them by number.
+//!
+//! | file | contents |
+//! | --- | --- |
+//! | `leasing` | which step a trainer gets, and when it goes back |
+//! | `reporting` | what a report changes |
+//! | `record` | the stored state, and its checks |
+//! | `spec`, `differences` | the settings of a study, and how two differ |
+//! | `costs` | limits and penalties, and the choice of the final architecture |
+//! | `step`, `trainers`, `trace` | steps and leases; counters by trainer; the course of the search |
 
 mod costs;
 mod differences;
+mod leasing;
 mod record;
+mod reporting;
 mod spec;
 mod step;
 #[cfg(test)]
@@ -21,19 +32,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-
-use self::{costs::Standing, trace::Stretch};
+use self::trace::TraceWindow;
 pub use self::{
     costs::{
         COSTS_RULE, Candidate, CostRule, Costs, Evaluation, Point, Selection, are_costs,
         cost_name_violations, learn,
     },
     differences::{differences, summary},
+    leasing::{Next, RETRY_WHEN_IDLE},
     record::{
-        Incumbent, Past, PastReport, Pending, Progress, Record, State, StopRule, elapsed_since,
+        ClosedReport, ClosedStep, Incumbent, Pending, Progress, Record, State, StopRule,
+        elapsed_since,
     },
+    reporting::{ClosedOutcome, Receipt},
     spec::{
         Direction, FAMILIES, Kind, LABEL_RULE, MAX_DEFINITION, NAME_RULE, NamedMarginal, Retention,
         Spec, Start, Target, Variable, Violation, is_label, is_name,
@@ -45,17 +56,6 @@ pub use self::{
     trainers::{RecentTrainers, TrainerStats},
 };
 use crate::asng::{Architecture, Asng};
-
-/// Bounds the memory of a study, whatever `steps_per_update` and `max_staleness` allow.
-const MAX_LIVE_STEPS: usize = 4096;
-/// Bounds the counters of a study that comes from elsewhere.
-const MAX_COUNTER: u64 = 1 << 62;
-/// The time after which a trainer asks again if other trainers hold every step that is allowed.
-const RETRY_WHEN_BUSY: Duration = Duration::from_millis(200);
-/// How much of the time that counts towards a limit may be lost when the controller is killed.
-const TIME_NOTED_EVERY: Duration = Duration::from_secs(10);
-/// The time after which a trainer asks again if a person has to act first.
-pub const RETRY_WHEN_IDLE: Duration = Duration::from_secs(2);
 
 /// The time, as the shell reads it: leases and time limits run on the monotonic clock, records carry the other.
 #[derive(Clone, Copy, Debug)]
@@ -107,53 +107,18 @@ pub enum Event {
     },
     /// A step went into the history: its report entered an update or was stale, or it was closed unreported, since it
     /// was too old to be handed out again or the study has ended.
-    Passed(Box<Past>),
+    StepClosed(Box<ClosedStep>),
     /// A step that the history has as closed was reported after all.
-    ReportedLate(StepId, Box<PastReport>),
+    ReportedLate(StepId, Box<ClosedReport>),
     /// Some time has passed that counts towards the study's limit; see [`Study::elapsed`].
     TimePassed,
-    /// A stretch of the search has ended.
+    /// A window of the search has ended.
     Traced {
         /// The trace point that was completed.
         point: Box<TracePoint>,
         /// True if the trace is full with it, and has to be thinned.
         full: bool,
     },
-}
-
-/// The answer to a trainer that asks for a step.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Next {
-    /// The step with this number; see [`Study::step`].
-    Step(StepId),
-    /// Nothing now: ask again after this time.
-    NoWork(Duration),
-    /// A description of the space is wanted first.
-    Describe,
-    /// The study has ended.
-    Finished,
-}
-
-/// The answer to a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    /// The outcome of the step's first report; none if the history of that step is no longer kept.
-    pub outcome: Option<Outcome>,
-    /// True if this report was not the first one, and so changed nothing.
-    pub duplicate: bool,
-    /// Generation of the study when the report arrived, minus the step's.
-    pub staleness: u64,
-}
-
-/// A step that is no longer live, as the history has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closed {
-    /// The outcome of its report; none if it was closed unreported.
-    pub outcome: Option<Outcome>,
-    /// Generation it was sampled from.
-    pub generation: u64,
-    /// Reports that had been applied when it was sampled.
-    pub applied: u64,
 }
 
 /// Why a study refuses what it is asked. Nothing has changed.
@@ -230,7 +195,7 @@ pub struct Study {
     incumbent: Option<Incumbent>,
     live: BTreeMap<StepId, Step>,
     pending: BTreeMap<StepId, Pending>,
-    stretch: Stretch,
+    window: TraceWindow,
     trainers: RecentTrainers<TrainerStats>,
     events: Vec<Event>,
 }
@@ -265,7 +230,7 @@ impl Study {
             incumbent: None,
             live: BTreeMap::new(),
             pending: BTreeMap::new(),
-            stretch: Stretch::default(),
+            window: TraceWindow::default(),
             trainers: RecentTrainers::default(),
             events: vec![Event::Created],
             spec,
@@ -276,240 +241,12 @@ impl Study {
         Ok(study)
     }
 
-    /// The study that was stored, or what in the record makes no sense. A lease in it runs its full time again
-    /// (rule 4).
-    pub fn restore(record: Record) -> Result<Study, String> {
-        let search = match (record.variables, record.asng) {
-            (Some(variables), Some(state)) => {
-                if ![&[][..], &variables].contains(&record.spec.variables.as_slice()) {
-                    return Err("its variables are not those of its spec".into());
-                }
-                let shapes =
-                    record.spec.shapes(&variables).map_err(|found| found[0].to_string())?;
-                let asng = Asng::from_state(&shapes, record.spec.optimiser(), state)
-                    .map_err(|error| error.to_string())?;
-                let (described, selection) =
-                    (record.spec.unless_given(variables), record.selection);
-                Some(Search { described, asng, selection })
-            }
-            _ => None,
-        };
-        let shapes = search.as_ref().map_or(&[][..], |search| search.asng.variables());
-        let pending = record.pending.iter().map(|pending| &pending.step);
-        let open: Vec<&Step> = record.live.iter().chain(pending).collect();
-        let architectures = open.iter().flat_map(|step| step.train.iter().chain(step.rank.iter()));
-        let incumbent = record.incumbent.iter().map(|incumbent| &incumbent.architecture);
-        if !architectures.chain(incumbent).all(|architecture| architecture.fits(shapes)) {
-            return Err("an architecture does not fit the variables".into());
-        }
-        let selection = search.as_ref().map(|search| &search.selection);
-        if selection.is_some_and(|selection| !selection.fits(&record.spec, shapes)) {
-            return Err("what it remembers of costs does not fit it".into());
-        }
-        let (train, rank) =
-            (record.spec.lambda_x(), |step: &Step| record.spec.rank_count(step.applied));
-        let sound = |step: &Step| {
-            (1..=record.progress.sampled).contains(&step.id.0)
-                && step.generation <= record.progress.generation
-                && (1..u32::MAX / 2).contains(&step.attempt)
-                && (step.train.len(), step.rank.len()) == (train, rank(step))
-        };
-        let mut ids: Vec<_> = open.iter().map(|step| step.id).collect();
-        ids.sort();
-        ids.dedup();
-        let progress = record.progress;
-        let counters = [
-            progress.sampled,
-            progress.duplicate,
-            progress.diverged,
-            progress.over_limit,
-            progress.expired,
-        ];
-        if progress.generation > progress.applied
-            || progress.applied > progress.sampled.min(record.spec.max_steps)
-            || progress.stale > progress.sampled
-            || counters.iter().any(|counter| *counter > MAX_COUNTER)
-        {
-            return Err("its counters make no sense".into());
-        }
-        let sound_incumbent = |Incumbent { loss, costs, .. }: &Incumbent| {
-            let standing = Standing::of(&record.spec, *loss, Some(costs));
-            matches!(standing, Standing::Within(_)) && are_costs(costs)
-        };
-        if !record.incumbent.as_ref().is_none_or(sound_incumbent) {
-            return Err("its incumbent has diverged or is over a limit".into());
-        }
-        let losses_fit = |pending: &Pending| {
-            let rank = rank(&pending.step);
-            pending.losses.len() == rank
-                && costs::report_violations(&record.spec.costs, &pending.costs, rank).is_empty()
-                && pending.costs.iter().all(are_costs)
-        };
-        if (search.is_none() || record.state.has_ended()) && !open.is_empty() {
-            return Err("it has open steps, which its state does not allow".into());
-        }
-        if !open.iter().all(|step| sound(step))
-            || ids.len() < open.len()
-            || !record.pending.iter().all(losses_fit)
-        {
-            return Err("its open steps do not fit it".into());
-        }
-        Ok(Study {
-            id: record.id,
-            name: record.name,
-            spec: record.spec,
-            seed: record.seed,
-            owner: record.owner,
-            start: record.start,
-            created: record.created,
-            state: record.state,
-            state_since: record.state_since,
-            started: record.started,
-            elapsed: record.elapsed,
-            counted_until: None,
-            elapsed_noted: record.elapsed,
-            search,
-            progress: record.progress,
-            incumbent: record.incumbent,
-            live: record.live.into_iter().map(|step| (step.id, step)).collect(),
-            pending: record.pending.into_iter().map(|pending| (pending.step.id, pending)).collect(),
-            stretch: Stretch::default(),
-            trainers: RecentTrainers::default(),
-            events: Vec::new(),
-        })
-    }
-
-    /// All of it that is stored, but for its history.
-    pub fn record(&self) -> Record {
-        Record {
-            id: self.id,
-            name: self.name.clone(),
-            spec: self.spec.clone(),
-            seed: self.seed,
-            owner: self.owner.clone(),
-            start: self.start.clone(),
-            created: self.created,
-            state: self.state.clone(),
-            state_since: self.state_since,
-            started: self.started,
-            elapsed: self.elapsed,
-            variables: self.variables().map(<[Variable]>::to_vec),
-            asng: self.asng().map(|asng| asng.state().clone()),
-            progress: self.progress,
-            incumbent: self.incumbent.clone(),
-            selection: self.selection(),
-            live: self.live.values().cloned().collect(),
-            pending: self.pending.values().cloned().collect(),
-        }
-    }
-
     /// Returns the events since the last call, oldest first.
     pub fn take_events(&mut self) -> Vec<Event> {
         if !self.events.is_empty() {
             self.elapsed_noted = self.elapsed;
         }
         mem::take(&mut self.events)
-    }
-
-    /// Hands out a step to `trainer`, which serves `spaces`, or says why there is none. A study whose variables came
-    /// with its spec may name no space, and then goes to whoever asks.
-    pub fn lease(
-        &mut self,
-        trainer: &str,
-        spaces: &[String],
-        origin: &Origin,
-        now: Now,
-    ) -> Result<Next, Error> {
-        let space = &self.spec.space;
-        if self.spec.variables.is_empty() && !spaces.contains(space) {
-            return Err(Error::OtherSpace { space: space.clone(), served: spaces.join(", ") });
-        }
-        self.trainers.hear(trainer, now);
-        self.tick(now);
-        let until = now.monotonic + self.spec.lease();
-        match self.state {
-            State::Waiting => return Ok(Next::Describe),
-            State::Finished(_) | State::Stopped | State::Failed(_) => return Ok(Next::Finished),
-            State::Running | State::Paused => {}
-        }
-        // The same request again gets the same step (rule 3).
-        for step in self.live.values_mut() {
-            if let Some(lease) = &mut step.lease
-                && lease.trainer == trainer
-                && lease.origin == *origin
-            {
-                lease.until = until;
-                return Ok(Next::Step(step.id));
-            }
-        }
-        if self.state == State::Paused {
-            return Ok(Next::NoWork(RETRY_WHEN_IDLE));
-        }
-        let lease = Lease { trainer: trainer.into(), origin: origin.clone(), until };
-        // A step that came back goes first, as it was sampled (rule 4).
-        if let Some(step) = self.live.values_mut().find(|step| step.lease.is_none()) {
-            step.attempt += 1;
-            step.lease = Some(lease);
-            self.events.push(Event::LeasedAgain(step.id));
-            return Ok(Next::Step(step.id));
-        }
-        if !self.may_sample() {
-            return Ok(Next::NoWork(RETRY_WHEN_BUSY));
-        }
-        Ok(self.sample(lease))
-    }
-
-    /// Rules 6 and 7: how many steps may be under way.
-    fn may_sample(&self) -> bool {
-        let under_way = self.live.len() + self.pending.len();
-        let gathered = self.spec.steps_per_update() as u64 * (1 + self.spec.max_staleness());
-        (under_way as u64) < gathered
-            && self.live.len() < MAX_LIVE_STEPS
-            && self.progress.applied + (under_way as u64) < self.spec.max_steps
-    }
-
-    fn sample(&mut self, lease: Lease) -> Next {
-        let Some(search) = &self.search else { return Next::Describe };
-        self.progress.sampled += 1;
-        let id = StepId(self.progress.sampled);
-        // Rule 1: a named generator, seeded by (study seed, step id).
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(id.0);
-        let step = Step {
-            id,
-            generation: self.progress.generation,
-            applied: self.progress.applied,
-            train: search.asng.ask(self.spec.lambda_x(), &mut rng).into(),
-            rank: search.asng.ask(self.spec.rank_count(self.progress.applied), &mut rng).into(),
-            attempt: 1,
-            lease: Some(lease),
-        };
-        self.live.insert(id, step);
-        self.events.push(Event::Sampled(id));
-        Next::Step(id)
-    }
-
-    /// Does what time asks for: puts back the steps whose lease has run out, closes those that came back and are no longer
-    /// fresh (rule 5), and ends the study when its time is over.
-    pub fn tick(&mut self, now: Now) {
-        for step in self.live.values_mut() {
-            if let Some(lease) = step.lease.take_if(|lease| lease.until <= now.monotonic) {
-                // This is no sign of life.
-                if let Some(trainer) = self.trainers.get_mut(&lease.trainer) {
-                    trainer.expired += 1;
-                }
-                self.progress.expired += 1;
-                self.events.push(Event::Expired(step.id));
-            }
-        }
-        let oldest = self.progress.generation.saturating_sub(self.spec.max_staleness());
-        self.close(|step| step.lease.is_none() && step.generation < oldest);
-        self.end_in_time(now);
-        if self.spec.max_duration.is_some()
-            && self.elapsed >= self.elapsed_noted.saturating_add(TIME_NOTED_EVERY)
-        {
-            self.events.push(Event::TimePassed);
-        }
     }
 
     /// Adds the time since this was last called to that which counts towards the limit.
@@ -532,301 +269,6 @@ impl Study {
         {
             self.end(State::Finished(StopRule::MaxDuration), now);
         }
-    }
-
-    fn close(&mut self, condition: impl Fn(&Step) -> bool) {
-        for (_, step) in self.live.extract_if(.., |_, step| condition(step)) {
-            let past = Past { step: Step { lease: None, ..step }, report: None };
-            self.events.push(Event::Passed(Box::new(past)));
-        }
-    }
-
-    /// Puts back every step that `trainer` holds: the process that leased them is gone.
-    pub fn forget_trainer(&mut self, trainer: &str) {
-        for step in self.live.values_mut() {
-            if step.lease.as_ref().is_some_and(|lease| lease.trainer == trainer) {
-                step.lease = None;
-                self.events.push(Event::Released(step.id));
-            }
-        }
-    }
-
-    /// Returns true if the outcome of step `id` is in the history rather than here.
-    pub fn is_closed(&self, id: StepId) -> bool {
-        (1..=self.progress.sampled).contains(&id.0)
-            && !self.live.contains_key(&id)
-            && !self.pending.contains_key(&id)
-    }
-
-    /// Takes a report. `closed` is what the history knows of the step, when [`is_closed`](Study::is_closed).
-    pub fn report(
-        &mut self,
-        report: Report,
-        closed: Option<Closed>,
-        now: Now,
-    ) -> Result<Receipt, Error> {
-        let id = report.lease.step;
-        let attempts = self.live.get(&id).map_or(u32::MAX, |step| step.attempt);
-        if report.lease.study != self.id || !(1..=attempts).contains(&report.lease.attempt) {
-            return Err(Error::UnknownLease { step: id, lease: report.lease });
-        }
-        if !(1..=self.progress.sampled).contains(&id.0) {
-            return Err(Error::UnknownStep(id));
-        }
-        let open = self.live.get(&id).or(self.pending.get(&id).map(|pending| &pending.step));
-        let closed_step = || self.just_closed(id).or(closed).map(|closed| closed.applied);
-        let applied = open.map(|step| step.applied).or_else(closed_step);
-        let count = report.losses.len();
-        // A step that the history no longer keeps can only be repeated, whatever the report says.
-        let expected = applied.map_or(count, |applied| self.spec.rank_count(applied));
-        if count != expected {
-            let description = format!("{count} losses; the step has {expected} rank architectures");
-            return Err(Error::Invalid(vec![Violation::new("losses", description)]));
-        }
-        let violations = costs::report_violations(&self.spec.costs, &report.costs, expected);
-        if !violations.is_empty() {
-            return Err(Error::Invalid(violations));
-        }
-        if let Some(pending) = self.pending.get(&id) {
-            let staleness = pending.staleness;
-            return Ok(self.repeated(&report.trainer, Some(Outcome::Pending), staleness, now));
-        }
-        self.end_in_time(now);
-        let report = PastReport {
-            trainer: report.trainer,
-            losses: report.losses,
-            costs: report.costs,
-            metrics: report.metrics,
-            staleness: 0,
-            at: now.wall,
-            update: None,
-        };
-        let Some(step) = self.live.remove(&id) else {
-            return Ok(self.report_closed(id, closed, report, now));
-        };
-        let staleness = self.progress.generation - step.generation;
-        if staleness > self.spec.max_staleness() {
-            self.note_report(id, &report.trainer, Outcome::Stale, staleness, now);
-            self.pass(step, PastReport { staleness, ..report });
-            return Ok(Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness });
-        }
-        let PastReport { trainer, losses, costs, metrics, at, .. } = report;
-        let target = self.judge(&step, &losses, &costs, &metrics);
-        let full = self.pending.len() + 1 >= self.spec.steps_per_update();
-        let all_reported = self.live.is_empty()
-            && self.progress.applied + self.pending.len() as u64 + 1 >= self.spec.max_steps;
-        let outcome =
-            if full || all_reported || target { Outcome::Applied } else { Outcome::Pending };
-        self.note_report(id, &trainer, outcome, staleness, now);
-        let pending = Pending { step, trainer, losses, costs, metrics, staleness, at };
-        self.pending.insert(id, pending);
-        if outcome == Outcome::Applied {
-            self.update(now);
-        }
-        if all_reported {
-            self.end(State::Finished(StopRule::MaxSteps), now);
-        } else if target {
-            self.end(State::Finished(StopRule::Target), now);
-        } else if outcome == Outcome::Applied
-            && self.progress.applied > self.spec.warmup_steps()
-            && self.spec.convergence.is_some_and(|enough| self.convergence() >= enough)
-        {
-            self.end(State::Finished(StopRule::Convergence), now);
-        }
-        Ok(Receipt { outcome: Some(outcome), duplicate: false, staleness })
-    }
-
-    /// Takes a report of a step that the history knows, unless it no longer keeps it.
-    fn report_closed(
-        &mut self,
-        id: StepId,
-        closed: Option<Closed>,
-        report: PastReport,
-        now: Now,
-    ) -> Receipt {
-        let Some(closed) = self.just_closed(id).or(closed) else {
-            return self.repeated(&report.trainer, None, 0, now);
-        };
-        let staleness = self.progress.generation.saturating_sub(closed.generation);
-        if closed.outcome.is_some() {
-            return self.repeated(&report.trainer, closed.outcome, staleness, now);
-        }
-        self.note_report(id, &report.trainer, Outcome::Stale, staleness, now);
-        let report = PastReport { staleness, ..report };
-        self.events.push(Event::ReportedLate(id, Box::new(report)));
-        Receipt { outcome: Some(Outcome::Stale), duplicate: false, staleness }
-    }
-
-    /// Returns a step that was closed unreported while a report of it was on its way: by the end of the study's time.
-    fn just_closed(&self, id: StepId) -> Option<Closed> {
-        self.events.iter().find_map(|event| match event {
-            Event::Passed(past) if past.step.id == id && past.report.is_none() => {
-                let Step { generation, applied, .. } = past.step;
-                Some(Closed { outcome: None, generation, applied })
-            }
-            _ => None,
-        })
-    }
-
-    /// Answers a report of a step whose first one was another; `outcome` is that one's.
-    fn repeated(
-        &mut self,
-        trainer: &str,
-        outcome: Option<Outcome>,
-        staleness: u64,
-        now: Now,
-    ) -> Receipt {
-        self.progress.duplicate += 1;
-        self.trainers.hear(trainer, now).duplicate += 1;
-        Receipt { outcome, duplicate: true, staleness }
-    }
-
-    fn note_report(
-        &mut self,
-        step: StepId,
-        trainer: &str,
-        outcome: Outcome,
-        staleness: u64,
-        now: Now,
-    ) {
-        self.trainers.hear(trainer, now).reported(outcome, staleness);
-        self.progress.stale += u64::from(outcome == Outcome::Stale);
-        self.events.push(Event::Reported { step, trainer: trainer.into(), outcome, staleness });
-    }
-
-    /// Lets a reported step go into the history.
-    fn pass(&mut self, step: Step, mut report: PastReport) {
-        for loss in &mut report.losses {
-            if !loss.is_finite() {
-                *loss = f64::NAN;
-            }
-        }
-        let past = Past { step: Step { lease: None, ..step }, report: Some(report) };
-        self.events.push(Event::Passed(Box::new(past)));
-    }
-
-    /// Looks at a report that counts: for the counters, for the incumbent, and whether it reaches the target.
-    fn judge(
-        &mut self,
-        step: &Step,
-        losses: &[f64],
-        costs: &[Costs],
-        metrics: &BTreeMap<String, f64>,
-    ) -> bool {
-        let mut best = match &self.incumbent {
-            Some(best) => Standing::of(&self.spec, best.loss, Some(&best.costs)),
-            None => Standing::Within(f64::INFINITY),
-        };
-        let standings = costs::standings(&self.spec, losses, costs);
-        for (i, standing) in standings.enumerate() {
-            match standing {
-                Standing::Diverged => self.progress.diverged += 1,
-                Standing::Over(_) => self.progress.over_limit += 1,
-                Standing::Within(_) if standing < best => {
-                    best = standing;
-                    self.incumbent = Some(Incumbent {
-                        architecture: step.rank[i].clone(),
-                        loss: losses[i],
-                        step: step.id,
-                        costs: costs.get(i).cloned().unwrap_or_default(),
-                    });
-                }
-                Standing::Within(_) => {}
-            }
-        }
-        let within = costs::standings(&self.spec, losses, costs).zip(losses);
-        let within = within.filter(|(standing, _)| matches!(standing, Standing::Within(_)));
-        self.spec.reaches_target(within.map(|(_, loss)| *loss), metrics)
-    }
-
-    /// Applies the pending reports, in the order of their steps so that the order of arrival leaves no trace in the
-    /// sums (rule 6).
-    fn update(&mut self, now: Now) {
-        let batch = mem::take(&mut self.pending);
-        let Some(search) = self.search.as_mut().filter(|_| !batch.is_empty()) else { return };
-        let evaluations: Vec<Evaluation<'_>> = batch
-            .values()
-            .map(|Pending { step, losses, costs, .. }| Evaluation { step, losses, costs })
-            .collect();
-        // Unwrap safety: the architectures are this optimiser's own, and the losses were counted on arrival.
-        learn(&mut search.asng, &mut search.selection, &self.spec, &evaluations).unwrap();
-        let before = self.progress.applied;
-        self.progress.generation += 1;
-        self.progress.applied += batch.len() as u64;
-        for Pending { losses, metrics, .. } in batch.values() {
-            self.stretch.add(losses, metrics, now.wall);
-        }
-        if trace::ends_stretch(before, self.progress.applied) {
-            self.end_stretch(trace::fills_trace(before, self.progress.applied));
-        }
-        let update = Some(self.progress.generation);
-        for Pending { step, trainer, losses, costs, metrics, staleness, at } in batch.into_values()
-        {
-            self.pass(step, PastReport { trainer, losses, costs, metrics, staleness, at, update });
-        }
-    }
-
-    fn end_stretch(&mut self, full: bool) {
-        if let Some(point) = self.stretch_so_far() {
-            self.events.push(Event::Traced { point: Box::new(point), full });
-        }
-        self.stretch.end();
-    }
-
-    /// The stretch that has not ended; none if nothing has been applied in it, or not since this controller took the study
-    /// up.
-    pub fn stretch_so_far(&self) -> Option<TracePoint> {
-        self.stretch.point(&self.progress, self.asng()?)
-    }
-
-    /// Starts the time of a lease anew.
-    pub fn extend(&mut self, id: LeaseId, now: Now) -> Result<Duration, Error> {
-        self.tick(now);
-        let duration = self.spec.lease();
-        let lease = self.held(id)?.ok_or(Error::LeaseNotHeld(id))?;
-        lease.until = now.monotonic + duration;
-        if let Some(lease) = self.live.get(&id.step).and_then(|step| step.lease.as_ref()) {
-            self.trainers.hear(&lease.trainer, now);
-        }
-        Ok(duration)
-    }
-
-    /// Takes a step back unreported.
-    pub fn release(&mut self, id: LeaseId, now: Now) -> Result<(), Error> {
-        if self.held(id)?.is_some()
-            && let Some(step) = self.live.get_mut(&id.step)
-        {
-            if let Some(lease) = step.lease.take() {
-                self.trainers.hear(&lease.trainer, now);
-            }
-            self.events.push(Event::Released(id.step));
-            self.tick(now);
-        }
-        Ok(())
-    }
-
-    /// Returns the trainer that holds the lease `id`; none if nobody does any more.
-    pub fn holder(&self, id: LeaseId) -> Option<&str> {
-        let step = self.live.get(&id.step).filter(|step| self.lease_id(step) == id)?;
-        step.lease.as_ref().map(|lease| &*lease.trainer)
-    }
-
-    /// Returns whether `trainer` holds step `id`, unreported.
-    pub fn is_held_by(&self, trainer: &str, id: StepId, now: Now) -> bool {
-        let lease = self.live.get(&id).and_then(|step| step.lease.as_ref());
-        lease.is_some_and(|lease| lease.trainer == trainer && lease.until > now.monotonic)
-    }
-
-    /// The lease `id`, if it is still held.
-    fn held(&mut self, id: LeaseId) -> Result<Option<&mut Lease>, Error> {
-        if id.study != self.id {
-            return Err(Error::UnknownLease { step: id.step, lease: id });
-        }
-        if !(1..=self.progress.sampled).contains(&id.step.0) {
-            return Err(Error::UnknownStep(id.step));
-        }
-        let step = self.live.get_mut(&id.step).filter(|step| step.attempt == id.attempt);
-        Ok(step.and_then(|step| step.lease.as_mut()))
     }
 
     /// Learns what the study's variables are, and which costs are reported of every architecture, if that is known. The first
@@ -947,8 +389,8 @@ impl Study {
     /// Ends the study: pending reports are applied (rule 7), outstanding steps are closed.
     fn end(&mut self, state: State, now: Now) {
         self.update(now);
-        self.end_stretch(false);
-        self.stretch = Stretch::default();
+        self.end_window(false);
+        self.window = TraceWindow::default();
         self.close(|_| true);
         self.change_state(state, now);
     }

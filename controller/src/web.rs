@@ -3,13 +3,13 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | `door` | who asks: log-in, sessions, and what a browser must not be talked into |
+//! | `auth` | who asks: log-in, sessions, and what a browser must not be talked into |
 //! | `html` | the pages |
 //! | `drawing` | what is shown of a study, or of all |
 //! | `views` | drawings that change while somebody looks, once for all who look |
 //! | `studies` | the studies in `/metrics` |
 
-mod door;
+mod auth;
 mod drawing;
 mod html;
 mod studies;
@@ -38,7 +38,7 @@ use tokio::{net::TcpListener, time::timeout};
 use tonic::Status;
 
 use self::{
-    door::{Door, Visitor},
+    auth::{Visitor, WebAuth},
     drawing::{Listing, Subject},
     html::Frame,
     views::Views,
@@ -164,7 +164,7 @@ impl Listener {
 #[derive(Clone)]
 struct Site {
     api: Api,
-    door: Arc<Door>,
+    auth: Arc<WebAuth>,
     views: Arc<Views>,
     prefix: Prefix,
 }
@@ -186,14 +186,14 @@ pub(crate) fn serve<S: Future<Output = ()> + Send + 'static>(
     shutdown: S,
 ) -> io::Result<impl Future<Output = io::Result<()>> + use<S>> {
     let (address, prefix) = (listener.address()?, listener.prefix);
-    let door = Door::new(gate, address, listener.https, listener.insecure, prefix.clone());
+    let auth = WebAuth::new(gate, address, listener.https, listener.insecure, prefix.clone());
     let tls = serving.tls.as_ref().filter(|_| listener.https);
     let port = http::Listener::new(listener.listener, tls, serving.limits.max_connections)?;
     let mut registry = asng_serving::registry();
     metrics::register(&mut registry);
     let probes = http::probes(registry, api.clone());
     let views = Arc::new(Views::new(api.clone(), prefix.clone()));
-    let pages = pages(Site { api, door: Arc::new(door), views, prefix: prefix.clone() });
+    let pages = pages(Site { api, auth: Arc::new(auth), views, prefix: prefix.clone() });
     Ok(port.serve(also_under(&prefix, probes.merge(pages)), shutdown))
 }
 
@@ -218,13 +218,13 @@ fn pages(site: Site) -> Router {
         .route("/login", get(log_in_form).post(log_in))
         .route("/logout", post(log_out))
         .layer(DefaultBodyLimit::max(MAX_FORM))
-        .layer(from_fn_with_state(site.door.clone(), door::guard))
+        .layer(from_fn_with_state(site.auth.clone(), auth::guard))
         .fallback(async || Refusal(Status::not_found("there is no such page")))
         .layer(from_fn_with_state(site.prefix.clone(), draw_refusal))
         .route("/assets/style.css", get(asset("text/css", &[pictures::STYLE, html::STYLE])))
         .route("/assets/page.js", get(asset("text/javascript", &[html::SCRIPT])))
         .route("/assets/icon.svg", get(asset("image/svg+xml", &[html::ICON])))
-        .layer(from_fn(door::strict))
+        .layer(from_fn(auth::strict))
         .with_state(site)
 }
 
@@ -253,7 +253,7 @@ impl From<Status> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = door::http_status(self.0.code()).into_response();
+        let mut response = auth::http_status(self.0.code()).into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -273,7 +273,7 @@ impl FromRequestParts<Site> for Visitor {
         // It is there: the port is served with it.
         let peer = parts.extensions.get::<ConnectInfo<Peer>>();
         let ConnectInfo(Peer(peer)) = *peer.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
-        Ok(site.door.visitor(&parts.headers, peer))
+        Ok(site.auth.visitor(&parts.headers, peer))
     }
 }
 
@@ -282,10 +282,10 @@ async fn list(
     visitor: Visitor,
     Query(listing): Query<Listing>,
 ) -> Result<Markup, Refusal> {
-    let identity = site.door.enter(&visitor, door::LIST)?;
+    let identity = site.auth.enter(&visitor, auth::LIST)?;
     let subject = Subject::Studies(listing.clone());
     let drawing = drawing::draw(&site.api, &identity, &subject, &site.prefix).await?;
-    let (frame, events) = (site.door.frame(&identity), subject.events(&site.prefix));
+    let (frame, events) = (site.auth.frame(&identity), subject.events(&site.prefix));
     Ok(html::list(&frame, &listing, &drawing, &events))
 }
 
@@ -294,7 +294,7 @@ async fn list_events(
     visitor: Visitor,
     Query(listing): Query<Listing>,
 ) -> Result<Response, Refusal> {
-    let identity = site.door.enter(&visitor, door::LIST)?;
+    let identity = site.auth.enter(&visitor, auth::LIST)?;
     Ok(views::follow(site, visitor, identity, Subject::Studies(listing)).await?)
 }
 
@@ -303,12 +303,12 @@ async fn study(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Markup, Refusal> {
-    let identity = site.door.enter(&visitor, door::GET)?;
+    let identity = site.auth.enter(&visitor, auth::GET)?;
     let subject = Subject::Study(name.clone());
     let drawing = drawing::draw(&site.api, &identity, &subject, &site.prefix).await?;
-    let may_change = site.door.may_change(&identity);
+    let may_change = site.auth.may_change(&identity);
     let events = (!drawing.ended).then(|| subject.events(&site.prefix));
-    let frame = site.door.frame(&identity);
+    let frame = site.auth.frame(&identity);
     Ok(html::study(&frame, &name, &drawing, may_change, events.as_deref()))
 }
 
@@ -317,7 +317,7 @@ async fn study_events(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Response, Refusal> {
-    let identity = site.door.enter(&visitor, door::GET)?;
+    let identity = site.auth.enter(&visitor, auth::GET)?;
     Ok(views::follow(site, visitor, identity, Subject::Study(name)).await?)
 }
 
@@ -326,7 +326,7 @@ async fn pause(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Redirect, Refusal> {
-    let identity = site.door.enter(&visitor, door::PAUSE)?;
+    let identity = site.auth.enter(&visitor, auth::PAUSE)?;
     let request = v1::PauseStudyRequest { name: name.clone() };
     site.api.pause_study(asked(&identity, request)).await?;
     Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
@@ -337,7 +337,7 @@ async fn resume(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Redirect, Refusal> {
-    let identity = site.door.enter(&visitor, door::RESUME)?;
+    let identity = site.auth.enter(&visitor, auth::RESUME)?;
     let request = v1::ResumeStudyRequest { name: name.clone() };
     site.api.resume_study(asked(&identity, request)).await?;
     Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
@@ -349,10 +349,10 @@ async fn ask_to_stop(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Markup, Refusal> {
-    let identity = site.door.enter(&visitor, door::GET)?;
+    let identity = site.auth.enter(&visitor, auth::GET)?;
     let request = asked(&identity, v1::GetStudyRequest { name });
     let study = site.api.get_study(request).await?.into_inner().study.unwrap_or_default();
-    Ok(html::ask_to_stop(&site.door.frame(&identity), &study))
+    Ok(html::ask_to_stop(&site.auth.frame(&identity), &study))
 }
 
 async fn stop(
@@ -360,15 +360,15 @@ async fn stop(
     visitor: Visitor,
     Path(name): Path<String>,
 ) -> Result<Redirect, Refusal> {
-    let identity = site.door.enter(&visitor, door::STOP)?;
+    let identity = site.auth.enter(&visitor, auth::STOP)?;
     let request = v1::StopStudyRequest { name: name.clone() };
     site.api.stop_study(asked(&identity, request)).await?;
     Ok(Redirect::to(&format!("{}/studies/{name}", site.prefix)))
 }
 
 async fn glossary(State(site): State<Site>, visitor: Visitor) -> Markup {
-    let identity = site.door.holder(&visitor);
-    html::glossary(&identity.map_or_else(|| site.frame(), |identity| site.door.frame(&identity)))
+    let identity = site.auth.holder(&visitor);
+    html::glossary(&identity.map_or_else(|| site.frame(), |identity| site.auth.frame(&identity)))
 }
 
 /// Where to go after logging in.
@@ -391,7 +391,7 @@ async fn log_in_form(
     visitor: Visitor,
     Query(back): Query<Return>,
 ) -> Response {
-    match site.door.holder(&visitor) {
+    match site.auth.holder(&visitor) {
         Some(_) => Redirect::to(&format!("{}{}", site.prefix, back.page())).into_response(),
         None => html::log_in(&site.frame(), back.page(), None).into_response(),
     }
@@ -411,13 +411,13 @@ async fn log_in(
     headers: header::HeaderMap,
     Form(LogIn { token, back }): Form<LogIn>,
 ) -> Response {
-    match site.door.log_in(&visitor, &headers, &token) {
+    match site.auth.log_in(&visitor, &headers, &token) {
         Ok(cookie) => {
             let page = Redirect::to(&format!("{}{}", site.prefix, back.page()));
             ([(header::SET_COOKIE, cookie)], page).into_response()
         }
         Err(status) => {
-            let code = match door::http_status(status.code()) {
+            let code = match auth::http_status(status.code()) {
                 StatusCode::UNAUTHORIZED => StatusCode::FORBIDDEN,
                 code => code,
             };
@@ -428,10 +428,10 @@ async fn log_in(
 
 async fn log_out(State(site): State<Site>, visitor: Visitor) -> impl IntoResponse {
     let log_in = Redirect::to(&format!("{}/login", site.prefix));
-    ([(header::SET_COOKIE, site.door.log_out(&visitor))], log_in)
+    ([(header::SET_COOKIE, site.auth.log_out(&visitor))], log_in)
 }
 
-impl http::Sight for Api {
+impl http::HealthSource for Api {
     fn alive(&self) -> Result<(), String> {
         if self.studies.have_ended() {
             return Err("the thread that owns the studies has died".into());

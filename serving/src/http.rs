@@ -26,7 +26,7 @@ use crate::{
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The state of a program that probes and metrics read.
-pub trait Sight: Clone + Send + Sync + 'static {
+pub trait HealthSource: Clone + Send + Sync + 'static {
     /// Returns an error with the reason if the process cannot work and should be restarted.
     fn alive(&self) -> Result<(), String>;
     /// Returns an error with the reason if the program cannot answer requests now.
@@ -35,23 +35,23 @@ pub trait Sight: Clone + Send + Sync + 'static {
     fn look(&self) -> impl Future<Output = Registry> + Send;
 }
 
-/// Serves what is in `registry` and in `sight` on `listener` until `shutdown` is ready.
+/// Serves what is in `registry` and in `source` on `listener` until `shutdown` is ready.
 pub async fn serve(
     listener: TcpListener,
     registry: Registry,
-    sight: impl Sight,
+    source: impl HealthSource,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    axum::serve(listener, probes(registry, sight)).with_graceful_shutdown(shutdown).await
+    axum::serve(listener, probes(registry, source)).with_graceful_shutdown(shutdown).await
 }
 
 /// The pages `/metrics`, `/healthz` and `/readyz`.
-pub fn probes(registry: Registry, sight: impl Sight) -> Router {
+pub fn probes(registry: Registry, source: impl HealthSource) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state((sight, Arc::new(registry)))
+        .with_state((source, Arc::new(registry)))
 }
 
 /// A port for pages that are not for everybody: in plain text or under TLS, with a bound on connections.
@@ -117,16 +117,20 @@ impl axum::extract::connect_info::Connected<IncomingStream<'_, Listener>> for Pe
 
 type Pages<S> = State<(S, Arc<Registry>)>;
 
-async fn healthz<S: Sight>(State((sight, _)): Pages<S>) -> Result<&'static str, Unavailable> {
-    sight.alive().map(|()| "ok\n").map_err(Unavailable)
+async fn healthz<S: HealthSource>(
+    State((source, _)): Pages<S>,
+) -> Result<&'static str, Unavailable> {
+    source.alive().map(|()| "ok\n").map_err(Unavailable)
 }
 
-async fn readyz<S: Sight>(State((sight, _)): Pages<S>) -> Result<&'static str, Unavailable> {
-    sight.ready().await.map(|()| "ok\n").map_err(Unavailable)
+async fn readyz<S: HealthSource>(
+    State((source, _)): Pages<S>,
+) -> Result<&'static str, Unavailable> {
+    source.ready().await.map(|()| "ok\n").map_err(Unavailable)
 }
 
-async fn metrics<S: Sight>(State((sight, registry)): Pages<S>) -> impl IntoResponse {
-    let look = sight.look().await;
+async fn metrics<S: HealthSource>(State((source, registry)): Pages<S>) -> impl IntoResponse {
+    let look = source.look().await;
     let mut text = String::new();
     // Unwrap safety: writing to a string does not fail, nor do our collectors by themselves.
     text::encode_registry(&mut text, &registry).unwrap();

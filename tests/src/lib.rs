@@ -464,7 +464,7 @@ pub async fn study_when(
     let studies = controller.studies();
     loop {
         let request = v1::GetStudyRequest { name: name.into() };
-        let answer = insist(|| {
+        let answer = retry(|| {
             let (mut studies, request) = (studies.clone(), request.clone());
             async move { studies.get_study(request).await }
         });
@@ -523,7 +523,7 @@ pub fn report(step: &v1::Step, trainer_id: &str) -> v1::ReportStepRequest {
 }
 
 /// Calls until the answer is not "the connection broke", in any of the words for it, or "the controller is going away".
-pub async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut() -> F) -> T {
+pub async fn retry<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut() -> F) -> T {
     loop {
         match call().await {
             Ok(answer) => return answer,
@@ -578,7 +578,7 @@ where
                 ..Default::default()
             };
             requests += 1;
-            let answer = insist(|| {
+            let answer = retry(|| {
                 let (mut search, request) = (search.clone(), request.clone());
                 async move { search.lease_step(request).await }
             });
@@ -592,7 +592,7 @@ where
         }
         while let Some(step) = held.pop_front() {
             let request = report(&step, trainer_id);
-            let answer = insist(|| {
+            let answer = retry(|| {
                 let (mut search, request) = (search.clone(), request.clone());
                 async move { search.report_step(request).await }
             })

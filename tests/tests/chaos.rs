@@ -11,7 +11,7 @@ use std::{
 
 use asng_proto::v1::{self, ReportOutcome, StudyState};
 use asng_tests::{
-    Controller, Disk, ServedTrainer, applied, asngctl, categoricals, describe, insist, limit,
+    Controller, Disk, ServedTrainer, applied, asngctl, categoricals, describe, limit, retry,
     study_when, terminate, tiny_search,
 };
 use rand::{RngExt, SeedableRng};
@@ -141,7 +141,7 @@ async fn counted(controller: &Controller, study: &str) -> u64 {
     let (mut steps, mut counted) = (BTreeSet::new(), 0);
     loop {
         let studies = controller.studies();
-        let page = insist(|| {
+        let page = retry(|| {
             let (mut studies, request) = (studies.clone(), request.clone());
             async move { studies.list_reports(request).await }
         });

@@ -89,9 +89,9 @@ fn the_real_trainer_keeps_every_rule_with_several_steps_in_hand() {
 
 #[test]
 fn the_real_trainer_gives_back_the_steps_that_wait() {
-    let scenes = ["--in-hand", "4", "ordered", "extension", "queue-released"];
+    let scenarios = ["--in-hand", "4", "ordered", "extension", "queue-released"];
     let steps = ["--set", "step_ms=1300"];
-    check_trainer(&[&steps[..], &scenes].concat(), "3", &["diverged", "endurance"]);
+    check_trainer(&[&steps[..], &scenarios].concat(), "3", &["diverged", "endurance"]);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,8 +139,8 @@ async fn a_flaw_is_found_and_nothing_else() {
         (Flaw::ReportsWhatItCannotServe, &["unserved", "stale"], &["unserved"]),
     ];
     let together = LocalSet::new();
-    let checks = cases.map(|(flaw, scenes, failed)| {
-        together.spawn_local(find(file.clone(), flaw, scenes, failed))
+    let checks = cases.map(|(flaw, scenarios, failed)| {
+        together.spawn_local(find(file.clone(), flaw, scenarios, failed))
     });
     together.await;
     for check in checks {
@@ -148,10 +148,10 @@ async fn a_flaw_is_found_and_nothing_else() {
     }
 }
 
-async fn find(variables: impl AsRef<Path>, flaw: Flaw, scenes: &[&str], failed: &[&str]) {
+async fn find(variables: impl AsRef<Path>, flaw: Flaw, scenarios: &[&str], failed: &[&str]) {
     let variables = variables.as_ref().to_str().unwrap();
     let offer = ["--timeout", "10s", "--space", "mine", "--variables", variables];
-    let check = Check::start(&[&offer, scenes].concat());
+    let check = Check::start(&[&offer, scenarios].concat());
     let url = check.url.clone();
     let end = spawn_blocking(|| check.end());
     let trainer = async {
@@ -187,7 +187,7 @@ async fn train(url: String, flaw: Flaw) {
             }
             Some(Next::Finished(_)) if flaw != Flaw::NeverEnds => return,
             _ => {
-                let answer = insist(flaw, async |tries| {
+                let answer = retry(flaw, async |tries| {
                     if tries == 0 || flaw == Flaw::NewRequestIds {
                         requests += 1;
                     }
@@ -214,7 +214,7 @@ async fn train(url: String, flaw: Flaw) {
         }
         compute(&search, &step, flaw).await;
         steps += 1;
-        let answer = insist(flaw, async |tries| {
+        let answer = retry(flaw, async |tries| {
             let mut request = report(&step, "t");
             if flaw == Flaw::FewerLosses && steps == 1 {
                 request.losses.pop();
@@ -255,7 +255,7 @@ async fn compute(search: &SearchServiceClient<Channel>, step: &v1::Step, flaw: F
 }
 
 /// Calls, with the number of tries before, until there is an answer; none if there will not be any.
-async fn insist<A>(
+async fn retry<A>(
     flaw: Flaw,
     mut call: impl AsyncFnMut(u32) -> Result<Response<A>, Status>,
 ) -> Option<A> {

@@ -12,7 +12,7 @@ use std::{
 use asng_client::Options;
 use asng_proto::v1::{self, ReportOutcome, StudyState, search_service_client::SearchServiceClient};
 use asng_tests::{
-    Controller, Postgres, Trainer, applied, create_request, insist, report, study_when, theta,
+    Controller, Postgres, Trainer, applied, create_request, report, retry, study_when, theta,
     tiny_search, train, trainer_command,
 };
 use http::{Request, Response};
@@ -177,7 +177,7 @@ async fn any_controller_serves_reads_and_names_the_owner_for_the_rest() {
 
     // One that ends by itself lets the other take over at once.
     assert!(first.terminate().success());
-    insist(|| {
+    retry(|| {
         let (mut studies, request) = (second.studies(), request.clone());
         async move { studies.pause_study(request).await }
     })

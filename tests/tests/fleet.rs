@@ -343,7 +343,7 @@ async fn a_busy_trainer_is_asked_for_descriptions_with_the_replies_to_its_report
     controller.kill();
     controller.restart();
     let both = &["mine", "other"];
-    let again = asng_tests::insist(|| {
+    let again = asng_tests::retry(|| {
         let (mut search, report) = (controller.search(), report(&step, "t"));
         async move { search.report_step(report).await }
     });
@@ -425,7 +425,7 @@ async fn a_study_with_given_variables_that_is_rejected_ends_for_all_its_trainers
     controller.kill();
     controller.restart();
     let get = v1::GetStudyRequest { name: "given".into() };
-    let stored = asng_tests::insist(|| {
+    let stored = asng_tests::retry(|| {
         let (mut studies, get) = (controller.studies(), get.clone());
         async move { studies.get_study(get).await }
     });

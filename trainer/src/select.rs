@@ -122,12 +122,12 @@ struct Candidate {
     /// True for the most likely architecture.
     mode: bool,
     #[serde(skip)]
-    standing: Standing,
+    rank_key: RankKey,
 }
 
 /// The place of an architecture among others: the smallest is the best (the controller's rule 8 in ARCHITECTURE.md).
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-enum Standing {
+enum RankKey {
     /// Within every limit: the loss and the weighted costs together.
     Within(f64),
     /// Over a limit: the sum of the relative excesses.
@@ -136,10 +136,10 @@ enum Standing {
     Diverged,
 }
 
-impl Standing {
-    fn of(rules: &[v1::CostRule], loss: f64, costs: &Costs) -> Standing {
+impl RankKey {
+    fn of(rules: &[v1::CostRule], loss: f64, costs: &Costs) -> RankKey {
         if !loss.is_finite() {
-            return Standing::Diverged;
+            return RankKey::Diverged;
         }
         let (mut sum, mut excess) = (loss, 0.0);
         for v1::CostRule { cost, weight, limit } in rules {
@@ -147,7 +147,7 @@ impl Standing {
             sum += weight.map_or(0.0, |weight| weight * cost);
             excess += limit.map_or(0.0, |limit| ((cost - limit) / limit).max(0.0));
         }
-        if excess > 0.0 { Standing::Over(excess) } else { Standing::Within(sum) }
+        if excess > 0.0 { RankKey::Over(excess) } else { RankKey::Within(sum) }
     }
 }
 
@@ -292,8 +292,8 @@ pub(crate) async fn select(
 
     // Unwrap safety: the mode is always a candidate.
     let best = &candidates[0];
-    let selected = match best.standing {
-        Standing::Within(_) => {
+    let selected = match best.rank_key {
+        RankKey::Within(_) => {
             let selection = Selection {
                 study: study.name.clone(),
                 study_id: study.study_id.clone(),
@@ -306,7 +306,7 @@ pub(crate) async fn select(
             };
             Some(selection.write(&study::directory(work_dir, &study))?)
         }
-        Standing::Over(_) | Standing::Diverged => None,
+        RankKey::Over(_) | RankKey::Diverged => None,
     };
     Ok(Results {
         study: study.name,
@@ -359,9 +359,9 @@ fn compare(
         if let Some(rule) = rules.iter().find(|rule| !costs.contains_key(&*rule.cost)) {
             bail!("study {:?} has a rule about the unknown cost {:?}", study.name, rule.cost);
         }
-        let standing = Standing::of(rules, loss, &costs);
+        let rank_key = RankKey::of(rules, loss, &costs);
         // The mode comes first.
-        candidates.push(Candidate { values, loss, metrics, costs, mode: place == 0, standing });
+        candidates.push(Candidate { values, loss, metrics, costs, mode: place == 0, rank_key });
     }
     shown.finish();
     for Failure { place, reason } in failures {
@@ -374,7 +374,7 @@ fn compare(
 
 /// Sorts the best first; of equal ones the mode, and then what was drawn earlier.
 fn sort(candidates: &mut [Candidate]) {
-    candidates.sort_by(|a, b| a.standing.partial_cmp(&b.standing).unwrap_or(Ordering::Equal));
+    candidates.sort_by(|a, b| a.rank_key.partial_cmp(&b.rank_key).unwrap_or(Ordering::Equal));
 }
 
 fn print(results: &Results, top: usize) {
@@ -387,7 +387,7 @@ fn print(results: &Results, top: usize) {
     println!("candidates    {}, seed {seed}", candidates.len());
     let header = candidates[0].costs.keys().rev().map(|name| format!(" {name:>12}"));
     println!("\n{:>5} {:>10} {metric:>10}{}", "place", "loss", header.collect::<String>());
-    for (i, Candidate { loss, metrics, costs, mode, standing, .. }) in
+    for (i, Candidate { loss, metrics, costs, mode, rank_key, .. }) in
         candidates.iter().take(top).enumerate()
     {
         // Parameters and multiplications are whole numbers.
@@ -395,10 +395,10 @@ fn print(results: &Results, top: usize) {
         let costs = costs.iter().rev();
         let costs = costs.map(|(name, cost)| format!(" {cost:>12.*}", digits(*name)));
         let mut notes = Vec::from_iter(mode.then_some("mode"));
-        match standing {
-            Standing::Within(_) => {}
-            Standing::Over(_) => notes.push("over a limit"),
-            Standing::Diverged => notes.push("diverged"),
+        match rank_key {
+            RankKey::Within(_) => {}
+            RankKey::Over(_) => notes.push("over a limit"),
+            RankKey::Diverged => notes.push("diverged"),
         }
         let metric = metrics.get(metric).copied().unwrap_or(f64::NAN);
         let (place, costs, notes) = (i + 1, costs.collect::<String>(), notes.join(", "));
@@ -524,9 +524,9 @@ mod tests {
         let order = |rules: &[v1::CostRule]| -> Vec<i64> {
             let candidate = |(i, (loss, [size, time])): (usize, &(f64, [f64; 2]))| {
                 let costs = Costs::from([("size", *size), ("time", *time)]);
-                let standing = Standing::of(rules, *loss, &costs);
+                let rank_key = RankKey::of(rules, *loss, &costs);
                 let (values, loss, mode) = (vec![i as i64], *loss, i == 0);
-                Candidate { values, loss, metrics: BTreeMap::new(), costs, mode, standing }
+                Candidate { values, loss, metrics: BTreeMap::new(), costs, mode, rank_key }
             };
             let mut candidates: Vec<_> = evaluated.iter().enumerate().map(candidate).collect();
             sort(&mut candidates);
@@ -535,6 +535,6 @@ mod tests {
         // 2 and 3 tie, and so do 1 and 6: they keep their order.
         assert_eq!(order(&rules), [5, 2, 3, 0, 4, 1, 6]);
         assert_eq!(order(&[]), [4, 0, 5, 2, 3, 1, 6], "by the loss alone");
-        assert_eq!(Standing::of(&rules, 0.0, &Costs::new()), Standing::Over(f64::INFINITY));
+        assert_eq!(RankKey::of(&rules, 0.0, &Costs::new()), RankKey::Over(f64::INFINITY));
     }
 }

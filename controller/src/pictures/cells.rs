@@ -15,7 +15,7 @@ use asng_proto::v1::{Architecture, Variable, variable::Kind};
 use maud::{Markup, html};
 
 use super::{
-    Sight,
+    StudySnapshot,
     ink::Ink,
     panel::{Panel, WIDTH},
     words,
@@ -40,15 +40,15 @@ const TOP: f64 = 26.0;
 const OUTPUT: &str = "output";
 
 /// Returns the current best guess at the final architecture: the most likely one if nothing else is known.
-pub(super) fn architecture(sight: &Sight) -> Option<&Architecture> {
-    let chosen = sight.study.chosen.as_ref().and_then(|chosen| chosen.architecture.as_ref());
-    chosen.or(sight.study.mode.as_ref())
+pub(super) fn architecture(snapshot: &StudySnapshot) -> Option<&Architecture> {
+    let chosen = snapshot.study.chosen.as_ref().and_then(|chosen| chosen.architecture.as_ref());
+    chosen.or(snapshot.study.mode.as_ref())
 }
 
 /// A panel for each cell of the final architecture.
-pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
-    let Some(architecture) = architecture(sight) else { return Vec::new() };
-    let cells = cells(&sight.study.variables, &architecture.values);
+pub(super) fn panels(snapshot: &StudySnapshot) -> Vec<Panel> {
+    let Some(architecture) = architecture(snapshot) else { return Vec::new() };
+    let cells = cells(&snapshot.study.variables, &architecture.values);
     let drawn = cells.iter().filter(|cell| {
         let inputs: usize = cell.nodes.iter().map(|node| node.inputs.len()).sum();
         (inputs > 0 || cell.ends_with_last) && inputs <= INPUTS && cell.nodes.len() <= NODES

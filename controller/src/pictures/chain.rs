@@ -8,7 +8,7 @@ use asng_proto::v1::Variable;
 use maud::{Markup, html};
 
 use super::{
-    Sight, cells,
+    StudySnapshot, cells,
     ink::Ink,
     panel::{Panel, WIDTH},
     words,
@@ -32,9 +32,9 @@ const BELOW: f64 = 34.0;
 const SKIP: &str = "skip";
 
 /// Returns a panel with the current best guess at the final architecture, if its space is a chain.
-pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
-    let Some(architecture) = cells::architecture(sight) else { return Vec::new() };
-    let stages = stages(&sight.study.variables, &architecture.values);
+pub(super) fn panels(snapshot: &StudySnapshot) -> Vec<Panel> {
+    let Some(architecture) = cells::architecture(snapshot) else { return Vec::new() };
+    let stages = stages(&snapshot.study.variables, &architecture.values);
     let blocks: usize = stages.iter().map(|stage| stage.blocks.len()).sum();
     if (1..=BLOCKS).contains(&blocks) { vec![draw(&stages)] } else { Vec::new() }
 }

@@ -287,7 +287,7 @@ impl Chart {
     }
 }
 
-/// A stretch of numbers, with ticks where we want them.
+/// A range of numbers, with ticks where we want them.
 #[derive(Clone)]
 struct Axis {
     range: Range<f64>,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use asng_proto::v1::TracePoint;
 
 use super::{
-    Sight,
+    StudySnapshot,
     chart::{Chart, Layer, Scale, Shape},
     ink::Ink,
     panel::Panel,
@@ -16,12 +16,13 @@ use super::{
 const DEFAULT_ALPHA: f64 = 1.5;
 
 /// Convergence with entropy, Delta, and the signal-to-noise ratio.
-pub(super) fn convergence(sight: &Sight) -> Vec<Panel> {
+pub(super) fn convergence(snapshot: &StudySnapshot) -> Vec<Panel> {
     let line = |ink, label: &str, value: fn(&TracePoint) -> f64| {
-        let points = sight.trace.iter().map(|point| (point.applied as f64, value(point))).collect();
+        let points =
+            snapshot.trace.iter().map(|point| (point.applied as f64, value(point))).collect();
         Layer { ink, shape: Shape::Line { points, label: label.into() } }
     };
-    let settings = sight.study.spec.as_ref().and_then(|spec| spec.algorithm).unwrap_or_default();
+    let settings = snapshot.study.spec.as_ref().and_then(|spec| spec.algorithm).unwrap_or_default();
     let alpha = settings.alpha.unwrap_or(DEFAULT_ALPHA);
     let level = Shape::Level { y: alpha, label: "alpha".into() };
     let both = vec![
@@ -39,21 +40,21 @@ pub(super) fn convergence(sight: &Sight) -> Vec<Panel> {
         ("Signal-to-noise ratio of the updates", Scale::Fit, signal),
     ];
     let panels = charts.into_iter().filter_map(|(title, scale, layers)| {
-        (!sight.trace.is_empty()).then(|| chart(sight, title.into(), scale, layers)).flatten()
+        (!snapshot.trace.is_empty()).then(|| chart(snapshot, title.into(), scale, layers)).flatten()
     });
     panels.collect()
 }
 
 /// Losses of ranked architectures, and where some diverged.
-pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
+pub(super) fn losses(snapshot: &StudySnapshot) -> Vec<Panel> {
     let bands = || {
-        let trace = sight.trace.iter();
+        let trace = snapshot.trace.iter();
         trace.filter_map(|point| Some((point.applied as f64, point.losses.as_ref()?)))
     };
-    let diverged = sight.trace.iter().filter(|point| point.diverged > 0);
+    let diverged = snapshot.trace.iter().filter(|point| point.diverged > 0);
     let diverged: Vec<f64> = diverged.map(|point| point.applied as f64).collect();
-    let total: u64 = sight.trace.iter().map(|point| point.diverged).fold(0, u64::saturating_add);
-    let losses = words::losses(&sight.study);
+    let total: u64 = snapshot.trace.iter().map(|point| point.diverged).fold(0, u64::saturating_add);
+    let losses = words::losses(&snapshot.study);
     let mut title = format!("{losses} of ranked architectures: median and interquartile range");
     if total > 0 {
         title = format!("{losses}: median and interquartile range; {total} diverged (marks below)");
@@ -67,25 +68,30 @@ pub(super) fn losses(sight: &Sight) -> Vec<Panel> {
         Layer { ink: Ink::Blue, shape: Shape::Line { points: median, label: "median".into() } },
         Layer { ink: Ink::Orange, shape: Shape::Rug(diverged) },
     ];
-    chart(sight, title, Scale::Fit, layers).into_iter().collect()
+    chart(snapshot, title, Scale::Fit, layers).into_iter().collect()
 }
 
 /// A chart for each metric of the trainers.
-pub(super) fn metrics(sight: &Sight) -> Vec<Panel> {
-    let names: BTreeSet<&String> = sight.trace.iter().flat_map(|p| p.metrics.keys()).collect();
+pub(super) fn metrics(snapshot: &StudySnapshot) -> Vec<Panel> {
+    let names: BTreeSet<&String> = snapshot.trace.iter().flat_map(|p| p.metrics.keys()).collect();
     let panel = |name: &String| {
-        let trace = sight.trace.iter();
+        let trace = snapshot.trace.iter();
         let points = trace.filter_map(|p| Some((p.applied as f64, *p.metrics.get(name)?)));
         let shape = Shape::Line { points: points.collect(), label: String::new() };
-        chart(sight, name.clone(), Scale::Fit, vec![Layer { ink: Ink::Blue, shape }])
+        chart(snapshot, name.clone(), Scale::Fit, vec![Layer { ink: Ink::Blue, shape }])
     };
     names.into_iter().filter_map(panel).collect()
 }
 
 /// A chart over the steps, with the warm-up behind what is drawn.
-fn chart(sight: &Sight, title: String, scale: Scale, layers: Vec<Layer>) -> Option<Panel> {
-    let applied = sight.study.progress.unwrap_or_default().applied;
-    let warmed_up = words::warmup_steps(&sight.study).min(applied);
+fn chart(
+    snapshot: &StudySnapshot,
+    title: String,
+    scale: Scale,
+    layers: Vec<Layer>,
+) -> Option<Panel> {
+    let applied = snapshot.study.progress.unwrap_or_default().applied;
+    let warmed_up = words::warmup_steps(&snapshot.study).min(applied);
     let span = || {
         let shape = Shape::Span { x: [0.0, warmed_up as f64], label: "warm-up".into() };
         Layer { ink: Ink::Grid, shape }

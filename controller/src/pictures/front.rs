@@ -3,7 +3,7 @@
 use asng_proto::v1::Front;
 
 use super::{
-    Sight,
+    StudySnapshot,
     chart::{Chart, Layer, Scale, Shape},
     ink::Ink,
     panel::Panel,
@@ -11,14 +11,15 @@ use super::{
 };
 
 /// A chart for each cost: what was paid for which loss.
-pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
-    sight.study.fronts.iter().filter_map(|front| chart(sight, front).draw()).collect()
+pub(super) fn panels(snapshot: &StudySnapshot) -> Vec<Panel> {
+    snapshot.study.fronts.iter().filter_map(|front| chart(snapshot, front).draw()).collect()
 }
 
-fn chart(sight: &Sight, front: &Front) -> Chart {
+fn chart(snapshot: &StudySnapshot, front: &Front) -> Chart {
     let cost = &front.cost;
     let points: Vec<(f64, f64)> = front.points.iter().map(|p| (p.cost, p.loss)).collect();
-    let evaluated = sight.reports.iter().flat_map(|report| report.losses.iter().zip(&report.costs));
+    let evaluated =
+        snapshot.reports.iter().flat_map(|report| report.losses.iter().zip(&report.costs));
     let evaluated = evaluated.filter_map(|(&loss, c)| Some((*c.figures.get(cost)?, loss)));
     let line = |ink, points| Layer { ink, shape: Shape::Line { points, label: String::new() } };
     let mut layers = vec![
@@ -26,13 +27,13 @@ fn chart(sight: &Sight, front: &Front) -> Chart {
         line(Ink::Blue, steps(&points)),
         Layer { ink: Ink::Blue, shape: Shape::Dots(points) },
     ];
-    let spec = sight.study.spec.as_ref();
+    let spec = snapshot.study.spec.as_ref();
     let rule = spec.and_then(|spec| spec.costs.iter().find(|rule| rule.cost == *cost));
     if let Some(limit) = rule.and_then(|rule| rule.limit) {
         let shape = Shape::Upright { x: limit, label: "limit".into() };
         layers.push(Layer { ink: Ink::Orange, shape });
     }
-    if let Some(chosen) = &sight.study.chosen {
+    if let Some(chosen) = &snapshot.study.chosen {
         let label = "chosen".to_owned();
         let on_front = front.points.iter().find(|point| point.architecture == chosen.architecture);
         let shape = match (on_front, chosen.costs.get(cost)) {
@@ -43,7 +44,7 @@ fn chart(sight: &Sight, front: &Front) -> Chart {
         };
         layers.extend(shape.map(|shape| Layer { ink: Ink::Green, shape }));
     }
-    let best = if words::maximizes(&sight.study) { "Largest value" } else { "Smallest loss" };
+    let best = if words::maximizes(&snapshot.study) { "Largest value" } else { "Smallest loss" };
     let title = format!("{best} by {cost}: Pareto front of the evaluated architectures");
     Chart { title, x: cost.clone(), scale: Scale::Fit, layers }
 }

@@ -4,7 +4,7 @@ use asng_proto::v1::{Progress, Report, Trainer};
 use maud::{Markup, html};
 use prost_types::Timestamp;
 
-use super::{Sight, words};
+use super::{StudySnapshot, words};
 
 /// Reports in a table of the latest.
 const REPORTS: usize = 20;
@@ -16,12 +16,13 @@ const LOSSES: usize = 4;
 const LETTERS: usize = 40;
 
 /// How far the study has come.
-pub(super) fn progress(sight: &Sight) -> Markup {
-    let study = &sight.study;
+pub(super) fn progress(snapshot: &StudySnapshot) -> Markup {
+    let study = &snapshot.study;
     let p: Progress = study.progress.unwrap_or_default();
     let state = words::state(study);
     let share = 100.0 * p.applied as f64 / p.max_steps.max(1) as f64;
-    let eta = sight.rate.and_then(|rate| words::eta(p.max_steps.saturating_sub(p.applied), rate));
+    let eta =
+        snapshot.rate.and_then(|rate| words::eta(p.max_steps.saturating_sub(p.applied), rate));
     let mut facts = vec![
         ("state", state.to_owned()),
         ("steps", format!("{} of {} ({share:.1} %)", p.applied, p.max_steps)),
@@ -31,7 +32,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
     facts.extend(study.incumbent.as_ref().map(|best| {
         (words::best(study), format!("{} (step {})", words::number(best.loss), best.step_id))
     }));
-    facts.extend(sight.rate.map(|rate| ("rate", format!("{rate:.2} steps/s"))));
+    facts.extend(snapshot.rate.map(|rate| ("rate", format!("{rate:.2} steps/s"))));
     facts.extend(eta.map(|eta| ("time left", words::brief(eta))));
     let counts = [
         ("steps in progress", p.outstanding),
@@ -49,7 +50,7 @@ pub(super) fn progress(sight: &Sight) -> Markup {
             (format!("{share:.1} %"))
         }
         dl.facts { @for (name, fact) in facts { div { dt { (name) } dd { (fact) } } } }
-        @if !sight.notes.is_empty() { ul.notes { @for note in &sight.notes { li { (note) } } } }
+        @if !snapshot.notes.is_empty() { ul.notes { @for note in &snapshot.notes { li { (note) } } } }
         @if !study.failure.is_empty() {
             p { "A trainer rejected its settings:" }
             ul { @for f in &study.failure { li { code { (f.field) } ": " (f.description) } } }
@@ -58,13 +59,13 @@ pub(super) fn progress(sight: &Sight) -> Markup {
 }
 
 /// Returns a table of the trainers that have worked on the study.
-pub(super) fn trainers(sight: &Sight) -> Option<Markup> {
-    let all = &sight.trainers;
+pub(super) fn trainers(snapshot: &StudySnapshot) -> Option<Markup> {
+    let all = &snapshot.trainers;
     let row = |trainer: &Trainer| {
         html! {
             tr {
                 th scope="row" title=(trainer.trainer_id) { (words::short(&trainer.trainer_id, LETTERS)) }
-                td { (ago(sight, trainer.last_seen)) }
+                td { (ago(snapshot, trainer.last_seen)) }
                 td { (holds(&trainer.holds)) }
                 td.figure { (trainer.applied) }
                 td.figure { (trainer.stale) }
@@ -104,7 +105,7 @@ fn holds(steps: &[u64]) -> String {
 }
 
 /// The latest of its history.
-pub(super) fn reports(sight: &Sight) -> Option<Markup> {
+pub(super) fn reports(snapshot: &StudySnapshot) -> Option<Markup> {
     let row = |report: &Report| {
         let outcome = match words::outcome(report) {
             "UNSPECIFIED" => "closed unreported".to_owned(),
@@ -122,7 +123,7 @@ pub(super) fn reports(sight: &Sight) -> Option<Markup> {
                 td.figure { (report.staleness) }
                 td title=(report.trainer_id) { (words::short(&report.trainer_id, LETTERS)) }
                 td.figure { (losses.join(", ")) }
-                td { (ago(sight, report.report_time)) }
+                td { (ago(snapshot, report.report_time)) }
             }
         }
     };
@@ -134,14 +135,14 @@ pub(super) fn reports(sight: &Sight) -> Option<Markup> {
                     th scope="col" { "outcome" }
                     th.figure scope="col" { "staleness" }
                     th scope="col" { "trainer" }
-                    th.figure scope="col" { (words::losses(&sight.study).to_lowercase()) }
+                    th.figure scope="col" { (words::losses(&snapshot.study).to_lowercase()) }
                     th scope="col" { "when" }
                 } }
-                tbody { @for report in sight.reports.iter().take(REPORTS) { (row(report)) } }
+                tbody { @for report in snapshot.reports.iter().take(REPORTS) { (row(report)) } }
             } }
         }
     };
-    (!sight.reports.is_empty()).then(table)
+    (!snapshot.reports.is_empty()).then(table)
 }
 
 fn loss_of(loss: f64) -> String {
@@ -149,10 +150,10 @@ fn loss_of(loss: f64) -> String {
 }
 
 /// How long ago, with the time itself for whoever points at it.
-fn ago(sight: &Sight, time: Option<Timestamp>) -> Markup {
+fn ago(snapshot: &StudySnapshot, time: Option<Timestamp>) -> Markup {
     // A year that no calendar has would be no time.
     let valid = |time: &Timestamp| time.seconds >= 0 && time.seconds < 253_402_300_800;
     let Some(time) = time.filter(valid) else { return html! { "–" } };
     let whole = Timestamp { nanos: 0, ..time };
-    html! { time datetime=(whole) title=(whole) { (words::age(time, sight.now)) " ago" } }
+    html! { time datetime=(whole) title=(whole) { (words::age(time, snapshot.now)) " ago" } }
 }

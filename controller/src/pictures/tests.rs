@@ -78,16 +78,16 @@ fn mobile() -> Vec<Variable> {
     variables
 }
 
-/// A sight whose final architecture is this one.
-fn with_values(variables: Vec<Variable>, values: Vec<i64>) -> Sight {
-    let mut sight = sight(variables);
+/// A snapshot whose final architecture is this one.
+fn with_values(variables: Vec<Variable>, values: Vec<i64>) -> StudySnapshot {
+    let mut snapshot = snapshot(variables);
     let architecture = Some(Architecture { values });
-    sight.study.chosen = Some(Candidate { architecture, ..Candidate::default() });
-    sight
+    snapshot.study.chosen = Some(Candidate { architecture, ..Candidate::default() });
+    snapshot
 }
 
 /// A study of these variables in its middle, with something in every section.
-fn sight(variables: Vec<Variable>) -> Sight {
+fn snapshot(variables: Vec<Variable>) -> StudySnapshot {
     let marginal = |(i, variable): (usize, &Variable)| {
         let kind = match variable.kind.as_ref().unwrap() {
             Kind::Categorical(c) => {
@@ -190,7 +190,7 @@ fn sight(variables: Vec<Variable>) -> Sight {
         variables,
         ..Study::default()
     };
-    Sight {
+    StudySnapshot {
         study,
         distribution: Some(GetDistributionResponse { generation: 20_000, marginals, delta: 3.5 }),
         trace: trace.collect(),
@@ -205,16 +205,16 @@ fn sight(variables: Vec<Variable>) -> Sight {
 const PICTURES: [Picture; 5] =
     [Picture::Theta, Picture::Convergence, Picture::Loss, Picture::Architecture, Picture::Front];
 
-/// A picture of a sight, which is XML.
-fn drawn(picture: Picture, sight: &Sight) -> String {
-    let text = svg(picture, sight).unwrap();
+/// A picture of a snapshot, which is XML.
+fn drawn(picture: Picture, snapshot: &StudySnapshot) -> String {
+    let text = svg(picture, snapshot).unwrap();
     Document::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     text
 }
 
 /// All sections as one document of XML.
-fn page(sight: &Sight) -> String {
-    let body = html! { div { @for s in sections(sight) { section id=(s.id) { h2 { (s.title) } (s.body) } } } };
+fn page(snapshot: &StudySnapshot) -> String {
+    let body = html! { div { @for s in sections(snapshot) { section id=(s.id) { h2 { (s.title) } (s.body) } } } };
     let text = body.into_string();
     Document::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     text
@@ -224,13 +224,15 @@ fn count(document: &Document<'_>, is: impl Fn(&Node<'_, '_>) -> bool) -> usize {
     document.descendants().filter(is).count()
 }
 
-fn empty() -> Sight {
-    Sight::of(Study::default(), UNIX_EPOCH)
+fn empty() -> StudySnapshot {
+    StudySnapshot::of(Study::default(), UNIX_EPOCH)
 }
 
 #[test]
 fn a_search_fills_every_section_and_an_empty_study_has_only_its_progress() {
-    let ids = |sight: &Sight| sections(sight).iter().map(|section| section.id).collect::<Vec<_>>();
+    let ids = |snapshot: &StudySnapshot| {
+        sections(snapshot).iter().map(|section| section.id).collect::<Vec<_>>()
+    };
     let all = [
         "progress",
         "theta",
@@ -241,7 +243,7 @@ fn a_search_fills_every_section_and_an_empty_study_has_only_its_progress() {
         "trainers",
         "reports",
     ];
-    assert_eq!(ids(&sight(enas_micro())), all);
+    assert_eq!(ids(&snapshot(enas_micro())), all);
     assert_eq!(ids(&empty()), ["progress"]);
     page(&empty());
     for picture in PICTURES {
@@ -251,8 +253,8 @@ fn a_search_fills_every_section_and_an_empty_study_has_only_its_progress() {
 
 #[test]
 fn every_probability_is_told() {
-    let sight = sight(enas_micro());
-    let text = drawn(Picture::Theta, &sight);
+    let snapshot = snapshot(enas_micro());
+    let text = drawn(Picture::Theta, &snapshot);
     let document = Document::parse(&text).unwrap();
     let titles: Vec<&str> = document
         .descendants()
@@ -261,7 +263,7 @@ fn every_probability_is_told() {
         .collect();
     let mut told = 0;
     for (marginal, variable) in
-        sight.distribution.unwrap().marginals.iter().zip(&sight.study.variables)
+        snapshot.distribution.unwrap().marginals.iter().zip(&snapshot.study.variables)
     {
         let Some(marginal::Kind::Categorical(c)) = &marginal.kind else { unreachable!() };
         for (choice, p) in (0..).zip(&c.probabilities) {
@@ -275,9 +277,9 @@ fn every_probability_is_told() {
 
 #[test]
 fn integers_and_fixed_variables_are_told_as_such() {
-    let mut sight = sight(inpaint());
-    sight.study.spec.as_mut().unwrap().fixed.insert("node3.skip".into(), "skip".into());
-    let text = drawn(Picture::Theta, &sight);
+    let mut snapshot = snapshot(inpaint());
+    snapshot.study.spec.as_mut().unwrap().fixed.insert("node3.skip".into(), "skip".into());
+    let text = drawn(Picture::Theta, &snapshot);
     assert!(text.contains("node0.channels: mean 160.00, deviation 21.33, of 64 to 256"), "{text}");
     assert!(text.contains("node0.input = image: 1.000, fixed"), "{text}");
     assert!(text.contains("node3.skip = skip: "), "{text}");
@@ -288,45 +290,45 @@ fn integers_and_fixed_variables_are_told_as_such() {
 fn thousands_of_choices_and_of_variables_make_pictures_that_can_be_sent() {
     let choices: Vec<String> = (0..4096).map(|i| format!("choice{i}")).collect();
     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
-    let one = drawn(Picture::Theta, &sight(vec![categorical("op", &choices)]));
+    let one = drawn(Picture::Theta, &snapshot(vec![categorical("op", &choices)]));
     assert!(one.len() < 50_000, "{}", one.len());
     assert!(one.contains("op = choice0 to choice63: "), "{one}");
     let many: Vec<Variable> =
         (0..4096).map(|i| categorical(&format!("v{i}"), &choices[..100])).collect();
-    let sight = sight(many);
-    let text = page(&sight);
+    let snapshot = snapshot(many);
+    let text = page(&snapshot);
     assert!(text.len() < 3_000_000, "{}", text.len());
     assert!(text.contains("256 of 4096 variables"));
 }
 
 #[test]
 fn one_variable_is_a_distribution_and_no_graph() {
-    let sight = sight(vec![categorical("op", &["a", "b"])]);
-    let text = drawn(Picture::Theta, &sight);
+    let snapshot = snapshot(vec![categorical("op", &["a", "b"])]);
+    let text = drawn(Picture::Theta, &snapshot);
     assert!(text.contains("op = b: "), "{text}");
-    let error = svg(Picture::Architecture, &sight).unwrap_err().to_string();
+    let error = svg(Picture::Architecture, &snapshot).unwrap_err().to_string();
     assert!(error.contains("NODE.input"), "{error}");
 }
 
 #[test]
 fn hostile_names_stay_words() {
     let evil = "<script>alert(\"&'\")</script>\u{0}\u{8}";
-    let mut sight = sight(vec![
+    let mut snapshot = snapshot(vec![
         categorical(&format!("{evil}.n.input"), &[evil, "b"]),
         categorical(&format!("{evil}.n.op"), &[evil, "]]>"]),
         integer(evil, 0, 9),
     ]);
-    sight.study.name = evil.into();
-    sight.study.fronts[0].cost = evil.into();
-    sight.trainers[0].trainer_id = evil.into();
-    sight.reports[0].trainer_id = evil.into();
-    sight.trace[3].metrics.insert(evil.into(), 1.0);
+    snapshot.study.name = evil.into();
+    snapshot.study.fronts[0].cost = evil.into();
+    snapshot.trainers[0].trainer_id = evil.into();
+    snapshot.reports[0].trainer_id = evil.into();
+    snapshot.trace[3].metrics.insert(evil.into(), 1.0);
     for picture in PICTURES {
-        assert!(!drawn(picture, &sight).contains("<script"), "{picture:?}");
+        assert!(!drawn(picture, &snapshot).contains("<script"), "{picture:?}");
     }
     // HTML takes what XML does not.
     let text: String =
-        sections(&sight).into_iter().map(|section| section.body.into_string()).collect();
+        sections(&snapshot).into_iter().map(|section| section.body.into_string()).collect();
     let document = format!("<div>{}</div>", text.replace(['\u{0}', '\u{8}'], ""));
     Document::parse(&document).unwrap();
     assert!(text.contains("&lt;script&gt;") && !text.contains("<script"));
@@ -335,70 +337,70 @@ fn hostile_names_stay_words() {
 
 #[test]
 fn what_is_not_finite_is_left_out() {
-    let mut sight = sight(enas_micro());
+    let mut snapshot = snapshot(enas_micro());
     let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e308, -1e308, 0.0, 5e-324];
     for (i, value) in strange.into_iter().enumerate() {
-        let point = &mut sight.trace[3 * i];
+        let point = &mut snapshot.trace[3 * i];
         (point.convergence, point.entropy, point.delta) = (value, value, value);
         point.signal_to_noise = value;
         point.losses = Some(LossBand { low: value, median: value, high: value });
         point.metrics.insert("strange".into(), value);
-        sight.reports[i].losses = vec![value];
-        sight.study.fronts[0].points[i].loss = value;
+        snapshot.reports[i].losses = vec![value];
+        snapshot.study.fronts[0].points[i].loss = value;
     }
-    sight.study.incumbent.as_mut().unwrap().loss = f64::NAN;
-    sight.rate = Some(0.0);
-    let everything = PICTURES.map(|picture| drawn(picture, &sight)).concat() + &page(&sight);
+    snapshot.study.incumbent.as_mut().unwrap().loss = f64::NAN;
+    snapshot.rate = Some(0.0);
+    let everything = PICTURES.map(|picture| drawn(picture, &snapshot)).concat() + &page(&snapshot);
     for word in ["=\"NaN", "NaN,", "inf,", ",inf"] {
         assert!(!everything.contains(word), "{word}");
     }
-    for point in &mut sight.trace {
+    for point in &mut snapshot.trace {
         point.losses = None;
         point.delta = f64::NAN;
     }
-    assert!(svg(Picture::Loss, &sight).is_err(), "all diverged");
-    assert!(!drawn(Picture::Convergence, &sight).contains("Delta:"));
-    for p in sight.distribution.iter_mut().flat_map(|d| &mut d.marginals) {
+    assert!(svg(Picture::Loss, &snapshot).is_err(), "all diverged");
+    assert!(!drawn(Picture::Convergence, &snapshot).contains("Delta:"));
+    for p in snapshot.distribution.iter_mut().flat_map(|d| &mut d.marginals) {
         p.kind = Some(marginal::Kind::Categorical(CategoricalMarginal {
             probabilities: vec![f64::NAN, 2.0],
         }));
     }
-    assert!(!drawn(Picture::Theta, &sight).contains("=\"NaN"));
+    assert!(!drawn(Picture::Theta, &snapshot).contains("=\"NaN"));
 }
 
 #[test]
 fn curves_hold_every_point_also_a_single_or_constant_one() {
-    let mut sight = sight(enas_micro());
-    let text = drawn(Picture::Loss, &sight);
+    let mut snapshot = snapshot(enas_micro());
+    let text = drawn(Picture::Loss, &snapshot);
     let document = Document::parse(&text).unwrap();
     let points =
         |node: Node<'_, '_>| node.attribute("points").map_or(0, |p| p.split_whitespace().count());
     let longest = document.descendants().filter(|n| n.has_tag_name("polyline")).map(points).max();
-    assert_eq!(longest, Some(sight.trace.len()));
+    assert_eq!(longest, Some(snapshot.trace.len()));
     let band = document.descendants().filter(|n| n.has_tag_name("polygon")).map(points).max();
-    assert_eq!(band, Some(2 * sight.trace.len()));
+    assert_eq!(band, Some(2 * snapshot.trace.len()));
     assert!(text.contains("2 diverged"));
 
-    sight.trace.truncate(1);
-    assert!(drawn(Picture::Convergence, &sight).contains("<circle"));
-    sight.trace = vec![sight.trace[0].clone(); 5];
-    drawn(Picture::Convergence, &sight);
+    snapshot.trace.truncate(1);
+    assert!(drawn(Picture::Convergence, &snapshot).contains("<circle"));
+    snapshot.trace = vec![snapshot.trace[0].clone(); 5];
+    drawn(Picture::Convergence, &snapshot);
 }
 
 /// Gives a study a warm-up of this many steps, which rank nothing.
-fn warm_up(sight: &mut Sight, warmup_steps: u64) {
+fn warm_up(snapshot: &mut StudySnapshot, warmup_steps: u64) {
     let algorithm = AlgorithmSettings { warmup_steps: Some(warmup_steps), ..Default::default() };
-    sight.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
-    for point in sight.trace.iter_mut().filter(|point| point.applied <= warmup_steps) {
+    snapshot.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
+    for point in snapshot.trace.iter_mut().filter(|point| point.applied <= warmup_steps) {
         point.losses = None;
     }
 }
 
 #[test]
 fn the_warm_up_is_an_area_behind_every_chart_over_steps() {
-    let mut sight = sight(enas_micro());
-    let shaded = |sight: &Sight, of_picture: Picture| {
-        let text = drawn(of_picture, sight);
+    let mut snapshot = snapshot(enas_micro());
+    let shaded = |snapshot: &StudySnapshot, of_picture: Picture| {
+        let text = drawn(of_picture, snapshot);
         let document = Document::parse(&text).unwrap();
         let colour = maud::Render::render(&Ink::Grid).into_string();
         let is_area = |n: &Node<'_, '_>| {
@@ -411,41 +413,41 @@ fn the_warm_up_is_an_area_behind_every_chart_over_steps() {
         assert_eq!(widths.len(), text.matches(">warm-up</text>").count());
         widths
     };
-    assert!(shaded(&sight, Picture::Convergence).is_empty());
-    warm_up(&mut sight, 5_000);
-    let quarter = shaded(&sight, Picture::Convergence);
+    assert!(shaded(&snapshot, Picture::Convergence).is_empty());
+    warm_up(&mut snapshot, 5_000);
+    let quarter = shaded(&snapshot, Picture::Convergence);
     assert_eq!(quarter.len(), 3);
-    let losses = shaded(&sight, Picture::Loss);
+    let losses = shaded(&snapshot, Picture::Loss);
     assert_eq!(losses.len(), 1, "from the first step, though losses begin later");
-    assert!(drawn(Picture::Loss, &sight).contains("warm-up until 5000, median "));
-    assert_eq!(page(&sight).matches(">warm-up</text>").count(), 3 + 1 + 2, "metrics as well");
-    assert!(shaded(&sight, Picture::Front).is_empty());
+    assert!(drawn(Picture::Loss, &snapshot).contains("warm-up until 5000, median "));
+    assert_eq!(page(&snapshot).matches(">warm-up</text>").count(), 3 + 1 + 2, "metrics as well");
+    assert!(shaded(&snapshot, Picture::Front).is_empty());
 
     // While it lasts, the area ends where the search has come to.
-    warm_up(&mut sight, 30_000);
-    let whole = shaded(&sight, Picture::Convergence);
+    warm_up(&mut snapshot, 30_000);
+    let whole = shaded(&snapshot, Picture::Convergence);
     assert!((whole[0] / quarter[0] - 4.0).abs() < 0.01, "{whole:?} {quarter:?}");
-    let text = page(&sight);
+    let text = page(&snapshot);
     assert!(text.contains("<dt>warm-up</dt><dd>20000 of 30000 steps</dd>"), "{text}");
     assert!(!text.contains("Losses of ranked architectures") && text.contains(">train_loss<"));
-    let error = svg(Picture::Loss, &sight).unwrap_err().to_string();
+    let error = svg(Picture::Loss, &snapshot).unwrap_err().to_string();
     assert!(error.contains("in its warm-up"), "{error}");
-    drawn(Picture::Theta, &sight);
+    drawn(Picture::Theta, &snapshot);
 }
 
 #[test]
 fn what_is_far_from_every_curve_has_a_place_all_the_same() {
-    let mut sight = sight(enas_micro());
-    sight.trace.truncate(3);
-    let last = sight.trace.last_mut().unwrap();
+    let mut snapshot = snapshot(enas_micro());
+    snapshot.trace.truncate(3);
+    let last = snapshot.trace.last_mut().unwrap();
     (last.applied, last.losses, last.diverged, last.convergence) = (u64::MAX, None, 2, 1e90);
-    drawn(Picture::Loss, &sight);
-    drawn(Picture::Convergence, &sight);
+    drawn(Picture::Loss, &snapshot);
+    drawn(Picture::Convergence, &snapshot);
 }
 
 #[test]
 fn axes_are_logarithmic_where_values_are_far_apart() {
-    let text = drawn(Picture::Convergence, &sight(enas_micro()));
+    let text = drawn(Picture::Convergence, &snapshot(enas_micro()));
     let document = Document::parse(&text).unwrap();
     let words: Vec<&str> = document
         .descendants()
@@ -460,7 +462,7 @@ fn axes_are_logarithmic_where_values_are_far_apart() {
 
 #[test]
 fn cells_are_drawn_as_their_names_say() {
-    let text = drawn(Picture::Architecture, &sight(enas_micro()));
+    let text = drawn(Picture::Architecture, &snapshot(enas_micro()));
     let document = Document::parse(&text).unwrap();
     let label = |node: Node<'_, '_>| node.attribute("aria-label").map(str::to_owned);
     let labels: Vec<String> = document.descendants().filter_map(label).collect();
@@ -469,7 +471,7 @@ fn cells_are_drawn_as_their_names_say() {
     let said = |word: &str| count(&document, |n| n.has_tag_name("text") && n.text() == Some(word));
     assert_eq!((said("node4"), said("output"), said("cell[-1]")), (2, 2, 2));
 
-    let text = drawn(Picture::Architecture, &sight(inpaint()));
+    let text = drawn(Picture::Architecture, &snapshot(inpaint()));
     assert!(text.contains("kernel 3 · skip · channels 112"), "{text}");
     assert!(text.contains(">Not used: node0, node2, node5, node7<"), "{text}");
     assert!(!text.contains(">node0<") && text.contains(">node1<"), "{text}");
@@ -545,13 +547,13 @@ fn a_circle_of_nodes_is_no_cell() {
         categorical("b.input", &["a"]),
         categorical("output.input", &["a"]),
     ];
-    assert!(svg(Picture::Architecture, &sight(circle)).is_err());
-    assert!(svg(Picture::Architecture, &sight(vec![categorical("a.input", &["a"])])).is_err());
+    assert!(svg(Picture::Architecture, &snapshot(circle)).is_err());
+    assert!(svg(Picture::Architecture, &snapshot(vec![categorical("a.input", &["a"])])).is_err());
 }
 
 #[test]
 fn a_front_has_its_points_limit_and_what_was_chosen() {
-    let text = drawn(Picture::Front, &sight(enas_micro()));
+    let text = drawn(Picture::Front, &snapshot(enas_micro()));
     let document = Document::parse(&text).unwrap();
     let dots = count(&document, |n| n.has_tag_name("circle"));
     assert_eq!(
@@ -564,7 +566,7 @@ fn a_front_has_its_points_limit_and_what_was_chosen() {
 
 #[test]
 fn tables_have_a_row_for_each_trainer_and_the_latest_reports() {
-    let text = page(&sight(enas_micro()));
+    let text = page(&snapshot(enas_micro()));
     let document = Document::parse(&text).unwrap();
     let section = |id| document.descendants().find(|n| n.attribute("id") == Some(id)).unwrap();
     let rows = |id| section(id).descendants().filter(|n| n.has_tag_name("tr")).count();
@@ -586,7 +588,7 @@ fn colours_are_the_style_sheet_s_and_nothing_is_styled_in_place() {
         }
     }
     let known: Vec<String> = Ink::ALL.map(|ink| maud::Render::render(&ink).into_string()).into();
-    let text = page(&sight(enas_micro())) + &page(&sight(inpaint()));
+    let text = page(&snapshot(enas_micro())) + &page(&snapshot(inpaint()));
     let document = format!("<div>{text}</div>");
     let document = Document::parse(&document).unwrap();
     for node in document.descendants() {

@@ -6,7 +6,7 @@ use asng_proto::v1::{IntegerMarginal, Marginal, Variable, marginal, variable::Ki
 use maud::{Markup, html};
 
 use super::{
-    Sight,
+    StudySnapshot,
     ink::Ink,
     panel::{Panel, WIDTH},
     words,
@@ -31,21 +31,21 @@ const CELLS: usize = 4096;
 const ROW_CELLS: Range<usize> = 16..64;
 
 /// The panels, or none while the variables are not known.
-pub(super) fn panels(sight: &Sight) -> Vec<Panel> {
-    let marginals = sight.distribution.as_ref().map_or(&[][..], |d| &d.marginals);
+pub(super) fn panels(snapshot: &StudySnapshot) -> Vec<Panel> {
+    let marginals = snapshot.distribution.as_ref().map_or(&[][..], |d| &d.marginals);
     let rows: Vec<Row<'_>> = marginals
         .iter()
-        .zip(&sight.study.variables)
+        .zip(&snapshot.study.variables)
         .take(VARIABLES)
-        .map(|(marginal, variable)| Row { marginal, variable, fixed: is_fixed(sight, variable) })
+        .map(|(marginal, variable)| Row { marginal, variable, fixed: is_fixed(snapshot, variable) })
         .collect();
     let cells = (CELLS / rows.len().max(1)).clamp(ROW_CELLS.start, ROW_CELLS.end);
     groups(&rows).into_iter().map(|(name, rows)| panel(name, &rows, cells)).collect()
 }
 
 /// Returns the note below the panels, if some variables are left out.
-pub(super) fn note(sight: &Sight) -> Option<String> {
-    let variables = sight.distribution.as_ref()?.marginals.len();
+pub(super) fn note(snapshot: &StudySnapshot) -> Option<String> {
+    let variables = snapshot.distribution.as_ref()?.marginals.len();
     (variables > VARIABLES).then(|| {
         format!("The first {VARIABLES} of {variables} variables; `asngctl study distribution` prints all.")
     })
@@ -57,14 +57,14 @@ struct Row<'a> {
     fixed: bool,
 }
 
-fn is_fixed(sight: &Sight, variable: &Variable) -> bool {
+fn is_fixed(snapshot: &StudySnapshot, variable: &Variable) -> bool {
     let by_itself = match &variable.kind {
         Some(Kind::Categorical(c)) => c.choices.len() == 1,
         Some(Kind::Integer(i)) => i.low == i.high,
         None => false,
     };
     by_itself
-        || sight.study.spec.as_ref().is_some_and(|spec| spec.fixed.contains_key(&variable.name))
+        || snapshot.study.spec.as_ref().is_some_and(|spec| spec.fixed.contains_key(&variable.name))
 }
 
 /// The rows of a panel by the cell in their names, as `normal` in `normal.node0.op1`; else so many to a panel, a node in one.

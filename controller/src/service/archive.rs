@@ -8,9 +8,9 @@ use super::convert;
 use crate::{
     asng::{self, Architecture, Value},
     study::{
-        Candidate, Costs, Incumbent, LossBand, Past, PastReport, Pending, Point, Progress, Record,
-        Selection, State, Step, StepId, StopRule, Study, StudyId, TracePoint, Violation, are_costs,
-        elapsed_since,
+        Candidate, ClosedReport, ClosedStep, Costs, Incumbent, LossBand, Pending, Point, Progress,
+        Record, Selection, State, Step, StepId, StopRule, Study, StudyId, TracePoint, Violation,
+        are_costs, elapsed_since,
     },
 };
 
@@ -20,8 +20,8 @@ const FORMAT: u32 = 1;
 const MAX_SECONDS: u64 = 253_402_300_799;
 
 /// A step of the past.
-pub(super) fn report(past: &Past) -> v1::Report {
-    let Past { step, report } = past;
+pub(super) fn report(past: &ClosedStep) -> v1::Report {
+    let ClosedStep { step, report } = past;
     let message = step_message(step);
     match report {
         None => message,
@@ -227,7 +227,7 @@ fn state(study: &v1::Study, described: bool) -> State {
 }
 
 /// A step of the past that was written out; none if it does not fit `shapes`.
-pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past> {
+pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<ClosedStep> {
     let outcome = report.outcome();
     let draws = |draws: Vec<v1::Draw>| {
         draws.into_iter().map(|d| draw(shapes, d)).collect::<Option<Vec<Architecture>>>()
@@ -242,7 +242,7 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
         lease: None,
     };
     if outcome == v1::ReportOutcome::Unspecified {
-        return Some(Past { step, report: None });
+        return Some(ClosedStep { step, report: None });
     }
     let costs: Vec<Costs> = report.costs.into_iter().map(|costs| costs.figures).collect();
     let count = step.rank.len();
@@ -252,7 +252,7 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
     {
         return None;
     }
-    let report = PastReport {
+    let report = ClosedReport {
         trainer: report.trainer_id,
         losses: report.losses,
         costs,
@@ -261,10 +261,10 @@ pub(super) fn past(shapes: &[asng::Variable], report: v1::Report) -> Option<Past
         at: time(report.report_time),
         update: (outcome == v1::ReportOutcome::Applied).then_some(report.update),
     };
-    Some(Past { step, report: Some(report) })
+    Some(ClosedStep { step, report: Some(report) })
 }
 
-/// A stretch of a search.
+/// A window of a search.
 pub(super) fn trace_point(point: TracePoint) -> v1::TracePoint {
     let band = |LossBand { low, median, high }| v1::LossBand { low, median, high };
     v1::TracePoint {
@@ -281,8 +281,8 @@ pub(super) fn trace_point(point: TracePoint) -> v1::TracePoint {
     }
 }
 
-/// A stretch of a search that was written out; none if it makes no sense.
-pub(super) fn stretch(point: v1::TracePoint) -> Option<TracePoint> {
+/// A window of a search that was written out; none if it makes no sense.
+pub(super) fn window(point: v1::TracePoint) -> Option<TracePoint> {
     let band = |v1::LossBand { low, median, high }| LossBand { low, median, high };
     let point = TracePoint {
         applied: point.applied,

@@ -9,7 +9,7 @@ use asng_proto::v1;
 
 use crate::{
     asng::{self, Architecture},
-    studies::{Announcement, FleetTrainer, SetAside, Shelf, Unserved},
+    studies::{Announcement, FleetTrainer, SetAside, StudyRegistry, Unserved},
     study::{
         Candidate, CostRule, Direction, Kind, NAME_RULE, NamedMarginal, Next, Now, Outcome, Point,
         Retention, Spec, Start, State, Step, StepId, StopRule, Study, StudyId, Target,
@@ -298,20 +298,20 @@ pub(super) fn trainers(study: &Study) -> Vec<v1::Trainer> {
 }
 
 /// Returns all trainers that this controller has heard of, the latest first.
-pub(super) fn fleet(shelf: &Shelf, now: Now) -> Vec<v1::Trainer> {
-    let stats = shelf.trainer_stats();
+pub(super) fn fleet(registry: &StudyRegistry, now: Now) -> Vec<v1::Trainer> {
+    let stats = registry.trainer_stats();
     let message = |known: FleetTrainer<'_>| {
         let stats = stats.get(known.name).copied().unwrap_or_default();
         let mut message = trainer(known.name, known.last_seen, &stats);
         announce(&mut message, &known);
         message
     };
-    shelf.fleet(now).into_iter().map(message).collect()
+    registry.fleet(now).into_iter().map(message).collect()
 }
 
 /// Adds to the trainers that a study knows what they last said of themselves.
-pub(super) fn add_fleet(shelf: &Shelf, trainers: &mut [v1::Trainer], now: Now) {
-    let fleet = shelf.fleet(now);
+pub(super) fn add_fleet(registry: &StudyRegistry, trainers: &mut [v1::Trainer], now: Now) {
+    let fleet = registry.fleet(now);
     let known: HashMap<_, _> = fleet.iter().map(|known| (known.name, known)).collect();
     for trainer in trainers {
         if let Some(known) = known.get(&*trainer.trainer_id) {

@@ -14,7 +14,7 @@ use super::{
     Changes, Error,
     rows::{self, OpenRow, PastRow, PointRow, ReportRow, StateRow, StudyRow},
 };
-use crate::study::Closed;
+use crate::study::ClosedOutcome;
 
 /// Steps after which what has gathered begins to go to the tables.
 const FULL: usize = 1024;
@@ -121,7 +121,7 @@ impl Journal {
     }
 
     /// Returns the outcome of a step, if it is in the journal.
-    pub(super) fn closed(&self, key: Key) -> Option<Closed> {
+    pub(super) fn closed(&self, key: Key) -> Option<ClosedOutcome> {
         let PastRow { step, report, .. } =
             self.parts().find_map(|gathered| gathered.past.get(&key))?;
         let made = report.as_ref().and_then(|report| report.generation_made);

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, Spec, StepId, Study, StudyId, TracePoint},
+    study::{ClosedOutcome, Spec, StepId, Study, StudyId, TracePoint},
 };
 
 const VERSION: i64 = 4;
@@ -211,7 +211,11 @@ impl Postgres {
         Ok(())
     }
 
-    pub(super) fn closed(&mut self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+    pub(super) fn closed(
+        &mut self,
+        study: StudyId,
+        step: StepId,
+    ) -> Result<Option<ClosedOutcome>, Error> {
         self.run(async move |connection| {
             let row = sqlx::query(
                 "SELECT generation, applied, trainer IS NOT NULL, generation_made FROM history

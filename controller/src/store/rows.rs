@@ -12,8 +12,9 @@ use super::Error;
 use crate::{
     asng::{self, Architecture, Asng},
     study::{
-        self, Closed, Costs, Evaluation, Lease, Outcome, Past, PastReport, Pending, Progress,
-        Record, Selection, Spec, Step, StepId, Study, StudyId, TracePoint, Variable, learn,
+        self, ClosedOutcome, ClosedReport, ClosedStep, Costs, Evaluation, Lease, Outcome, Pending,
+        Progress, Record, Selection, Spec, Step, StepId, Study, StudyId, TracePoint, Variable,
+        learn,
     },
 };
 
@@ -202,7 +203,7 @@ impl OpenRow {
 }
 
 impl PastRow {
-    pub(super) fn new(study: StudyId, past: &Past, dropped: bool) -> PastRow {
+    pub(super) fn new(study: StudyId, past: &ClosedStep, dropped: bool) -> PastRow {
         let report = past.report.as_ref().map(ReportRow::new);
         PastRow { step: StepRow::new(study, &past.step), report, dropped }
     }
@@ -218,20 +219,20 @@ impl PastRow {
     }
 
     /// Returns the outcome of the step.
-    pub(super) fn closed(&self) -> Closed {
+    pub(super) fn closed(&self) -> ClosedOutcome {
         let made = self.report.as_ref().and_then(|report| report.generation_made);
         closed(self.step.generation, self.step.applied, self.report.is_some(), made)
     }
 
-    pub(super) fn past(&self) -> Result<Past, Error> {
+    pub(super) fn past(&self) -> Result<ClosedStep, Error> {
         let report =
             self.report.as_ref().map(|report| report.report(self.step.study)).transpose()?;
-        Ok(Past { step: self.step.step(None), report })
+        Ok(ClosedStep { step: self.step.step(None), report })
     }
 }
 
 impl ReportRow {
-    pub(super) fn new(report: &PastReport) -> ReportRow {
+    pub(super) fn new(report: &ClosedReport) -> ReportRow {
         ReportRow {
             trainer: report.trainer.clone(),
             losses: json(&report.losses),
@@ -243,11 +244,11 @@ impl ReportRow {
         }
     }
 
-    fn report(&self, study: i64) -> Result<PastReport, Error> {
+    fn report(&self, study: i64) -> Result<ClosedReport, Error> {
         let losses: Vec<Option<f64>> = parse(study, "losses", &self.losses)?;
         let metrics: BTreeMap<String, Option<f64>> = parse(study, "metrics", &self.metrics)?;
         let costs = self.costs.as_deref().map(|costs| parse(study, "costs", costs)).transpose()?;
-        Ok(PastReport {
+        Ok(ClosedReport {
             trainer: self.trainer.clone(),
             losses: losses.into_iter().map(or_nan).collect(),
             costs: costs.unwrap_or_default(),
@@ -285,9 +286,9 @@ pub(super) fn closed(
     applied: i64,
     reported: bool,
     generation_made: Option<i64>,
-) -> Closed {
+) -> ClosedOutcome {
     let outcome = if generation_made.is_some() { Outcome::Applied } else { Outcome::Stale };
-    Closed {
+    ClosedOutcome {
         outcome: reported.then_some(outcome),
         generation: generation.cast_unsigned(),
         applied: applied.cast_unsigned(),
@@ -373,7 +374,7 @@ pub(super) fn replay<'a>(
         .and_then(|state| Asng::from_state(&shapes, spec.optimiser(), state));
     let mut asng = asng.map_err(|error| damaged(error.to_string()))?;
     let mut selection = state.selection.clone().unwrap_or_default();
-    let mut batches: BTreeMap<u64, Vec<Past>> = BTreeMap::new();
+    let mut batches: BTreeMap<u64, Vec<ClosedStep>> = BTreeMap::new();
     for row in past {
         let past = row.past()?;
         if let Some(update) = past.report.as_ref().and_then(|report| report.update)
@@ -383,8 +384,8 @@ pub(super) fn replay<'a>(
         }
     }
     for batch in batches.values() {
-        let reports = batch.iter().filter_map(|Past { step, report }| {
-            let PastReport { losses, costs, .. } = report.as_ref()?;
+        let reports = batch.iter().filter_map(|ClosedStep { step, report }| {
+            let ClosedReport { losses, costs, .. } = report.as_ref()?;
             Some(Evaluation { step, losses, costs })
         });
         let reports: Vec<_> = reports.collect();

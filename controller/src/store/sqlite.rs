@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     asng::Architecture,
-    study::{Closed, StepId, Study, StudyId, TracePoint},
+    study::{ClosedOutcome, StepId, Study, StudyId, TracePoint},
 };
 
 /// Version of the schema, in SQLite's `user_version`.
@@ -219,7 +219,11 @@ impl Sqlite {
         Ok(transaction.commit()?)
     }
 
-    pub(super) fn closed(&self, study: StudyId, step: StepId) -> Result<Option<Closed>, Error> {
+    pub(super) fn closed(
+        &self,
+        study: StudyId,
+        step: StepId,
+    ) -> Result<Option<ClosedOutcome>, Error> {
         let key = (study.0.cast_signed(), step.0.cast_signed());
         if let Some(closed) = self.journal.closed(key) {
             return Ok(Some(closed));

@@ -11,7 +11,7 @@ use parking_lot::{ArcMutexGuard, RawMutex};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-use super::{Answer, BATCH, Error, FailingWrites, Job, Shelf, TICK, now, storage};
+use super::{Answer, BATCH, Error, FailingWrites, Job, StudyRegistry, TICK, now, storage};
 use crate::{
     metrics,
     store::{self, Changes, Store},
@@ -80,7 +80,7 @@ fn write(work: &sync::Receiver<Write>) {
     }
 }
 
-impl Shelf {
+impl StudyRegistry {
     /// Runs operations until the last handle is gone.
     pub(super) fn serve(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Error> {
         let (writer, work) = sync::channel();
@@ -209,7 +209,7 @@ fn log(study: &str, event: &Event) {
         Event::Reported { step, trainer, outcome, staleness } => {
             debug!(study, step = step.0, trainer, ?outcome, staleness, "step reported");
         }
-        Event::Passed(past) => match &past.report {
+        Event::StepClosed(past) => match &past.report {
             None => info!(study, step = past.step.id.0, "step closed unreported"),
             Some(report) => {
                 debug!(study, step = past.step.id.0, update = report.update, "step done");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::Shelf;
+use super::StudyRegistry;
 use crate::study::{Now, RecentTrainers, Study, StudyId, TrainerStats};
 
 /// Bounds the memory for what trainers say of themselves, and the size of a list of all of them, which has to fit into one
@@ -143,7 +143,7 @@ pub struct FleetTrainer<'a> {
     pub study: Option<&'a str>,
 }
 
-impl Shelf {
+impl StudyRegistry {
     /// Notes what a trainer says of itself.
     pub fn announce(&mut self, trainer: &str, announcement: Announcement, now: Now) {
         self.fleet.announce(trainer, announcement, now);

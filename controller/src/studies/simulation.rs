@@ -172,7 +172,7 @@ const LOST: Duration = Duration::from_secs(10);
 struct Simulation {
     location: Location,
     /// None only while it is started again.
-    shelf: Option<Shelf>,
+    registry: Option<StudyRegistry>,
     now: Now,
     model: Model,
     /// Leases ever given, in order.
@@ -184,7 +184,7 @@ struct Simulation {
 }
 
 /// Starts a controller on what another has left that ended without a word.
-fn load(location: &Location) -> Shelf {
+fn load(location: &Location) -> StudyRegistry {
     if let Location::Postgres { url, .. } = location {
         // Otherwise it would have to wait until that one counts as gone.
         crate::store::forget_controllers(url);
@@ -197,12 +197,12 @@ fn load(location: &Location) -> Shelf {
             Err(error) => panic!("{error}"),
         }
     };
-    Shelf::load(store, Limits::default()).unwrap()
+    StudyRegistry::load(store, Limits::default()).unwrap()
 }
 
-fn commit(shelf: &mut Shelf) {
-    let batch = shelf.batch(Vec::new());
-    batch.commit(&mut shelf.store.lock(), |result| result.unwrap());
+fn commit(registry: &mut StudyRegistry) {
+    let batch = registry.batch(Vec::new());
+    batch.commit(&mut registry.store.lock(), |result| result.unwrap());
 }
 
 impl Simulation {
@@ -214,9 +214,9 @@ impl Simulation {
         let limit = spec.costs.first().and_then(|rule| rule.limit);
         let sign = if spec.direction == Direction::Maximize { -1.0 } else { 1.0 };
         let now = Now { monotonic: Instant::now(), wall: UNIX_EPOCH };
-        let mut shelf = load(&location);
-        shelf.create(STUDY, spec, "", false, now).unwrap();
-        commit(&mut shelf);
+        let mut registry = load(&location);
+        registry.create(STUDY, spec, "", false, now).unwrap();
+        commit(&mut registry);
         let model = Model {
             asng,
             max_staleness,
@@ -235,7 +235,7 @@ impl Simulation {
         };
         Simulation {
             location,
-            shelf: Some(shelf),
+            registry: Some(registry),
             now,
             model,
             leases: Vec::new(),
@@ -245,18 +245,18 @@ impl Simulation {
         }
     }
 
-    fn shelf(&mut self) -> &mut Shelf {
-        self.shelf.as_mut().unwrap()
+    fn registry(&mut self) -> &mut StudyRegistry {
+        self.registry.as_mut().unwrap()
     }
 
     fn study(&self) -> &Study {
-        &self.shelf.as_ref().unwrap().studies[STUDY]
+        &self.registry.as_ref().unwrap().studies[STUDY]
     }
 
     /// Ends the process without a word, and starts another.
     fn restart(&mut self) {
-        self.shelf = None;
-        self.shelf = Some(load(&self.location));
+        self.registry = None;
+        self.registry = Some(load(&self.location));
         // Leases run anew from the clock that the loading read.
         self.now.monotonic = self.now.monotonic.max(Instant::now());
         self.restarts += 1;
@@ -265,7 +265,7 @@ impl Simulation {
 
     fn tick(&mut self) {
         let (now, had_ended) = (self.now, self.study().state().has_ended());
-        self.shelf().tick(now);
+        self.registry().tick(now);
         if !had_ended && self.study().state().has_ended() {
             // Its time was over: what was pending has been applied.
             self.model.update();
@@ -282,7 +282,7 @@ impl Simulation {
             set_aside: &[],
             origin,
         };
-        let (next, _) = self.shelf().lease(&request, now).unwrap();
+        let (next, _) = self.registry().lease(&request, now).unwrap();
         if let Next::Step(id) = next {
             let study = self.study();
             let step = study.step(id).unwrap();
@@ -330,7 +330,7 @@ impl Simulation {
                 };
                 let now = self.now;
                 let ended = self.study().state().has_ended();
-                let receipt = self.shelf().report(STUDY, report, now).unwrap();
+                let receipt = self.registry().report(STUDY, report, now).unwrap();
                 if crash {
                     // The process died before the commit: nobody was told, so nothing may have changed.
                     self.restart();
@@ -343,13 +343,13 @@ impl Simulation {
             Release { held: number } => {
                 let Some(lease) = held(number) else { return };
                 let now = self.now;
-                self.shelf().change(STUDY, |study| study.release(lease, now)).unwrap();
+                self.registry().change(STUDY, |study| study.release(lease, now)).unwrap();
             }
             Extend { held: number } => {
                 let Some(lease) = held(number) else { return };
                 let now = self.now;
                 // Either it is held, or it is not.
-                let _ = self.shelf().change(STUDY, |study| study.extend(lease, now));
+                let _ = self.registry().change(STUDY, |study| study.extend(lease, now));
             }
             SetAside { trainer } => {
                 let request = LeaseRequest {
@@ -361,12 +361,12 @@ impl Simulation {
                     origin: &Origin::Request(self.requests.to_string()),
                 };
                 let now = self.now;
-                let (next, about) = self.shelf().lease(&request, now).unwrap();
+                let (next, about) = self.registry().lease(&request, now).unwrap();
                 assert_eq!((next, about), (Next::NoWork(study::RETRY_WHEN_IDLE), None));
                 let ended = self.study().state().has_ended();
                 let lacks = ["other".to_owned()];
                 let request = LeaseRequest { data_sets: &lacks, set_aside: &[], ..request };
-                let (next, _) = self.shelf().lease(&request, now).unwrap();
+                let (next, _) = self.registry().lease(&request, now).unwrap();
                 let expected =
                     if ended { Next::Finished } else { Next::NoWork(study::RETRY_WHEN_IDLE) };
                 assert_eq!(next, expected);
@@ -381,7 +381,7 @@ impl Simulation {
             }
             FreshStart { trainer } => {
                 let trainer = format!("t{trainer}");
-                self.shelf().forget_trainer(&trainer).unwrap();
+                self.registry().forget_trainer(&trainer).unwrap();
                 let mut steps = self.model.sampled.keys();
                 assert!(!steps.any(|step| self.study().is_held_by(&trainer, *step, self.now)));
             }
@@ -398,19 +398,19 @@ impl Simulation {
                     study.stop(now);
                     Ok(())
                 };
-                self.shelf().change(STUDY, stop).unwrap();
+                self.registry().change(STUDY, stop).unwrap();
                 self.model.update();
             }
             Tick => self.tick(),
             Restart => self.restart(),
         }
-        commit(self.shelf());
+        commit(self.registry());
     }
 
     /// Makes a change that the study may refuse in its present state.
     fn try_change(&mut self, change: impl FnOnce(&mut Study, Now) -> Result<(), study::Error>) {
         let now = self.now;
-        let _ = self.shelf().change(STUDY, |study| change(study, now));
+        let _ = self.registry().change(STUDY, |study| change(study, now));
     }
 
     fn check(&self) {
@@ -491,7 +491,7 @@ fn figures(asng: &Asng) -> [f64; 4] {
 impl Simulation {
     /// Returns the stored trace of a study.
     fn trace(&mut self, study: StudyId) -> Vec<TracePoint> {
-        self.shelf().settle().unwrap();
+        self.registry().settle().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let reader = store::Reader::new(&self.location).unwrap();
@@ -499,7 +499,7 @@ impl Simulation {
         })
     }
 
-    /// Few updates leave no stretch open: the trace has them all, to the bit and once, whatever was killed.
+    /// Few updates leave no window open: the trace has them all, to the bit and once, whatever was killed.
     fn check_trace(&mut self) {
         let told = |p: TracePoint| {
             let figures = [p.convergence, p.entropy, p.delta, p.signal_to_noise];
@@ -515,7 +515,7 @@ impl Simulation {
         if self.model.forgets {
             return;
         }
-        self.shelf().settle().unwrap();
+        self.registry().settle().unwrap();
         let study = self.study();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let page = runtime.block_on(async {
@@ -524,7 +524,7 @@ impl Simulation {
         });
         let open = study.outstanding() + study.pending();
         assert_eq!(page.steps.len() + open, self.model.sampled.len());
-        let mut batches: BTreeMap<u64, Vec<&Past>> = BTreeMap::new();
+        let mut batches: BTreeMap<u64, Vec<&ClosedStep>> = BTreeMap::new();
         for past in &page.steps {
             assert_eq!(self.model.sampled[&past.step.id].1, past.step.rank);
             let outcome = self.model.acknowledged.get(&past.step.id);
@@ -671,10 +671,10 @@ fn keeps_a_long_trace(location: Location) {
             metrics: BTreeMap::new(),
         };
         let now = simulation.now;
-        simulation.shelf().report(STUDY, report, now).unwrap();
+        simulation.registry().report(STUDY, report, now).unwrap();
         expected.push((step as u64, figures(simulation.study().asng().unwrap())));
         if step % 50 == 0 {
-            commit(simulation.shelf());
+            commit(simulation.registry());
         }
         if step % 200 == 0 {
             simulation.restart();
@@ -687,12 +687,12 @@ fn keeps_a_long_trace(location: Location) {
     let expected: Vec<_> = expected.into_iter().filter(|(step, _)| step % 4 == 0).collect();
     assert_eq!(told.collect::<Vec<_>>(), expected);
 
-    simulation.shelf().delete(STUDY).unwrap();
-    commit(simulation.shelf());
+    simulation.registry().delete(STUDY).unwrap();
+    commit(simulation.registry());
     // The first takes the history, the next what else there is.
     for _ in 0..2 {
         let now = simulation.now;
-        simulation.shelf().tick(now);
+        simulation.registry().tick(now);
     }
     assert_eq!(simulation.trace(id), []);
 }
@@ -736,9 +736,9 @@ fn every_list_of_operations_keeps_the_rules_in_postgres() {
     let checked = runner.run(&lists, |(spec, operations)| {
         let location = Location::Postgres { url: url.clone(), advertise: "http://here".into() };
         keeps_the_rules(location.clone(), spec, operations);
-        let mut shelf = load(&location);
-        shelf.delete(STUDY).unwrap();
-        commit(&mut shelf);
+        let mut registry = load(&location);
+        registry.delete(STUDY).unwrap();
+        commit(&mut registry);
         Ok(())
     });
     checked.unwrap();

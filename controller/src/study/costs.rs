@@ -113,7 +113,7 @@ pub(super) fn report_violations(
 
 /// Where an evaluated architecture stands among others: the first is the best.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub(super) enum Standing {
+pub(super) enum RankKey {
     /// Within every limit: loss, negated where it is maximized, and weighted costs together.
     Within(f64),
     /// Over a limit: the sum of the relative excesses.
@@ -122,11 +122,11 @@ pub(super) enum Standing {
     Diverged,
 }
 
-impl Standing {
+impl RankKey {
     /// Without rules every finite loss is within the limits. A cost that is missing counts as infinite.
-    pub(super) fn of(spec: &Spec, loss: f64, costs: Option<&Costs>) -> Standing {
+    pub(super) fn of(spec: &Spec, loss: f64, costs: Option<&Costs>) -> RankKey {
         if !loss.is_finite() {
-            return Standing::Diverged;
+            return RankKey::Diverged;
         }
         // Neither becomes NaN: only numbers that are not below 0 are added.
         let (mut sum, mut excess) = (spec.direction.key(loss), 0.0);
@@ -139,20 +139,20 @@ impl Standing {
                 excess += (cost - limit) / limit;
             }
         }
-        if excess > 0.0 { Standing::Over(excess) } else { Standing::Within(sum) }
+        if excess > 0.0 { RankKey::Over(excess) } else { RankKey::Within(sum) }
     }
 }
 
 /// Where the architectures of a report stand.
-pub(super) fn standings(
+pub(super) fn rank_keys(
     spec: &Spec,
     losses: &[f64],
     costs: &[Costs],
-) -> impl Iterator<Item = Standing> {
-    losses.iter().enumerate().map(|(i, &loss)| Standing::of(spec, loss, costs.get(i)))
+) -> impl Iterator<Item = RankKey> {
+    losses.iter().enumerate().map(|(i, &loss)| RankKey::of(spec, loss, costs.get(i)))
 }
 
-/// Returns the numbers that the optimiser ranks in place of losses: in the order of the standings, equal where these are. Without
+/// Returns the numbers that the optimiser ranks in place of losses: in the order of the rank_keys, equal where these are. Without
 /// rules they are the losses themselves, negated where they are maximized.
 fn keys<'a>(spec: &Spec, losses: &'a [f64], costs: &[Costs]) -> Cow<'a, [f64]> {
     if spec.costs.is_empty() {
@@ -161,13 +161,13 @@ fn keys<'a>(spec: &Spec, losses: &'a [f64], costs: &[Costs]) -> Cow<'a, [f64]> {
             Direction::Maximize => losses.iter().map(|&loss| spec.direction.key(loss)).collect(),
         };
     }
-    let standings: Vec<_> = standings(spec, losses, costs).collect();
-    let mut order: Vec<usize> = (0..standings.len()).collect();
-    order.sort_by(|&a, &b| standings[a].partial_cmp(&standings[b]).unwrap_or(Ordering::Equal));
-    let mut keys = vec![f64::NAN; standings.len()];
-    let tied = order.chunk_by(|&a, &b| standings[a] == standings[b]);
+    let rank_keys: Vec<_> = rank_keys(spec, losses, costs).collect();
+    let mut order: Vec<usize> = (0..rank_keys.len()).collect();
+    order.sort_by(|&a, &b| rank_keys[a].partial_cmp(&rank_keys[b]).unwrap_or(Ordering::Equal));
+    let mut keys = vec![f64::NAN; rank_keys.len()];
+    let tied = order.chunk_by(|&a, &b| rank_keys[a] == rank_keys[b]);
     for (rank, tied) in tied.enumerate() {
-        for &i in tied.iter().filter(|&&i| standings[i] != Standing::Diverged) {
+        for &i in tied.iter().filter(|&&i| rank_keys[i] != RankKey::Diverged) {
             keys[i] = rank as f64;
         }
     }
@@ -261,7 +261,7 @@ impl Selection {
     /// Returns true if a study with this spec and variables can have it.
     pub(super) fn fits(&self, spec: &Spec, variables: &[asng::Variable]) -> bool {
         let within =
-            |costs: &Costs| matches!(Standing::of(spec, 0.0, Some(costs)), Standing::Within(_));
+            |costs: &Costs| matches!(RankKey::of(spec, 0.0, Some(costs)), RankKey::Within(_));
         let key = |point: &Point| spec.direction.key(point.loss);
         let sound = |front: &Vec<Point>| {
             front.len() <= room(MAX_POINTS, variables.len())
@@ -309,8 +309,8 @@ impl Selection {
     fn remember(&mut self, asng: &Asng, spec: &Spec, report: &Evaluation<'_>) {
         let Evaluation { step, losses, costs } = *report;
         for ((architecture, &loss), costs) in step.rank.iter().zip(losses).zip(costs) {
-            let standing = Standing::of(spec, loss, Some(costs));
-            if standing == Standing::Diverged {
+            let rank_key = RankKey::of(spec, loss, Some(costs));
+            if rank_key == RankKey::Diverged {
                 continue;
             }
             let values: Arc<[i64]> = architecture.settled(asng.variables()).into();
@@ -323,10 +323,10 @@ impl Selection {
             }
             if have_limits(&spec.costs) {
                 let costs = Arc::new(costs.clone());
-                match (self.place(&values), standing) {
-                    (Ok(place), Standing::Within(_)) => self.candidates[place].costs = costs,
+                match (self.place(&values), rank_key) {
+                    (Ok(place), RankKey::Within(_)) => self.candidates[place].costs = costs,
                     (Ok(place), _) => drop(self.candidates.remove(place)),
-                    (Err(place), Standing::Within(_)) => {
+                    (Err(place), RankKey::Within(_)) => {
                         self.candidates.insert(place, Candidate { values, costs });
                         self.thin_out(asng);
                     }

@@ -2,14 +2,20 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Costs, NamedMarginal, Selection, Spec, Step, StepId, StudyId, Variable, Violation};
-use crate::asng::{self, Architecture};
+use super::{
+    Costs, NamedMarginal, RecentTrainers, Search, Selection, Spec, Step, StepId, Study, StudyId,
+    Variable, Violation, are_costs,
+    costs::{self, RankKey},
+    trace::TraceWindow,
+};
+use crate::asng::{self, Architecture, Asng};
 
 /// All of a study that a database keeps, but for its history.
 #[derive(Clone, Debug)]
@@ -50,6 +56,147 @@ pub struct Record {
     pub live: Vec<Step>,
     /// Reports that wait for their batch.
     pub pending: Vec<Pending>,
+}
+
+/// Bounds the counters of a study that comes from elsewhere.
+const MAX_COUNTER: u64 = 1 << 62;
+
+impl Study {
+    /// Returns the study that was stored. Errors with the first thing in the record that makes no sense. A lease in it runs its full
+    /// time again (rule 4).
+    pub fn restore(mut record: Record) -> Result<Study, String> {
+        let search = record.take_search()?;
+        record.check(search.as_ref())?;
+        Ok(Study {
+            id: record.id,
+            name: record.name,
+            spec: record.spec,
+            seed: record.seed,
+            owner: record.owner,
+            start: record.start,
+            created: record.created,
+            state: record.state,
+            state_since: record.state_since,
+            started: record.started,
+            elapsed: record.elapsed,
+            counted_until: None,
+            elapsed_noted: record.elapsed,
+            search,
+            progress: record.progress,
+            incumbent: record.incumbent,
+            live: record.live.into_iter().map(|step| (step.id, step)).collect(),
+            pending: record.pending.into_iter().map(|pending| (pending.step.id, pending)).collect(),
+            window: TraceWindow::default(),
+            trainers: RecentTrainers::default(),
+            events: Vec::new(),
+        })
+    }
+
+    /// Returns all of it that is stored, without its history.
+    pub fn record(&self) -> Record {
+        Record {
+            id: self.id,
+            name: self.name.clone(),
+            spec: self.spec.clone(),
+            seed: self.seed,
+            owner: self.owner.clone(),
+            start: self.start.clone(),
+            created: self.created,
+            state: self.state.clone(),
+            state_since: self.state_since,
+            started: self.started,
+            elapsed: self.elapsed,
+            variables: self.variables().map(<[Variable]>::to_vec),
+            asng: self.asng().map(|asng| asng.state().clone()),
+            progress: self.progress,
+            incumbent: self.incumbent.clone(),
+            selection: self.selection(),
+            live: self.live.values().cloned().collect(),
+            pending: self.pending.values().cloned().collect(),
+        }
+    }
+}
+
+impl Record {
+    /// Takes the variables, the optimiser and the selection out of the record; none if the variables are not known.
+    fn take_search(&mut self) -> Result<Option<Search>, String> {
+        let (Some(variables), Some(state)) = (self.variables.take(), self.asng.take()) else {
+            return Ok(None);
+        };
+        if ![&[][..], &variables].contains(&self.spec.variables.as_slice()) {
+            return Err("its variables are not those of its spec".into());
+        }
+        let shapes = self.spec.shapes(&variables).map_err(|found| found[0].to_string())?;
+        let asng = Asng::from_state(&shapes, self.spec.optimiser(), state)
+            .map_err(|error| error.to_string())?;
+        let described = self.spec.unless_given(variables);
+        Ok(Some(Search { described, asng, selection: mem::take(&mut self.selection) }))
+    }
+
+    /// Errors if the record contradicts itself. `search` was taken out of it.
+    fn check(&self, search: Option<&Search>) -> Result<(), String> {
+        let shapes = search.map_or(&[][..], |search| search.asng.variables());
+        let pending = self.pending.iter().map(|pending| &pending.step);
+        let open: Vec<&Step> = self.live.iter().chain(pending).collect();
+        let architectures = open.iter().flat_map(|step| step.train.iter().chain(step.rank.iter()));
+        let incumbent = self.incumbent.iter().map(|incumbent| &incumbent.architecture);
+        if !architectures.chain(incumbent).all(|architecture| architecture.fits(shapes)) {
+            return Err("an architecture does not fit the variables".into());
+        }
+        let selection = search.map(|search| &search.selection);
+        if selection.is_some_and(|selection| !selection.fits(&self.spec, shapes)) {
+            return Err("what it remembers of costs does not fit it".into());
+        }
+        let (train, rank) =
+            (self.spec.lambda_x(), |step: &Step| self.spec.rank_count(step.applied));
+        let sound = |step: &Step| {
+            (1..=self.progress.sampled).contains(&step.id.0)
+                && step.generation <= self.progress.generation
+                && (1..u32::MAX / 2).contains(&step.attempt)
+                && (step.train.len(), step.rank.len()) == (train, rank(step))
+        };
+        let mut ids: Vec<_> = open.iter().map(|step| step.id).collect();
+        ids.sort();
+        ids.dedup();
+        let progress = self.progress;
+        let counters = [
+            progress.sampled,
+            progress.duplicate,
+            progress.diverged,
+            progress.over_limit,
+            progress.expired,
+        ];
+        if progress.generation > progress.applied
+            || progress.applied > progress.sampled.min(self.spec.max_steps)
+            || progress.stale > progress.sampled
+            || counters.iter().any(|counter| *counter > MAX_COUNTER)
+        {
+            return Err("its counters make no sense".into());
+        }
+        let sound_incumbent = |Incumbent { loss, costs, .. }: &Incumbent| {
+            let rank_key = RankKey::of(&self.spec, *loss, Some(costs));
+            matches!(rank_key, RankKey::Within(_)) && are_costs(costs)
+        };
+        if !self.incumbent.as_ref().is_none_or(sound_incumbent) {
+            return Err("its incumbent has diverged or is over a limit".into());
+        }
+        let losses_fit = |pending: &Pending| {
+            let rank = rank(&pending.step);
+            pending.losses.len() == rank
+                && costs::report_violations(&self.spec.costs, &pending.costs, rank).is_empty()
+                && pending.costs.iter().all(are_costs)
+        };
+        if (search.is_none() || self.state.has_ended()) && !open.is_empty() {
+            return Err("it has open steps, which its state does not allow".into());
+        }
+        if !open.iter().all(|step| sound(step))
+            || ids.len() < open.len()
+            || !self.pending.iter().all(losses_fit)
+        {
+            return Err("its open steps do not fit it".into());
+        }
+        Ok(())
+    }
 }
 
 /// Elapsed time of a study that was stored without it, by the wall clock: the best that is known.
@@ -169,16 +316,16 @@ pub struct Pending {
 
 /// A step of the past, as the history keeps it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Past {
+pub struct ClosedStep {
     /// The step; nobody holds it.
     pub step: Step,
     /// Its report; none if it was closed unreported.
-    pub report: Option<PastReport>,
+    pub report: Option<ClosedReport>,
 }
 
 /// A report of the past.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PastReport {
+pub struct ClosedReport {
     /// The trainer that reported.
     pub trainer: String,
     /// Losses of the step's `rank` architectures; NaN for whatever was not finite.

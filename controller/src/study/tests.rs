@@ -63,9 +63,9 @@ impl Bench {
 }
 
 /// Returns the step that an event adds to the history.
-fn past(event: Event) -> Option<Past> {
+fn past(event: Event) -> Option<ClosedStep> {
     match event {
-        Event::Passed(past) => Some(*past),
+        Event::StepClosed(past) => Some(*past),
         _ => None,
     }
 }
@@ -92,7 +92,7 @@ fn rule_2_the_first_report_counts_and_nothing_counts_twice() {
     assert_eq!(bench.report(&step, &[1.0, 2.0]).outcome, Some(Outcome::Applied));
     let theta = bench.theta();
     assert!(bench.study.is_closed(step.id));
-    let known = Closed { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
+    let known = ClosedOutcome { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
     let report = Report {
         lease: bench.study.lease_id(&step),
         trainer: "b".into(),
@@ -230,7 +230,7 @@ fn rule_5_an_expired_step_that_is_no_longer_fresh_is_closed_and_its_report_is_st
     bench.advance(61);
     assert_ne!(bench.lease("t").id, slow.id);
     assert!(bench.study.is_closed(slow.id));
-    let closed = Closed { outcome: None, generation: 0, applied: 0 };
+    let closed = ClosedOutcome { outcome: None, generation: 0, applied: 0 };
     let report = Report {
         lease: bench.study.lease_id(&slow),
         trainer: "slow".into(),
@@ -510,7 +510,7 @@ fn rule_12_a_report_of_a_closed_step_of_the_warm_up_has_no_losses() {
         costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
-    let closed = Some(Closed { outcome: None, generation: 0, applied: 0 });
+    let closed = Some(ClosedOutcome { outcome: None, generation: 0, applied: 0 });
     for (losses, outcome) in [(&[1.0, 2.0][..], None), (&[], Some(Outcome::Stale))] {
         let receipt = bench.study.clone().report(report(losses), closed, bench.now);
         assert_eq!(receipt.ok().map(|receipt| receipt.outcome), outcome.map(Some));
@@ -692,7 +692,7 @@ fn a_study_that_came_with_its_variables_can_be_rejected_until_a_report_counts() 
         costs: Vec::new(),
         metrics: BTreeMap::new(),
     };
-    let closed = Closed { outcome: None, generation: 0, applied: 0 };
+    let closed = ClosedOutcome { outcome: None, generation: 0, applied: 0 };
     let late = bench.study.report(report, Some(closed), bench.now).unwrap();
     assert_eq!((late.outcome, late.duplicate), (Some(Outcome::Stale), false));
     assert!(bench.study.reject(reasons.clone(), bench.now).is_err());
@@ -876,7 +876,7 @@ fn a_stretch_of_the_search_is_told_as_it_was_at_its_end() {
         bench.advance(1);
         bench.report(&step, &[f64::from(i), if i == 5 { f64::NAN } else { 2.0 }]);
     }
-    assert_eq!(bench.study.stretch_so_far(), None, "what is pending is not in it yet");
+    assert_eq!(bench.study.current_window(), None, "what is pending is not in it yet");
     bench.study.stop(bench.now);
     let points: Vec<_> = bench.study.take_events().into_iter().filter_map(traced).collect();
     let told: Vec<_> = points.iter().map(|p| (p.applied, p.generation, p.diverged)).collect();
@@ -896,7 +896,7 @@ fn a_study_knows_its_trainers_by_what_they_did() {
         let step = bench.lease("d");
         bench.report_as("d", &step, &[1.0, 2.0]).unwrap();
     }
-    let closed = Closed { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
+    let closed = ClosedOutcome { outcome: Some(Outcome::Applied), generation: 0, applied: 0 };
     let report = Report {
         lease: LeaseId { study: StudyId(7), step: StepId(4), attempt: 1 },
         trainer: "d".into(),

@@ -1,7 +1,7 @@
-//! How a search went: a point for each stretch of it, fewer and longer ones as it grows.
+//! How a search went: a point for each window of it, fewer and longer ones as it grows.
 //!
-//! A stretch ends with the update by which the applied reports reach or pass a multiple of the stride. The stride is the least
-//! power of two that leaves room for all points, so it follows from the number of applied reports, and where stretches end
+//! A window ends with the update by which the applied reports reach or pass a multiple of the stride. The stride is the least
+//! power of two that leaves room for all points, so it follows from the number of applied reports, and where windows end
 //! from the sizes of updates: nothing of it has to be kept. When the stride doubles, the points that are not on the
 //! coarser grid are joined with the next, which leaves those that the larger stride would have given from the start.
 
@@ -15,16 +15,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Progress;
 use crate::asng::Asng;
 
-/// Points of a trace at most, the open stretch included.
+/// Points of a trace at most, the open window included.
 pub const MAX_POINTS: usize = 256;
 /// Names of metrics that a trace tells of.
 const MAX_METRICS: usize = 16;
 /// Bytes of such a name, so that a trace fits into a message.
 const MAX_METRIC_NAME: usize = 100;
-/// Losses of a stretch that are kept in memory.
+/// Losses of a window that are kept in memory.
 const SAMPLE: usize = 256;
 
-/// A stretch of a search, told as it was at its end. Its numbers are finite.
+/// A window of a search, told as it was at its end. Its numbers are finite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TracePoint {
     /// Reports applied until then.
@@ -42,11 +42,11 @@ pub struct TracePoint {
     pub delta: f64,
     /// Of the updates.
     pub signal_to_noise: f64,
-    /// Of the architectures that were ranked in the stretch; none where all diverged.
+    /// Of the architectures that were ranked in the window; none where all diverged.
     pub losses: Option<LossBand>,
-    /// Losses in the stretch that were not finite.
+    /// Losses in the window that were not finite.
     pub diverged: u64,
-    /// Means of the metrics reported in the stretch.
+    /// Means of the metrics reported in the window.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -61,13 +61,13 @@ pub struct LossBand {
     pub high: f64,
 }
 
-/// Reports in a stretch, when so many have been applied.
+/// Reports in a window, when so many have been applied.
 fn stride(applied: u64) -> u64 {
     (applied / MAX_POINTS as u64 + 1).next_power_of_two()
 }
 
-/// Returns true if an update ends a stretch that raises the applied reports from `before` to `after`.
-pub(super) fn ends_stretch(before: u64, after: u64) -> bool {
+/// Returns true if an update ends a window that raises the applied reports from `before` to `after`.
+pub(super) fn ends_window(before: u64, after: u64) -> bool {
     before / stride(after) < after / stride(after)
 }
 
@@ -132,9 +132,9 @@ impl TracePoint {
     }
 }
 
-/// The reports in the stretch that is open.
+/// The reports in the window that is open.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stretch {
+pub(super) struct TraceWindow {
     /// The time of its last update; none if it has had none.
     time: Option<SystemTime>,
     /// Of its finite losses the first, and each whose number is divisible by 2^`halvings`.
@@ -146,7 +146,7 @@ pub(super) struct Stretch {
     metrics: BTreeMap<String, (f64, u64)>,
 }
 
-impl Stretch {
+impl TraceWindow {
     /// Takes what was reported of a step.
     pub(super) fn add(&mut self, losses: &[f64], metrics: &BTreeMap<String, f64>, now: SystemTime) {
         self.time = Some(now);
@@ -182,7 +182,7 @@ impl Stretch {
         self.finite += 1;
     }
 
-    /// The stretch as a point, were it to end now; none if it has had no update.
+    /// The window as a point, were it to end now; none if it has had no update.
     pub(super) fn point(&self, progress: &Progress, asng: &Asng) -> Option<TracePoint> {
         let mut sorted = self.sample.clone();
         sorted.sort_by(f64::total_cmp);
@@ -264,7 +264,7 @@ mod tests {
         let (mut points, mut before, mut end) = (Vec::new(), 0, 0);
         for reports in updates {
             let after = before + reports;
-            if ends_stretch(before, after) {
+            if ends_window(before, after) {
                 points.push(TracePoint { diverged: after - end, ..point(after) });
                 end = after;
             } else {
@@ -273,7 +273,7 @@ mod tests {
             if fills_trace(before, after) {
                 points = thin(points);
             }
-            // With the stretch that is open.
+            // With the window that is open.
             assert!(points.len() < MAX_POINTS, "{} points at {after}", points.len());
             before = after;
         }
@@ -341,14 +341,14 @@ mod tests {
             crate::asng::Settings::default(),
         );
         let (asng, progress) = (asng.unwrap(), Progress::default());
-        let mut stretch = Stretch::default();
-        assert_eq!(stretch.point(&progress, &asng), None);
+        let mut window = TraceWindow::default();
+        assert_eq!(window.point(&progress, &asng), None);
         for i in 0..10_000 {
             let figures = [("i".to_owned(), f64::from(i)), ("bad".to_owned(), f64::NAN)].into();
-            stretch.add(&[f64::from(i), f64::INFINITY], &figures, UNIX_EPOCH);
-            assert!(stretch.sample.len() <= SAMPLE);
+            window.add(&[f64::from(i), f64::INFINITY], &figures, UNIX_EPOCH);
+            assert!(window.sample.len() <= SAMPLE);
         }
-        let point = stretch.point(&progress, &asng).unwrap();
+        let point = window.point(&progress, &asng).unwrap();
         let LossBand { low, median, high } = point.losses.unwrap();
         for (found, expected) in [(low, 2500.0), (median, 5000.0), (high, 7500.0)] {
             assert!((found - expected).abs() < 100.0, "{found} is not {expected}");
@@ -357,13 +357,13 @@ mod tests {
         assert_eq!(point.metrics.keys().collect::<Vec<_>>(), ["i"]);
         assert!((point.metrics["i"] - 4999.5).abs() < 1e-6);
 
-        stretch.end();
-        assert_eq!(stretch.point(&progress, &asng), None);
+        window.end();
+        assert_eq!(window.point(&progress, &asng), None);
         let many = (0..50).map(|i| (format!("m{i:02}"), f64::MAX)).collect();
         for _ in 0..3 {
-            stretch.add(&[1.0], &many, UNIX_EPOCH);
+            window.add(&[1.0], &many, UNIX_EPOCH);
         }
-        let point = stretch.point(&progress, &asng).unwrap();
+        let point = window.point(&progress, &asng).unwrap();
         assert_eq!(point.losses, Some(LossBand { low: 1.0, median: 1.0, high: 1.0 }));
         assert_eq!(point.metrics.len(), MAX_METRICS - 1, "a name is known already");
         assert!(point.is_sound(), "{point:?}");

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::{Prefix, html};
 use crate::{
-    pictures::{self, Sight, notes::notes},
+    pictures::{self, StudySnapshot, notes::notes},
     service::{Api, asked},
 };
 
@@ -243,7 +243,8 @@ async fn study(
     let notes = notes(&study, all.as_deref(), "asng-trainer serve", now);
     let (trainers, prefix) = (own, prefix.clone());
     let draw = move || {
-        let sight = Sight { study, distribution, trace, reports, trainers, notes, rate, now };
+        let snapshot =
+            StudySnapshot { study, distribution, trace, reports, trainers, notes, rate, now };
         let part = |section: pictures::Section| Part {
             id: section.id,
             title: section.title,
@@ -251,9 +252,9 @@ async fn study(
         };
         Drawing {
             asked: asked_at,
-            state: html::state(&sight.study).into_string(),
-            controls: html::controls(&prefix, &sight.study, elsewhere.as_deref()).into_string(),
-            parts: pictures::sections(&sight).into_iter().map(part).collect(),
+            state: html::state(&snapshot.study).into_string(),
+            controls: html::controls(&prefix, &snapshot.study, elsewhere.as_deref()).into_string(),
+            parts: pictures::sections(&snapshot).into_iter().map(part).collect(),
             ended,
         }
     };

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    studies::{Error, Shelf},
+    studies::{Error, StudyRegistry},
     study::{Now, Progress, State, Study},
 };
 
@@ -36,9 +36,9 @@ struct Figures {
 }
 
 /// Copies what is told.
-pub(super) fn snapshot(shelf: &mut Shelf, now: Now) -> Result<Snapshot, Error> {
-    let studies = shelf.all().map(|study| Figures::new(study, now)).collect();
-    Ok(Snapshot { studies, store_bytes: shelf.size() })
+pub(super) fn snapshot(registry: &mut StudyRegistry, now: Now) -> Result<Snapshot, Error> {
+    let studies = registry.all().map(|study| Figures::new(study, now)).collect();
+    Ok(Snapshot { studies, store_bytes: registry.size() })
 }
 
 impl Figures {

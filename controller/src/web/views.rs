@@ -150,10 +150,10 @@ async fn tell(
             return;
         };
         // Whoever has logged out, or whose token was withdrawn or bound to other studies, is told no more.
-        let Some(identity) = site.door.holder(visitor).filter(|who| who.scope() == scope) else {
+        let Some(identity) = site.auth.holder(visitor).filter(|who| who.scope() == scope) else {
             return;
         };
-        let changes = drawing.changes(told.as_deref(), site.door.may_change(&identity));
+        let changes = drawing.changes(told.as_deref(), site.auth.may_change(&identity));
         if !changes.is_empty() {
             // Unwrap safety: strings are always JSON.
             let data = serde_json::to_string(&changes).unwrap();

@@ -165,7 +165,7 @@ pub(super) async fn serve(
         "serving"
     );
     if let Some(listener) = http {
-        let source = HealthSource { engine: api.engine.clone(), state: api.state.clone() };
+        let source = TrainerHealth { engine: api.engine.clone(), state: api.state.clone() };
         let pages =
             http::serve(listener, metrics::registry(), source, end.clone().cancelled_owned());
         tokio::spawn(async {
@@ -190,12 +190,12 @@ pub(super) async fn health() -> Health {
 
 /// The source of the probes and metrics.
 #[derive(Clone)]
-struct HealthSource {
+struct TrainerHealth {
     engine: Engine,
     state: watch::Receiver<State>,
 }
 
-impl http::Sight for HealthSource {
+impl http::HealthSource for TrainerHealth {
     fn alive(&self) -> Result<(), String> {
         if self.engine.has_died() {
             return Err("the engine's thread has ended".into());

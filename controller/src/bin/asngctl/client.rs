@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use asng_client::{Connection, Options};
 use asng_controller::pictures::{
-    Sight,
+    StudySnapshot,
     notes::{Note, notes},
 };
 use asng_proto::v1::{
@@ -63,12 +63,12 @@ const REPORTS: u32 = 100;
 
 /// All that is shown of a study that was just received from `url`, which moves at `rate`. What a controller does not know of, being
 /// older, is left empty.
-pub(crate) async fn sight(
+pub(crate) async fn snapshot(
     controller: &Controller,
     url: &str,
     study: Study,
     rate: Option<f64>,
-) -> Result<Sight, Status> {
+) -> Result<StudySnapshot, Status> {
     let name = || study.name.clone();
     let [mut a, mut b, mut c, mut d, mut e] = [(); 5].map(|()| controller.clone());
     let reports = ListReportsRequest {
@@ -97,7 +97,7 @@ pub(crate) async fn sight(
         reports.reverse();
         reports.truncate(if page.next_page_token.is_empty() { reports.len() } else { 0 });
     }
-    Ok(Sight {
+    Ok(StudySnapshot {
         study,
         distribution,
         trace: if_known(trace.map(|reply| reply.into_inner().points))?,

@@ -53,13 +53,13 @@ pub(crate) struct ConformanceArgs {
     #[arg(long, value_name = "STEPS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=65))]
     in_hand: u16,
     /// Scenarios to run, before the end of the study [default: all].
-    #[arg(value_parser = PossibleValuesParser::new(conformance::scenes().map(|(rule, _)| rule)))]
-    scenes: Vec<String>,
+    #[arg(value_parser = PossibleValuesParser::new(conformance::scenarios().map(|(rule, _)| rule)))]
+    scenarios: Vec<String>,
 }
 
-/// Plays the scenes and prints what was found, as it is found.
+/// Plays the scenarios and prints what was found, as it is found.
 pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let ConformanceArgs { listen, space, settings, variables, timeout, in_hand, scenes } = args;
+    let ConformanceArgs { listen, space, settings, variables, timeout, in_hand, scenarios } = args;
     ensure!(
         listen.ip().to_canonical().is_loopback(),
         "{listen} is not a loopback address, and the test serves plain text without tokens: listen on 127.0.0.1"
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: ConformanceArgs, output: Output) -> anyhow::Result
         }
         findings.push(finding);
     };
-    let config = Config { offer, timeout, scenes, in_hand: in_hand.into() };
+    let config = Config { offer, timeout, scenarios, in_hand: in_hand.into() };
     tokio::select! {
         played = conformance::run(config, listener, say) => played?,
         _ = ctrl_c() => return Ok(INTERRUPTED.into()),

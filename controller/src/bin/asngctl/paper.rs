@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use asng_controller::pictures::{self, Picture, Sight};
+use asng_controller::pictures::{self, Picture, StudySnapshot};
 use maud::{Markup, PreEscaped, html};
 use prost_types::Timestamp;
 
@@ -31,7 +31,7 @@ pub(crate) async fn plot(
         What::Front => (Picture::Front, "front"),
     };
     let file = out.unwrap_or_else(|| format!("{name}-{word}.svg").into());
-    let svg = pictures::svg(picture, &sight(controller, url, &name).await?)?;
+    let svg = pictures::svg(picture, &snapshot(controller, url, &name).await?)?;
     let content = match file.extension() {
         Some(ending) if ending == "html" => {
             pictures::document(&format!("{name}: {word}"), &html! { (PreEscaped(svg)) })
@@ -49,14 +49,18 @@ pub(crate) async fn report(
     ReportArgs { name, out }: ReportArgs,
 ) -> anyhow::Result<PathBuf> {
     let file = out.unwrap_or_else(|| format!("{name}.html").into());
-    let sight = sight(controller, url, &name).await?;
-    write(&file, &pictures::document(&format!("Study {name}"), &all(&sight)))?;
+    let snapshot = snapshot(controller, url, &name).await?;
+    write(&file, &pictures::document(&format!("Study {name}"), &all(&snapshot)))?;
     Ok(file)
 }
 
-async fn sight(controller: &mut Controller, url: &str, name: &str) -> anyhow::Result<Sight> {
+async fn snapshot(
+    controller: &mut Controller,
+    url: &str,
+    name: &str,
+) -> anyhow::Result<StudySnapshot> {
     let study = client::study(controller, name).await?;
-    Ok(client::sight(controller, url, study, None).await?)
+    Ok(client::snapshot(controller, url, study, None).await?)
 }
 
 fn write(file: &Path, content: &str) -> anyhow::Result<()> {
@@ -68,9 +72,9 @@ fn write(file: &Path, content: &str) -> anyhow::Result<()> {
 }
 
 /// The sections of a study's page, and what a person needs who has nothing but the report.
-fn all(sight: &Sight) -> Markup {
-    let study = &sight.study;
-    let written = Timestamp { nanos: 0, ..sight.now.into() };
+fn all(snapshot: &StudySnapshot) -> Markup {
+    let study = &snapshot.study;
+    let written = Timestamp { nanos: 0, ..snapshot.now.into() };
     let space = study.spec.as_ref().map_or("", |spec| &spec.space);
     let facts = |rows: Vec<text::Row>| {
         html! {
@@ -82,7 +86,7 @@ fn all(sight: &Sight) -> Markup {
     html! {
         h1 { "Study " (study.name) }
         p.note { "Written " (written) " by asngctl " (env!("CARGO_PKG_VERSION")) "." }
-        @for section in pictures::sections(sight) {
+        @for section in pictures::sections(snapshot) {
             section id=(section.id) { h2 { (section.title) } (section.body) }
         }
         @if study.mode.is_some() {
@@ -103,7 +107,7 @@ fn all(sight: &Sight) -> Markup {
                 }
             }
         }
-        section id="study" { h2 { "Study" } (facts(text::about(study, sight.now))) }
+        section id="study" { h2 { "Study" } (facts(text::about(study, snapshot.now))) }
         section id="spec" { h2 { "Spec" } (facts(text::spec(study))) }
     }
 }

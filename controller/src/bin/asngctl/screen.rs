@@ -143,7 +143,7 @@ fn scrolled(scroll: usize, key: KeyEvent) -> usize {
 }
 
 fn draw(frame: &mut Frame<'_>, view: &View, scroll: &mut usize, now: SystemTime) {
-    let trainers = match view.sight.trainers.len() {
+    let trainers = match view.snapshot.trainers.len() {
         0 => 0,
         n => n.min(TRAINERS) as u16 + 2,
     };
@@ -160,13 +160,13 @@ fn draw(frame: &mut Frame<'_>, view: &View, scroll: &mut usize, now: SystemTime)
     frame.render_widget(self::gauge(view), gauge);
     frame.render_widget(self::facts(view), facts);
     frame.render_widget(Paragraph::new(notes).wrap(Wrap { trim: true }), noted);
-    draw_losses(frame, sparkline, &losses, text::loss(&view.sight.study));
+    draw_losses(frame, sparkline, &losses, text::loss(&view.snapshot.study));
     draw_theta(frame, theta, view, scroll);
-    draw_trainers(frame, trainers, &view.sight.trainers, now);
+    draw_trainers(frame, trainers, &view.snapshot.trainers, now);
 }
 
 fn title(view: &View) -> Paragraph<'_> {
-    let study = &view.sight.study;
+    let study = &view.snapshot.study;
     let space = study.spec.as_ref().map_or("", |spec| &spec.space);
     let mut spans = vec![
         Span::styled(study.name.clone(), BOLD),
@@ -186,16 +186,16 @@ fn gauge(view: &View) -> Gauge<'_> {
     let Progress { applied, max_steps, .. } = view.progress();
     let ratio = (applied as f64 / max_steps.max(1) as f64).min(1.0);
     let mut label = format!("{applied}/{max_steps} steps, {:.1} %", 100.0 * ratio);
-    label.extend(text::warm_up(&view.sight.study).map(|steps| format!("  warm-up: {steps}")));
-    label.extend(view.sight.rate.map(|rate| format!("  {rate:.2} steps/s")));
+    label.extend(text::warm_up(&view.snapshot.study).map(|steps| format!("  warm-up: {steps}")));
+    label.extend(view.snapshot.rate.map(|rate| format!("  {rate:.2} steps/s")));
     label.extend(view.eta().map(|eta| format!("  ETA {}", text::brief(eta))));
     Gauge::default().ratio(ratio).label(label).gauge_style(ACCENT).use_unicode(true)
 }
 
 fn facts(view: &View) -> Paragraph<'_> {
-    let (study, p) = (&view.sight.study, view.progress());
+    let (study, p) = (&view.snapshot.study, view.progress());
     let mut facts = vec![format!("convergence {:.3}", p.convergence)];
-    if let Some(last) = view.sight.trace.last() {
+    if let Some(last) = view.snapshot.trace.last() {
         facts.push(format!("entropy {:.3}", last.entropy));
         facts.push(format!("Delta {}", text::number(last.delta)));
         facts.push(format!("signal/noise {:.2}", last.signal_to_noise));
@@ -209,14 +209,14 @@ fn facts(view: &View) -> Paragraph<'_> {
 }
 
 fn notes(view: &View) -> Vec<Line<'_>> {
-    view.sight.notes.iter().map(|note| Line::styled(note.to_string(), WARNING)).collect()
+    view.snapshot.notes.iter().map(|note| Line::styled(note.to_string(), WARNING)).collect()
 }
 
 /// Median losses over time; of the latest reports where the controller tells nothing of the past.
 fn losses(view: &View) -> Vec<f64> {
-    let sight = &view.sight;
+    let snapshot = &view.snapshot;
     let medians: Vec<f64> =
-        sight.trace.iter().filter_map(|p| p.losses.as_ref()).map(|band| band.median).collect();
+        snapshot.trace.iter().filter_map(|p| p.losses.as_ref()).map(|band| band.median).collect();
     let of_report = |report: &Report| {
         let mut losses: Vec<f64> =
             report.losses.iter().copied().filter(|l| l.is_finite()).collect();
@@ -224,7 +224,7 @@ fn losses(view: &View) -> Vec<f64> {
         losses.get(losses.len() / 2).copied()
     };
     let losses = match medians.is_empty() {
-        true => sight.reports.iter().rev().filter_map(of_report).collect(),
+        true => snapshot.reports.iter().rev().filter_map(of_report).collect(),
         false => medians,
     };
     losses.into_iter().filter(|loss| loss.is_finite()).collect()
@@ -256,9 +256,9 @@ fn draw_losses(frame: &mut Frame<'_>, area: Rect, losses: &[f64], name: &str) {
 }
 
 fn draw_theta(frame: &mut Frame<'_>, area: Rect, view: &View, scroll: &mut usize) {
-    let sight = &view.sight;
-    let Some(distribution) = &sight.distribution else { return };
-    let rows: Vec<_> = distribution.marginals.iter().zip(&sight.study.variables).collect();
+    let snapshot = &view.snapshot;
+    let Some(distribution) = &snapshot.distribution else { return };
+    let rows: Vec<_> = distribution.marginals.iter().zip(&snapshot.study.variables).collect();
     let shown = usize::from(area.height.saturating_sub(1));
     *scroll = (*scroll).min(rows.len().saturating_sub(shown));
     let end = (*scroll + shown).min(rows.len());
@@ -358,7 +358,7 @@ fn draw_trainers(frame: &mut Frame<'_>, area: Rect, trainers: &[Trainer], now: S
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use asng_controller::pictures::Sight;
+    use asng_controller::pictures::StudySnapshot;
     use asng_proto::v1::{
         AlgorithmSettings, CategoricalMarginal, GetDistributionResponse, IntegerMarginal, LossBand,
         TracePoint,
@@ -388,7 +388,7 @@ mod tests {
             applied: 50,
             ..Trainer::default()
         };
-        let sight = Sight {
+        let snapshot = StudySnapshot {
             study,
             distribution: Some(GetDistributionResponse {
                 marginals: vec![marginals; pairs].concat(),
@@ -401,7 +401,7 @@ mod tests {
             rate: Some(2.0),
             now: UNIX_EPOCH,
         };
-        View { sight, outage: false }
+        View { snapshot, outage: false }
     }
 
     /// The lines of a terminal, and the first variable shown.
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_search_is_seen_at_a_glance() {
         let mut view = view(1);
-        view.sight.notes = vec!["gpu-box has set this study aside".to_owned().into()];
+        view.snapshot.notes = vec!["gpu-box has set this study aside".to_owned().into()];
         let (lines, _) = lines(&view, (100, 24), 0);
         let text = lines.join("\n");
         let has = |words: &str| assert!(text.contains(words), "{words} in\n{text}");
@@ -438,9 +438,9 @@ mod tests {
     fn a_warm_up_is_told_and_has_no_losses_to_draw() {
         let mut view = view(1);
         let algorithm = AlgorithmSettings { warmup_steps: Some(60), ..Default::default() };
-        view.sight.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
-        view.sight.study.incumbent = None;
-        view.sight.trace.iter_mut().for_each(|point| point.losses = None);
+        view.snapshot.study.spec.as_mut().unwrap().algorithm = Some(algorithm);
+        view.snapshot.study.incumbent = None;
+        view.snapshot.trace.iter_mut().for_each(|point| point.losses = None);
         let text = lines(&view, (100, 24), 0).0.join("\n");
         assert!(text.contains("50/200 steps, 25.0 %  warm-up: 50 of 60 steps  2.00 st"), "{text}");
         assert!(!text.contains(" now, from "), "{text}");
@@ -461,7 +461,7 @@ mod tests {
 
     #[test]
     fn an_outage_an_unknown_space_and_a_tiny_terminal_are_drawn() {
-        let view = View { sight: Sight::of(a_study(), UNIX_EPOCH), outage: true };
+        let view = View { snapshot: StudySnapshot::of(a_study(), UNIX_EPOCH), outage: true };
         assert!(lines(&view, (100, 24), 0).0[0].contains("does not answer"));
         for size in [(1, 1), (10, 3), (40, 7)] {
             lines(&self::view(3), size, 5);

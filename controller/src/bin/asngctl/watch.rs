@@ -8,7 +8,7 @@ use std::{
 };
 
 use asng_client::is_transient;
-use asng_controller::pictures::{Sight, notes::Note, words};
+use asng_controller::pictures::{StudySnapshot, notes::Note, words};
 use asng_proto::v1::{Progress, Study, StudyState, WatchStudyRequest, WatchStudyResponse};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -76,30 +76,31 @@ async fn show(
     loop {
         if !view.outage {
             rate.record(Instant::now(), view.progress().applied);
-            let running = view.sight.study.state() == StudyState::Running;
-            view.sight.rate = rate.per_second().filter(|_| running);
+            let running = view.snapshot.study.state() == StudyState::Running;
+            view.snapshot.rate = rate.per_second().filter(|_| running);
             if let Screen::Full(_) = screen {
-                let Sight { study, rate, .. } = view.sight.clone();
+                let StudySnapshot { study, rate, .. } = view.snapshot.clone();
                 // An outage is the feed's to find; until then the picture is a little old.
-                if let Ok(Ok(sight)) = timeout(TICK, client::sight(&around, url, study, rate)).await
+                if let Ok(Ok(snapshot)) =
+                    timeout(TICK, client::snapshot(&around, url, study, rate)).await
                 {
-                    view.sight = sight;
+                    view.snapshot = snapshot;
                 }
             } else if noted.is_none_or(|noted| noted.elapsed() >= TICK) {
-                let notes = client::notes_about(&mut around, url, &view.sight.study);
-                view.sight.notes = timeout(TICK, notes).await.unwrap_or_default();
+                let notes = client::notes_about(&mut around, url, &view.snapshot.study);
+                view.snapshot.notes = timeout(TICK, notes).await.unwrap_or_default();
                 noted = Some(Instant::now());
             }
         }
         screen.show(&view, Instant::now())?;
-        if until(view.sight.study.state()) {
-            return Ok(view.sight.study);
+        if until(view.snapshot.study.state()) {
+            return Ok(view.snapshot.study);
         }
         if view.outage {
             tokio::time::sleep(backoff).await;
         }
         match feed.next().await {
-            Ok(Some(study)) => (view.sight.study, view.outage, backoff) = (study, false, TICK),
+            Ok(Some(study)) => (view.snapshot.study, view.outage, backoff) = (study, false, TICK),
             Ok(None) => {}
             Err(status) if is_transient(&status) => {
                 backoff = if view.outage { (2 * backoff).min(MAX_BACKOFF) } else { TICK };
@@ -142,33 +143,33 @@ impl Feed<'_> {
 #[derive(Clone)]
 pub(crate) struct View {
     /// The study; steps per second while it is RUNNING.
-    pub(crate) sight: Sight,
+    pub(crate) snapshot: StudySnapshot,
     /// True if the controller has not answered since.
     pub(crate) outage: bool,
 }
 
 impl View {
     fn new(study: Study) -> View {
-        View { sight: Sight::of(study, SystemTime::now()), outage: false }
+        View { snapshot: StudySnapshot::of(study, SystemTime::now()), outage: false }
     }
 
     pub(crate) fn progress(&self) -> Progress {
-        self.sight.study.progress.unwrap_or_default()
+        self.snapshot.study.progress.unwrap_or_default()
     }
 
     pub(crate) fn eta(&self) -> Option<Duration> {
         let Progress { applied, max_steps, .. } = self.progress();
-        words::eta(max_steps.saturating_sub(applied), self.sight.rate?)
+        words::eta(max_steps.saturating_sub(applied), self.snapshot.rate?)
     }
 
     fn line(&self) -> String {
-        let (study, progress) = (&self.sight.study, self.progress());
+        let (study, progress) = (&self.snapshot.study, self.progress());
         let mut parts = vec![
             names::state(study).to_owned(),
             format!("{} of {} steps", progress.applied, progress.max_steps),
         ];
         parts.extend(words::warm_up(study).map(|steps| format!("warm-up: {steps}")));
-        parts.extend(self.sight.rate.map(|rate| format!("{rate:.2} steps/s")));
+        parts.extend(self.snapshot.rate.map(|rate| format!("{rate:.2} steps/s")));
         parts.extend(self.eta().map(|eta| format!("ETA {}", text::brief(eta))));
         parts.push(format!("convergence {:.3}", progress.convergence));
         parts.extend(study.incumbent.as_ref().map(|best| text::best(study, best)));
@@ -182,8 +183,8 @@ impl View {
 
     /// The study as `show` prints it, and how it moves.
     fn json(&self) -> Value {
-        let mut value = json::study_with_notes(&self.sight.study, &self.sight.notes);
-        value["steps_per_second"] = self.sight.rate.into();
+        let mut value = json::study_with_notes(&self.snapshot.study, &self.snapshot.notes);
+        value["steps_per_second"] = self.snapshot.rate.into();
         value["eta_seconds"] = self.eta().map(|eta| eta.as_secs()).into();
         value["outage"] = self.outage.into();
         value
@@ -239,8 +240,8 @@ impl Screen {
         match self {
             Screen::Full(full) => full.show(view.clone()),
             Screen::Live { bar, notes } => {
-                if are_news(notes, &view.sight.notes) {
-                    notes.clone_from(&view.sight.notes);
+                if are_news(notes, &view.snapshot.notes) {
+                    notes.clone_from(&view.snapshot.notes);
                     notes.iter().for_each(|note| bar.println(note.to_string()));
                 }
                 bar.set_message(view.line());
@@ -255,16 +256,16 @@ impl Screen {
                 if before.as_ref().is_none_or(|before| before.line() != view.line()) {
                     print_line(view.line())?;
                 }
-                let told = before.map_or_else(Vec::new, |before| before.sight.notes);
-                let notes = &view.sight.notes;
+                let told = before.map_or_else(Vec::new, |before| before.snapshot.notes);
+                let notes = &view.snapshot.notes;
                 if are_news(&told, notes) {
                     notes.iter().try_for_each(|note| print_line(format_args!("  {note}")))?;
                 }
             }
             Screen::Lines { .. } => {}
             Screen::Notes(told) => {
-                if are_news(told, &view.sight.notes) {
-                    told.clone_from(&view.sight.notes);
+                if are_news(told, &view.snapshot.notes) {
+                    told.clone_from(&view.snapshot.notes);
                     // Nobody has to read them.
                     told.iter().for_each(|note| drop(writeln!(io::stderr(), "{note}")));
                 }
@@ -285,9 +286,11 @@ fn are_news(before: &[Note], notes: &[Note]) -> bool {
 /// Another state, other notes and an outage are told at once, mere progress not too often.
 fn is_due(last: Option<&(Instant, View)>, view: &View, now: Instant) -> bool {
     last.is_none_or(|(at, last)| {
-        let turn = (last.sight.study.state, last.outage) != (view.sight.study.state, view.outage);
-        turn || are_news(&last.sight.notes, &view.sight.notes)
-            || (last.sight.study != view.sight.study && now.duration_since(*at) >= LINE_INTERVAL)
+        let turn =
+            (last.snapshot.study.state, last.outage) != (view.snapshot.study.state, view.outage);
+        turn || are_news(&last.snapshot.notes, &view.snapshot.notes)
+            || (last.snapshot.study != view.snapshot.study
+                && now.duration_since(*at) >= LINE_INTERVAL)
     })
 }
 
@@ -417,7 +420,7 @@ mod tests {
         };
         let view = |notes: &[Note]| {
             let mut view = View::new(Study::default());
-            view.sight.notes = notes.to_vec();
+            view.snapshot.notes = notes.to_vec();
             view
         };
         let start = Instant::now();

@@ -84,14 +84,14 @@ fn within_the_limits_comes_before_over_them_and_diverged_last() {
         .iter()
         .map(|(_, [size, time])| costs(&[("size", *size), ("time", *time)]))
         .collect();
-    let standing = |i: usize| Standing::of(&spec, losses[i], Some(&costs[i]));
-    assert_eq!([standing(2), standing(4), standing(6)], [25.0, 25.0, 1.0].map(Standing::Within));
+    let rank_key = |i: usize| RankKey::of(&spec, losses[i], Some(&costs[i]));
+    assert_eq!([rank_key(2), rank_key(4), rank_key(6)], [25.0, 25.0, 1.0].map(RankKey::Within));
     let keys = keys(&spec, &losses, &costs);
     assert!(keys[1].is_nan() && keys[7].is_nan());
     assert_eq!(keys[2], keys[4], "they tie");
     assert!(keys[6] < keys[2] && keys[2] < keys[0] && keys[0] < keys[5], "{keys:?}");
-    assert!(matches!(standing(3), Standing::Over(excess) if (excess - 0.1).abs() < 1e-12));
-    assert_eq!(Standing::of(&spec, 0.0, None), Standing::Over(f64::INFINITY), "nothing is known");
+    assert!(matches!(rank_key(3), RankKey::Over(excess) if (excess - 0.1).abs() < 1e-12));
+    assert_eq!(RankKey::of(&spec, 0.0, None), RankKey::Over(f64::INFINITY), "nothing is known");
 }
 
 #[test]
@@ -192,10 +192,10 @@ fn maximizing_is_minimizing_the_negated_loss_and_costs_count_against_it() {
     assert!(maximizes.selection.fronts()["size"].len() > 1);
     assert!(!maximizes.selection.fits(&minimizes.spec, maximizes.asng.variables()));
 
-    let standing =
-        |loss| Standing::of(&maximizes.spec, loss, Some(&costs(&[("size", 2.0), ("time", 1.0)])));
-    assert_eq!(standing(10.0), Standing::Within(-6.0), "10 - 0.5 x 2 - 3 x 1");
-    assert!(standing(10.0) < standing(9.0) && standing(9.0) < standing(f64::INFINITY));
+    let rank_key =
+        |loss| RankKey::of(&maximizes.spec, loss, Some(&costs(&[("size", 2.0), ("time", 1.0)])));
+    assert_eq!(rank_key(10.0), RankKey::Within(-6.0), "10 - 0.5 x 2 - 3 x 1");
+    assert!(rank_key(10.0) < rank_key(9.0) && rank_key(9.0) < rank_key(f64::INFINITY));
 }
 
 #[test]

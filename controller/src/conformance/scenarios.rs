@@ -1,4 +1,4 @@
-//! The script: each scene plays one fault and judges one rule by what the trainer does next.
+//! The script: each scenario plays one fault and judges one rule by what the trainer does next.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{
     Call, Verdict,
-    stage::{LEASE, Over, Played, Stage, Told, seconds},
+    harness::{Harness, LEASE, Over, Played, Told, seconds},
 };
 
 /// How long the controller is away when it is killed.
@@ -30,122 +30,122 @@ const QUIET: Duration = Duration::from_secs(2);
 type Playing<'a> = Pin<Box<dyn Future<Output = Result<Played, Over>> + Send + 'a>>;
 
 /// A fault and the rule that it shows.
-pub(super) struct Scene {
+pub(super) struct Scenario {
     pub(super) rule: &'static str,
     pub(super) expected: &'static str,
-    pub(super) play: for<'a> fn(&'a mut Stage) -> Playing<'a>,
+    pub(super) play: for<'a> fn(&'a mut Harness) -> Playing<'a>,
 }
 
-/// The rule of the scene for which the offered study has a warm-up of one step.
+/// The rule of the scenario for which the offered study has a warm-up of one step.
 pub(super) const WARM_UP: &str = "warm-up";
 
 /// In the order in which they are played.
-pub(super) const SCENES: [Scene; 15] = [
-    Scene {
+pub(super) const SCENES: [Scenario; 15] = [
+    Scenario {
         rule: "unserved",
         expected: "the trainer releases a step that it cannot serve, or rejects the study, and asks for other work",
-        play: |stage| Box::pin(unserved(stage)),
+        play: |harness| Box::pin(unserved(harness)),
     },
-    Scene {
+    Scenario {
         rule: "lost-lease",
         expected: "the trainer repeats a LeaseStep whose response was lost with the same request_id",
-        play: |stage| Box::pin(lost_lease(stage)),
+        play: |harness| Box::pin(lost_lease(harness)),
     },
-    Scene {
+    Scenario {
         rule: "description",
         expected: "the trainer describes the variables on request, and repeats the description if the response was lost",
-        play: |stage| Box::pin(description(stage)),
+        play: |harness| Box::pin(description(harness)),
     },
-    Scene {
+    Scenario {
         rule: WARM_UP,
         expected: "the trainer reports a step of the warm-up, which has no `rank` architectures, without losses, and continues",
-        play: |stage| Box::pin(warm_up(stage)),
+        play: |harness| Box::pin(warm_up(harness)),
     },
-    Scene {
+    Scenario {
         rule: "lost-report",
         expected: "the trainer repeats a report whose response was lost: the same step, lease and losses",
-        play: |stage| Box::pin(lost_report(stage)),
+        play: |harness| Box::pin(lost_report(harness)),
     },
-    Scene {
+    Scenario {
         rule: "restart",
         expected: "the trainer reconnects to a restarted controller, and repeats the report that was in flight",
-        play: |stage| Box::pin(restart(stage)),
+        play: |harness| Box::pin(restart(harness)),
     },
-    Scene {
+    Scenario {
         rule: "slow-reply",
         expected: "the trainer waits for a slow response, or repeats the report",
-        play: |stage| Box::pin(slow_reply(stage)),
+        play: |harness| Box::pin(slow_reply(harness)),
     },
-    Scene {
+    Scenario {
         rule: "overtaken",
         expected: "the trainer continues after it has lost a lease, and after the outcome DUPLICATE",
-        play: |stage| Box::pin(overtaken(stage)),
+        play: |harness| Box::pin(overtaken(harness)),
     },
-    Scene {
+    Scenario {
         rule: "stale",
         expected: "the trainer continues after the outcome STALE",
-        play: |stage| Box::pin(outcome(stage, ReportOutcome::Stale)),
+        play: |harness| Box::pin(outcome(harness, ReportOutcome::Stale)),
     },
-    Scene {
+    Scenario {
         rule: "pending",
         expected: "the trainer continues after the outcome PENDING",
-        play: |stage| Box::pin(outcome(stage, ReportOutcome::Pending)),
+        play: |harness| Box::pin(outcome(harness, ReportOutcome::Pending)),
     },
-    Scene {
+    Scenario {
         rule: "ordered",
         expected: "a report that is sent before the one before it is answered names that one's step in `after`, and comes again when it is refused",
-        play: |stage| Box::pin(ordered(stage)),
+        play: |harness| Box::pin(ordered(harness)),
     },
-    Scene {
+    Scenario {
         rule: "retry-info",
         expected: "after UNAVAILABLE with RetryInfo, the trainer repeats the report, and not before that time",
-        play: |stage| Box::pin(retry_info(stage)),
+        play: |harness| Box::pin(retry_info(harness)),
     },
-    Scene {
+    Scenario {
         rule: "back-off",
         expected: "while calls are UNAVAILABLE for 3 s, the trainer sends at most 20 in the first half and 8 in the second; then it repeats the report",
-        play: |stage| Box::pin(back_off(stage)),
+        play: |harness| Box::pin(back_off(harness)),
     },
-    Scene {
+    Scenario {
         rule: "no-work",
         expected: "after `no_work`, the trainer asks again, and not before `retry_after`",
-        play: |stage| Box::pin(no_work(stage)),
+        play: |harness| Box::pin(no_work(harness)),
     },
-    Scene {
+    Scenario {
         rule: "extension",
         expected: "the trainer extends a lease before it expires, until it reports the step",
-        play: |stage| Box::pin(extension(stage)),
+        play: |harness| Box::pin(extension(harness)),
     },
 ];
 
 /// The last one.
-pub(super) const FINISHED: Scene = Scene {
+pub(super) const FINISHED: Scenario = Scenario {
     rule: "finished",
     expected: "after the end of a study, the trainer asks at most once more for its steps",
-    play: |stage| Box::pin(finished(stage)),
+    play: |harness| Box::pin(finished(harness)),
 };
 
 /// In place of the last one, for a trainer with several steps in hand.
-pub(super) const QUEUE_RELEASED: Scene = Scene {
+pub(super) const QUEUE_RELEASED: Scenario = Scenario {
     rule: "queue-released",
     expected: "a trainer that cannot go on gives back the steps that wait",
-    play: |stage| Box::pin(queue_released(stage)),
+    play: |harness| Box::pin(queue_released(harness)),
 };
 
-async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
+async fn unserved(harness: &mut Harness) -> Result<Played, Over> {
     let asked = loop {
-        match stage.next().await? {
+        match harness.next().await? {
             Call::Lease(asked) => break asked,
-            other => drop(stage.answer(other).await),
+            other => drop(harness.answer(other).await),
         }
     };
-    let Some(step) = stage.hand_out_unserved(asked).await? else {
+    let Some(step) = harness.hand_out_unserved(asked).await? else {
         return Ok((Verdict::NotSeen, "the trainer names its study in LeaseStep".into()));
     };
-    stage.fault("the variables of a study were not those of its space");
+    harness.fault("the variables of a study were not those of its space");
     let mut let_go = None;
     loop {
-        let call = stage.next_of_any_kind().await?;
+        let call = harness.next_of_any_kind().await?;
         match &call {
             Call::Release(asked) if asked.request.lease_id == step.lease_id => {
                 let_go.get_or_insert("the trainer released its step");
@@ -154,174 +154,173 @@ async fn unserved(stage: &mut Stage) -> Result<Played, Over> {
                 let_go.get_or_insert("the trainer rejected the study");
             }
             Call::Report(asked) if asked.request.lease_id == step.lease_id => {
-                stage.answer(call).await;
-                return Ok(stage.verdict(false, "the trainer reported its step"));
+                harness.answer(call).await;
+                return Ok(harness.verdict(false, "the trainer reported its step"));
             }
             Call::Lease(_) => {
-                // The next scene begins with the same request, sent again.
+                // The next scenario begins with the same request, sent again.
                 drop(call);
-                stage.told = Told::Nothing;
+                harness.told = Told::Nothing;
                 return Ok(match let_go {
-                    Some(how) => stage.verdict(true, format!("{how}, and asked for other work")),
-                    None => {
-                        stage.verdict(false, "the trainer kept its step, and asked for other work")
-                    }
+                    Some(how) => harness.verdict(true, format!("{how}, and asked for other work")),
+                    None => harness
+                        .verdict(false, "the trainer kept its step, and asked for other work"),
                 });
             }
             _ => {}
         }
-        stage.answer(call).await;
+        harness.answer(call).await;
     }
 }
 
-async fn lost_lease(stage: &mut Stage) -> Result<Played, Over> {
+async fn lost_lease(harness: &mut Harness) -> Result<Played, Over> {
     let mut first = None;
     loop {
-        match (stage.next().await?, &first) {
+        match (harness.next().await?, &first) {
             (Call::Lease(asked), None) => {
                 // What the controller says is what gets lost.
-                drop(stage.really_lease(asked.request.clone()).await);
+                drop(harness.really_lease(asked.request.clone()).await);
                 first = Some(asked.request.request_id);
-                stage.fault("the response to a LeaseStep was lost");
+                harness.fault("the response to a LeaseStep was lost");
             }
             (Call::Lease(asked), Some(first)) => {
                 let again = asked.request.request_id.clone();
                 let same = !again.is_empty() && again == *first;
                 let what = format!("the request_id was {first:?}, then {again:?}");
-                stage.answer(Call::Lease(asked)).await;
-                return Ok(stage.verdict(same, what));
+                harness.answer(Call::Lease(asked)).await;
+                return Ok(harness.verdict(same, what));
             }
-            (other, _) => drop(stage.answer(other).await),
+            (other, _) => drop(harness.answer(other).await),
         }
     }
 }
 
-async fn description(stage: &mut Stage) -> Result<Played, Over> {
+async fn description(harness: &mut Harness) -> Result<Played, Over> {
     let first = loop {
-        if stage.told == Told::Step {
+        if harness.told == Told::Step {
             return Ok((Verdict::NotSeen, "the study came with its variables".into()));
         }
-        match stage.next().await? {
+        match harness.next().await? {
             Call::Describe(asked) => break asked.request,
-            other => drop(stage.answer(other).await),
+            other => drop(harness.answer(other).await),
         }
     };
-    drop(stage.really_describe(first.clone()).await);
-    stage.fault("the response to DescribeSpace was lost");
-    let call = stage.next().await?;
+    drop(harness.really_describe(first.clone()).await);
+    harness.fault("the response to DescribeSpace was lost");
+    let call = harness.next().await?;
     let played = match &call {
         Call::Describe(again) if again.request.answer == first.answer => {
-            stage.verdict(true, "the trainer repeated the description")
+            harness.verdict(true, "the trainer repeated the description")
         }
-        Call::Describe(_) => stage.verdict(false, "the trainer sent a different description"),
+        Call::Describe(_) => harness.verdict(false, "the trainer sent a different description"),
         // The answer to LeaseStep says whether the description is there.
-        _ => stage.verdict(true, "the trainer asked for the next step"),
+        _ => harness.verdict(true, "the trainer asked for the next step"),
     };
-    stage.answer(call).await;
+    harness.answer(call).await;
     Ok(played)
 }
 
-async fn warm_up(stage: &mut Stage) -> Result<Played, Over> {
+async fn warm_up(harness: &mut Harness) -> Result<Played, Over> {
     let step = loop {
-        match (stage.unranked(), stage.told) {
+        match (harness.unranked(), harness.told) {
             (Some(step), _) => break step,
             (None, Told::Step) => {
                 return Ok((Verdict::NotSeen, "the study has no warm-up, or it is over".into()));
             }
             (None, _) => {
-                let call = stage.next().await?;
-                stage.answer(call).await;
+                let call = harness.next().await?;
+                harness.answer(call).await;
             }
         }
     };
     let id = step.step_id;
-    stage.fault(format!("step {id} had no `rank` architectures"));
+    harness.fault(format!("step {id} had no `rank` architectures"));
     let wrong = loop {
-        let call = stage.next().await?;
+        let call = harness.next().await?;
         let what = match &call {
             Call::Describe(_) | Call::Extend(_) => None,
-            Call::Lease(_) if stage.in_hand > 1 => None,
+            Call::Lease(_) if harness.in_hand > 1 => None,
             Call::Report(asked) if asked.request.step_id == id => {
                 let request = asked.request.clone();
                 if request.losses.is_empty() {
-                    stage.answer(call).await;
-                    return goes_on(stage, &request).await;
+                    harness.answer(call).await;
+                    return goes_on(harness, &request).await;
                 }
                 Some(format!("the trainer reported it with {} losses", request.losses.len()))
             }
             other => Some(format!("the trainer called {} without a report of it", name(other))),
         };
-        stage.answer(call).await;
+        harness.answer(call).await;
         if let Some(what) = what {
             break what;
         }
     };
-    // The other scenes need steps that are ranked.
+    // The other scenarios need steps that are ranked.
     let v1::Step { study, step_id, lease_id, .. } = step;
     let trainer_id = "another".into();
     let end_warm_up =
         v1::ReportStepRequest { study, step_id, lease_id, trainer_id, ..Default::default() };
-    stage.taken_from_another(end_warm_up).await;
-    Ok(stage.verdict(false, wrong))
+    harness.taken_from_another(end_warm_up).await;
+    Ok(harness.verdict(false, wrong))
 }
 
-async fn lost_report(stage: &mut Stage) -> Result<Played, Over> {
-    let asked = stage.report().await?;
-    drop(stage.really_report(asked.request.clone()).await);
+async fn lost_report(harness: &mut Harness) -> Result<Played, Over> {
+    let asked = harness.report().await?;
+    drop(harness.really_report(asked.request.clone()).await);
     let step = asked.request.step_id;
-    stage.fault(format!("the report of step {step} was stored and its response lost"));
+    harness.fault(format!("the report of step {step} was stored and its response lost"));
     drop(asked.reply);
-    repeated(stage, &asked.request).await
+    repeated(harness, &asked.request).await
 }
 
-async fn restart(stage: &mut Stage) -> Result<Played, Over> {
-    let asked = stage.report().await?;
-    drop(stage.really_report(asked.request.clone()).await);
-    stage.door.shut().await;
+async fn restart(harness: &mut Harness) -> Result<Played, Over> {
+    let asked = harness.report().await?;
+    drop(harness.really_report(asked.request.clone()).await);
+    harness.relay.shut().await;
     drop(asked.reply);
     sleep(AWAY).await;
-    stage.door.reopen().await.map_err(|error| Over::Broken(error.into()))?;
+    harness.relay.reopen().await.map_err(|error| Over::Broken(error.into()))?;
     let (step, away) = (asked.request.step_id, seconds(AWAY));
-    stage.fault(format!(
+    harness.fault(format!(
         "the controller was unreachable for {away} after it had stored the report of step {step}"
     ));
-    repeated(stage, &asked.request).await
+    repeated(harness, &asked.request).await
 }
 
-async fn slow_reply(stage: &mut Stage) -> Result<Played, Over> {
-    let mut asked = stage.report().await?;
+async fn slow_reply(harness: &mut Harness) -> Result<Played, Over> {
+    let mut asked = harness.report().await?;
     let first = asked.request.clone();
-    let answer = stage.really_report(first.clone()).await;
-    stage.fault(format!(
+    let answer = harness.really_report(first.clone()).await;
+    harness.fault(format!(
         "the response to the report of step {} took {}",
         first.step_id,
         seconds(SLOW)
     ));
     let end = Instant::now() + SLOW;
     let mut gave_up = None;
-    while let Some(call) = stage.next_until(end).await {
+    while let Some(call) = harness.next_until(end).await {
         match call {
             // Whoever sent it before no longer waits.
             Call::Report(again) if is_same(&again.request, &first) => asked = again,
             other => {
                 let hurries = matches!(&other, Call::Report(_))
                     || matches!(&other, Call::Lease(_) if first.lease_next);
-                if hurries && stage.in_hand == 1 {
+                if hurries && harness.in_hand == 1 {
                     gave_up.get_or_insert(name(&other));
                 }
-                stage.answer(other).await;
+                harness.answer(other).await;
             }
         }
     }
-    stage.give(asked.reply, answer);
+    harness.give(asked.reply, answer);
     match gave_up {
-        Some(call) => Ok(stage.verdict(false, format!("the trainer called {call} meanwhile"))),
-        None => goes_on(stage, &first).await,
+        Some(call) => Ok(harness.verdict(false, format!("the trainer called {call} meanwhile"))),
+        None => goes_on(harness, &first).await,
     }
 }
 
-async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
-    let step = stage.handed().await?;
+async fn overtaken(harness: &mut Harness) -> Result<Played, Over> {
+    let step = harness.handed().await?;
     let by_another = v1::ReportStepRequest {
         study: step.study,
         step_id: step.step_id,
@@ -330,104 +329,104 @@ async fn overtaken(stage: &mut Stage) -> Result<Played, Over> {
         losses: vec![0.0; step.rank.len()],
         ..Default::default()
     };
-    if !stage.taken_from_another(by_another.clone()).await {
+    if !harness.taken_from_another(by_another.clone()).await {
         return Ok((
             Verdict::NotSeen,
             "the study needs costs, which only the trainer can compute".into(),
         ));
     }
-    stage.fault(format!("step {} was reported by another trainer first", step.step_id));
+    harness.fault(format!("step {} was reported by another trainer first", step.step_id));
     loop {
-        match stage.next().await? {
-            Call::Extend(asked) => drop(stage.answer(Call::Extend(asked)).await),
+        match harness.next().await? {
+            Call::Extend(asked) => drop(harness.answer(Call::Extend(asked)).await),
             Call::Report(asked) if asked.request.lease_id == by_another.lease_id => {
-                stage.answer(Call::Report(asked)).await;
-                return goes_on(stage, &by_another).await;
+                harness.answer(Call::Report(asked)).await;
+                return goes_on(harness, &by_another).await;
             }
             // Other steps in hand go on.
-            other if stage.in_hand > 1 && !is_about(&other, &by_another.lease_id) => {
-                drop(stage.answer(other).await);
+            other if harness.in_hand > 1 && !is_about(&other, &by_another.lease_id) => {
+                drop(harness.answer(other).await);
             }
             other => {
-                stage.answer(other).await;
-                return Ok(stage.verdict(true, "the trainer dropped the step"));
+                harness.answer(other).await;
+                return Ok(harness.verdict(true, "the trainer dropped the step"));
             }
         }
     }
 }
 
-async fn outcome(stage: &mut Stage, outcome: ReportOutcome) -> Result<Played, Over> {
-    let asked = stage.report().await?;
-    let answer = stage.really_report(asked.request.clone()).await.map(|mut answer| {
+async fn outcome(harness: &mut Harness, outcome: ReportOutcome) -> Result<Played, Over> {
+    let asked = harness.report().await?;
+    let answer = harness.really_report(asked.request.clone()).await.map(|mut answer| {
         answer.set_outcome(outcome);
         answer
     });
     let (step, outcome) = (asked.request.step_id, outcome.as_str_name());
-    stage.give(asked.reply, answer);
-    stage.fault(format!("the report of step {step} was answered with {outcome}"));
-    goes_on(stage, &asked.request).await
+    harness.give(asked.reply, answer);
+    harness.fault(format!("the report of step {step} was answered with {outcome}"));
+    goes_on(harness, &asked.request).await
 }
 
-async fn ordered(stage: &mut Stage) -> Result<Played, Over> {
-    if stage.in_hand == 1 {
+async fn ordered(harness: &mut Harness) -> Result<Played, Over> {
+    if harness.in_hand == 1 {
         return Ok((Verdict::NotSeen, "the trainer has one step in hand; see --in-hand".into()));
     }
-    let first = stage.report().await?;
-    let answer = stage.really_report(first.request.clone()).await;
+    let first = harness.report().await?;
+    let answer = harness.really_report(first.request.clone()).await;
     let before = first.request.step_id;
     let end = Instant::now() + SLOW;
     let second = loop {
-        match stage.next_until(end).await {
+        match harness.next_until(end).await {
             Some(Call::Report(asked)) if asked.request.step_id != before => break Some(asked),
-            Some(other) => drop(stage.answer(other).await),
+            Some(other) => drop(harness.answer(other).await),
             None => break None,
         }
     };
     let Some(second) = second else {
-        stage.give(first.reply, answer);
+        harness.give(first.reply, answer);
         let seen = format!("no report came in {} after that of step {before}", seconds(SLOW));
         return Ok((Verdict::NotSeen, format!("{seen}, which was not answered")));
     };
     let (step, after) = (second.request.step_id, second.request.after);
-    stage
+    harness
         .fault(format!("step {step} was reported before the report of step {before} was answered"));
     let details = ErrorDetails::with_retry_info(Some(ASKED_PAUSE));
     let refusal = Status::with_error_details(Code::Unavailable, "not in turn, on purpose", details);
     let _ = second.reply.send(Err(refusal));
-    stage.give(first.reply, answer);
-    let (verdict, seen) = repeated(stage, &second.request).await?;
+    harness.give(first.reply, answer);
+    let (verdict, seen) = repeated(harness, &second.request).await?;
     let verdict = if after == before { verdict } else { Verdict::Failed };
     Ok((verdict, format!("{seen}; `after` was {after}")))
 }
 
-async fn queue_released(stage: &mut Stage) -> Result<Played, Over> {
+async fn queue_released(harness: &mut Harness) -> Result<Played, Over> {
     let asked = loop {
-        let asked = stage.report().await?;
+        let asked = harness.report().await?;
         // Until enough steps have been leased ahead.
-        if stage.in_hand == 1 || !stage.held().is_empty() {
+        if harness.in_hand == 1 || !harness.held().is_empty() {
             break asked;
         }
-        stage.answer(Call::Report(asked)).await;
+        harness.answer(Call::Report(asked)).await;
     };
-    let waiting = stage.held();
+    let waiting = harness.held();
     if waiting.is_empty() {
-        stage.answer(Call::Report(asked)).await;
+        harness.answer(Call::Report(asked)).await;
         return Ok((Verdict::NotSeen, "no step waits; see --in-hand".into()));
     }
     let step = asked.request.step_id;
     let _ = asked.reply.send(Err(Status::invalid_argument("refused, on purpose")));
-    stage.fault(format!(
+    harness.fault(format!(
         "the report of step {step} was refused for good while steps {waiting:?} waited"
     ));
-    while waiting.iter().any(|step| stage.held().contains(step)) {
-        let call = stage.next().await?;
-        stage.answer(call).await;
+    while waiting.iter().any(|step| harness.held().contains(step)) {
+        let call = harness.next().await?;
+        harness.answer(call).await;
     }
-    Ok(stage.verdict(true, "they came back"))
+    Ok(harness.verdict(true, "they came back"))
 }
 
-async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
-    let asked = stage.report().await?;
+async fn retry_info(harness: &mut Harness) -> Result<Played, Over> {
+    let asked = harness.report().await?;
     let details = ErrorDetails::with_retry_info(Some(ASKED_PAUSE));
     let refusal = Status::with_error_details(
         Code::Unavailable,
@@ -437,8 +436,8 @@ async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
     // Whoever no longer waits sends it again as well.
     let _ = asked.reply.send(Err(refusal));
     let start = Instant::now();
-    stage.fault(format!("UNAVAILABLE asked for a pause of {}", seconds(ASKED_PAUSE)));
-    let (verdict, seen) = repeated(stage, &asked.request).await?;
+    harness.fault(format!("UNAVAILABLE asked for a pause of {}", seconds(ASKED_PAUSE)));
+    let (verdict, seen) = repeated(harness, &asked.request).await?;
     let paused = start.elapsed();
     if verdict == Verdict::Passed && paused < ASKED_PAUSE.mul_f64(WAITED) {
         return Ok((Verdict::Failed, format!("{seen}, after {}", seconds(paused))));
@@ -446,61 +445,65 @@ async fn retry_info(stage: &mut Stage) -> Result<Played, Over> {
     Ok((verdict, seen))
 }
 
-async fn back_off(stage: &mut Stage) -> Result<Played, Over> {
-    let asked = stage.report().await?;
+async fn back_off(harness: &mut Harness) -> Result<Played, Over> {
+    let asked = harness.report().await?;
     drop(asked.reply);
     let start = Instant::now();
     let mut calls = [1, 0];
     // Dropped calls are UNAVAILABLE. Leases are extended at their own pace.
-    while let Some(call) = stage.next_until(start + OUTAGE).await {
+    while let Some(call) = harness.next_until(start + OUTAGE).await {
         let half = usize::from(start.elapsed() >= OUTAGE / 2);
         calls[half] += usize::from(!matches!(call, Call::Extend(_)));
     }
     let [early, late] = calls;
-    stage.fault(format!(
+    harness.fault(format!(
         "all calls were UNAVAILABLE for {}: the trainer made {early} in the first half and {late} in the second",
         seconds(OUTAGE)
     ));
-    let (verdict, seen) = repeated(stage, &asked.request).await?;
+    let (verdict, seen) = repeated(harness, &asked.request).await?;
     // Each report on its way is tried by itself.
-    let most = OUTAGE_CALLS.map(|calls| calls * stage.in_hand);
+    let most = OUTAGE_CALLS.map(|calls| calls * harness.in_hand);
     if early > most[0] || late > most[1] {
         return Ok((Verdict::Failed, seen));
     }
     Ok((verdict, seen))
 }
 
-async fn no_work(stage: &mut Stage) -> Result<Played, Over> {
-    let asked = stage.report().await?;
+async fn no_work(harness: &mut Harness) -> Result<Played, Over> {
+    let asked = harness.report().await?;
     let study = asked.request.study.clone();
-    stage.pause(&study).await;
-    stage.answer(Call::Report(asked)).await;
-    stage.fault("the study was paused");
+    harness.pause(&study).await;
+    harness.answer(Call::Report(asked)).await;
+    harness.fault("the study was paused");
     loop {
-        let told = stage.told;
-        let call = stage.next().await?;
+        let told = harness.told;
+        let call = harness.next().await?;
         if let (Call::Lease(_), Told::NoWork(when, retry_after)) = (&call, told) {
             let waited = when.elapsed();
-            stage.resume(&study).await;
-            stage.answer(call).await;
+            harness.resume(&study).await;
+            harness.answer(call).await;
             let (asked, after) = (seconds(retry_after), seconds(waited));
             let enough = waited >= retry_after.mul_f64(WAITED);
-            return Ok(stage.verdict(
+            return Ok(harness.verdict(
                 enough,
                 format!("the trainer was told to ask again after {asked}, and asked after {after}"),
             ));
         }
-        stage.answer(call).await;
+        harness.answer(call).await;
     }
 }
 
-async fn extension(stage: &mut Stage) -> Result<Played, Over> {
-    let step = stage.handed().await?;
+async fn extension(harness: &mut Harness) -> Result<Played, Over> {
+    let step = harness.handed().await?;
     let start = Instant::now();
     let (mut ends, mut extended) = (start + LEASE, 0);
-    stage.fault(format!("step {} was handed out with a lease of {}", step.step_id, seconds(LEASE)));
+    harness.fault(format!(
+        "step {} was handed out with a lease of {}",
+        step.step_id,
+        seconds(LEASE)
+    ));
     let done = loop {
-        let Some(call) = stage.next_until(ends).await else { break None };
+        let Some(call) = harness.next_until(ends).await else { break None };
         match &call {
             Call::Extend(asked) if asked.request.lease_id == step.lease_id => {
                 extended += 1;
@@ -510,64 +513,64 @@ async fn extension(stage: &mut Stage) -> Result<Played, Over> {
             Call::Release(asked) if asked.request.lease_id == step.lease_id => break Some(call),
             _ => {}
         }
-        stage.answer(call).await;
+        harness.answer(call).await;
     };
     let Some(done) = done else {
-        return Ok(stage.verdict(false, format!("the lease expired after {extended} extensions")));
+        return Ok(harness.verdict(false, format!("the lease expired after {extended} extensions")));
     };
-    stage.answer(done).await;
+    harness.answer(done).await;
     let took = format!("the trainer held it for {}", seconds(start.elapsed()));
-    let played = stage.verdict(true, format!("{took} and extended its lease {extended} times"));
+    let played = harness.verdict(true, format!("{took} and extended its lease {extended} times"));
     Ok(if extended == 0 { (Verdict::NotSeen, took + ", less than a lease") } else { played })
 }
 
-async fn finished(stage: &mut Stage) -> Result<Played, Over> {
-    if stage.told != Told::Finished {
-        let asked = stage.report().await?;
-        stage.stop(&asked.request.study).await;
-        stage.fault("the study was stopped");
-        stage.answer(Call::Report(asked)).await;
+async fn finished(harness: &mut Harness) -> Result<Played, Over> {
+    if harness.told != Told::Finished {
+        let asked = harness.report().await?;
+        harness.stop(&asked.request.study).await;
+        harness.fault("the study was stopped");
+        harness.answer(Call::Report(asked)).await;
         // Without `lease_next`, the trainer has yet to ask.
-        while stage.told == Told::Step {
-            let call = stage.next().await?;
-            stage.answer(call).await;
+        while harness.told == Told::Step {
+            let call = harness.next().await?;
+            harness.answer(call).await;
         }
     }
-    stage.fault("the study has ended");
+    harness.fault("the study has ended");
     let end = Instant::now() + QUIET;
     let (mut leases, mut reports) = (0, 0);
-    while let Some(call) = stage.next_until(end).await {
+    while let Some(call) = harness.next_until(end).await {
         leases +=
             usize::from(matches!(&call, Call::Lease(asked) if !asked.request.study.is_empty()));
         reports += usize::from(matches!(&call, Call::Report(_)));
         // Further reports may have been on their way.
-        if leases > 1 || reports >= stage.in_hand {
-            return Ok(stage.verdict(false, format!("the trainer called {}", name(&call))));
+        if leases > 1 || reports >= harness.in_hand {
+            return Ok(harness.verdict(false, format!("the trainer called {}", name(&call))));
         }
-        stage.answer(call).await;
+        harness.answer(call).await;
     }
-    Ok(stage.verdict(true, format!("the trainer asked for its steps {leases} times more")))
+    Ok(harness.verdict(true, format!("the trainer asked for its steps {leases} times more")))
 }
 
 /// Waits for the report `first` to be sent again, and judges whether it is the same.
-async fn repeated(stage: &mut Stage, first: &v1::ReportStepRequest) -> Result<Played, Over> {
+async fn repeated(harness: &mut Harness, first: &v1::ReportStepRequest) -> Result<Played, Over> {
     loop {
-        let call = stage.next().await?;
+        let call = harness.next().await?;
         let played = match &call {
             Call::Report(again) if is_same(&again.request, first) => {
-                Some(stage.verdict(true, "the trainer repeated the report"))
+                Some(harness.verdict(true, "the trainer repeated the report"))
             }
             Call::Report(again) if again.request.lease_id == first.lease_id => {
                 let (before, now) = (&first.losses, &again.request.losses);
-                Some(stage.verdict(false, format!("the losses were {before:?}, then {now:?}")))
+                Some(harness.verdict(false, format!("the losses were {before:?}, then {now:?}")))
             }
-            Call::Report(again) if stage.in_hand == 1 => {
+            Call::Report(again) if harness.in_hand == 1 => {
                 let next = again.request.step_id;
-                Some(stage.verdict(false, format!("the trainer reported step {next} instead")))
+                Some(harness.verdict(false, format!("the trainer reported step {next} instead")))
             }
             _ => None,
         };
-        stage.answer(call).await;
+        harness.answer(call).await;
         if let Some(played) = played {
             return Ok(played);
         }
@@ -575,21 +578,21 @@ async fn repeated(stage: &mut Stage, first: &v1::ReportStepRequest) -> Result<Pl
 }
 
 /// Waits until the trainer does anything else than to report the step of `done` again.
-async fn goes_on(stage: &mut Stage, done: &v1::ReportStepRequest) -> Result<Played, Over> {
+async fn goes_on(harness: &mut Harness, done: &v1::ReportStepRequest) -> Result<Played, Over> {
     loop {
-        let call = stage.next().await?;
+        let call = harness.next().await?;
         let played = match &call {
             // One that was on its way.
             Call::Extend(asked) if asked.request.lease_id == done.lease_id => None,
             Call::Report(asked) if asked.request.lease_id == done.lease_id => {
-                Some(stage.verdict(false, "the trainer repeated the report"))
+                Some(harness.verdict(false, "the trainer repeated the report"))
             }
             other => {
                 let what = format!("the trainer called {} next", name(other));
-                Some(stage.verdict(true, what))
+                Some(harness.verdict(true, what))
             }
         };
-        stage.answer(call).await;
+        harness.answer(call).await;
         if let Some(played) = played {
             return Ok(played);
         }

@@ -53,7 +53,7 @@ pub(super) struct Visitor {
 }
 
 /// The access check of the pages.
-pub(super) struct Door {
+pub(super) struct WebAuth {
     gate: Gate,
     sessions: Mutex<Sessions>,
     /// Why pages are not shown at all.
@@ -64,8 +64,8 @@ pub(super) struct Door {
     prefix: Prefix,
 }
 
-impl Door {
-    /// The door at `address`. It is closed to other machines where a token would travel in the clear, or none is wanted,
+impl WebAuth {
+    /// Access at `address`. It is closed to other machines where a token would travel in the clear, or none is wanted,
     /// unless `insecure` says that this is meant.
     pub(super) fn new(
         gate: Gate,
@@ -73,7 +73,7 @@ impl Door {
         https: bool,
         insecure: bool,
         prefix: Prefix,
-    ) -> Door {
+    ) -> WebAuth {
         let loopback = address.ip().to_canonical().is_loopback();
         let danger = if loopback || insecure {
             None
@@ -96,7 +96,7 @@ impl Door {
             info!("the live page is disabled: {closed}");
         }
         let local = loopback && !gate.wants_tokens();
-        Door { gate, sessions: Mutex::default(), closed, local, https, prefix }
+        WebAuth { gate, sessions: Mutex::default(), closed, local, https, prefix }
     }
 
     pub(super) fn visitor(&self, headers: &HeaderMap, peer: SocketAddr) -> Visitor {
@@ -206,15 +206,19 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Lets requests for pages in, and sends those who are not known to the log-in.
-pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
-    if let Err(status) = door.check(request.method(), request.headers()) {
+pub(super) async fn guard(
+    State(auth): State<Arc<WebAuth>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let Err(status) = auth.check(request.method(), request.headers()) {
         return Refusal(status).into_response();
     }
     let stream = text(request.headers(), &ACCEPT) == Some("text/event-stream");
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     if response.status() == StatusCode::UNAUTHORIZED && !stream {
-        return Redirect::to(&format!("{}/login?to={path}", door.prefix)).into_response();
+        return Redirect::to(&format!("{}/login?to={path}", auth.prefix)).into_response();
     }
     response
 }

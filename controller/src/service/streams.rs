@@ -15,10 +15,10 @@ use super::{
 use crate::{
     asng,
     store::PageStart,
-    studies::{Error, Shelf},
+    studies::{Error, StudyRegistry},
     study::{
-        MAX_POINTS, NAME_RULE, Past, Record, StepId, StudyId, TracePoint, Violation, is_label,
-        is_name,
+        ClosedStep, MAX_POINTS, NAME_RULE, Record, StepId, StudyId, TracePoint, Violation,
+        is_label, is_name,
     },
 };
 
@@ -45,7 +45,9 @@ pub(super) async fn watch(
 /// A study, and what tells of changes that come after.
 async fn see(caller: &Caller, name: &str) -> Result<(watch::Receiver<()>, v1::Study), Status> {
     let name = name.to_owned();
-    caller.run(move |shelf, _| Ok((shelf.watch(&name)?, convert::study(shelf.get(&name)?)))).await
+    caller
+        .run(move |registry, _| Ok((registry.watch(&name)?, convert::study(registry.get(&name)?))))
+        .await
 }
 
 async fn follow(
@@ -93,14 +95,14 @@ pub(super) async fn export(
     fork: bool,
 ) -> Result<Messages<v1::ExportStudyResponse>, Status> {
     let (id, archive, open_steps, now) = caller
-        .run(move |shelf, _| {
-            let study = shelf.get(&name)?;
+        .run(move |registry, _| {
+            let study = registry.get(&name)?;
             if !fork {
                 let refused = |source| Error::Refused { name: name.clone(), source };
                 study.goes_on().map_err(|error| refused(error.into()))?;
             }
             let (archive, open) = (archive::archive(study, fork), archive::open_steps(study));
-            Ok((study.id(), archive, open, study.stretch_so_far()))
+            Ok((study.id(), archive, open, study.current_window()))
         })
         .await?;
     let (sender, receiver) = mpsc::channel(2);
@@ -155,7 +157,7 @@ async fn write_parts(
         let page = page.map_err(Stopped::Failed)?;
         // The study may have gone on since the archive was made.
         let of_archive =
-            |past: &&Past| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
+            |past: &&ClosedStep| past.step.id.0 <= sampled && !open.contains(&past.step.id.0);
         let reports: Vec<_> = page.steps.iter().filter(of_archive).map(archive::report).collect();
         count += reports.len() as u64;
         if !reports.is_empty() {
@@ -193,15 +195,17 @@ pub(super) async fn import(
         record.id = StudyId(rand::rng().next_u64());
     }
     let (name, id) = (record.name.clone(), record.id);
-    caller.run(move |shelf, _| shelf.begin_import(&name, id)).await?;
+    caller.run(move |registry, _| registry.begin_import(&name, id)).await?;
     let imported = match take_parts(&caller, &mut requests, &mut record).await {
-        Ok(()) => caller.run(move |shelf, _| Ok(convert::study(shelf.end_import(record)?))).await,
+        Ok(()) => {
+            caller.run(move |registry, _| Ok(convert::study(registry.end_import(record)?))).await
+        }
         Err(status) => Err(status),
     };
     if imported.is_err() {
         caller
-            .run(move |shelf, _| {
-                shelf.abandon_import(id);
+            .run(move |registry, _| {
+                registry.abandon_import(id);
                 Ok(())
             })
             .await?;
@@ -212,7 +216,8 @@ pub(super) async fn import(
 /// Returns true if a study of this id exists, or part of a deleted one is still stored.
 async fn is_known(caller: &Caller, id: StudyId) -> Result<bool, Status> {
     // Also if the caller may not see it.
-    let here = move |shelf: &mut Shelf, _| Ok(shelf.all().any(|study| study.id() == id));
+    let here =
+        move |registry: &mut StudyRegistry, _| Ok(registry.all().any(|study| study.id() == id));
     let here = caller.api.studies.run(here).await.map_err(|error| status(&error))?;
     Ok(here || !caller.history(id, PageStart::After(StepId(0)), 1).await?.steps.is_empty())
 }
@@ -244,7 +249,7 @@ async fn take_parts(
             Some(Part::Trace(batch)) if count == 0 => {
                 let mut trace = Vec::with_capacity(batch.points.len());
                 for point in batch.points {
-                    let point = archive::stretch(point)
+                    let point = archive::window(point)
                         .filter(|point| point.applied > traced)
                         .filter(|point| point.applied <= record.progress.applied)
                         .ok_or_else(|| refuse("part.trace", "does not fit the study"))?;
@@ -258,8 +263,8 @@ async fn take_parts(
                 }
                 let id = record.id;
                 caller
-                    .run(move |shelf, _| {
-                        shelf.import_trace(id, &trace);
+                    .run(move |registry, _| {
+                        registry.import_trace(id, &trace);
                         Ok(())
                     })
                     .await?;
@@ -280,8 +285,8 @@ async fn take_parts(
                 count += history.len() as u64;
                 let id = record.id;
                 caller
-                    .run(move |shelf, _| {
-                        shelf.import_history(id, &history);
+                    .run(move |registry, _| {
+                        registry.import_history(id, &history);
                         Ok(())
                     })
                     .await?;

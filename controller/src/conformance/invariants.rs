@@ -8,7 +8,7 @@ use std::{
 use asng_proto::v1::{Step, lease_step_response::Next};
 use tonic::{Code, Status};
 
-use super::{Asked, Call, Finding, Verdict, stage::seconds};
+use super::{Asked, Call, Finding, Verdict, harness::seconds};
 
 const LOSSES: &str = "losses";
 const VALID: &str = "valid";
@@ -34,7 +34,7 @@ pub(super) const RULES: [(&str, &str); 7] = [
 
 /// The behaviour of a trainer so far.
 #[derive(Default)]
-pub(super) struct Conduct {
+pub(super) struct Invariants {
     /// How it broke a rule, for the first time.
     faults: BTreeMap<&'static str, String>,
     trainer_id: Option<String>,
@@ -56,7 +56,7 @@ struct Handed {
     back: bool,
 }
 
-impl Conduct {
+impl Invariants {
     fn fault(&mut self, rule: &'static str, how: String) {
         self.faults.entry(rule).or_insert(how);
     }

@@ -12,7 +12,9 @@ use tokio::{
 };
 use tonic::{Response, Status};
 
-use super::{Asked, Call, Error, Finding, Verdict, by_anybody, conduct::Conduct, door::Door};
+use super::{
+    Asked, Call, Error, Finding, Verdict, by_anybody, invariants::Invariants, relay::Relay,
+};
 use crate::{service::Api, study::RETRY_WHEN_IDLE};
 
 /// The lease that the trainer is told of, in place of its study's: the shortest that a study may have. The real one runs
@@ -23,13 +25,13 @@ pub(super) const LEASE: Duration = Duration::from_secs(1);
 const UNSERVED: &str = "conformance-unserved";
 const UNSERVED_VARIABLES: usize = 5;
 
-/// Why a scene was not played.
+/// Why a scenario was not played.
 pub(super) const ENDED: &str = "the study had ended: set a higher number of steps";
 
-/// A scene's verdict, and what was seen.
+/// A scenario's verdict, and what was seen.
 pub(super) type Played = (Verdict, String);
 
-/// Why a scene could not be played to its end.
+/// Why a scenario could not be played to its end.
 pub(super) enum Over {
     /// The trainer has not done anything for too long.
     Silent,
@@ -50,10 +52,10 @@ pub(super) enum Told {
     Finished,
 }
 
-pub(super) struct Stage {
+pub(super) struct Harness {
     api: Api,
     calls: mpsc::Receiver<Call>,
-    pub(super) door: Door,
+    pub(super) relay: Relay,
     timeout: Duration,
     /// The steps that the trainer has in hand at a time.
     pub(super) in_hand: usize,
@@ -63,50 +65,50 @@ pub(super) struct Stage {
     /// The time at which the trainer last did something useful, or was given something to do.
     busy: Instant,
     asked: Option<v1::LeaseStepRequest>,
-    conduct: Conduct,
+    invariants: Invariants,
 }
 
-impl Stage {
+impl Harness {
     pub(super) fn new(
         api: Api,
         calls: mpsc::Receiver<Call>,
-        door: Door,
+        relay: Relay,
         timeout: Duration,
         in_hand: usize,
-    ) -> Stage {
-        Stage {
+    ) -> Harness {
+        Harness {
             api,
             calls,
-            door,
+            relay,
             timeout,
             in_hand,
             told: Told::Nothing,
             fault: None,
             busy: Instant::now(),
             asked: None,
-            conduct: Conduct::default(),
+            invariants: Invariants::default(),
         }
     }
 
-    /// Notes what the scene has done to the trainer: from now on, its silence is an answer.
+    /// Notes what the scenario has done to the trainer: from now on, its silence is an answer.
     pub(super) fn fault(&mut self, what: impl Into<String>) {
         self.fault = Some(what.into());
         self.busy = Instant::now();
     }
 
-    /// The scene's verdict: what was done to the trainer, and `what` it did then.
+    /// The scenario's verdict: what was done to the trainer, and `what` it did then.
     pub(super) fn verdict(&mut self, passed: bool, what: impl AsRef<str>) -> Played {
         let verdict = if passed { Verdict::Passed } else { Verdict::Failed };
         let fault = self.fault.take().unwrap_or_default();
         (verdict, format!("{fault}; {}", what.as_ref()))
     }
 
-    /// The verdict of a scene that was not played to its end.
+    /// The verdict of a scenario that was not played to its end.
     pub(super) fn cut_short(&mut self, why: &Over) -> Result<Played, Error> {
         let Over::Silent = why else {
             return Ok((Verdict::NotSeen, ENDED.into()));
         };
-        if !self.conduct.has_begun() {
+        if !self.invariants.has_begun() {
             return Err(match self.asked.take() {
                 Some(request) => Error::NoStep(self.timeout, request.into()),
                 None => Error::NoTrainer(self.timeout),
@@ -116,7 +118,7 @@ impl Stage {
         if self.fault.is_some() {
             return Ok(self.verdict(false, silence));
         }
-        self.conduct.gone(self.timeout);
+        self.invariants.gone(self.timeout);
         Ok((Verdict::NotSeen, silence))
     }
 
@@ -144,7 +146,7 @@ impl Stage {
     /// The trainer's next call, if it comes before `end`.
     pub(super) async fn next_until(&mut self, end: Instant) -> Option<Call> {
         let call = timeout_at(end, self.calls.recv()).await.ok()??;
-        self.conduct.watch(&call);
+        self.invariants.watch(&call);
         match &call {
             Call::Lease(asked) => self.asked = Some(asked.request.clone()),
             Call::Report(asked) if !self.fits(&asked.request) => {}
@@ -184,7 +186,7 @@ impl Stage {
                 let next = answer.as_ref().ok().and_then(|answer| answer.next.clone());
                 // If the trainer has hung up, it does not know.
                 reply.send(answer).ok()?;
-                self.conduct.answered(id);
+                self.invariants.answered(id);
                 self.tell(next?)
             }
             Call::Report(asked) => {
@@ -277,7 +279,7 @@ impl Stage {
     }
 
     fn noted<T>(&mut self, call: &str, answer: Result<Response<T>, Status>) -> Result<T, Status> {
-        answer.map(Response::into_inner).inspect_err(|status| self.conduct.refused(call, status))
+        answer.map(Response::into_inner).inspect_err(|status| self.invariants.refused(call, status))
     }
 
     /// Gives the trainer the answer to a report. Returns the step that is handed out by this, if any.
@@ -309,7 +311,7 @@ impl Stage {
 
     /// Notes what the trainer is told to do next. Returns the step, if it is one.
     fn tell(&mut self, next: Next) -> Option<v1::Step> {
-        self.conduct.told(&next);
+        self.invariants.told(&next);
         match next {
             Next::Step(step) => {
                 self.told = Told::Step;
@@ -328,22 +330,22 @@ impl Stage {
 
     /// Numbers of the steps that are neither reported nor given back.
     pub(super) fn held(&self) -> Vec<u64> {
-        self.conduct.held()
+        self.invariants.held()
     }
 
     /// A step in the trainer's hands that has no architectures to be ranked.
     pub(super) fn unranked(&self) -> Option<v1::Step> {
-        self.conduct.unranked()
+        self.invariants.unranked()
     }
 
     /// Returns true if a report is of a step that was handed out, and has the right number of losses.
     fn fits(&self, report: &v1::ReportStepRequest) -> bool {
-        self.conduct.ranked(&report.study, report.step_id) == Some(report.losses.len())
+        self.invariants.ranked(&report.study, report.step_id) == Some(report.losses.len())
     }
 
     /// Returns the findings about the trainer as a whole.
     pub(super) fn findings(self) -> impl Iterator<Item = Finding> {
-        self.conduct.findings()
+        self.invariants.findings()
     }
 }
 

@@ -9,16 +9,16 @@ use tokio::{
 };
 
 /// Passes bytes between those who connect and the server. Shut when dropped.
-pub(super) struct Door {
+pub(super) struct Relay {
     address: SocketAddr,
     server: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl Door {
-    pub(super) fn open(listener: TcpListener, server: SocketAddr) -> io::Result<Door> {
+impl Relay {
+    pub(super) fn open(listener: TcpListener, server: SocketAddr) -> io::Result<Relay> {
         let address = listener.local_addr()?;
-        Ok(Door { address, server, task: tokio::spawn(pass(listener, server)) })
+        Ok(Relay { address, server, task: tokio::spawn(pass(listener, server)) })
     }
 
     /// Cuts every connection; further ones are refused.
@@ -35,7 +35,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
     }
