@@ -323,7 +323,7 @@ async fn keeps_nothing_spoilt(controller: Controller) {
     let traced = traced.expect("a part of the trace");
     for (spoilt, expected) in [
         ([&parts[..=traced], &parts[traced..]].concat(), "part.trace"),
-        (parts[..last].to_vec(), "cut short"),
+        (parts[..last].to_vec(), "its end marker is missing"),
         (parts[1..].to_vec(), "the first part must be the archive"),
         ([&parts[..1], &parts[last..]].concat(), "0 reports arrived of"),
         (archive(|archive| archive.format = 2), "this release reads 1"),
