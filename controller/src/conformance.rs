@@ -214,6 +214,19 @@ enum Call {
     Release(Asked<v1::ReleaseStepRequest, v1::ReleaseStepResponse>),
 }
 
+impl Call {
+    /// Returns true if nobody waits for the answer any more: the connection was cut.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Call::Lease(asked) => asked.reply.is_closed(),
+            Call::Describe(asked) => asked.reply.is_closed(),
+            Call::Report(asked) => asked.reply.is_closed(),
+            Call::Extend(asked) => asked.reply.is_closed(),
+            Call::Release(asked) => asked.reply.is_closed(),
+        }
+    }
+}
+
 /// SearchService, as the script has it.
 struct Interposer {
     calls: mpsc::Sender<Call>,

@@ -145,7 +145,12 @@ impl Harness {
 
     /// The trainer's next call, if it comes before `end`.
     pub(super) async fn next_until(&mut self, end: Instant) -> Option<Call> {
-        let call = timeout_at(end, self.calls.recv()).await.ok()??;
+        let call = loop {
+            let call = timeout_at(end, self.calls.recv()).await.ok()??;
+            if !call.is_abandoned() {
+                break call;
+            }
+        };
         self.invariants.watch(&call);
         match &call {
             Call::Lease(asked) => self.asked = Some(asked.request.clone()),
