@@ -205,11 +205,13 @@ struct Asked<Q, A> {
     reply: oneshot::Sender<Result<A, Status>>,
 }
 
+type ReportCall = Asked<v1::ReportStepRequest, v1::ReportStepResponse>;
+
 /// A call of the trainer.
 enum Call {
     Lease(Asked<v1::LeaseStepRequest, v1::LeaseStepResponse>),
     Describe(Asked<v1::DescribeSpaceRequest, v1::DescribeSpaceResponse>),
-    Report(Asked<v1::ReportStepRequest, v1::ReportStepResponse>),
+    Report(ReportCall),
     Extend(Asked<v1::ExtendLeaseRequest, v1::ExtendLeaseResponse>),
     Release(Asked<v1::ReleaseStepRequest, v1::ReleaseStepResponse>),
 }

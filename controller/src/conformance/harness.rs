@@ -10,10 +10,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::{
-    Asked, Call, Error, Finding, Verdict, by_anybody, invariants::Invariants, relay::Relay,
+    Asked, Call, Error, Finding, ReportCall, Verdict, by_anybody, invariants::Invariants,
+    relay::Relay,
 };
 use crate::{service::Api, study::RETRY_WHEN_IDLE};
 
@@ -161,13 +162,27 @@ impl Harness {
     }
 
     /// The trainer's next report that can count. Other calls get their answers.
-    pub(super) async fn report(
-        &mut self,
-    ) -> Result<Asked<v1::ReportStepRequest, v1::ReportStepResponse>, Over> {
+    pub(super) async fn report(&mut self) -> Result<ReportCall, Over> {
         loop {
             match self.next().await? {
                 Call::Report(asked) if self.fits(&asked.request) => return Ok(asked),
                 other => drop(self.answer(other).await),
+            }
+        }
+    }
+
+    /// The trainer's next report that can count, and the controller's answer to it. A report that arrived before its turn is refused,
+    /// and comes again.
+    pub(super) async fn stored_report(
+        &mut self,
+    ) -> Result<(ReportCall, Result<v1::ReportStepResponse, Status>), Over> {
+        loop {
+            let asked = self.report().await?;
+            match self.really_report(asked.request.clone()).await {
+                Err(status) if status.code() == Code::Unavailable => {
+                    self.give(asked.reply, Err(status));
+                }
+                answer => return Ok((asked, answer)),
             }
         }
     }

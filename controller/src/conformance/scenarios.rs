@@ -265,8 +265,7 @@ async fn warm_up(harness: &mut Harness) -> Result<Played, Over> {
 }
 
 async fn lost_report(harness: &mut Harness) -> Result<Played, Over> {
-    let asked = harness.report().await?;
-    drop(harness.really_report(asked.request.clone()).await);
+    let (asked, _) = harness.stored_report().await?;
     let step = asked.request.step_id;
     harness.fault(format!("the report of step {step} was stored and its response lost"));
     drop(asked.reply);
@@ -274,8 +273,7 @@ async fn lost_report(harness: &mut Harness) -> Result<Played, Over> {
 }
 
 async fn restart(harness: &mut Harness) -> Result<Played, Over> {
-    let asked = harness.report().await?;
-    drop(harness.really_report(asked.request.clone()).await);
+    let (asked, _) = harness.stored_report().await?;
     harness.relay.shut().await;
     drop(asked.reply);
     sleep(AWAY).await;
@@ -288,9 +286,8 @@ async fn restart(harness: &mut Harness) -> Result<Played, Over> {
 }
 
 async fn slow_reply(harness: &mut Harness) -> Result<Played, Over> {
-    let mut asked = harness.report().await?;
+    let (mut asked, answer) = harness.stored_report().await?;
     let first = asked.request.clone();
-    let answer = harness.really_report(first.clone()).await;
     harness.fault(format!(
         "the response to the report of step {} took {}",
         first.step_id,
@@ -356,8 +353,8 @@ async fn overtaken(harness: &mut Harness) -> Result<Played, Over> {
 }
 
 async fn outcome(harness: &mut Harness, outcome: ReportOutcome) -> Result<Played, Over> {
-    let asked = harness.report().await?;
-    let answer = harness.really_report(asked.request.clone()).await.map(|mut answer| {
+    let (asked, answer) = harness.stored_report().await?;
+    let answer = answer.map(|mut answer| {
         answer.set_outcome(outcome);
         answer
     });
@@ -371,8 +368,7 @@ async fn ordered(harness: &mut Harness) -> Result<Played, Over> {
     if harness.in_hand == 1 {
         return Ok((Verdict::NotSeen, "the trainer has one step in hand; see --in-hand".into()));
     }
-    let first = harness.report().await?;
-    let answer = harness.really_report(first.request.clone()).await;
+    let (first, answer) = harness.stored_report().await?;
     let before = first.request.step_id;
     let end = Instant::now() + SLOW;
     let second = loop {
