@@ -274,6 +274,8 @@ extern "C" at::Tensor* asng_native_average_pool(
 extern "C" at::Tensor* asng_native_max_pool(
     const at::Tensor* x, char* error, size_t error_size) noexcept {
   return owned(error, error_size, [&] {
-    return suits(*x) ? MaxPool::apply(*x) : at::max_pool2d(*x, {3, 3}, {1, 1}, {1, 1});
+    if (suits(*x)) return MaxPool::apply(*x);
+    // The default of the dilation is one number, which a trace would keep: other programs want two.
+    return at::max_pool2d(*x, {3, 3}, {1, 1}, {1, 1}, {1, 1});
   });
 }
