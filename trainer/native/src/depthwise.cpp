@@ -1,10 +1,12 @@
 // Depthwise convolution whose gradients are fast on a CPU: libtorch's are for 3x3 kernels without dilation alone.
 //
 // The gradient of x is the convolution of the output's gradient with the kernel turned by half a turn. The gradient of the
-// kernel is summed here, block by block in the same order on any number of threads: a row of the output's
-// gradient times the row of x that a row of the kernel sees, for all places of that row at once.
+// kernel is summed here, block by block in the same order on any number of threads: a row of the output's gradient times the
+// row of x that a row of the kernel sees, for all places of that row at once.
 
 #include <algorithm>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -181,13 +183,12 @@ struct Depthwise : torch::autograd::Function<Depthwise> {
 
 // A trace keeps libtorch's operation, which others can run, and autocast chooses the type of libtorch's.
 bool suits(const at::Tensor& x, const at::Tensor& weight, const Size& size) {
-  const auto type = x.scalar_type();
-  if (!x.is_cpu() || !weight.is_cpu() || x.dim() != 4 || weight.dim() != 4 || x.numel() == 0) return false;
+  if (!has_channels_last(x) || !weight.is_cpu() || weight.dim() != 4) return false;
   const int64_t kernel = weight.size(2);
-  return (type == at::kFloat || type == at::kDouble) && weight.scalar_type() == type &&
-      weight.size(0) == x.size(1) && weight.size(1) == 1 && kernel == weight.size(3) &&
-      (kernel == 3 || kernel == 5 || kernel == 7) && size.padding <= size.dilation * (kernel - 1) &&
-      x.is_contiguous(at::MemoryFormat::ChannelsLast) && at::GradMode::is_enabled() &&
+  return weight.scalar_type() == x.scalar_type() && weight.size(0) == x.size(1) &&
+      weight.size(1) == 1 && kernel == weight.size(3) &&
+      (kernel == 3 || kernel == 5 || kernel == 7) &&
+      size.padding <= size.dilation * (kernel - 1) && at::GradMode::is_enabled() &&
       !at::autocast::is_autocast_enabled(at::kCPU) && !torch::jit::tracer::isTracing();
 }
 
@@ -199,6 +200,6 @@ extern "C" at::Tensor* asng_native_depthwise(
   return owned(error, error_size, [&] {
     const Size size{stride, padding, dilation};
     return suits(*x, *weight, size) ? Depthwise::apply(*x, *weight, size)
-                              : Depthwise::convolution(*x, *weight, size);
+                                    : Depthwise::convolution(*x, *weight, size);
   });
 }

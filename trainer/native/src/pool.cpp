@@ -1,4 +1,4 @@
-// Pooling over 3x3 pixels with stride 1, as one node of autograd.
+// Pooling over 3x3 pixels, as one node of autograd where the stride is 1.
 //
 // A row of a channels_last image is `width * channels` adjacent numbers, and a neighbour to the side is `channels` numbers
 // away. So a window is joined down the rows first and then sideways (averages), or sideways first (maxima, where the first of
@@ -254,28 +254,26 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
 // ---- the border -------------------------------------------------------------------------------------------------------
 
 // A trace keeps libtorch's operations, which others can run.
-bool suits(const at::Tensor& x) {
-  const auto type = x.scalar_type();
-  return x.is_cpu() && x.dim() == 4 && x.numel() > 0 && (type == at::kFloat || type == at::kDouble) &&
-      x.is_contiguous(at::MemoryFormat::ChannelsLast) && !torch::jit::tracer::isTracing();
+bool suits(const at::Tensor& x, int64_t stride) {
+  return stride == 1 && has_channels_last(x) && !torch::jit::tracer::isTracing();
 }
 
 }  // namespace
 
 extern "C" at::Tensor* asng_native_average_pool(
-    const at::Tensor* x, bool count_padding, char* error, size_t error_size) noexcept {
+    const at::Tensor* x, int64_t stride, bool count_padding, char* error, size_t error_size) noexcept {
   return owned(error, error_size, [&] {
-    if (suits(*x)) return AveragePool::apply(*x, count_padding);
+    if (suits(*x, stride)) return AveragePool::apply(*x, count_padding);
     const bool ceil = false;
-    return at::avg_pool2d(*x, {3, 3}, {1, 1}, {1, 1}, ceil, count_padding);
+    return at::avg_pool2d(*x, {3, 3}, {stride, stride}, {1, 1}, ceil, count_padding);
   });
 }
 
 extern "C" at::Tensor* asng_native_max_pool(
-    const at::Tensor* x, char* error, size_t error_size) noexcept {
+    const at::Tensor* x, int64_t stride, char* error, size_t error_size) noexcept {
   return owned(error, error_size, [&] {
-    if (suits(*x)) return MaxPool::apply(*x);
+    if (suits(*x, stride)) return MaxPool::apply(*x);
     // The default of the dilation is one number, which a trace would keep: other programs want two.
-    return at::max_pool2d(*x, {3, 3}, {1, 1}, {1, 1}, {1, 1});
+    return at::max_pool2d(*x, {3, 3}, {stride, stride}, {1, 1}, {1, 1});
   });
 }

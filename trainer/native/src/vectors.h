@@ -123,4 +123,11 @@ INLINE at::Tensor channels_last(const at::Tensor& x) {
   return x.is_contiguous(format) ? x : x.contiguous(format);
 }
 
+// Whether loops like these are for this: numbers of 32 or 64 bits on the CPU, `[batch, channels, height, width]`, without gaps.
+INLINE bool has_channels_last(const at::Tensor& x) {
+  const auto type = x.scalar_type();
+  return x.is_cpu() && (type == at::kFloat || type == at::kDouble) && x.dim() == 4 && x.numel() > 0 &&
+      x.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
 }  // namespace

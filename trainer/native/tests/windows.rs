@@ -41,12 +41,12 @@ fn leaf(x: Tensor) -> Tensor {
     x.detach().set_requires_grad(true)
 }
 
-fn libtorchs_average(x: &Tensor, count_padding: bool) -> Tensor {
-    x.avg_pool2d([3, 3], [1, 1], [1, 1], false, count_padding, None::<i64>)
+fn libtorchs_average(x: &Tensor, stride: i64, count_padding: bool) -> Tensor {
+    x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, count_padding, None::<i64>)
 }
 
-fn libtorchs_max(x: &Tensor) -> Tensor {
-    x.max_pool2d([3, 3], [1, 1], [1, 1], [1, 1], false)
+fn libtorchs_max(x: &Tensor, stride: i64) -> Tensor {
+    x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false)
 }
 
 #[test]
@@ -58,10 +58,13 @@ fn pooling_is_libtorch_s() {
             for x in [leaf(channels_last(&x)), leaf(x.copy()), leaf(channels_last(&equal_numbers))]
             {
                 let case = format!("{shape:?} {kind:?} {:?}", x.stride());
-                agree(&case, &[&x], || max_pool(&x).unwrap(), || libtorchs_max(&x));
-                for padding in [false, true] {
-                    let ours = || average_pool(&x, padding).unwrap();
-                    agree(&case, &[&x], ours, || libtorchs_average(&x, padding));
+                for stride in [1, 2] {
+                    let ours = || max_pool(&x, stride).unwrap();
+                    agree(&case, &[&x], ours, || libtorchs_max(&x, stride));
+                    for padding in [false, true] {
+                        let ours = || average_pool(&x, stride, padding).unwrap();
+                        agree(&case, &[&x], ours, || libtorchs_average(&x, stride, padding));
+                    }
                 }
             }
         }
@@ -73,8 +76,8 @@ fn what_is_not_a_number_spreads_to_its_window_alone() {
     let x = channels_last(&wave(&[1, 16, 5, 5], 0.0));
     let _ = x.narrow(2, 1, 1).narrow(3, 3, 1).fill_(f64::NAN);
     for (ours, theirs) in [
-        (max_pool(&x).unwrap(), libtorchs_max(&x)),
-        (average_pool(&x, true).unwrap(), libtorchs_average(&x, true)),
+        (max_pool(&x, 1).unwrap(), libtorchs_max(&x, 1)),
+        (average_pool(&x, 1, true).unwrap(), libtorchs_average(&x, 1, true)),
     ] {
         assert!(ours.isnan().equal(&theirs.isnan()));
         assert_eq!(ours.isnan().sum(None::<Kind>).int64_value(&[]), 9 * 16);
@@ -138,8 +141,8 @@ fn an_error_is_libtorch_s() {
     let weight = wave(&[8, 1, 5, 5], 1.0);
     let error = depthwise(&x, &weight, 1, 2, 1).unwrap_err().to_string();
     assert!(error.contains("16"), "{error}");
-    assert!(max_pool(&wave(&[3], 0.0)).is_err());
-    assert!(average_pool(&wave(&[3], 0.0), false).is_err());
+    assert!(max_pool(&wave(&[3], 0.0), 1).is_err());
+    assert!(average_pool(&wave(&[3], 0.0), 1, false).is_err());
 }
 
 #[test]
@@ -148,7 +151,10 @@ fn the_number_of_threads_leaves_no_trace() {
         tch::set_num_threads(threads);
         let x = leaf(channels_last(&wave(&[16, 16, 32, 32], 0.0).to_kind(Kind::Float)));
         let weight = leaf(wave(&[16, 1, 5, 5], 1.0).to_kind(Kind::Float));
-        let y = max_pool(&average_pool(&depthwise(&x, &weight, 1, 2, 1).unwrap(), false).unwrap());
+        let y = max_pool(
+            &average_pool(&depthwise(&x, &weight, 1, 2, 1).unwrap(), 1, false).unwrap(),
+            1,
+        );
         let loss =
             (y.unwrap() * wave(&[16, 16, 32, 32], 6.0).to_kind(Kind::Float)).sum(None::<Kind>);
         Tensor::run_backward(&[loss], &[&x, &weight], false, false)

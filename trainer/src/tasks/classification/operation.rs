@@ -219,18 +219,11 @@ impl Layer {
             Parts::Pool { pool, stride, count_padding, before, after } => {
                 let before = before.as_ref().map(|layer| layer.forward(x.relu(), mode));
                 let x = before.as_ref().unwrap_or(&x.plain);
-                let (kernel, padding, ceil) = ([3, 3], [1, 1], false);
                 let x = match pool {
-                    Pool::Average if *stride == 1 => {
-                        asng_native::average_pool(x, *count_padding).unwrap()
-                    }
-                    Pool::Max if *stride == 1 => asng_native::max_pool(x).unwrap(),
-                    Pool::Average => {
-                        let stride = [*stride; 2];
-                        x.avg_pool2d(kernel, stride, padding, ceil, *count_padding, None::<i64>)
-                    }
-                    Pool::Max => x.max_pool2d(kernel, [*stride; 2], padding, [1, 1], ceil),
-                };
+                    Pool::Average => asng_native::average_pool(x, *stride, *count_padding),
+                    Pool::Max => asng_native::max_pool(x, *stride),
+                }
+                .unwrap();
                 match after {
                     Some(norm) => norm.forward(&x, mode),
                     None => x,
